@@ -1,0 +1,116 @@
+"""From sample ids to batches on the device: one index, one augmentation, one normalisation for all images at once."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clbench.augment import AUGMENTATIONS
+from clbench.config import RunConfig
+from clbench.scenario import Images, ImageSet, Scenario
+from clbench.streams import stream
+
+# Images in one forward pass without gradients: large enough to fill two cores, small enough for a laptop.
+PASS_SIZE = 512
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one step.
+
+    images: float [B, C, H, W], augmented and normalised; originals: uint8 [B, C, H, W]; labels: head outputs int64 [B];
+    tasks: int64 [B]; all on the device. ids: int64 [B] on the CPU. active: the outputs that compete in the loss,
+    a slice, or bool [B, outputs] where they differ between samples.
+    """
+
+    images: Tensor
+    originals: Tensor
+    labels: Tensor
+    tasks: Tensor
+    ids: Tensor
+    active: slice | Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Pipeline:
+    """Holds the training and test images on the device and cuts batches from them."""
+
+    def __init__(self, scenario: Scenario, config: RunConfig, device: torch.device) -> None:
+        self.scenario, self.config, self.device = scenario, config, device
+        self._train = self._move(scenario.train)
+        self._test = self._move(scenario.test)
+        shape = (1, -1, 1, 1)
+        mean, std = torch.tensor(scenario.mean), torch.tensor(scenario.std)
+        if config.normalize == "none":
+            mean, std = torch.zeros_like(mean), torch.ones_like(std)
+        # (x / 255 - mean) / std as one multiplication and one addition.
+        self._scale = (1 / (255 * std)).view(shape).to(device)
+        self._shift = (-mean / std).view(shape).to(device)
+        self._augment = AUGMENTATIONS[config.augment]
+        self._own = torch.zeros(len(scenario.tasks), scenario.n_outputs, dtype=torch.bool)
+        for task in scenario.tasks:
+            self._own[task.index, task.outputs] = True
+
+    def _move(self, images: Images) -> Images:
+        return Images(
+            images.images.to(self.device),
+            images.labels.to(self.device),
+            images.classes,
+            images.tasks.to(self.device),
+        )
+
+    def normalize(self, originals: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] on the device -> normalised float32 of the same shape."""
+        return torch.addcmul(self._shift, originals, self._scale)
+
+    def batch(self, ids: Tensor, active: slice | Tensor, keys: tuple[int | str, ...] | None) -> Batch:
+        """Cut a batch of training samples; `keys` names the augmentation stream, None means no augmentation."""
+        index = ids.to(self.device, non_blocking=True)
+        originals = self._train.images.index_select(0, index)
+        images = originals
+        if self._augment is not None and keys is not None:
+            images = self._augment(originals, stream(self.config.seed, "augmentation", *keys))
+        return Batch(
+            self.normalize(images),
+            originals,
+            self._train.labels.index_select(0, index),
+            self._train.tasks.index_select(0, index),
+            ids,
+            active,
+        )
+
+    def passes(self, data: ImageSet, active: Callable[[Tensor], slice | Tensor]) -> Iterator[Batch]:
+        """Walk over training samples in order, in large batches without augmentation."""
+        for ids in data.ids.split(PASS_SIZE) if len(data) else ():
+            yield self.batch(ids, active(ids), None)
+
+    def test_passes(self, ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Walk over test samples: (normalised images, labels, ids) in large batches, all on the device."""
+        for chunk in ids.split(PASS_SIZE):
+            index = chunk.to(self.device, non_blocking=True)
+            images = self.normalize(self._test.images.index_select(0, index))
+            yield images, self._test.labels.index_select(0, index), index
+
+    def active_outputs(self, ids: Tensor, task: int, loss_outputs: str) -> slice | Tensor:
+        """Return the outputs that compete in the loss for these training samples while `task` is learnt.
+
+        class-incremental: "all" outputs of the head; those "seen" so far; "new": a sample of the current task competes
+        among its outputs, an exemplar among all seen. Otherwise the outputs of the sample's own task.
+        """
+        scenario = self.scenario
+        seen = slice(0, scenario.seen_outputs(task))
+        if scenario.setting == "domain" or (scenario.setting == "class" and loss_outputs == "seen"):
+            return seen
+        if scenario.setting == "class" and loss_outputs == "all":
+            return slice(0, scenario.n_outputs)
+        tasks = scenario.train.tasks[ids]
+        if bool((tasks == tasks[0]).all()) and (scenario.setting == "task" or tasks[0] == task):
+            return scenario.tasks[int(tasks[0])].outputs
+        width = scenario.n_outputs if self.config.head == "full" else seen.stop
+        table = self._own[:, :width].clone()
+        if scenario.setting == "class":
+            table[:task, seen] = True
+        return table[tasks].to(self.device, non_blocking=True)

@@ -1,0 +1,182 @@
+"""RunConfig: one run, fully described and validated, with an identity hash. Knows nothing of torch."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from clbench.errors import ConfigError, unknown
+
+Setting = Literal["class", "task", "domain"]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+# Pairs of fields of which at most one is given; the one a user names displaces a preset's other one.
+EXCLUSIVE = (
+    ("tasks", "task_sizes"),
+    ("class_order", "class_order_seed"),
+    ("epochs", "iterations"),
+    ("memory_size", "memory_per_class"),
+)
+# Recorded with a run, but no part of its identity: they can't change its numbers.
+NOT_IDENTITY = frozenset({"data_root", "offline", "label"})
+
+
+class RunConfig(BaseModel):
+    """One run: which scenario, which strategy, and every value that the training uses."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    scenario: str = Field(description="a registered scenario, an .npz file or a folder of images")
+    strategy: str = Field(description="a registered strategy")
+    strategy_options: dict[str, Any] = Field(default={}, description="the strategy's hyper-parameters")
+    label: str = Field(default="", description="the name in tables; the strategy with its bracketed options")
+    data_fingerprint: str | None = Field(default=None, description="digest of data that has no public name")
+
+    setting: Setting = Field(default="class", description="class-, task- or domain-incremental")
+    tasks: Count | None = Field(default=None, description="number of tasks; spare classes go to the first")
+    task_sizes: list[Count] | None = Field(default=None, description="classes per task, such as 4,3,3")
+    class_order: list[int] | str | None = Field(
+        default=None, description="classes in order of appearance, or a published order by name"
+    )
+    class_order_seed: int | Literal["per-seed"] | None = Field(
+        default=None, description="draw the class order from this seed, or per-seed from each run's own"
+    )
+    limit: Count | None = Field(default=None, description="training images per class at most")
+    validation: Share = Field(default=0.0, description="share of each class held out from training")
+    image_size: Annotated[int, Field(ge=4)] | None = Field(
+        default=None, description="for folders of photos: resize the shorter side, crop the centre"
+    )
+    normalize: Literal["channel", "none"] = Field(
+        default="channel", description="subtract the mean and divide by the deviation per channel, or neither"
+    )
+    augment: Literal["none", "crop-flip"] = Field(
+        default="none", description="random crop (padding 4) and flip of the training images"
+    )
+
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of every random stream of the run")
+    model: str = Field(default="mlp", description="network, such as mlp:400-400 or resnet32[shortcut=B]")
+    weights: str | None = Field(default=None, description="file of pre-trained weights for the backbone")
+    head: Literal["growing", "full"] = Field(
+        default="growing", description="outputs are added with each task, or all exist from the start"
+    )
+    loss_outputs: Literal["new", "seen", "all"] = Field(
+        default="seen", description="outputs that compete in the loss (class-incremental)"
+    )
+    epochs: Count | None = Field(default=None, description="epochs per task")
+    iterations: Count | None = Field(default=None, description="optimizer steps per task, instead of epochs")
+    batch_size: Count = Field(default=128, description="images of the current task in a step")
+    drop_last: bool = Field(default=False, description="leave out an incomplete last batch")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="optimizer")
+    lr: Annotated[float, Field(gt=0)] = Field(default=0.1, description="learning rate")
+    momentum: Share = Field(default=0.0, description="momentum of sgd")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight decay")
+    decay_head: bool = Field(
+        default=True, description="weight decay also on the head, so on rows of old classes too"
+    )
+    optimizer_state: Literal["reset", "keep"] = Field(
+        default="reset", description="what becomes of momentum and Adam statistics between tasks"
+    )
+    clip: Annotated[float, Field(gt=0)] | None = Field(default=None, description="largest norm of the gradient")
+
+    memory_size: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="exemplars in all; 0 is no memory"
+    )
+    memory_per_class: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="exemplars of each class; 0 is no memory"
+    )
+    memory_policy: Literal["reservoir", "balanced", "herding", "random"] | None = Field(
+        default=None, description="how exemplars are chosen; the default is the strategy's"
+    )
+
+    evaluate: Literal["seen", "all"] = Field(
+        default="all", description="test the tasks seen so far, or all tasks whose outputs exist"
+    )
+    eval_every: Literal["task", "epoch"] | Count = Field(
+        default="task", description="evaluate after each task, also after each epoch, or every N steps"
+    )
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps"
+    )
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="fp32, or bf16 autocast")
+    deterministic: bool = Field(default=False, description="on a GPU: refuse operations that can't be repeated")
+    threads: Count | None = Field(default=None, description="CPU threads; part of what fixes the numbers")
+    data_root: str = Field(default="data", description="folder in which data sets are looked for")
+    offline: bool = Field(default=False, description="never download a data set")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for one, other in EXCLUSIVE:
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise ValueError(f"{one} and {other} exclude each other; give one of them")
+        if self.setting != "class" and self.loss_outputs != "seen":
+            raise ValueError(
+                f"loss_outputs={self.loss_outputs!r} is for setting=class; in a {self.setting}-incremental "
+                "scenario the outputs of the sample's own task compete"
+            )
+        if self.loss_outputs == "all" and self.head != "full":
+            raise ValueError("loss_outputs='all' needs head='full': a growing head has no outputs yet to come")
+        if self.optimizer != "sgd" and self.momentum:
+            raise ValueError(f"momentum={self.momentum:g} is for optimizer='sgd', not {self.optimizer!r}")
+        if self.memory_policy is not None and not self.memory_budget:
+            raise ValueError("memory_policy needs memory_size or memory_per_class")
+        return self
+
+    @property
+    def memory_budget(self) -> int:
+        """Exemplars in all or per class, whichever is set; 0 when there is no memory."""
+        return self.memory_size or self.memory_per_class or 0
+
+    def identity_fields(self) -> dict[str, Any]:
+        """Return the fields that can change the numbers of a run; a file counts by its content."""
+        fields = {k: v for k, v in self.model_dump(mode="json").items() if k not in NOT_IDENTITY}
+        if self.weights is not None:
+            fields["weights"] = file_digest(self.weights, "weights")
+        if self.data_fingerprint is not None:
+            fields["scenario"] = Path(self.scenario).name
+        return fields
+
+    def identity(self, *, without_seed: bool = False) -> str:
+        """Return a hash of `identity_fields`; without the seed it names the group of runs that are pooled."""
+        fields = self.identity_fields()
+        if without_seed:
+            del fields["seed"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file_digest(path: str, option: str) -> str:
+    """Return the sha256 of a file's content; raises ConfigError naming the option when it can't be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{option}={path}: {error.strerror or error}; a readable file is accepted") from None
+
+
+def make_config(values: Mapping[str, Any]) -> RunConfig:
+    """Build a RunConfig; raises ConfigError with one sentence for the first thing that is wrong."""
+    for name in values:
+        if name not in RunConfig.model_fields:
+            raise unknown("option", name, RunConfig.model_fields)
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        raise ConfigError(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """Return the first problem of a pydantic error as a sentence: the field, the value, what is accepted."""
+    first = error.errors()[0]
+    if not first["loc"]:
+        return str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
+    name = str(first["loc"][0])
+    accepted = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{name}={_short(first['input'])}: {accepted} is accepted"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,172 @@
+"""How much each parameter matters to what was learned, and what moving it costs: pure functions."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call, grad, vmap
+
+from clbench.errors import ConfigError, unknown
+
+LabelMode = Literal["empirical", "sampled", "exact"]
+
+
+def fisher_diagonal(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    label_mode: LabelMode = "empirical",
+    active: slice | None = None,
+    generator: torch.Generator | None = None,
+    chunk_size: int | None = None,
+) -> dict[str, Tensor]:
+    """Return F_i = mean over the samples of (d log p(y|x) / d w_i)^2, under the names of the parameters.
+
+    Of every parameter that requires a gradient. `images` [N, ...] are what the model takes, `labels` int64
+    [N] indices into its outputs. y is the label given ("empirical"), one drawn from the model's own p(y|x)
+    ("sampled", needs a CPU `generator`), or the expectation over p(y|x) ("exact", as many passes as
+    outputs). `active` is the slice of outputs that the softmax is over; None is all.
+
+    Per-sample gradients, so batch norm is in eval mode and the result does not depend on `chunk_size`, the
+    number of samples at once (None: 16 on the CPU, where that stays in the cache, else 128). Nothing of the
+    model changes. Raises ConfigError for no samples, an unknown mode and labels outside `active`.
+    Kirkpatrick et al. 2017, arXiv:1612.00796.
+    """
+    return fisher_diagonal_of_batches(
+        model,
+        [(images, labels)],
+        label_mode=label_mode,
+        active=active,
+        generator=generator,
+        chunk_size=chunk_size,
+    )
+
+
+def fisher_diagonal_of_batches(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    label_mode: LabelMode = "empirical",
+    active: slice | None = None,
+    generator: torch.Generator | None = None,
+    chunk_size: int | None = None,
+) -> dict[str, Tensor]:
+    """Return `fisher_diagonal` of all samples in the batches (images, labels), read one after another."""
+    if label_mode not in ("empirical", "sampled", "exact"):
+        raise unknown("label mode", label_mode, ["empirical", "sampled", "exact"])
+    if label_mode == "sampled" and generator is None:
+        raise ConfigError("label mode 'sampled' without a generator; accepted: a torch.Generator on the CPU")
+    if chunk_size is not None and chunk_size < 1:
+        raise ConfigError(f"chunk size {chunk_size}; accepted: 1 or more")
+    outputs = active or slice(None)
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    constants = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    constants |= {name: b.detach() for name, b in model.named_buffers()}
+
+    def log_likelihood(weights: dict[str, Tensor], image: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+        logits: Tensor = functional_call(model, (weights, constants), (image[None],))[0, outputs]
+        return weight * logits.log_softmax(dim=0).gather(0, label[None])[0]
+
+    gradients = vmap(grad(log_likelihood), in_dims=(None, 0, 0, 0))
+    total = {name: torch.zeros_like(w) for name, w in weights.items()}
+    n_samples = 0
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        for images, labels in batches:
+            if len(images) == 0:
+                continue
+            step = chunk_size or (16 if images.device.type == "cpu" else 128)
+            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+                for chunk, given in zip(torch.split(images, step), torch.split(labels, step), strict=True):
+                    for label, weight in _labels(model, chunk, given, label_mode, outputs, generator):
+                        for name, g in gradients(weights, chunk, label, weight).items():
+                            total[name] += g.square_().sum(dim=0)
+            n_samples += len(images)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    if n_samples == 0:
+        raise ConfigError("the Fisher diagonal was asked of no samples; accepted: one or more")
+    return {name: squares / n_samples for name, squares in total.items()}
+
+
+def _labels(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    mode: LabelMode,
+    outputs: slice,
+    generator: torch.Generator | None,
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Yield labels to differentiate at, counted from the first active output, and the sqrt of their
+    weights."""
+    ones = torch.ones(len(images), device=images.device)
+    if mode == "empirical":
+        n_outputs = model(images[:1])[:, outputs].shape[1]
+        local = labels - (outputs.start or 0)
+        if local.min() < 0 or local.max() >= n_outputs:
+            raise ConfigError(
+                f"labels {int(labels.min())}..{int(labels.max())} are not all among the {n_outputs} active "
+                f"outputs from {outputs.start or 0} on"
+            )
+        yield local, ones
+        return
+    probabilities = model(images)[:, outputs].softmax(dim=1)
+    n_outputs = probabilities.shape[1]
+    if mode == "exact":
+        for label in range(n_outputs):
+            yield torch.full_like(labels, label), probabilities[:, label].sqrt()
+    else:
+        cumulative = probabilities.cpu().double().cumsum(dim=1)
+        # One number a sample, from the CPU: the draws depend neither on the chunks nor on the device.
+        drawn = torch.rand(len(images), 1, dtype=torch.float64, generator=generator) * cumulative[:, -1:]
+        yield (cumulative <= drawn).sum(dim=1).clamp(max=n_outputs - 1).to(labels.device), ones
+
+
+def quadratic_penalty(
+    parameters: Mapping[str, Tensor], importance: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
+) -> Tensor:
+    """Return sum over i of F_i (w_i - w*_i)^2, over the parameters named in `importance`; a scalar.
+
+    `anchor` holds w* under the same names. A parameter that has grown since is compared on its first rows.
+    EWC's penalty is strength / 2 times this (Kirkpatrick et al. 2017, arXiv:1612.00796, eq. 3). Raises
+    ConfigError where the shapes don't fit and KeyError where a name is missing.
+    """
+    weights = []
+    for name, weight in importance.items():
+        current = parameters[name]
+        if current.shape != weight.shape and current.ndim:
+            current = current[: len(weight)]
+        if not current.shape == weight.shape == anchor[name].shape:
+            shapes = [tuple(tensors[name].shape) for tensors in (parameters, importance, anchor)]
+            raise ConfigError(
+                f"parameter {name!r} has shape {shapes[0]}, its importance {shapes[1]} and its anchor {shapes[2]}; "
+                "accepted: equal shapes, or more rows in the parameter"
+            )
+        weights.append(current)
+    if not weights:
+        return torch.zeros(())
+    anchors = [anchor[name] for name in importance]
+    penalty: Tensor = _QuadraticPenalty.apply(list(importance.values()), anchors, *weights)
+    return penalty
+
+
+class _QuadraticPenalty(torch.autograd.Function):
+    """The penalty with its gradient 2 F (w - w*) by hand: fewer kernels and passes than autograd needs."""
+
+    @staticmethod
+    def forward(ctx: Any, importance: list[Tensor], anchor: list[Tensor], *weights: Tensor) -> Tensor:
+        moved = torch._foreach_sub(weights, anchor)
+        ctx.pull = torch._foreach_mul(importance, moved)
+        return torch.stack(
+            [torch.dot(p.reshape(-1), m.reshape(-1)) for p, m in zip(ctx.pull, moved, strict=True)]
+        ).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *torch._foreach_mul(ctx.pull, 2 * gradient)

@@ -1,0 +1,99 @@
+"""Loss terms as pure functions, computed in float32 where the logits come in half precision.
+
+Logits are float [B, outputs]; labels are int64 [B], indices into all outputs of the head. Every loss is a
+scalar, a mean over the batch.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clbench.errors import ConfigError, unknown
+
+# torch skips labels of -100 unless told otherwise, and a label minus the start of a slice may be just that.
+_NEVER = -(2**31)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, active: slice | Tensor | None = None) -> Tensor:
+    """Return the mean of -log softmax(logits)[label], the softmax being over the `active` outputs.
+
+    `active` is a slice of the outputs, a bool mask [B, outputs] with the outputs that compete for each
+    sample, or None for all. A label outside a slice is an IndexError (on CUDA a device-side assertion),
+    outside a mask an infinite loss.
+    """
+    logits = _full_precision(logits)
+    if isinstance(active, Tensor):
+        return F.cross_entropy(logits.masked_fill(~active, -torch.inf), labels, ignore_index=_NEVER)
+    if active is None:
+        return F.cross_entropy(logits, labels, ignore_index=_NEVER)
+    start = active.indices(logits.shape[1])[0]
+    return F.cross_entropy(logits[:, active], labels - start, ignore_index=_NEVER)
+
+
+def distillation(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 2.0,
+    *,
+    groups: Sequence[slice] | None = None,
+    squared_temperature: bool = False,
+) -> Tensor:
+    """Return KL(softmax(teacher / T) || softmax(student / T)), summed over classes, averaged over the batch.
+
+    Only the teacher's columns are compared, the first ones of a student that has grown. `groups` are slices
+    of them with one softmax each, whose divergences add up; None is one softmax over all.
+    `squared_temperature` multiplies by T^2, so that the gradient does not shrink with T. The teacher gets
+    no gradient. Hinton et al. 2015, arXiv:1503.02531; Li &
+    Hoiem 2016, arXiv:1606.09282, eq. 2-3. Raises ConfigError for a temperature that is not above 0, a
+    student narrower than its teacher and a group outside the teacher's columns.
+    """
+    n_old = teacher_logits.shape[1]
+    if temperature <= 0:
+        raise ConfigError(f"distillation temperature {temperature:g}; accepted: above 0")
+    if student_logits.shape[1] < n_old:
+        raise ConfigError(
+            f"a student of {student_logits.shape[1]} outputs can't learn from a teacher of {n_old}"
+        )
+    student = _full_precision(student_logits[:, :n_old]) / temperature
+    teacher = _full_precision(teacher_logits.detach()) / temperature
+    loss = student.new_zeros(())
+    for group in groups if groups is not None else [slice(0, n_old)]:
+        if not 0 <= (group.start or 0) <= (n_old if group.stop is None else group.stop) <= n_old:
+            raise ConfigError(f"distillation group {group} is outside the teacher's {n_old} outputs")
+        loss = loss + F.kl_div(
+            student[:, group].log_softmax(dim=1),
+            teacher[:, group].log_softmax(dim=1),
+            reduction="batchmean",
+            log_target=True,
+        )
+    return loss * temperature**2 if squared_temperature else loss
+
+
+def binary_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    teacher_logits: Tensor | None = None,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> Tensor:
+    """Return iCaRL's loss: -sum over classes of q log g + (1 - q) log(1 - g) with g = sigmoid(logits).
+
+    The targets q are one-hot; with a teacher [B, old] the first `old` columns are its sigmoids instead, for
+    every sample. `reduction` is the mean (as published in code) or the sum over classes; both are averaged
+    over the batch. The teacher gets no gradient. Rebuffi et al. 2017, arXiv:1611.07725, algorithm 3.
+    """
+    if reduction not in ("mean", "sum"):
+        raise unknown("reduction", reduction, ["mean", "sum"])
+    logits = _full_precision(logits)
+    targets = torch.zeros_like(logits).scatter_(1, labels[:, None], 1.0)
+    if teacher_logits is not None:
+        targets[:, : teacher_logits.shape[1]] = _full_precision(teacher_logits.detach()).sigmoid()
+    loss = F.binary_cross_entropy_with_logits(logits, targets)
+    return loss * logits.shape[1] if reduction == "sum" else loss
+
+
+def _full_precision(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -1,0 +1,75 @@
+"""What every model is: a backbone that makes features, and one linear head whose rows are the outputs."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Head(nn.Linear):
+    """A linear classifier, float [B, in_features] -> [B, out_features], that gains rows as classes arrive."""
+
+    def __init__(self, in_features: int, out_features: int = 0) -> None:
+        super().__init__(in_features, out_features)
+
+    def reset_parameters(self) -> None:
+        """Draw all rows from torch's global stream, as nn.Linear does; with no rows draw nothing."""
+        if self.out_features:
+            super().reset_parameters()
+
+    def grow(self, n_outputs: int, generator: torch.Generator) -> None:
+        """Add rows until there are `n_outputs` in all; the old rows keep their bits.
+
+        New rows, bias included, are U(-1/sqrt(d), 1/sqrt(d)), nn.Linear's own initialisation, drawn row by
+        row from a CPU generator. `weight` and `bias` become new Parameters of the same dtype, device and
+        `requires_grad`. Raises ValueError for fewer outputs than there are.
+        """
+        if n_outputs < self.out_features:
+            raise ValueError(
+                f"n_outputs={n_outputs} given, at least the {self.out_features} existing ones accepted"
+            )
+        bound = 1 / math.sqrt(self.in_features)
+        rows = torch.empty(n_outputs - self.out_features, self.in_features + 1)
+        rows.uniform_(-bound, bound, generator=generator)
+        self.weight = _extended(self.weight, rows[:, :-1])
+        self.bias = _extended(self.bias, rows[:, -1])
+        self.out_features = n_outputs
+
+
+def _extended(parameter: Tensor, rows: Tensor) -> nn.Parameter:
+    rows = rows.to(parameter.device, parameter.dtype)
+    return nn.Parameter(torch.cat([parameter.detach(), rows]), requires_grad=parameter.requires_grad)
+
+
+class Network(nn.Module):
+    """Base of the models: `head(features(images))`; the head starts without outputs.
+
+    A subclass hands over its layers in order; one that is no sequence overrides `features` and `blocks`.
+    """
+
+    feature_dim: int
+    head: Head
+
+    def __init__(self, blocks: list[nn.Module], feature_dim: int) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(*blocks)
+        self.feature_dim = feature_dim
+        self.head = Head(feature_dim)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map normalised images, float [B, C, H, W], to float [B, feature_dim]."""
+        features: Tensor = self.backbone(images)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images, float [B, C, H, W], to logits, float [B, n_outputs]."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the backbone's layers, first to last and without the head.
+
+        Each holds parameters (a linear layer with its activation, a residual stage), so that the last ones
+        can be trained alone.
+        """
+        return list(self.backbone)

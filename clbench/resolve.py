@@ -1,0 +1,142 @@
+"""From what a user asked for to a complete RunConfig: specs, presets, defaults; everything wrong is refused here."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clbench.config import EXCLUSIVE, RunConfig, make_config
+from clbench.errors import ConfigError, unknown
+from clbench.registry import entry_point_names, load_entry_point, parse_spec
+from clbench.registry import _convert as read_text
+from clbench.scenario import Scenario, ScenarioSpec
+from clbench.strategy import Strategy
+
+# Classes handed over in Python, by the name their runs carry.
+_given: dict[str, type[Strategy]] = {}
+# Fields that no strategy's brackets can set: they say what is compared, not how a strategy trains.
+_SHARED = {"scenario", "strategy", "strategy_options", "label", "data_fingerprint", "seed", "data_root", "offline"}
+
+
+def strategy_class(name: str) -> type[Strategy]:
+    """Return a strategy by its registered name (or that of a class handed over in Python)."""
+    if name in _given:
+        return _given[name]
+    loaded = load_entry_point("clbench.strategies", "strategy", name)
+    if not (isinstance(loaded, type) and issubclass(loaded, Strategy)):
+        raise ConfigError(f"strategy {name!r} is registered as {loaded!r}; a subclass of clbench.Strategy is accepted")
+    return loaded
+
+
+def scenario_spec(name: str) -> ScenarioSpec:
+    """Return a scenario by its registered name, or that of an .npz file or a folder of images."""
+    if name not in entry_point_names("clbench.scenarios") and (name.endswith(".npz") or os.sep in name or Path(name).is_dir()):
+        from clbench.scenarios.splits import spec_of_files
+
+        return spec_of_files(name)
+    loaded = load_entry_point("clbench.scenarios", "scenario", name)
+    if not isinstance(loaded, ScenarioSpec):
+        raise ConfigError(f"scenario {name!r} is registered as {loaded!r}; a clbench.ScenarioSpec is accepted")
+    return loaded
+
+
+def resolve(
+    scenario: "str | Scenario", strategy: "str | type[Strategy]", options: Mapping[str, Any]
+) -> RunConfig:
+    """Return the complete config of one run: what was asked for, over the scenario's preset, over the defaults.
+
+    `strategy` may carry options in brackets, its own and training ones: `er[memory_size=500,share=0.25]`.
+    `options["strategy_options"]` holds options of the strategy alone. Raises ConfigError.
+    """
+    if isinstance(strategy, type):
+        name, bracket, label = strategy.__name__, {}, strategy.__name__
+        _given[name] = strategy
+    else:
+        name, bracket = parse_spec(strategy)
+        label = strategy.replace(" ", "")
+    cls = strategy_class(name)
+    own: dict[str, Any] = dict(options.get("strategy_options") or {})
+    asked = {k: v for k, v in options.items() if v is not None and k != "strategy_options"}
+    for key, value in bracket.items():
+        if key in cls._options.model_fields:
+            own[key] = value
+        elif key in RunConfig.model_fields and key not in _SHARED:
+            asked |= parse_fields({key: value})
+            asked = {k: v for k, v in asked.items() if k == key or not _excludes(k, key)}
+        else:
+            raise unknown(f"option of {name}", key, [*cls._options.model_fields, *_trainable_fields()])
+    preset = {} if isinstance(scenario, Scenario) else dict(scenario_spec(scenario).preset)
+    if isinstance(scenario, Scenario):
+        from clbench.scenarios.splits import presets
+
+        preset = dict(presets()["files"])
+        _refuse_scenario_fields(asked)
+        asked |= {"setting": scenario.setting, "data_fingerprint": scenario.fingerprint or scenario.digest()}
+    tuned: dict[str, Any] = dict(preset.pop("strategies", {}).get(name, {}))
+    own = {k: v for k, v in tuned.items() if k in cls._options.model_fields} | own
+    preset |= {k: v for k, v in tuned.items() if k not in cls._options.model_fields}
+    if not cls.needs_memory:
+        preset.pop("memory_size", None)
+    preset = {k: v for k, v in preset.items() if not any(_excludes(k, key) for key in asked)}
+    values = preset | asked
+    values |= {
+        "scenario": scenario.name if isinstance(scenario, Scenario) else scenario,
+        "strategy": name,
+        "strategy_options": cls.validate(own),
+        "label": values.get("label") or label,
+    }
+    if cls.memory_use == "none" and (values.get("memory_size") or values.get("memory_per_class")):
+        raise ConfigError(f"{name} has no use for a memory; leave out memory_size and memory_per_class")
+    if values.get("memory_size") or values.get("memory_per_class"):
+        values.setdefault("memory_policy", cls.memory_policy)
+    if values.get("memory_policy") == "reservoir" and values.get("memory_per_class"):
+        raise ConfigError("memory_policy='reservoir' has no quota per class; give memory_size, or another policy")
+    values.setdefault("threads", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    config = make_config(values)
+    if config.setting not in cls.settings:
+        raise ConfigError(
+            f"{name} can't work in a {config.setting}-incremental scenario; supported: {', '.join(cls.settings)}"
+        )
+    return config.model_copy(update={"device": find_device(config.device)})
+
+
+def prepare(config: RunConfig) -> tuple[RunConfig, Scenario]:
+    """Build the scenario of a config; the config of a user's own files gets the digest of what is in them."""
+    scenario = scenario_spec(config.scenario).build(config)
+    return config.model_copy(update={"data_fingerprint": scenario.fingerprint}), scenario
+
+
+def find_device(name: str) -> str:
+    """Return the device that a name stands for; raises ConfigError when it is not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    available = ["auto", "cpu"]
+    if torch.cuda.is_available():
+        available += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    if name not in available:
+        raise ConfigError(f"device={name!r} is not there; accepted on this machine: {', '.join(available)}")
+    return name
+
+
+def parse_fields(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Read the texts of a command line as values of RunConfig's fields; what can't be read is left to be refused."""
+    return {name: read_text(RunConfig.model_fields[name].annotation, text) for name, text in texts.items()}
+
+
+def _excludes(one: str, other: str) -> bool:
+    return (one, other) in EXCLUSIVE or (other, one) in EXCLUSIVE
+
+
+def _trainable_fields() -> list[str]:
+    return [name for name in RunConfig.model_fields if name not in _SHARED]
+
+
+def _refuse_scenario_fields(asked: Mapping[str, Any]) -> None:
+    fields = ("setting", "tasks", "task_sizes", "class_order", "class_order_seed", "limit", "validation", "image_size")
+    for name in fields:
+        if name in asked:
+            raise ConfigError(f"{name}={asked[name]!r} is part of the scenario that was handed over; give it to split()")

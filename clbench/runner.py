@@ -1,0 +1,466 @@
+"""run(): the tasks of a scenario in order, one strategy, two accuracy matrices, every number kept."""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import nn
+
+from clbench import metrics
+from clbench.batches import Pipeline
+from clbench.config import RunConfig
+from clbench.errors import ConfigError, RunError
+from clbench.evaluation import MATRICES, Evaluation, evaluate
+from clbench.memory import MEMORIES, Memory
+from clbench.resolve import prepare, resolve, strategy_class
+from clbench.result import SCHEMA_VERSION, Result
+from clbench.scenario import ImageSet, Scenario, Task
+from clbench.store import RunFolder, default_folder
+from clbench.strategy import Context, Progress, Strategy, grow_head, new_model
+from clbench.streams import stream
+from clbench.trainer import Trainer
+
+PACKAGES = ("torch", "torchvision", "numpy", "avalanche-lib")
+
+
+class Observer:
+    """What a run tells while it goes on; overrides what it wants to hear."""
+
+    def begin(self, config: RunConfig, scenario: Scenario, first_task: int) -> None:
+        """The run starts, or goes on at `first_task`."""
+
+    def step(self, progress: Progress, loss: float | None) -> None:
+        """A step is done; `loss`, the mean of the epoch so far, is known every 50 steps."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """An epoch is done: the entry of run.json's `training`."""
+
+    def task(self, task: int, row: list[float | None]) -> None:
+        """A task is done: its row of the headline matrix."""
+
+
+def run(
+    scenario: str | Scenario,
+    strategy: str | type[Strategy],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    force: bool = False,
+    observer: Observer | None = None,
+    **options: Any,
+) -> Result:
+    """Run one strategy on one scenario and return its result, which is also in the run folder `out`.
+
+    options: fields of RunConfig; a strategy's own go into `strategy_options`. A finished run is not repeated; an unfinished
+    one is continued with `resume` and begun again with `force`. Raises ConfigError for a request that can't be met, before
+    any training, and RunError when the training fails.
+    """
+    config = resolve(scenario, strategy, options)
+    if isinstance(scenario, str):
+        config, scenario = prepare(config)
+    folder = RunFolder(out or default_folder(config))
+    return execute(config, scenario, folder, resume=resume, force=force, observer=observer)
+
+
+def execute(
+    config: RunConfig,
+    scenario: Scenario,
+    folder: RunFolder,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    observer: Observer | None = None,
+) -> Result:
+    """Run a complete config in a folder, or return what is there already; see run()."""
+    strategy = strategy_class(config.strategy)(**config.strategy_options)
+    check(config, scenario, strategy)
+    with folder.lock(), _settings(config):
+        if force:
+            folder.clear()
+        found = folder.existing(config)
+        if found is not None and found.status == "done":
+            return found
+        if found is not None and not resume:
+            raise ConfigError(
+                f"{folder.path} holds an unfinished run; --resume continues it, --force begins it again"
+            )
+        return _Run(config, scenario, strategy, folder, observer or Observer()).go()
+
+
+class _Run:
+    """One run under way."""
+
+    def __init__(
+        self, config: RunConfig, scenario: Scenario, strategy: Strategy, folder: RunFolder, observer: Observer
+    ) -> None:
+        self.config, self.scenario, self.strategy = config, scenario, strategy
+        self.folder, self.observer = folder, observer
+        device = torch.device(config.device)
+        pipeline = Pipeline(scenario, config, device)
+        self.context = Context(config, scenario, pipeline, device, Progress())
+        self.trainer = Trainer(self.context, strategy)
+        strategy._context = self.context
+        strategy.model = new_model(self.context, 0)
+        if config.memory_budget:
+            assert config.memory_policy is not None
+            strategy.memory = MEMORIES[config.memory_policy](
+                size=config.memory_size, per_class=config.memory_per_class
+            )
+        self.record = new_record(config, scenario, strategy)
+
+    def go(self) -> Result:
+        """Learn the tasks that are left; return the result."""
+        first = self._restore()
+        self.observer.begin(self.config, self.scenario, first)
+        self._write()
+        try:
+            for task in self.scenario.tasks[first:]:
+                self._learn(task)
+        except (RunError, ConfigError) as error:
+            self.record |= {"status": "failed", "error": str(error)}
+            self._write()
+            raise
+        self.record["status"] = "done"
+        self.folder.finish(self.strategy.model.state_dict())
+        return self._write()
+
+    def _learn(self, task: Task) -> None:
+        strategy, scenario, progress = self.strategy, self.scenario, self.context.progress
+        if self.context.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.context.device)
+        progress.task, progress.stage, progress.epoch, progress.step = task.index, "", 0, 0
+        # The strategy's view of the data ends with the task.
+        view = Task(
+            task.index,
+            task.classes,
+            task.outputs,
+            ImageSet(scenario.train, task.train.ids),
+            ImageSet(scenario.train, task.validation.ids),
+            ImageSet(scenario.test, task.test.ids[:0]),
+        )
+        self.evaluating = 0.0
+        started = time.perf_counter()
+        strategy.begin_task(view)
+        full = self.config.head == "full"
+        grow_head(strategy.model, self.context, scenario.n_outputs if full else scenario.seen_outputs(task.index))
+        if task.index == 0:
+            self._untrained()
+        epochs: list[dict[str, Any]] = []
+        n_train = 0
+        for stage in strategy.stages(view):
+            n_train = max(n_train, len(stage.data))
+            epochs += self.trainer.fit(stage, after_step=self._after_step, after_epoch=self._after_epoch)
+            self.observer.epoch(epochs[-1]) if epochs else None
+        trained = time.perf_counter()
+        self._fill_memory(view)
+        strategy.end_task(view)
+        remembered = time.perf_counter()
+        before = self.evaluating
+        self._evaluate(task.index)
+        seconds = {
+            "train": trained - started - before,
+            "evaluation": self.evaluating,
+            "memory": remembered - trained,
+        }
+        for data in (view.train, view.validation):
+            data.expire()
+        self._log_task(task.index, n_train, epochs, seconds)
+        checkpoint = {
+            "identity": self.config.identity(),
+            "task": task.index,
+            "strategy": strategy.state(),
+            "optimizer": self.trainer.optimizer_state,
+            "record": self.record,
+        }
+        self.folder.save_checkpoint(checkpoint)
+        self._write()
+        self.observer.task(task.index, self.record["accuracy"][self.record["headline"]["matrix"]][task.index])
+
+    def _after_step(self, loss: float | None) -> None:
+        every, progress = self.config.eval_every, self.context.progress
+        self.observer.step(progress, loss)
+        if isinstance(every, int) and progress.step % every == 0:
+            self._evaluate_midway()
+
+    def _after_epoch(self) -> None:
+        if self.config.eval_every == "epoch":
+            self._evaluate_midway()
+
+    def _evaluate_midway(self) -> None:
+        progress = self.context.progress
+        evaluation = self._timed_evaluation()
+        headline = next(iter(evaluation.classifiers))
+        self.record["evaluations"].append(
+            {"task": progress.task, "stage": progress.stage, "epoch": progress.epoch, "step": progress.step}
+            | {matrix: evaluation.row(headline, matrix) for matrix in MATRICES}
+        )
+
+    def _timed_evaluation(self) -> Evaluation:
+        started = time.perf_counter()
+        evaluation = evaluate(self.strategy, self.context, self.context.progress.task)
+        self.evaluating += time.perf_counter() - started
+        return evaluation
+
+    def _untrained(self) -> None:
+        evaluation = self._timed_evaluation()
+        names = list(evaluation.classifiers)
+        self.record["headline"]["classifier"] = names[0]
+        n = len(self.scenario.tasks)
+        for name in names:
+            hidden = self.strategy.needs_task_at_test
+            self.record["classifiers"][name] = {
+                "class_incremental": None if hidden else [[None] * n for _ in range(n)],
+                "task_aware": [[None] * n for _ in range(n)],
+                "untrained": {matrix: evaluation.row(name, matrix) for matrix in MATRICES},
+            }
+        self.record["accuracy"] = self.record["classifiers"][names[0]]
+
+    def _evaluate(self, task: int) -> None:
+        evaluation = self._timed_evaluation()
+        record, headline = self.record, self.record["headline"]["classifier"]
+        for name in evaluation.classifiers:
+            for matrix in MATRICES:
+                if record["classifiers"][name][matrix] is not None:
+                    record["classifiers"][name][matrix][task] = evaluation.row(name, matrix)
+        for matrix in MATRICES:
+            record["correct"][matrix].append(evaluation.correct(headline, matrix))
+        confusion = evaluation.classifiers[headline].confusion
+        record["confusion"] = None if confusion is None else confusion.tolist()
+        sizes = [len(t.test) for t in self.scenario.tasks]
+        for key, matrix in (("metrics", record["headline"]["matrix"]), ("metrics_task_aware", "task_aware")):
+            rows = record["accuracy"][matrix]
+            untrained = record["accuracy"]["untrained"][matrix]
+            record[key] = {} if rows is None else metrics.summarize(rows, baseline=untrained, test_sizes=sizes)
+
+    def _fill_memory(self, task: Task) -> None:
+        """Offer the task's samples to the memory, unless it was filled while they went by."""
+        strategy, memory = self.strategy, self.strategy.memory
+        if memory is None or (memory.streaming and strategy.memory_use == "replayed"):
+            return
+        ids, classes = task.train.ids, task.train.classes
+        generator = stream(self.config.seed, "memory", task.index)
+        features = None
+        if memory.streaming:
+            order = torch.randperm(len(ids), generator=generator)
+            ids, classes = ids[order], classes[order]
+        elif memory.needs_features:
+            strategy.model.eval()
+            with torch.no_grad():
+                features = torch.cat([strategy.features(b.images).float().cpu() for b in strategy.passes(task.train)])
+        memory.update(ids, classes, generator, features)
+
+    def _log_task(
+        self, task: int, n_train: int, epochs: list[dict[str, Any]], seconds: dict[str, float]
+    ) -> None:
+        record, memory = self.record, self.strategy.memory
+        counts = memory.counts() if memory is not None else {}
+        record["training"] += epochs
+        record["tasks"].append(
+            {
+                "task": task,
+                "n_train": n_train,
+                "n_exemplars": 0 if memory is None else len(memory),
+                "exemplars_per_class": {str(c): n for c, n in counts.items()},
+                "steps": sum(epoch["steps"] for epoch in epochs),
+                "epochs": len(epochs),
+                "learning_rates": sorted({epoch["lr"] for epoch in epochs}, reverse=True),
+                "seconds": seconds,
+                "peak_memory_bytes": _peak_memory(self.context.device),
+            }
+        )
+        record["ledger"].append({"task": task, **measure(self.strategy, self.scenario)})
+
+    def _restore(self) -> int:
+        """Take up the run at its last checkpoint; return the first task that is left."""
+        stored = self.folder.load_checkpoint(safe_classes(self.strategy), self.context.device)
+        if stored is None:
+            return 0
+        if stored["identity"] != self.config.identity():
+            raise ConfigError(f"{self.folder.path}: its checkpoint is of another run; --force begins this one again")
+        vars(self.strategy).update(stored["strategy"])
+        self.trainer.optimizer_state = stored["optimizer"]
+        self.record = stored["record"]
+        return int(stored["task"]) + 1
+
+    def _write(self) -> Result:
+        result = Result(self.record)
+        try:
+            result.write(self.folder.path)
+        except OSError as error:
+            raise RunError(f"{self.folder.path}: {error.strerror or error}; the results so far are kept") from None
+        return result
+
+
+def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> dict[str, Any]:
+    """Return the record of a run that has not learnt anything yet."""
+    kind = type(strategy)
+    n = len(scenario.tasks)
+    empty: dict[str, Any] = {
+        "class_incremental": [[None] * n for _ in range(n)],
+        "task_aware": [[None] * n for _ in range(n)],
+        "untrained": {"class_incremental": None, "task_aware": None},
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "clbench": metadata.version("clbench"),
+        "status": "running",
+        "identity": config.identity(),
+        "group": config.identity(without_seed=True),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": config.model_dump(mode="json"),
+        "strategy": {
+            "name": config.strategy,
+            "label": config.label,
+            "family": kind.family,
+            "reference": kind.family == "reference",
+            "data_access": kind.data_access,
+            "options": config.strategy_options,
+            "paper": kind.paper,
+        },
+        "environment": {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": _device_name(config.device),
+            "threads": config.threads,
+            "packages": {name: metadata.version(name) for name in PACKAGES},
+        },
+        "scenario": {
+            "name": scenario.name,
+            "setting": scenario.setting,
+            "class_names": list(scenario.class_names),
+            "tasks": scenario.describe(),
+        },
+        "class_order": scenario.class_order,
+        "headline": {
+            "matrix": "task_aware" if scenario.setting == "task" else "class_incremental",
+            "classifier": "linear",
+        },
+        "accuracy": empty,
+        "classifiers": {},
+        "correct": {matrix: [] for matrix in MATRICES},
+        "confusion": None,
+        "tasks": [],
+        "training": [],
+        "evaluations": [],
+        "ledger": [],
+        "metrics": {},
+        "metrics_task_aware": {},
+        "warnings": warnings_of(config, scenario, strategy),
+    }
+
+
+def warnings_of(config: RunConfig, scenario: Scenario, strategy: Strategy) -> list[dict[str, str]]:
+    """Return what a reader of the numbers should know about how they came about."""
+    found = []
+    if strategy.family == "regularisation" and scenario.setting == "class" and not config.memory_budget:
+        found.append(
+            {
+                "rule": "regularisation-in-class-incremental",
+                "text": f"{config.label}: methods that only regularise weights are not expected to help in "
+                "class-incremental scenarios; their strengths are tuned for task-incremental ones",
+            }
+        )
+    n_classes = len(scenario.class_order)
+    if config.memory_size and config.memory_size < n_classes:
+        found.append(
+            {
+                "rule": "memory-smaller-than-classes",
+                "text": f"{config.label}: a memory of {config.memory_size} can't hold one exemplar of each of "
+                f"{n_classes} classes",
+            }
+        )
+    return found
+
+
+def measure(strategy: Strategy, scenario: Scenario) -> dict[str, dict[str, int]]:
+    """Return the bytes and items that the strategy keeps from one task to the next, by the name of what is kept.
+
+    Exemplars count as their images would, uint8, though only their ids are held.
+    """
+    size = scenario.train.images[0].numel()
+    kept: dict[str, int] = {}
+    items: dict[str, int] = {}
+    for name, value in strategy.state().items():
+        if isinstance(value, Memory):
+            items["exemplars"], kept["exemplars"] = len(value), len(value) * size
+        elif (n := _bytes(value)) or name == "model":
+            kept[name] = n
+    return {"bytes": kept, "items": items}
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, nn.Module):
+        return sum(_bytes(v) for v in value.state_dict().values())
+    if isinstance(value, dict):
+        return sum(_bytes(v) for v in value.values())
+    if isinstance(value, list | tuple):
+        return sum(_bytes(v) for v in value)
+    return 0
+
+
+def safe_classes(strategy: Strategy) -> list[type]:
+    """Return the classes that a checkpoint may hold: torch's layers, ours, the memories, and the strategy's own file's."""
+    modules = {type(strategy).__module__, *(c.__module__ for c in type(strategy).__mro__)} - {"builtins"}
+    known: list[type] = [set, slice, *MEMORIES.values()]
+    queue: list[type] = [nn.Module]
+    while queue:
+        cls = queue.pop()
+        queue += cls.__subclasses__()
+        if cls.__module__.startswith(("torch.nn.modules.", "clbench.")) or cls.__module__ in modules:
+            known.append(cls)
+    return known
+
+
+def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
+    """Refuse, before any training, what only scenario and config together show; raises ConfigError."""
+    strategy.check(config, scenario)
+    smallest = min(scenario.tasks, key=lambda task: len(task.train))
+    n = len(smallest.train)
+    if config.drop_last and n < config.batch_size:
+        raise ConfigError(
+            f"batch_size={config.batch_size} with drop_last leaves no batch of the {n} training images of task "
+            f"{smallest.index}; at most {n} is accepted"
+        )
+
+
+@contextmanager
+def _settings(config: RunConfig) -> Iterator[None]:
+    """Set what torch keeps per process for the time of a run, and put it back."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    devices = [torch.device(config.device)] if config.device.startswith("cuda") else []
+    assert config.threads is not None
+    torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(config.deterministic or deterministic)
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return device if device == "mps" else platform.processor() or platform.machine()
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Peak bytes: of the task on a GPU, of the process so far on the CPU (0 where the system doesn't tell)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

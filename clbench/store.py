@@ -1,0 +1,113 @@
+"""Run folders: what is already there, locks, checkpoints. No file of a run folder can run code."""
+
+import io
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from clbench.config import RunConfig
+from clbench.errors import ConfigError
+from clbench.files import write_atomically
+from clbench.result import Result
+
+
+def default_folder(config: RunConfig, root: str | os.PathLike[str] = "runs") -> Path:
+    """Return root/SCENARIO/STRATEGY/SEED-HASH; the hash is of everything that can change the numbers."""
+    scenario = Path(config.scenario).stem if config.data_fingerprint else config.scenario
+    return Path(root) / scenario / config.strategy / f"{config.seed}-{config.identity()[:8]}"
+
+
+class RunFolder:
+    """The folder of one run: run.json, accuracy.csv, training.csv, model.pt, and checkpoint.pt while it is unfinished."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._checkpoint = self.path / "checkpoint.pt"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder; raises ConfigError when another process does, or when it can't be written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            held = FileLock(self.path / ".lock", timeout=0)
+            held.acquire()
+        except Timeout:
+            raise ConfigError(f"{self.path} is in use by another process; wait for it or name another folder") from None
+        except OSError as error:
+            raise ConfigError(f"{self.path}: {error.strerror or error}; a folder that can be written is accepted") from None
+        try:
+            yield
+        finally:
+            held.release()
+
+    def existing(self, config: RunConfig) -> Result | None:
+        """Return the run that is there, None for a new folder; raises ConfigError when it is another one's."""
+        if not (self.path / "run.json").exists():
+            return None
+        result = Result.load(self.path)
+        if result.record.get("identity") != config.identity():
+            differing = _differences(result.record["config"], config)
+            raise ConfigError(
+                f"{self.path} holds another run: {differing}; name another folder, or --force to overwrite it"
+            )
+        return result
+
+    def clear(self) -> None:
+        """Remove what a run left here, and nothing else."""
+        for name in ("run.json", "accuracy.csv", "training.csv", "model.pt", "checkpoint.pt"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def save_checkpoint(self, payload: dict[str, Any]) -> None:
+        """Write the state at the end of a task in one step."""
+        import torch
+
+        buffer = io.BytesIO()
+        torch.save(payload, buffer)
+        write_atomically(self._checkpoint, buffer.getvalue())
+
+    def load_checkpoint(self, classes: list[type], device: Any) -> dict[str, Any] | None:
+        """Read the checkpoint, None when there is none; only tensors, plain values and `classes` are unpacked.
+
+        Raises ConfigError, naming the file, when it is damaged or holds anything else.
+        """
+        import torch
+
+        if not self._checkpoint.exists():
+            return None
+        try:
+            with zipfile.ZipFile(self._checkpoint) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"{damaged} does not match its checksum")
+            with torch.serialization.safe_globals(list(classes)):
+                payload = torch.load(self._checkpoint, map_location=device, weights_only=True)
+        except Exception as error:
+            reason = str(error).splitlines()[0][:120]
+            raise ConfigError(
+                f"{self._checkpoint}: can't be read ({reason}); restore the file, or --force to start the run again"
+            ) from None
+        if not isinstance(payload, dict):
+            raise ConfigError(f"{self._checkpoint}: not a checkpoint of clbench; --force starts the run again")
+        return payload
+
+    def finish(self, model_state: dict[str, Any]) -> None:
+        """Write the final weights and drop the checkpoint, which a finished run no longer needs."""
+        import torch
+
+        buffer = io.BytesIO()
+        torch.save(model_state, buffer)
+        write_atomically(self.path / "model.pt", buffer.getvalue())
+        self._checkpoint.unlink(missing_ok=True)
+
+
+def _differences(stored: dict[str, Any], config: RunConfig) -> str:
+    ours = config.identity_fields()
+    names = [k for k in ours if k not in ("weights", "scenario") and stored.get(k) != ours[k]]
+    names += [k for k in ("weights", "scenario") if stored.get(k) != getattr(config, k)]
+    shown = [f"{k} is {stored.get(k)!r} there and {getattr(config, k)!r} here" for k in names[:4]]
+    return "; ".join(shown) or "the content of its weights or data differs"

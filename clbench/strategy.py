@@ -1,0 +1,276 @@
+"""The contract of a strategy: what is different about a method, and nothing else."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, get_origin, get_type_hints
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from clbench.batches import Batch, Pipeline
+from clbench.config import RunConfig
+from clbench.errors import RunError
+from clbench.losses import cross_entropy
+from clbench.memory import Memory
+from clbench.models import build_model
+from clbench.models.network import Network
+from clbench.registry import options_model, validate_options
+from clbench.scenario import ImageSet, Scenario, Task
+from clbench.streams import stream, stream_seed
+from clbench.weights import load_backbone
+
+Terms = Tensor | dict[str, Tensor]
+Strength = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One fit on one set of samples: a declaration, so it can be repeated after an interruption.
+
+    parameters: what trains; everything else is frozen, batch-norm statistics and dropout included (default: all).
+    head_rows: the only rows of the head that move. epochs, iterations: the config's where None.
+    loss: replaces the strategy's. before: run once at the start, before the optimizer is made.
+    """
+
+    data: ImageSet
+    name: str = "train"
+    parameters: list[nn.Parameter] | None = None
+    head_rows: slice | None = None
+    epochs: int | None = None
+    iterations: int | None = None
+    loss: Callable[[Batch], Terms] | None = None
+    before: Callable[[], None] | None = None
+
+
+@dataclass
+class Progress:
+    """Where the run is: 0-based task, epoch and step of the stage; steps per epoch; current learning rate.
+
+    replayed: samples drawn from the memory in this epoch.
+    """
+
+    task: int = -1
+    stage: str = ""
+    epoch: int = 0
+    step: int = 0
+    steps_per_epoch: int = 0
+    learning_rate: float = 0.0
+    replayed: int = 0
+
+
+@dataclass
+class Context:
+    """What the engine lends a strategy for one run."""
+
+    config: RunConfig
+    scenario: Scenario
+    pipeline: Pipeline
+    device: torch.device
+    progress: Progress
+
+
+class Strategy:
+    """Base of all strategies; as it stands it is naive fine-tuning (on the task and its exemplars, if any).
+
+    Annotated attributes of a subclass are its hyper-parameters: typed, validated, with defaults. Whatever a hook assigns
+    to `self` is learnt state: saved, restored, and trained too where it is a module or parameter that requires a gradient.
+    """
+
+    family: ClassVar[Literal["reference", "regularisation", "distillation", "replay", "isolation"]]
+    paper: ClassVar[str] = ""
+    settings: ClassVar[tuple[str, ...]] = ("class", "task", "domain")
+    data_access: ClassVar[Literal["task", "all"]] = "task"
+    # "joined": exemplars are added to the task's data; "replayed": drawn beside each batch; "none": refused.
+    memory_use: ClassVar[Literal["joined", "replayed", "none"]] = "joined"
+    # The policy where the user names none; None: works without a memory unless one is asked for.
+    needs_memory: ClassVar[bool] = False
+    memory_policy: ClassVar[str] = "herding"
+    needs_task_at_test: ClassVar[bool] = False
+
+    model: Network
+    memory: Memory | None = None
+    _context: Context
+    _options: ClassVar[Any]
+    _lent: ClassVar[frozenset[str]] = frozenset({"_context"})
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        base = get_type_hints(Strategy, include_extras=True)
+        hints = {
+            name: hint
+            for name, hint in get_type_hints(cls, include_extras=True).items()
+            if name not in base and not name.startswith("_") and get_origin(hint) is not ClassVar
+        }
+        cls._options = options_model(cls.__name__, {n: (h, getattr(cls, n, ...)) for n, h in hints.items()})
+
+    def __init__(self, **options: object) -> None:
+        """Store the hyper-parameters; raises ConfigError for an unknown name or a value out of range."""
+        self.__dict__.update(self.validate(options))
+
+    @classmethod
+    def validate(cls, options: Mapping[str, object]) -> dict[str, Any]:
+        """Return all hyper-parameters with defaults filled in; raises ConfigError for what isn't accepted."""
+        return validate_options(cls._options, options, owner=cls.__name__)
+
+    # The hooks, in the order in which the engine calls them.
+
+    def check(self, config: RunConfig, scenario: Scenario) -> None:
+        """Before anything is trained: raise ConfigError for what the strategy can't work with."""
+
+    def begin_task(self, task: Task) -> None:
+        """Before the head grows: a teacher copied here has the old outputs only."""
+
+    def stages(self, task: Task) -> list[Stage]:
+        """What is fitted in this task, after the head has grown; [] trains nothing."""
+        return [Stage(self.with_exemplars(task.train))]
+
+    def loss(self, batch: Batch) -> Terms:
+        """The data terms of the loss, named when there are several."""
+        return {"classification": self.classification_loss(self.model(batch.images), batch)}
+
+    def after_backward(self, batch: Batch) -> None:
+        """`.grad` holds the gradient of loss() alone: read it, project it or mask it."""
+
+    def penalty(self) -> Tensor | None:
+        """A term in the parameters only; it has its own backward pass, after after_backward."""
+        return None
+
+    def after_step(self, batch: Batch) -> None:
+        """The weights have moved: restore frozen entries."""
+
+    def end_task(self, task: Task) -> None:
+        """The task's data is still readable and the memory is up to date: Fisher, class means."""
+
+    def scores(self, images: Tensor, task: int | None = None) -> Tensor | dict[str, Tensor]:
+        """Test scores [B, outputs], or several classifiers' by name, the headline one first.
+
+        `task` is given only where `needs_task_at_test` is declared.
+        """
+        return self.model(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The representation that herding works on, float [B, feature_dim]."""
+        return self.model.features(images)
+
+    # What a strategy may use.
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run is."""
+        return self._context.progress
+
+    @property
+    def setting(self) -> str:
+        """"class", "task" or "domain"."""
+        return self._context.scenario.setting
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's config."""
+        return self._context.config
+
+    @property
+    def device(self) -> torch.device:
+        """The device that model and batches are on."""
+        return self._context.device
+
+    @property
+    def old_task_outputs(self) -> list[slice]:
+        """The head outputs of each earlier task, each range once."""
+        tasks = self._context.scenario.tasks[: self.progress.task]
+        return [slice(*ends) for ends in dict.fromkeys((t.outputs.start, t.outputs.stop) for t in tasks)]
+
+    def rng(self, name: str) -> torch.Generator:
+        """Return the CPU generator of the stream `name` at this step, always at its start."""
+        p = self.progress
+        return stream(self._context.config.seed, f"strategy/{name}", p.task, p.stage, p.epoch, p.step)
+
+    def classification_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy over the outputs that compete for each sample of the batch, mean over the batch."""
+        return cross_entropy(logits, batch.labels, batch.active)
+
+    def with_exemplars(self, data: ImageSet) -> ImageSet:
+        """Return the samples and the exemplars of earlier tasks as one set."""
+        if self.memory is None or self.memory_use != "joined" or len(self.memory) == 0:
+            return data
+        return data + self.exemplars()
+
+    def exemplars(self) -> ImageSet:
+        """Return the samples in the memory."""
+        ids = self.memory.ids if self.memory is not None else torch.empty(0, dtype=torch.int64)
+        return ImageSet(self._context.scenario.train, ids)
+
+    def replay(self, n: int) -> Batch | None:
+        """Draw n samples from the memory (None while it is empty), without repeats as far as it reaches."""
+        if self.memory is None or len(self.memory) == 0 or n == 0:
+            return None
+        ids = self.memory.sample(n, self.rng("replay"))
+        p = self.progress
+        p.replayed += n
+        return self._context.pipeline.batch(
+            ids, self._active(ids), ("replay", p.task, p.stage, p.epoch, p.step)
+        )
+
+    def passes(self, data: ImageSet) -> Iterator[Batch]:
+        """Walk over samples in order, in large batches without augmentation."""
+        return self._context.pipeline.passes(data, self._active)
+
+    def seen_data(self) -> ImageSet:
+        """Return the training data of all tasks so far; for strategies that declare data_access = "all"."""
+        if self.data_access != "all":
+            raise RunError(f"{type(self).__name__} read earlier tasks' data without data_access = 'all'")
+        tasks = self._context.scenario.tasks[: self.progress.task + 1]
+        return ImageSet(self._context.scenario.train, torch.cat([task.train.ids for task in tasks]))
+
+    def frozen_copy(self) -> Network | None:
+        """Return the model as it is, in eval mode and without gradients; None before the first task."""
+        if self.progress.task == 0:
+            return None
+        return copy.deepcopy(self.model).eval().requires_grad_(False)
+
+    def fresh_model(self) -> Network:
+        """Return an untrained model with the present outputs, drawn from this task's own stream."""
+        model = new_model(self._context, self.progress.task)
+        return grow_head(model, self._context, self.model.head.out_features)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return every parameter that trains, by name: the model's, and those assigned to self."""
+        found: dict[str, nn.Parameter] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, nn.Module):
+                found |= {f"{name}.{n}": p for n, p in value.named_parameters() if p.requires_grad}
+            elif isinstance(value, nn.Parameter) and value.requires_grad:
+                found[name] = value
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """Return the learnt state: what was assigned to self, the model and the memory among it."""
+        return {n: v for n, v in vars(self).items() if n not in self._options.model_fields and n not in self._lent}
+
+    def _active(self, ids: Tensor) -> slice | Tensor:
+        # To a reference that is trained afresh on everything, every class is new.
+        mode = self._context.config.loss_outputs
+        if self.data_access == "all" and mode == "new":
+            mode = "seen"
+        return self._context.pipeline.active_outputs(ids, self.progress.task, mode)
+
+
+def new_model(context: Context, task: int) -> Network:
+    """Return a model as initialised by the stream of `task` or by given weights, on the device, without outputs."""
+    config = context.config
+    model = build_model(
+        config.model, context.scenario.image_shape, stream_seed(config.seed, "initialisation", task)
+    )
+    if config.weights is not None:
+        load_backbone(model, config.weights)
+    return model.to(context.device)
+
+
+def grow_head(model: Network, context: Context, n_outputs: int) -> Network:
+    """Grow the head to `n_outputs`, drawing each new row from the stream of the present task; return the model."""
+    if n_outputs > model.head.out_features:
+        generator = stream(context.config.seed, "head", context.progress.task)
+        model.head.grow(n_outputs, generator)
+    return model

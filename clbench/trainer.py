@@ -1,0 +1,255 @@
+"""Fits one stage. Owns every optimizer step: the loop, precision, clipping, what is frozen, the optimizer's state."""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
+from operator import add
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clbench.config import RunConfig
+from clbench.errors import RunError
+from clbench.strategy import Context, Stage, Strategy, Terms
+from clbench.streams import stream, stream_seed
+
+Record = dict[str, Any]
+
+
+class Trainer:
+    """Fits the stages of a run one after the other and keeps the optimizer's state between them if asked to."""
+
+    def __init__(self, context: Context, strategy: Strategy) -> None:
+        self.context, self.strategy = context, strategy
+        self.config = context.config
+        # Momentum, Adam statistics: {parameter name: {statistic: tensor}}, for optimizer_state = "keep".
+        self.optimizer_state: dict[str, dict[str, Tensor]] = {}
+
+    def fit(
+        self,
+        stage: Stage,
+        *,
+        after_step: Callable[[float | None], None] = lambda loss: None,
+        after_epoch: Callable[[], None] = lambda: None,
+    ) -> list[Record]:
+        """Fit one stage and return a record per epoch; raises RunError when the loss is no longer finite.
+
+        after_step: called after each step; its argument is the mean loss of the epoch so far, read every 50 steps.
+        """
+        strategy, progress, config = self.strategy, self.context.progress, self.config
+        progress.stage, progress.epoch, progress.step = stage.name, 0, 0
+        if stage.before is not None:
+            stage.before()
+        trained, frozen = self._freeze(stage)
+        optimizer = self._optimizer(trained)
+        head = strategy.model.head
+        rows = _Rows(head, stage.head_rows) if stage.head_rows is not None else None
+        epochs = stage.epochs or (None if stage.iterations else config.epochs)
+        steps = stage.iterations or (None if epochs else config.iterations)
+        records: list[Record] = []
+        while (epochs is None or progress.epoch < epochs) and (steps is None or progress.step < steps):
+            records.append(self._epoch(stage, optimizer, trained, rows, steps, after_step))
+            after_epoch()
+            progress.epoch += 1
+        if config.optimizer_state == "keep":
+            self._keep(optimizer, trained)
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        optimizer.zero_grad(set_to_none=True)
+        return records
+
+    def _epoch(
+        self,
+        stage: Stage,
+        optimizer: torch.optim.Optimizer,
+        trained: dict[str, nn.Parameter],
+        rows: "_Rows | None",
+        steps: int | None,
+        after_step: Callable[[float | None], None],
+    ) -> Record:
+        strategy, progress, config, context = self.strategy, self.context.progress, self.config, self.context
+        loss_of = stage.loss or strategy.loss
+        keys = (progress.task, stage.name, progress.epoch)
+        order = torch.randperm(len(stage.data), generator=stream(config.seed, "shuffle", *keys))
+        batches = cut(stage.data.ids[order], config.batch_size, drop_last=config.drop_last)
+        progress.steps_per_epoch = len(batches)
+        progress.learning_rate = optimizer.param_groups[0]["lr"]
+        # Dropout draws from torch's global stream: a seed per step makes it independent of what else draws from it.
+        dropout = stream_seed(config.seed, "dropout", *keys) >> 1
+        fill = self._fills_memory(stage)
+        names: list[str] = []
+        sums: Tensor | None = None
+        images, progress.replayed = 0, 0
+        paused = 0.0
+        started = time.perf_counter()
+        for step, ids in enumerate(batches):
+            batch = context.pipeline.batch(ids, strategy._active(ids), (*keys, step))
+            torch.manual_seed(dropout + step)
+            with autocast(config, context.device):
+                terms = named(loss_of(batch))
+            optimizer.zero_grad(set_to_none=True)
+            reduce(add, terms.values()).backward()
+            strategy.after_backward(batch)
+            penalty = strategy.penalty()
+            if penalty is not None:
+                terms["penalty"] = penalty
+                if penalty.requires_grad:
+                    penalty.backward()
+            if config.clip is not None:
+                nn.utils.clip_grad_norm_(trained.values(), config.clip)
+            optimizer.step()
+            if rows is not None:
+                rows.restore()
+            strategy.after_step(batch)
+            if fill:
+                self._fill_memory(ids, step)
+            values = torch.stack([term.detach() for term in terms.values()])
+            sums, names = values if sums is None else sums + values, list(terms)
+            images += len(ids)
+            progress.step += 1
+            loss = float(sums.sum()) / (step + 1) if step % 50 == 49 else None
+            before = time.perf_counter()
+            after_step(loss)
+            paused += time.perf_counter() - before
+            if steps is not None and progress.step >= steps:
+                break
+        seconds = time.perf_counter() - started - paused
+        means = {} if sums is None else dict(zip(names, (sums / (step + 1)).tolist(), strict=True))
+        for name, value in means.items():
+            if not abs(value) < float("inf"):
+                raise RunError(
+                    f"the {name} loss is {value} in task {progress.task}, stage {stage.name!r}, epoch "
+                    f"{progress.epoch} at learning rate {progress.learning_rate:g}; try a smaller learning rate"
+                )
+        return {
+            "task": progress.task,
+            "stage": stage.name,
+            "epoch": progress.epoch,
+            "steps": step + 1,
+            "lr": progress.learning_rate,
+            "seconds": seconds,
+            "images": images,
+            "replayed": progress.replayed,
+            "losses": means,
+        }
+
+    def _freeze(self, stage: Stage) -> tuple[dict[str, nn.Parameter], list[nn.Parameter]]:
+        """Set what trains and what does not in this stage; return the first by name, and the second."""
+        trained = self.strategy.trainable()
+        modules = [m for m in vars(self.strategy).values() if isinstance(m, nn.Module)]
+        learning = [m for m in modules if any(p.requires_grad for p in m.parameters())]
+        frozen: list[nn.Parameter] = []
+        if stage.parameters is not None:
+            chosen = {id(p) for p in stage.parameters}
+            frozen = [trained.pop(name) for name in list(trained) if id(trained[name]) not in chosen]
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+        for module in learning:
+            train_mode(module, {id(p) for p in trained.values()})
+        return trained, frozen
+
+    def _optimizer(self, trained: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+        config = self.config
+        head = {id(p) for p in self.strategy.model.head.parameters()}
+        exempt = [p for p in trained.values() if id(p) in head and not config.decay_head]
+        exempt_ids = {id(p) for p in exempt}
+        groups = [
+            {"params": [p for p in trained.values() if id(p) not in exempt_ids]},
+            {"params": exempt, "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+        optimizer: torch.optim.Optimizer
+        if config.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, momentum=config.momentum, **shared)
+        else:
+            kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+            optimizer = kind(groups, **shared)
+        for name, parameter in trained.items():
+            if name in self.optimizer_state:
+                optimizer.state[parameter] = {
+                    key: _grown(value, parameter) for key, value in self.optimizer_state[name].items()
+                }
+        return optimizer
+
+    def _keep(self, optimizer: torch.optim.Optimizer, trained: dict[str, nn.Parameter]) -> None:
+        for name, parameter in trained.items():
+            if parameter in optimizer.state:
+                self.optimizer_state[name] = dict(optimizer.state[parameter])
+
+    def _fills_memory(self, stage: Stage) -> bool:
+        """A memory that is replayed beside the stream is filled as the stream goes by for the first time."""
+        memory = self.strategy.memory
+        first = self.context.progress.epoch == 0
+        return memory is not None and memory.streaming and self.strategy.memory_use == "replayed" and first
+
+    def _fill_memory(self, ids: Tensor, step: int) -> None:
+        assert self.strategy.memory is not None
+        classes = self.context.scenario.train.classes[ids]
+        generator = stream(self.config.seed, "memory", self.context.progress.task, step)
+        self.strategy.memory.update(ids, classes, generator)
+
+
+class _Rows:
+    """Keeps all rows of the head but some as they are, whatever momentum or weight decay would do to them."""
+
+    def __init__(self, head: nn.Linear, moving: slice) -> None:
+        self.parameters = [p for p in (head.weight, head.bias) if p is not None]
+        self.fixed = torch.ones(head.out_features, dtype=torch.bool, device=head.weight.device)
+        self.fixed[moving] = False
+        self.saved = [p.detach()[self.fixed].clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for parameter, saved in zip(self.parameters, self.saved, strict=True):
+            parameter[self.fixed] = saved
+
+
+def cut(ids: Tensor, size: int, *, drop_last: bool) -> list[Tensor]:
+    """Cut ids into batches; a last batch of one sample joins the batch before it, which batch norm needs."""
+    batches = list(ids.split(size))
+    if len(batches) > 1 and len(batches[-1]) < size:
+        if drop_last:
+            batches.pop()
+        elif len(batches[-1]) == 1:
+            batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def named(terms: Terms) -> dict[str, Tensor]:
+    """Return the loss terms by name; a single one is called loss."""
+    return dict(terms) if isinstance(terms, dict) else {"loss": terms}
+
+
+def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which forward passes run: bf16 autocast, or nothing for fp32."""
+    if config.precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def train_mode(module: nn.Module, trained: set[int]) -> None:
+    """Put what trains into train mode and what is frozen into eval mode.
+
+    A layer with parameters follows them; one without (dropout, activation) follows the layer before it.
+    """
+    module.train()
+    following = True
+    for layer in module.modules():
+        own = [id(p) for p in layer.parameters(recurse=False)]
+        if own:
+            following = any(p in trained for p in own)
+        if own or not list(layer.children()):
+            layer.training = following
+
+
+
+def _grown(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """Pad a statistic of a parameter that has grown by rows: the new rows start at zero."""
+    if value.dim() == 0 or value.shape == parameter.shape:
+        return value
+    padded = torch.zeros_like(parameter)
+    padded[: len(value)] = value
+    return padded

@@ -1,0 +1,534 @@
+"""The comparison of strategies as tables: for the terminal, as Markdown, and as CSV with every digit."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from clbench.config import NOT_IDENTITY
+from clbench.errors import ConfigError
+from clbench.metrics import DEFINITIONS
+from clbench.result import Floats, MatrixName, Result
+from clbench.statistics import Spread, spread
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SETTINGS = {"class": "class-incremental", "task": "task-incremental", "domain": "domain-incremental"}
+MATRICES: dict[MatrixName, str] = {"class_incremental": "class-incremental", "task_aware": "task-aware"}
+METRICS = {*DEFINITIONS, *(f"{name}_accuracy" for name in MATRICES)}
+LOWER_IS_BETTER = {"forgetting", "intransigence"}
+
+# Runs that differ in these alone are repetitions of one another: what the mean and the sd are taken over.
+REPETITION = {"seed", "class_order", "class_order_seed"}
+# What the rows and the title of a comparison say already.
+SHOWN = {"strategy", "strategy_options", "scenario"}
+# These count only where they are set: a strategy without a memory has no budget to differ in.
+MEMORY = {"memory_size", "memory_per_class", "memory_policy"}
+
+Numbers = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a comparison: a strategy under one of its classifiers, over its repetitions."""
+
+    label: str
+    classifier: str
+    runs: list[Result]
+    numbers: list[Numbers]
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the strategy reads the data of all tasks, and so is no competitor."""
+        return self.runs[0].is_reference
+
+    @property
+    def is_headline(self) -> bool:
+        """Whether this is the strategy's headline classifier."""
+        return self.classifier == self.runs[0].headline_classifier
+
+    @property
+    def matrices(self) -> Floats:
+        """Headline matrices of the runs, float [n, T, T]."""
+        found = [run.classifiers[self.classifier][run.headline] for run in self.runs]
+        return np.stack([matrix for matrix in found if matrix is not None])
+
+    def spread(self, name: str) -> Spread:
+        """Return mean, sd and n of a number over the runs that define it."""
+        return spread(numbers.get(name) for numbers in self.numbers)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of one scenario in one setting over tasks of the same sizes, and what to know about them."""
+
+    scenario: str
+    setting: str
+    headline: MatrixName
+    task_sizes: tuple[int, ...]
+    rows: list[Row]
+    notes: list[str]
+
+    @property
+    def title(self) -> str:
+        """Scenario, setting and tasks in a few words."""
+        n, sizes = len(self.task_sizes), sorted(set(self.task_sizes))
+        each = f"{sizes[0]}" if len(sizes) == 1 else "+".join(map(str, self.task_sizes))
+        tasks, classes = "task" if n == 1 else "tasks", "class" if each == "1" else "classes"
+        return f"{self.scenario}, {SETTINGS[self.setting]}, {n} {tasks} of {each} {classes}"
+
+    def names(self, ending: str) -> list[str]:
+        """Return the names of the numbers that end so, in order of first appearance."""
+        every = (name for row in self.rows for numbers in row.numbers for name in numbers)
+        return list(dict.fromkeys(name for name in every if name.endswith(ending)))
+
+
+def compare(results: Sequence[Result]) -> list[Comparison]:
+    """Group runs by scenario, setting and task sizes; raises ConfigError when there are none."""
+    if not results:
+        raise ConfigError("results=[]: at least one run is accepted")
+    groups: dict[tuple[str, str, MatrixName, tuple[int, ...]], list[Result]] = {}
+    for result in results:
+        sizes = tuple(len(classes) for classes in result.task_classes)
+        groups.setdefault((result.scenario, result.setting, result.headline, sizes), []).append(result)
+    return [_comparison(key, group) for key, group in groups.items()]
+
+
+def comparison(results: Sequence[Result]) -> "DataFrame":
+    """Return one row a strategy and classifier: the mean of each number under its name, `_sd` (n-1), `_n`."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {
+                "scenario": part.scenario,
+                "setting": part.setting,
+                "headline": part.headline,
+                "task_sizes": " ".join(map(str, part.task_sizes)),
+                "strategy": row.label,
+                "classifier": row.classifier,
+                "family": row.runs[0].family,
+                "reference": row.is_reference,
+                "n": len(row.runs),
+                "seeds": " ".join(str(run.seed) for run in row.runs),
+            }
+            | {
+                name + ending: value
+                for name in dict.fromkeys(name for numbers in row.numbers for name in numbers)
+                for ending, value in zip(("", "_sd", "_n"), row.spread(name), strict=True)
+            }
+            for part in compare(results)
+            for row in part.rows
+        ]
+    )
+
+
+def runs(results: Sequence[Result]) -> "DataFrame":
+    """Return one row a run and classifier, with its seed, class order and every number."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {
+                "scenario": part.scenario,
+                "setting": part.setting,
+                "headline": part.headline,
+                "task_sizes": " ".join(map(str, part.task_sizes)),
+                "strategy": row.label,
+                "classifier": row.classifier,
+                "seed": run.seed,
+                "class_order": " ".join(map(str, run.class_order)),
+                "identity": run.identity,
+                "created": run.created,
+            }
+            | numbers
+            for part in compare(results)
+            for row in part.rows
+            for run, numbers in zip(row.runs, row.numbers, strict=True)
+        ]
+    )
+
+
+def matrices(results: Sequence[Result]) -> "DataFrame":
+    """Return every entry of every accuracy matrix, one a row; empty where a task was not tested."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            (part.scenario, part.setting, row.label, run.seed, run.identity, *entry)
+            for part in compare(results)
+            for row in part.rows
+            if row.is_headline
+            for run in row.runs
+            for entry in run.accuracy_rows()
+        ],
+        columns=[
+            *("scenario", "setting", "strategy", "seed", "identity"),
+            *("matrix", "classifier", "after", "task", "accuracy"),
+        ],
+    )
+
+
+def to_csv(frame: "DataFrame") -> str:
+    """Return a table as CSV: unrounded, undefined numbers empty."""
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+def render(results: Sequence[Result]) -> Group:
+    """Return the comparison for a terminal: a table for each scenario and setting, then the notes."""
+    parts: list[Table | Text] = []
+    for part in compare(results):
+        parts.append(_terminal_table(part))
+        parts.extend(Text(f"note: {note}", style="yellow") for note in part.notes)
+    return Group(*parts)
+
+
+def to_markdown(results: Sequence[Result]) -> str:
+    """Return the whole comparison as Markdown: tables, each run, notes, the definitions of the metrics."""
+    return "\n".join([*(section(part) for part in compare(results)), definitions()])
+
+
+def section(part: Comparison) -> str:
+    """Return the tables and notes of one scenario and setting as Markdown."""
+    other: MatrixName = "task_aware" if part.headline == "class_incremental" else "class_incremental"
+    accuracies = [
+        ("average_accuracy", f"**{MATRICES[part.headline]} (headline)**"),
+        (f"{other}_accuracy", MATRICES[other]),
+    ]
+    of_accuracy = [name for name in DEFINITIONS if name.endswith(("accuracy", "without_first"))]
+    rest = [name for name in DEFINITIONS if name not in of_accuracy]
+    columns = [*accuracies, *((name, _words(name)) for name in of_accuracy if name != "average_accuracy")]
+    seeds = list(dict.fromkeys(_repetition(run) for row in part.rows for run in row.runs))
+    return "\n".join(
+        [
+            f"## {escape(part.title)}",
+            "",
+            f"The headline is the {MATRICES[part.headline]} average accuracy: {_RULE[part.headline]} "
+            "A row such as `icarl (linear)` is a further classifier of the same runs. "
+            "Mean ± standard deviation (n-1) over n runs; one run has no standard deviation. "
+            "The best competitor is bold; - is undefined, and a column that is undefined for all is left out.",
+            "",
+            "### Accuracy (%)",
+            "",
+            *_markdown_table(part, columns),
+            "",
+            "### Forgetting and transfer (percentage points; of forgetting and intransigence less is better)",
+            "",
+            *_markdown_table(part, [(name, _words(name)) for name in rest]),
+            "",
+            "### Cost",
+            "",
+            *_markdown_table(part, [(n, _words(n)) for n in ("steps", *part.names("seconds"))]),
+            "",
+            "### Storage kept from task to task (the most after any task; extra: all but the model)",
+            "",
+            *_markdown_table(
+                part, [(name, _words(name)) for name in (*part.names("_items"), *part.names("_bytes"))]
+            ),
+            "",
+            *(_marks(part)),
+            f"### Each run: {MATRICES[part.headline]} average accuracy (%)",
+            "",
+            "| strategy | " + " | ".join(f"seed {seed}" for seed, _ in seeds) + " |",
+            "|---|" + "---:|" * len(seeds),
+            *(_runs_line(row, seeds) for row in part.rows),
+            "",
+            *(["### Notes", "", *(f"- {escape(note)}" for note in part.notes), ""] if part.notes else []),
+        ]
+    )
+
+
+def definitions() -> str:
+    """Return the definition of every metric as Markdown."""
+    lines = [f"- **{_words(name)}**: {escape(text)}" for name, text in DEFINITIONS.items()]
+    return "\n".join(
+        [
+            "## Definitions",
+            "",
+            "Tasks are counted from 0. What was not tested has no number, and means leave it out. "
+            "Standard deviations use n-1.",
+            "",
+            *lines,
+            "",
+        ]
+    )
+
+
+_RULE: dict[MatrixName, str] = {
+    "class_incremental": "the outputs of all tasks seen so far compete.",
+    "task_aware": "the task is known and only its own outputs compete.",
+}
+
+
+def _comparison(key: tuple[str, str, MatrixName, tuple[int, ...]], results: list[Result]) -> Comparison:
+    scenario, setting, headline, sizes = key
+    labels: dict[str, list[Result]] = {}
+    for result in results:
+        labels.setdefault(_printable(result.strategy), []).append(result)
+    notes: list[str] = []
+    groups: list[tuple[str, list[Result]]] = []
+    for label, of_label in labels.items():
+        for variant, group in _variants(of_label):
+            groups.append((label + variant, _latest(label + variant, group, notes)))
+    joints = {_repetition(run): run for _, group in groups for run in group if run.strategy_name == "joint"}
+    strategies = [
+        [_row(label, classifier, group, joints) for classifier in group[0].classifiers]
+        for label, group in groups
+    ]
+    strategies.sort(
+        key=lambda rows: (not rows[0].is_reference, -(rows[0].spread("average_accuracy").mean or 0.0))
+    )
+    rows = [row for rows in strategies for row in rows]
+    notes += _remarks(groups)
+    return Comparison(scenario, setting, headline, sizes, rows, notes)
+
+
+def _variants(results: list[Result]) -> list[tuple[str, list[Result]]]:
+    """Part runs of one label that are no repetitions of each other, each part with the fields that differ."""
+    fields = [_protocol(result) | result.config.get("strategy_options", {}) for result in results]
+    differing = [
+        key
+        for key in dict.fromkeys(key for of_run in fields for key in of_run)
+        if len({_text(of_run.get(key)) for of_run in fields}) > 1
+    ]
+    variants: dict[str, list[Result]] = {}
+    for result, of_run in zip(results, fields, strict=True):
+        text = ", ".join(f"{key}={_text(of_run.get(key))}" for key in differing)
+        variants.setdefault(f" ({text})" if text else "", []).append(result)
+    return list(variants.items())
+
+
+def _latest(label: str, results: list[Result], notes: list[str]) -> list[Result]:
+    """Keep the newest run of each seed and class order, in order of seeds, and note what is left out."""
+    newest = {_repetition(run): run for run in sorted(results, key=lambda run: run.created)}
+    if len(newest) < len(results):
+        notes.append(f"{label}: {len(results) - len(newest)} older run(s) of the same seed are left out.")
+    return sorted(newest.values(), key=lambda run: (run.seed, run.class_order))
+
+
+def _row(label: str, classifier: str, runs: list[Result], joints: dict[Any, Result]) -> Row:
+    known = [run for run in runs if classifier in run.classifiers]
+    numbers = [_numbers(run, classifier, joints.get(_repetition(run))) for run in known]
+    headline = classifier == runs[0].headline_classifier
+    shown = label if headline else f"{label} ({_printable(classifier)})"
+    return Row(shown, classifier, known, numbers)
+
+
+def _numbers(run: Result, classifier: str, joint: Result | None) -> Numbers:
+    # That joint falls short of itself by nothing is no finding.
+    reference = None if run.strategy_name == "joint" else joint
+    numbers: Numbers = dict(run.summary(reference, classifier=classifier))
+    for name in MATRICES:
+        numbers[f"{name}_accuracy"] = run.summary(classifier=classifier, matrix=name)["average_accuracy"]
+    numbers["steps"] = run.steps
+    numbers["seconds"] = sum(run.seconds.values())
+    numbers |= {f"{purpose}_seconds": value for purpose, value in run.seconds.items()}
+    numbers |= {f"{kind}_items": value for kind, value in run.stored_items.items()}
+    numbers |= {f"{kind}_bytes": value for kind, value in run.stored_bytes.items()}
+    numbers["extra_bytes"] = sum(value for kind, value in run.stored_bytes.items() if kind != "model")
+    return numbers
+
+
+def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
+    """Say what keeps the rows of a comparison from being comparable, and what the runs warned of."""
+    runs = [run for _, group in groups for run in group]
+    notes = []
+    protocols = {label: _protocol(group[0]) for label, group in groups}
+    for key in dict.fromkeys(key for protocol in protocols.values() for key in protocol):
+        values = {label: _text(protocol.get(key)) for label, protocol in protocols.items()}
+        if key in MEMORY:
+            values = {label: value for label, value in values.items() if value != "none"}
+        if len(set(values.values())) > 1:
+            notes.append(f"Not the same for all strategies: {key} is {_by_value(values)}.")
+    seeds = {label: ", ".join(str(run.seed) for run in group) for label, group in groups}
+    if len(set(seeds.values())) > 1:
+        notes.append(f"Not the same seeds for all strategies: {_by_value(seeds)}.")
+    orders: dict[int, set[tuple[int, ...]]] = {}
+    for run in runs:
+        orders.setdefault(run.seed, set()).add(tuple(run.class_order))
+    if len(groups) > 1 and any(len(of_seed) > 1 for of_seed in orders.values()):
+        notes.append("Runs of the same seed have different class orders.")
+    versions = {f"{label} seed {run.seed}": run.version for label, group in groups for run in group}
+    if len(set(versions.values())) > 1:
+        notes.append(f"Made by different versions of clbench: {', '.join(sorted(set(versions.values())))}.")
+    if single := [label for label, group in groups if len(group) == 1]:
+        notes.append(f"One run says little, there is no standard deviation: {', '.join(single)}.")
+    names = {run.strategy_name for run in runs}
+    if "joint" not in names:
+        notes.append("No joint run: there is no upper reference, and intransigence is undefined.")
+    if "naive" not in names:
+        notes.append("No naive run: there is no lower reference.")
+    warned: dict[str, dict[str, list[int]]] = {}
+    for label, group in groups:
+        for run in group:
+            for text in run.warnings:
+                warned.setdefault(text, {}).setdefault(label, []).append(run.seed)
+    for text, where in warned.items():
+        who = "; ".join(f"{label}, seed {', '.join(map(str, seeds))}" for label, seeds in where.items())
+        notes.append(f"{text} ({who})")
+    return [_printable(note) for note in notes]
+
+
+def _protocol(run: Result) -> dict[str, Any]:
+    """Return the configuration fields beside the strategy that can change the numbers."""
+    return {k: v for k, v in run.config.items() if k not in NOT_IDENTITY | REPETITION | SHOWN}
+
+
+def _by_value(values: dict[str, str]) -> str:
+    """Return `5 (lwf), 1 (the others)`: the most frequent value is that of the others."""
+    labels: dict[str, list[str]] = {}
+    for label, value in values.items():
+        labels.setdefault(value, []).append(label)
+    *few, most = sorted(labels, key=lambda value: len(labels[value]))
+    parts = [f"{value} ({', '.join(labels[value])})" for value in few]
+    return ", ".join([*parts, f"{most} ({'the others' if len(labels[most]) > 1 else labels[most][0]})"])
+
+
+def _repetition(run: Result) -> tuple[int, tuple[int, ...]]:
+    return run.seed, tuple(run.class_order)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _printable(text: str) -> str:
+    """Return the text without line breaks, terminal codes and other characters that can't be seen."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _words(name: str) -> str:
+    return _printable(name).replace("_", " ").replace("|", "/")
+
+
+def _percent(value: float) -> str:
+    # Adding 0.0 turns a rounded -0.0 into 0.0.
+    return f"{round(100 * value, 1) + 0.0:.1f}"
+
+
+def _number(name: str, value: float) -> str:
+    if name in METRICS:
+        return _percent(value)
+    return f"{value:.1f}" if name.endswith("seconds") else f"{value:.0f}"
+
+
+def _cell(row: Row, name: str) -> str:
+    mean, sd, n = row.spread(name)
+    if mean is None:
+        return "-"
+    text = _number(name, mean)
+    # That a count is the same in every run needs no saying.
+    if sd is not None and (sd > 0 or name in METRICS):
+        text += f" ± {_number(name, sd)}"
+    return text if n == len(row.runs) else f"{text} (n={n})"
+
+
+def _is_best(part: Comparison, row: Row, name: str) -> bool:
+    """Tell whether the row is the best competitor in a metric, as printed: equal numbers are equally bold."""
+    if name not in METRICS or row.is_reference:
+        return False
+    means = {other.label: other.spread(name).mean for other in part.rows if not other.is_reference}
+    known = {label: mean for label, mean in means.items() if mean is not None}
+    if len(known) < 2 or row.label not in known:
+        return False
+    best = min(known.values()) if name in LOWER_IS_BETTER else max(known.values())
+    return _percent(known[row.label]) == _percent(best)
+
+
+def _mark(row: Row) -> str:
+    return " †" if row.is_reference else " ‡" if row.runs[0].strategy_name == "naive" else ""
+
+
+def _marks(part: Comparison) -> list[str]:
+    lines = []
+    if any(row.is_reference for row in part.rows):
+        lines += ["† a reference, not a competitor: it reads the data of all tasks.", ""]
+    if any(_mark(row) == " ‡" for row in part.rows):
+        lines += ["‡ the lower reference: training goes on with nothing against forgetting.", ""]
+    return lines
+
+
+def _markdown_table(part: Comparison, columns: list[tuple[str, str]]) -> list[str]:
+    """Return the lines of a table of those columns that any row has a number for."""
+    columns = [column for column in columns if any(row.spread(column[0]).n for row in part.rows)]
+    lines = [
+        "| strategy | family | n | " + " | ".join(title for _, title in columns) + " |",
+        "|---|---|---:|" + "---:|" * len(columns),
+    ]
+    for row in part.rows:
+        cells = []
+        for name, _ in columns:
+            cell = _cell(row, name)
+            cells.append(f"**{cell}**" if _is_best(part, row, name) else cell)
+        head = f"| {_code(row.label)}{_mark(row)} | {escape(row.runs[0].family)} | {len(row.runs)} | "
+        lines.append(head + " | ".join(cells) + " |")
+    return lines
+
+
+def _runs_line(row: Row, repetitions: list[tuple[int, tuple[int, ...]]]) -> str:
+    values = {
+        _repetition(run): numbers["average_accuracy"]
+        for run, numbers in zip(row.runs, row.numbers, strict=True)
+    }
+    cells = ["-" if (value := values.get(key)) is None else _percent(value) for key in repetitions]
+    return f"| {_code(row.label)}{_mark(row)} | " + " | ".join(cells) + " |"
+
+
+def _code(text: str) -> str:
+    """Return a name as Markdown code: in a table only the bar and the backtick could break out of it."""
+    return "`" + text.replace("`", "'").replace("|", "\\|") + "`"
+
+
+def escape(text: str) -> str:
+    """Return text that Markdown shows as it is."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>|$#" else c for c in _printable(text))
+
+
+def _terminal_table(part: Comparison) -> Table:
+    other: MatrixName = "task_aware" if part.headline == "class_incremental" else "class_incremental"
+    columns = [
+        ("average_accuracy", f"{MATRICES[part.headline]}".replace("incremental", "incr.") + "\naccuracy"),
+        (f"{other}_accuracy", f"{MATRICES[other]}".replace("incremental", "incr.") + "\naccuracy"),
+        ("average_incremental_accuracy", "average\nincremental"),
+        ("forgetting", "\nforgetting"),
+        ("learning_accuracy", "learning\naccuracy"),
+    ]
+    marks = " ".join(_marks(part)).strip()
+    table = Table(
+        title=Text(part.title),
+        caption=Text(
+            f"Percent, mean ± standard deviation (n-1) over n runs; the headline is the first column. {marks}"
+        ),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("\nstrategy", overflow="fold", min_width=18, max_width=28)
+    for _, title in columns:
+        table.add_column(title, justify="right")
+    for title in ("\nseconds", "extra\nkB", "\nn"):
+        table.add_column(title, justify="right")
+    for row in part.rows:
+        cells = [
+            # Without the spaces, seven columns fit on 100 characters.
+            Text(_cell(row, name).replace(" ± ", "±"), style="bold" if _is_best(part, row, name) else "") for name, _ in columns
+        ]
+        table.add_row(
+            Text(row.label + _mark(row), style="dim" if row.is_reference else ""),
+            *cells,
+            f"{row.spread('seconds').mean or 0:.1f}",
+            f"{(row.spread('extra_bytes').mean or 0) / 1000:.1f}",
+            str(len(row.runs)),
+        )
+    return table

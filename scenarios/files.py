@@ -1,0 +1,258 @@
+"""Readers of IDX (MNIST) and NPZ files; a damaged file is a ConfigError that names it.
+
+What a header claims is compared with the file before memory is asked for, and nothing is unpickled.
+"""
+
+import contextlib
+import gzip
+import math
+import os
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clbench.errors import ConfigError, unknown
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+IDX_UBYTE = 0x08
+DEFLATE_MAX_RATIO = 1032  # one deflate symbol emits at most 258 bytes from 2 bits
+
+
+class Raw(NamedTuple):
+    """What files hold: images uint8 [N, C, H, W], integer labels [N] as they stand, perhaps class names."""
+
+    x_train: NDArray[np.uint8]
+    y_train: NDArray[Any]
+    x_test: NDArray[np.uint8]
+    y_test: NDArray[Any]
+    class_names: tuple[str, ...] | None = None
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that can be used without swapping."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def require_memory(n_bytes: int, what: object) -> None:
+    """Raise ConfigError when `what` needs more bytes than there is memory."""
+    if n_bytes > (free := available_memory()):
+        raise ConfigError(f"{what} needs {n_bytes:,} bytes of memory, and {free:,} are available")
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: $CLBENCH_CACHE, else the user's cache folder."""
+    import platformdirs
+
+    return Path(os.environ.get("CLBENCH_CACHE") or platformdirs.user_cache_dir("clbench"))
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that appears at `path` only once it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with part.open("xb") as file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """Return the uint8 array of an IDX file, gzipped or not; the plain file is memory-mapped.
+
+    Raises ConfigError for a wrong magic number or number of dimensions, an empty set, missing or extra bytes.
+    Format: https://yann.lecun.com/exdb/mnist, "THE IDX FILE FORMAT".
+    """
+    header_bytes = 4 + 4 * dimensions
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            header = file.read(header_bytes)
+            if len(header) < header_bytes or header[:4] != bytes((0, 0, IDX_UBYTE, dimensions)):
+                raise ConfigError(
+                    f"{path} is not an IDX file of unsigned bytes with {dimensions} dimension(s):"
+                    f" it starts with {header[:4].hex(' ') or 'nothing'},"
+                    f" expected 00 00 {IDX_UBYTE:02x} {dimensions:02x} and {dimensions} sizes"
+                )
+            shape = tuple(int.from_bytes(header[i : i + 4], "big") for i in range(4, header_bytes, 4))
+            needed = math.prod(shape)
+            if needed == 0:
+                raise ConfigError(f"{path} is empty: its header gives the shape {shape}")
+            if not zipped:
+                _same_size(path, shape, needed, size - header_bytes)
+                return np.asarray(np.memmap(path, np.uint8, "r", header_bytes, shape))
+            if needed > size * DEFLATE_MAX_RATIO:
+                raise ConfigError(
+                    f"{path} claims the shape {shape}: {needed:,} bytes, which {size:,} can't hold"
+                )
+            require_memory(needed, path)
+            # One byte more than needed, so that the end of the stream is reached and its checksum compared.
+            data = file.read(needed + 1)
+            _same_size(path, shape, needed, len(data))
+            return np.frombuffer(data, np.uint8).reshape(shape)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
+
+
+def _same_size(path: Path, shape: tuple[int, ...], needed: int, found: int) -> None:
+    if found != needed:
+        problem = "is truncated" if found < needed else "has bytes left over"
+        raise ConfigError(
+            f"{path} {problem}: the shape {shape} needs {needed:,} bytes of data, it has {found:,}"
+        )
+
+
+def find_idx(folder: Path) -> list[Path | None]:
+    """Return the path in a folder of each of IDX_FILES, plain or gzipped, or None where it is missing."""
+    candidates = [(folder / name, folder / f"{name}.gz") for name in IDX_FILES]
+    return [next((path for path in pair if path.is_file()), None) for pair in candidates]
+
+
+def read_idx_folder(folder: Path) -> Raw | None:
+    """Return the set in MNIST's four IDX files, or None where one is missing; raises what read_idx raises."""
+    paths = [path for path in find_idx(folder) if path is not None]
+    if len(paths) < len(IDX_FILES):
+        return None
+    x_train, y_train, x_test, y_test = (
+        read_idx(path, dimensions) for path, dimensions in zip(paths, (3, 1, 3, 1), strict=True)
+    )
+    for images, labels, first in ((x_train, y_train, 0), (x_test, y_test, 2)):
+        if len(images) != len(labels):
+            raise ConfigError(
+                f"{paths[first]} has {len(images)} images but {paths[first + 1]} has {len(labels)} labels"
+            )
+    return Raw(x_train[:, None], y_train, x_test[:, None], y_test)
+
+
+def read_npz(path: Path) -> Raw:
+    """Return the set in an NPZ file: x_train, y_train, x_test, y_test and perhaps class_names.
+
+    Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; labels are integers [N]. Shapes and types are
+    checked from the headers; an uncompressed array is memory-mapped once its checksum agrees.
+    Raises ConfigError.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            for name in members:
+                if name not in (*ARRAYS, "class_names"):
+                    raise ConfigError(f"{path}: {unknown('array', name, (*ARRAYS, 'class_names'))}")
+            for name in ARRAYS:
+                if name not in members:
+                    raise ConfigError(f"{path} has no array {name!r}; it needs {', '.join(ARRAYS)}")
+            arrays = {name: _read_member(archive, path, name, info) for name, info in members.items()}
+        names = arrays["class_names"].astype(str).tolist() if "class_names" in arrays else None
+    except ConfigError:
+        raise
+    except Exception as error:  # zipfile and numpy raise almost anything on a damaged archive
+        raise ConfigError(f"{path} is not a readable NPZ file: {error or type(error).__name__}") from error
+    return Raw(
+        to_nchw(arrays["x_train"], f"{path}: x_train"),
+        check_labels(arrays["y_train"], f"{path}: y_train"),
+        to_nchw(arrays["x_test"], f"{path}: x_test"),
+        check_labels(arrays["y_test"], f"{path}: y_test"),
+        None if names is None else tuple(names),
+    )
+
+
+def _read_member(archive: zipfile.ZipFile, path: Path, name: str, info: zipfile.ZipInfo) -> NDArray[Any]:
+    what = f"{path}: {name}"
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        if version not in read_header:
+            raise ConfigError(f"{what} has the NPY format {version}; expected (1, 0) or (2, 0)")
+        shape, fortran_order, dtype = read_header[version](member)
+        header_bytes = member.tell()
+        _check_header(what, name, shape, dtype)
+        needed = math.prod(shape) * dtype.itemsize
+        found = info.file_size - header_bytes
+        if needed != found:
+            raise ConfigError(f"{what} claims the shape {shape}: {needed:,} bytes, but has {found:,}")
+        order: Any = "F" if fortran_order else "C"
+        if info.compress_type != zipfile.ZIP_STORED:
+            require_memory(needed, what)
+            data = np.frombuffer(member.read(), np.uint8)
+            return data.view(dtype).reshape(shape, order=order)
+    with path.open("rb") as file:  # the local header repeats the name, and its extra field differs in length
+        file.seek(info.header_offset + 26)
+        lengths = file.read(4)
+        start = file.tell() + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2))
+    region = np.asarray(np.memmap(path, np.uint8, "r", start, (info.file_size,)))
+    if zlib.crc32(region.data) != info.CRC:
+        raise ConfigError(f"{what} is damaged: its checksum is wrong")
+    return region[header_bytes:].view(dtype).reshape(shape, order=order)
+
+
+def _check_header(what: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if name == "class_names":
+        if dtype.kind not in "US" or len(shape) != 1 or dtype.itemsize == 0:
+            raise ConfigError(f"{what} is {dtype} with the shape {shape}; expected one string for each class")
+    elif name.startswith("x"):
+        check_images(what, shape, dtype)
+    else:
+        _check_label_type(what, shape, dtype)
+
+
+def check_images(what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Return whether the channels come last; raise ConfigError for what can't be uint8 images."""
+    if dtype != np.uint8:
+        hint = "; scale to 0..255 and round first" if dtype.kind == "f" else ""
+        raise ConfigError(f"{what} is {dtype}; expected uint8 images{hint}")
+    if len(shape) not in (3, 4):
+        raise ConfigError(f"{what} has the shape {shape}; expected [N, H, W], [N, H, W, C] or [N, C, H, W]")
+    if 0 in shape:
+        raise ConfigError(f"{what} is empty: its shape is {shape}")
+    if len(shape) == 3:
+        return False
+    first, last = shape[1] in (1, 3), shape[3] in (1, 3)
+    if first == last:
+        problem = (
+            "both axis 1 and axis 3 could be the channels"
+            if first
+            else "neither axis 1 nor axis 3 has 1 or 3"
+        )
+        raise ConfigError(f"{what} has the shape {shape}: {problem}; expected 1 or 3 channels, first or last")
+    return last
+
+
+def to_nchw(images: NDArray[Any], what: str) -> NDArray[np.uint8]:
+    """Return a view [N, C, H, W] of images [N, H, W], [N, H, W, C] or [N, C, H, W]; raises ConfigError."""
+    channels_last = check_images(what, images.shape, images.dtype)
+    if images.ndim == 3:
+        return images[:, None]
+    return images.transpose(0, 3, 1, 2) if channels_last else images
+
+
+def _check_label_type(what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in "iu":
+        raise ConfigError(f"{what} is {dtype}; expected integer labels")
+    if len(shape) != 1:
+        raise ConfigError(f"{what} has the shape {shape}; expected one label for each image, [N]")
+
+
+def check_labels(labels: NDArray[Any], what: str) -> NDArray[Any]:
+    """Return the labels unchanged; raise ConfigError where they are not integers [N]."""
+    _check_label_type(what, labels.shape, labels.dtype)
+    return labels

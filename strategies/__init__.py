@@ -1,0 +1,1 @@
+"""Strategies: one file a method, found through the entry points of the group clbench.strategies."""

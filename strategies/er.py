@@ -1,0 +1,38 @@
+"""Experience replay: Chaudhry et al. 2019, arXiv:1902.10486."""
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from clbench.batches import Batch
+from clbench.strategy import Strategy
+
+
+class ER(Strategy):
+    """Beside each batch of the task, draw a second one from the memory; both count in proportion to their size.
+
+    share: part of the images of a step that come from the memory, so share / (1 - share) images per current one.
+    """
+
+    family = "replay"
+    paper = "Chaudhry et al. 2019, arXiv:1902.10486"
+    memory_use: ClassVar[Literal["joined", "replayed", "none"]] = "replayed"
+    needs_memory = True
+    memory_policy = "reservoir"
+
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy over current and replayed samples."""
+        replayed = self.replay(round(len(batch) * self.share / (1 - self.share)))
+        if replayed is None:
+            return {"classification": self.classification_loss(self.model(batch.images), batch)}
+        n, m = len(batch), len(replayed)
+        # One forward pass, so that batch norm sees both.
+        logits = self.model(torch.cat([batch.images, replayed.images]))
+        return {
+            "classification": self.classification_loss(logits[:n], batch) * (n / (n + m)),
+            "replay": self.classification_loss(logits[n:], replayed) * (m / (n + m)),
+        }

@@ -1,0 +1,86 @@
+"""Elastic weight consolidation: Kirkpatrick et al. 2017, arXiv:1612.00796; online: Schwarz et al. 2018, arXiv:1805.06370."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from clbench.importance import fisher_diagonal, quadratic_penalty
+from clbench.scenario import Task
+from clbench.strategy import Strategy, Strength
+
+
+class EWC(Strategy):
+    """penalty = strength / 2 * sum_k sum_i F_k,i (w_i - w*_k,i)^2, F_k the diagonal Fisher information after task k.
+
+    mode: "separate" keeps a penalty for every task; "online" one, around the latest weights, of a Fisher that
+    decays: F <- decay * F + F_k. fisher_labels: labels that are true ("empirical"), drawn from the model ("sampled"),
+    or the expectation over all of them ("exact"). fisher_samples: at most so many, the whole task by default.
+    """
+
+    family = "regularisation"
+    paper = "Kirkpatrick et al. 2017, arXiv:1612.00796"
+
+    strength: Strength = 100.0
+    mode: Literal["separate", "online"] = "separate"
+    decay: Annotated[float, Field(ge=0, le=1)] = 1.0
+    fisher_labels: Literal["empirical", "sampled", "exact"] = "empirical"
+    fisher_samples: Annotated[int, Field(ge=1)] | None = None
+
+    def begin_task(self, task: Task) -> None:
+        """Before the first task nothing is important."""
+        if task.index == 0:
+            self.importance: dict[str, Tensor] = {}
+            self.anchor: dict[str, Tensor] = {}
+            self.offset = 0.0
+
+    def penalty(self) -> Tensor | None:
+        """The quadratic penalty around the weights of earlier tasks."""
+        if not self.importance or not self.strength:
+            return None
+        parameters = dict(self.model.named_parameters())
+        distance = quadratic_penalty(parameters, self.importance, self.anchor)
+        return self.strength / 2 * (distance + self.offset)
+
+    def end_task(self, task: Task) -> None:
+        """Add the task's Fisher information, and move the anchor.
+
+        Separate penalties merge without loss: A (w - a)^2 + F (w - v)^2 = (A + F) (w - m)^2 + A F / (A + F) (a - v)^2,
+        with m = (A a + F v) / (A + F). So a step costs the same after any number of tasks.
+        """
+        fisher = self._fisher(task)
+        for name, value in self.model.named_parameters():
+            now, new = value.detach().clone(), fisher[name]
+            if self.mode == "online" or name not in self.importance:
+                old = grown(self.importance[name], new) if name in self.importance else torch.zeros_like(new)
+                self.importance[name], self.anchor[name] = self.decay * old + new, now
+                continue
+            old, anchor = grown(self.importance[name], new), grown(self.anchor[name], now)
+            total = old + new
+            weight = torch.where(total > 0, new / total, 0.5)
+            self.offset += float((old * weight * (anchor - now) ** 2).sum())
+            self.importance[name], self.anchor[name] = total, torch.lerp(anchor, now, weight)
+
+    def _fisher(self, task: Task) -> dict[str, Tensor]:
+        data = task.train
+        if self.fisher_samples is not None:
+            chosen = torch.randperm(len(data), generator=self.rng("samples"))[: self.fisher_samples]
+            data = data.subset(chosen)
+        total: dict[str, Tensor] = {}
+        generator = self.rng("labels")
+        for batch in self.passes(data):
+            part = fisher_diagonal(
+                self.model, batch.images, batch.labels,
+                label_mode=self.fisher_labels, active=batch.active, generator=generator,
+            )  # fmt: skip
+            share = len(batch) / len(data)
+            total = {name: share * value + total.get(name, 0.0) for name, value in part.items()}
+        return total
+
+
+def grown(value: Tensor, like: Tensor) -> Tensor:
+    """Pad the rows that a parameter has gained since with zeros: nothing is known of them."""
+    padded = torch.zeros_like(like)
+    padded[: len(value)] = value
+    return padded

@@ -1,0 +1,9 @@
+"""Naive fine-tuning: the lower reference line."""
+
+from clbench.strategy import Strategy
+
+
+class Naive(Strategy):
+    """Go on training on each new task as if it were the first; with a memory, on the task and its exemplars."""
+
+    family = "reference"
