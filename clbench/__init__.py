@@ -27,7 +27,17 @@ _HOMES = {
     "Stage": "strategy",
     "Strategy": "strategy",
 }
-_MODULES = ("augment", "importance", "losses", "memory", "metrics", "models", "reports", "scenarios", "statistics")
+_MODULES = (
+    "augment",
+    "importance",
+    "losses",
+    "memory",
+    "metrics",
+    "models",
+    "reports",
+    "scenarios",
+    "statistics",
+)
 
 __all__ = [
     "ConfigError",

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clbench.errors import ConfigError, unknown
+from clbench.registry import explain
 
 Setting = Literal["class", "task", "domain"]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -74,9 +75,7 @@ class RunConfig(BaseModel):
     lr: Annotated[float, Field(gt=0)] = Field(default=0.1, description="learning rate")
     momentum: Share = Field(default=0.0, description="momentum of sgd")
     weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight decay")
-    decay_head: bool = Field(
-        default=True, description="weight decay also on the head, so on rows of old classes too"
-    )
+    decay_head: bool = Field(default=True, description="weight decay also on the head, so on rows of old classes too")
     optimizer_state: Literal["reset", "keep"] = Field(
         default="reset", description="what becomes of momentum and Adam statistics between tasks"
     )
@@ -164,19 +163,4 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig(**values)
     except ValidationError as error:
-        raise ConfigError(explain(error)) from None
-
-
-def explain(error: ValidationError) -> str:
-    """Return the first problem of a pydantic error as a sentence: the field, the value, what is accepted."""
-    first = error.errors()[0]
-    if not first["loc"]:
-        return str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
-    name = str(first["loc"][0])
-    accepted = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{name}={_short(first['input'])}: {accepted} is accepted"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        raise ConfigError(explain(error, values)) from None

@@ -38,9 +38,7 @@ class Evaluation:
         if counts is None:
             return [None] * len(self.totals)
         right, total = counts.sum(1).tolist(), self.totals.sum(1).tolist()
-        return [
-            r / t if defined else None for r, t, defined in zip(right, total, self.defined[matrix], strict=True)
-        ]
+        return [r / t if defined else None for r, t, defined in zip(right, total, self.defined[matrix], strict=True)]
 
     def correct(self, classifier: str, matrix: str) -> list[dict[str, int] | None]:
         """Return for each task how many test images of each original class were right."""
@@ -62,9 +60,7 @@ def evaluate(strategy: Strategy, context: Context, after: int) -> Evaluation:
     n_tasks, n_classes = len(scenario.tasks), len(scenario.class_names)
     seen = scenario.seen_outputs(after)
     existing = strategy.model.head.out_features
-    totals = torch.stack(
-        [torch.bincount(task.test.classes, minlength=n_classes) for task in scenario.tasks]
-    )
+    totals = torch.stack([torch.bincount(task.test.classes, minlength=n_classes) for task in scenario.tasks])
     # class-incremental: the outputs of a task that is yet to come do not compete, so the cell is not defined.
     defined = {
         "class_incremental": [task.outputs.stop <= seen for task in scenario.tasks],

@@ -144,8 +144,8 @@ def quadratic_penalty(
         if not current.shape == weight.shape == anchor[name].shape:
             shapes = [tuple(tensors[name].shape) for tensors in (parameters, importance, anchor)]
             raise ConfigError(
-                f"parameter {name!r} has shape {shapes[0]}, its importance {shapes[1]} and its anchor {shapes[2]}; "
-                "accepted: equal shapes, or more rows in the parameter"
+                f"parameter {name!r} has shape {shapes[0]}, its importance {shapes[1]} and its anchor "
+                f"{shapes[2]}; accepted: equal shapes, or more rows in the parameter"
             )
         weights.append(current)
     if not weights:

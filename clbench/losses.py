@@ -54,9 +54,7 @@ def distillation(
     if temperature <= 0:
         raise ConfigError(f"distillation temperature {temperature:g}; accepted: above 0")
     if student_logits.shape[1] < n_old:
-        raise ConfigError(
-            f"a student of {student_logits.shape[1]} outputs can't learn from a teacher of {n_old}"
-        )
+        raise ConfigError(f"a student of {student_logits.shape[1]} outputs can't learn from a teacher of {n_old}")
     student = _full_precision(student_logits[:, :n_old]) / temperature
     teacher = _full_precision(teacher_logits.detach()) / temperature
     loss = student.new_zeros(())

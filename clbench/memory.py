@@ -112,9 +112,7 @@ class Memory(ABC):
         """Return the number of stored samples of each class offered so far, in order of appearance."""
         return {original: int((self.classes == original).sum()) for original in self.seen}
 
-    def update(
-        self, ids: Tensor, classes: Tensor, generator: torch.Generator, features: Tensor | None = None
-    ) -> None:
+    def update(self, ids: Tensor, classes: Tensor, generator: torch.Generator, features: Tensor | None = None) -> None:
         """Offer samples: `ids` and original `classes` int64 [n], `features` [n, d] for herding.
 
         `generator` is a CPU generator. Raises ConfigError, and leaves the memory as it was, for tensors
@@ -129,9 +127,7 @@ class Memory(ABC):
         if len(ids) == 0:
             return
         originals, inverse = torch.unique(classes, return_inverse=True)
-        first = torch.full_like(originals, len(ids)).scatter_reduce(
-            0, inverse, torch.arange(len(ids)), "amin"
-        )
+        first = torch.full_like(originals, len(ids)).scatter_reduce(0, inverse, torch.arange(len(ids)), "amin")
         n_new = inverse.bincount().tolist()
         seen = dict(self.seen)
         for index in first.argsort().tolist():
@@ -242,9 +238,7 @@ class _QuotaMemory(Memory):
         self.classes = torch.cat([self.classes, classes])[order]
 
     @abstractmethod
-    def _keys(
-        self, groups: Tensor, quota: Tensor, generator: torch.Generator, features: Tensor | None
-    ) -> Tensor:
+    def _keys(self, groups: Tensor, quota: Tensor, generator: torch.Generator, features: Tensor | None) -> Tensor:
         """Return the samples' keys within their class, int64 [n] in 0.._KEYS-1."""
 
 
@@ -253,9 +247,7 @@ class RandomMemory(_QuotaMemory):
 
     streaming = False
 
-    def _keys(
-        self, groups: Tensor, quota: Tensor, generator: torch.Generator, features: Tensor | None
-    ) -> Tensor:
+    def _keys(self, groups: Tensor, quota: Tensor, generator: torch.Generator, features: Tensor | None) -> Tensor:
         return torch.randint(_KEYS, groups.shape, generator=generator)
 
 
@@ -279,19 +271,13 @@ class HerdingMemory(_QuotaMemory):
     streaming = False
     needs_features = True
 
-    def _keys(
-        self, groups: Tensor, quota: Tensor, generator: torch.Generator, features: Tensor | None
-    ) -> Tensor:
+    def _keys(self, groups: Tensor, quota: Tensor, generator: torch.Generator, features: Tensor | None) -> Tensor:
         if features is None or len(features) != len(groups):
             got = "none" if features is None else f"{len(features)} rows"
-            raise ConfigError(
-                f"a herded memory got {len(groups)} samples and {got} of features; accepted: one each"
-            )
+            raise ConfigError(f"a herded memory got {len(groups)} samples and {got} of features; accepted: one each")
         if int(groups.min()) < len(self.seen):
             again = list(self.seen)[int(groups.min())]
-            raise ConfigError(
-                f"class {again} was offered to a herded memory before; accepted: each class once"
-            )
+            raise ConfigError(f"class {again} was offered to a herded memory before; accepted: each class once")
         keys = torch.full_like(groups, _KEYS - 1)
         for group in torch.unique(groups).tolist():
             members = (groups == group).nonzero()[:, 0]

@@ -80,13 +80,9 @@ def completed(R: npt.ArrayLike) -> Floats:
     try:
         matrix = np.asarray(R, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ConfigError(
-            "the accuracy matrix has rows of different lengths or entries that are no numbers"
-        ) from None
+        raise ConfigError("the accuracy matrix has rows of different lengths or entries that are no numbers") from None
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
-        raise ConfigError(
-            f"the accuracy matrix has shape {matrix.shape}; accepted: [T, T] with at least one task"
-        )
+        raise ConfigError(f"the accuracy matrix has shape {matrix.shape}; accepted: [T, T] with at least one task")
     _check_range("the accuracy matrix", matrix)
     complete = [k for k in range(len(matrix)) if not np.isnan(matrix[k, : k + 1]).any()]
     steps = complete[-1] + 1 if complete else 0
@@ -263,18 +259,14 @@ def worst_case_accuracy(R: npt.ArrayLike, minima: npt.ArrayLike) -> float | None
     return None if lowest is None else float(matrix[-1, -1]) / steps + (1 - 1 / steps) * lowest
 
 
-def confusion_matrix(
-    targets: npt.ArrayLike, predictions: npt.ArrayLike, n_classes: int
-) -> npt.NDArray[np.int64]:
+def confusion_matrix(targets: npt.ArrayLike, predictions: npt.ArrayLike, n_classes: int) -> npt.NDArray[np.int64]:
     """Return int64 [n_classes, n_classes]: how many samples of class (row) were predicted as class (column).
 
     Raises ConfigError where the two differ in length or hold anything but integers in 0..n_classes-1.
     """
     rows, columns = np.asarray(targets), np.asarray(predictions)
     if rows.shape != columns.shape or rows.ndim != 1:
-        raise ConfigError(
-            f"targets of shape {rows.shape} and predictions of shape {columns.shape}; accepted: both [n]"
-        )
+        raise ConfigError(f"targets of shape {rows.shape} and predictions of shape {columns.shape}; accepted: both [n]")
     for name, values in (("targets", rows), ("predictions", columns)):
         if values.size and (values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= n_classes):
             raise ConfigError(f"{name} hold values other than the classes 0..{n_classes - 1}")
@@ -297,9 +289,7 @@ def _minima(R: npt.ArrayLike, minima: npt.ArrayLike) -> Floats:
 def _accuracies(name: str, values: npt.ArrayLike, length: int) -> Floats:
     vector = np.asarray(values, dtype=np.float64)
     if vector.shape != (length,):
-        raise ConfigError(
-            f"{name} has shape {vector.shape}; accepted: [{length}] beside this accuracy matrix"
-        )
+        raise ConfigError(f"{name} has shape {vector.shape}; accepted: [{length}] beside this accuracy matrix")
     _check_range(name, vector)
     return vector
 
@@ -316,9 +306,7 @@ def _sizes(values: npt.ArrayLike, length: int) -> Floats:
 def _check_range(name: str, values: Floats) -> None:
     outside = values[(values < 0) | (values > 1)]
     if outside.size:
-        raise ConfigError(
-            f"{name} holds {outside[0]:g}; accepted: accuracies in [0, 1], NaN where not evaluated"
-        )
+        raise ConfigError(f"{name} holds {outside[0]:g}; accepted: accuracies in [0, 1], NaN where not evaluated")
 
 
 def _mean(values: Iterable[float | None], weights: Iterable[float] | None = None) -> float | None:

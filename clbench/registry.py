@@ -13,9 +13,7 @@ from clbench.errors import ConfigError, unknown
 
 def natural_sorted(names: Iterable[str]) -> list[str]:
     """Sort names with their digit runs compared as numbers: `task2` comes before `task10`."""
-    return sorted(
-        names, key=lambda name: ([int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)], name)
-    )
+    return sorted(names, key=lambda name: ([int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)], name))
 
 
 def entry_point_names(group: str) -> list[str]:
@@ -96,9 +94,7 @@ def options_model(name: str, fields: Mapping[str, tuple[Any, Any]]) -> type[pyda
     return model
 
 
-def validate_options(
-    model: type[pydantic.BaseModel], values: Mapping[str, object], *, owner: str
-) -> dict[str, object]:
+def validate_options(model: type[pydantic.BaseModel], values: Mapping[str, object], *, owner: str) -> dict[str, object]:
     """Return all options of a model, the defaults filled in; `owner` ("lwf") begins each error.
 
     Text is read as from a command line ("0.5", "true", "none", "4,3,3" or "400-400" for a list of int);
@@ -107,18 +103,25 @@ def validate_options(
     for key in values:
         if key not in model.model_fields:
             raise unknown(f"option of {owner}", key, model.model_fields)
-    given = {key: _convert(model.model_fields[key].annotation, value) for key, value in values.items()}
+    given = {key: read_text(model.model_fields[key].annotation, value) for key, value in values.items()}
     try:
         return dict(model.model_validate(given))
     except pydantic.ValidationError as error:
-        problems = error.errors(include_url=False)
+        raise ConfigError(f"{owner}: {explain(error, values)}") from None
+
+
+def explain(error: pydantic.ValidationError, values: Mapping[str, object]) -> str:
+    """Return the first problem of a validation as a sentence: the option, the value given, what is accepted."""
+    problems = error.errors(include_url=False)
+    if not problems[0]["loc"]:
+        return problems[0]["msg"].removeprefix("Value error, ")
     option = str(problems[0]["loc"][0])
     if problems[0]["type"] == "missing":
-        raise ConfigError(f"{owner}: {option} is required")
+        return f"{option} is required"
     accepted = " or ".join(dict.fromkeys(_accepted(p) for p in problems if p["loc"][0] == option))
     value = values.get(option, problems[0]["input"])
     shown = value if isinstance(value, str) and value.isprintable() else repr(value)
-    raise ConfigError(f"{owner}: {option}={shown} given, {accepted} accepted")
+    return f"{option}={shown if len(shown) <= 60 else shown[:57] + '...'} given, {accepted} accepted"
 
 
 def _accepted(problem: Any) -> str:
@@ -130,21 +133,21 @@ def _accepted(problem: Any) -> str:
     return message + (" for each entry" if any(isinstance(place, int) for place in problem["loc"]) else "")
 
 
-def _convert(annotation: Any, value: object) -> object:
+def read_text(annotation: Any, value: object) -> object:
     """Read text as the annotated type where it can be; everything else is left for the strict validation."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _convert(arguments[0], value)
+        return read_text(arguments[0], value)
     if origin in (Union, types.UnionType):
         if isinstance(value, str) and value.lower() == "none" and types.NoneType in arguments:
             return None
-        converted = (_convert(argument, value) for argument in arguments)
+        converted = (read_text(argument, value) for argument in arguments)
         return next((result for result in converted if result is not value), value)
     if origin in (list, tuple):
         # JSON and TOML know lists only, and a Python caller may have a tuple: both say the same.
         entries = _split(arguments, value) if isinstance(value, str) else value
         if isinstance(entries, (list, tuple)):
-            return origin(_convert(arguments[0], e) if isinstance(value, str) else e for e in entries)
+            return origin(read_text(arguments[0], e) if isinstance(value, str) else e for e in entries)
         return value
     if not isinstance(value, str):
         return value

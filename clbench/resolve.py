@@ -7,15 +7,23 @@ from typing import Any
 
 from clbench.config import EXCLUSIVE, RunConfig, make_config
 from clbench.errors import ConfigError, unknown
-from clbench.registry import entry_point_names, load_entry_point, parse_spec
-from clbench.registry import _convert as read_text
+from clbench.registry import entry_point_names, load_entry_point, parse_spec, read_text
 from clbench.scenario import Scenario, ScenarioSpec
 from clbench.strategy import Strategy
 
 # Classes handed over in Python, by the name their runs carry.
 _given: dict[str, type[Strategy]] = {}
 # Fields that no strategy's brackets can set: they say what is compared, not how a strategy trains.
-_SHARED = {"scenario", "strategy", "strategy_options", "label", "data_fingerprint", "seed", "data_root", "offline"}
+_SHARED = {
+    "scenario",
+    "strategy",
+    "strategy_options",
+    "label",
+    "data_fingerprint",
+    "seed",
+    "data_root",
+    "offline",
+}
 
 
 def strategy_class(name: str) -> type[Strategy]:
@@ -30,7 +38,9 @@ def strategy_class(name: str) -> type[Strategy]:
 
 def scenario_spec(name: str) -> ScenarioSpec:
     """Return a scenario by its registered name, or that of an .npz file or a folder of images."""
-    if name not in entry_point_names("clbench.scenarios") and (name.endswith(".npz") or os.sep in name or Path(name).is_dir()):
+    if name not in entry_point_names("clbench.scenarios") and (
+        name.endswith(".npz") or os.sep in name or Path(name).is_dir()
+    ):
         from clbench.scenarios.splits import spec_of_files
 
         return spec_of_files(name)
@@ -40,9 +50,7 @@ def scenario_spec(name: str) -> ScenarioSpec:
     return loaded
 
 
-def resolve(
-    scenario: "str | Scenario", strategy: "str | type[Strategy]", options: Mapping[str, Any]
-) -> RunConfig:
+def resolve(scenario: "str | Scenario", strategy: "str | type[Strategy]", options: Mapping[str, Any]) -> RunConfig:
     """Return the complete config of one run: what was asked for, over the scenario's preset, over the defaults.
 
     `strategy` may carry options in brackets, its own and training ones: `er[memory_size=500,share=0.25]`.
@@ -82,7 +90,7 @@ def resolve(
     values |= {
         "scenario": scenario.name if isinstance(scenario, Scenario) else scenario,
         "strategy": name,
-        "strategy_options": cls.validate(own),
+        "strategy_options": cls.validate(own, name),
         "label": values.get("label") or label,
     }
     if cls.memory_use == "none" and (values.get("memory_size") or values.get("memory_per_class")):
@@ -91,7 +99,9 @@ def resolve(
         values.setdefault("memory_policy", cls.memory_policy)
     if values.get("memory_policy") == "reservoir" and values.get("memory_per_class"):
         raise ConfigError("memory_policy='reservoir' has no quota per class; give memory_size, or another policy")
-    values.setdefault("threads", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    values.setdefault(
+        "threads", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     config = make_config(values)
     if config.setting not in cls.settings:
         raise ConfigError(
@@ -136,7 +146,18 @@ def _trainable_fields() -> list[str]:
 
 
 def _refuse_scenario_fields(asked: Mapping[str, Any]) -> None:
-    fields = ("setting", "tasks", "task_sizes", "class_order", "class_order_seed", "limit", "validation", "image_size")
+    fields = (
+        "setting",
+        "tasks",
+        "task_sizes",
+        "class_order",
+        "class_order_seed",
+        "limit",
+        "validation",
+        "image_size",
+    )
     for name in fields:
         if name in asked:
-            raise ConfigError(f"{name}={asked[name]!r} is part of the scenario that was handed over; give it to split()")
+            raise ConfigError(
+                f"{name}={asked[name]!r} is part of the scenario that was handed over; give it to split()"
+            )

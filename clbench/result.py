@@ -189,9 +189,7 @@ class Result:
         if not isinstance(version, int):
             raise ConfigError(f"{file}: not a run of clbench: a run.json with a schema_version is accepted")
         if version != SCHEMA_VERSION:
-            raise ConfigError(
-                f"{file}: schema_version={version} is of another clbench; {SCHEMA_VERSION} is accepted"
-            )
+            raise ConfigError(f"{file}: schema_version={version} is of another clbench; {SCHEMA_VERSION} is accepted")
         try:
             return cls(record)
         except ValidationError as error:
@@ -296,9 +294,7 @@ class Result:
     def classifiers(self) -> dict[str, Matrices]:
         """The accuracies of each classifier of the strategy by its name, the headline one first."""
         named = {self.headline_classifier: self._run.accuracy} | {
-            name: accuracies
-            for name, accuracies in self._run.classifiers.items()
-            if name != self.headline_classifier
+            name: accuracies for name, accuracies in self._run.classifiers.items() if name != self.headline_classifier
         }
         return {name: self._matrices(accuracies) for name, accuracies in named.items()}
 
@@ -415,10 +411,7 @@ class Result:
         columns = ("task", "stage", "epoch", "steps", "lr", "seconds", "images")
         return _csv(
             (*columns, *(f"loss_{term}" for term in terms)),
-            (
-                (*(getattr(entry, c) for c in columns), *(entry.losses.get(t) for t in terms))
-                for entry in entries
-            ),
+            ((*(getattr(entry, c) for c in columns), *(entry.losses.get(t) for t in terms)) for entry in entries),
         )
 
     def _matrices(self, accuracies: _Accuracies) -> Matrices:

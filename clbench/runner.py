@@ -88,9 +88,7 @@ def execute(
         if found is not None and found.status == "done":
             return found
         if found is not None and not resume:
-            raise ConfigError(
-                f"{folder.path} holds an unfinished run; --resume continues it, --force begins it again"
-            )
+            raise ConfigError(f"{folder.path} holds an unfinished run; --resume continues it, --force begins it again")
         return _Run(config, scenario, strategy, folder, observer or Observer()).go()
 
 
@@ -110,9 +108,7 @@ class _Run:
         strategy.model = new_model(self.context, 0)
         if config.memory_budget:
             assert config.memory_policy is not None
-            strategy.memory = MEMORIES[config.memory_policy](
-                size=config.memory_size, per_class=config.memory_per_class
-            )
+            strategy.memory = MEMORIES[config.memory_policy](size=config.memory_size, per_class=config.memory_per_class)
         self.record = new_record(config, scenario, strategy)
 
     def go(self) -> Result:
@@ -157,7 +153,6 @@ class _Run:
         for stage in strategy.stages(view):
             n_train = max(n_train, len(stage.data))
             epochs += self.trainer.fit(stage, after_step=self._after_step, after_epoch=self._after_epoch)
-            self.observer.epoch(epochs[-1]) if epochs else None
         trained = time.perf_counter()
         self._fill_memory(view)
         strategy.end_task(view)
@@ -189,7 +184,8 @@ class _Run:
         if isinstance(every, int) and progress.step % every == 0:
             self._evaluate_midway()
 
-    def _after_epoch(self) -> None:
+    def _after_epoch(self, record: dict[str, Any]) -> None:
+        self.observer.epoch(record)
         if self.config.eval_every == "epoch":
             self._evaluate_midway()
 
@@ -256,9 +252,7 @@ class _Run:
                 features = torch.cat([strategy.features(b.images).float().cpu() for b in strategy.passes(task.train)])
         memory.update(ids, classes, generator, features)
 
-    def _log_task(
-        self, task: int, n_train: int, epochs: list[dict[str, Any]], seconds: dict[str, float]
-    ) -> None:
+    def _log_task(self, task: int, n_train: int, epochs: list[dict[str, Any]], seconds: dict[str, float]) -> None:
         record, memory = self.record, self.strategy.memory
         counts = memory.counts() if memory is not None else {}
         record["training"] += epochs
@@ -319,7 +313,7 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> dic
             "name": config.strategy,
             "label": config.label,
             "family": kind.family,
-            "reference": kind.family == "reference",
+            "reference": kind.data_access == "all",
             "data_access": kind.data_access,
             "options": config.strategy_options,
             "paper": kind.paper,

@@ -39,7 +39,9 @@ class RunFolder:
         except Timeout:
             raise ConfigError(f"{self.path} is in use by another process; wait for it or name another folder") from None
         except OSError as error:
-            raise ConfigError(f"{self.path}: {error.strerror or error}; a folder that can be written is accepted") from None
+            raise ConfigError(
+                f"{self.path}: {error.strerror or error}; a folder that can be written is accepted"
+            ) from None
         try:
             yield
         finally:

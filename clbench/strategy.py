@@ -110,9 +110,9 @@ class Strategy:
         self.__dict__.update(self.validate(options))
 
     @classmethod
-    def validate(cls, options: Mapping[str, object]) -> dict[str, Any]:
+    def validate(cls, options: Mapping[str, object], name: str | None = None) -> dict[str, Any]:
         """Return all hyper-parameters with defaults filled in; raises ConfigError for what isn't accepted."""
-        return validate_options(cls._options, options, owner=cls.__name__)
+        return validate_options(cls._options, options, owner=name or cls.__name__)
 
     # The hooks, in the order in which the engine calls them.
 
@@ -163,7 +163,7 @@ class Strategy:
 
     @property
     def setting(self) -> str:
-        """"class", "task" or "domain"."""
+        """ "class", "task" or "domain"."""
         return self._context.scenario.setting
 
     @property
@@ -209,9 +209,7 @@ class Strategy:
         ids = self.memory.sample(n, self.rng("replay"))
         p = self.progress
         p.replayed += n
-        return self._context.pipeline.batch(
-            ids, self._active(ids), ("replay", p.task, p.stage, p.epoch, p.step)
-        )
+        return self._context.pipeline.batch(ids, self._active(ids), ("replay", p.task, p.stage, p.epoch, p.step))
 
     def passes(self, data: ImageSet) -> Iterator[Batch]:
         """Walk over samples in order, in large batches without augmentation."""
@@ -260,9 +258,7 @@ class Strategy:
 def new_model(context: Context, task: int) -> Network:
     """Return a model as initialised by the stream of `task` or by given weights, on the device, without outputs."""
     config = context.config
-    model = build_model(
-        config.model, context.scenario.image_shape, stream_seed(config.seed, "initialisation", task)
-    )
+    model = build_model(config.model, context.scenario.image_shape, stream_seed(config.seed, "initialisation", task))
     if config.weights is not None:
         load_backbone(model, config.weights)
     return model.to(context.device)

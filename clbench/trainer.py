@@ -32,7 +32,7 @@ class Trainer:
         stage: Stage,
         *,
         after_step: Callable[[float | None], None] = lambda loss: None,
-        after_epoch: Callable[[], None] = lambda: None,
+        after_epoch: Callable[[Record], None] = lambda record: None,
     ) -> list[Record]:
         """Fit one stage and return a record per epoch; raises RunError when the loss is no longer finite.
 
@@ -51,7 +51,7 @@ class Trainer:
         records: list[Record] = []
         while (epochs is None or progress.epoch < epochs) and (steps is None or progress.step < steps):
             records.append(self._epoch(stage, optimizer, trained, rows, steps, after_step))
-            after_epoch()
+            after_epoch(records[-1])
             progress.epoch += 1
         if config.optimizer_state == "keep":
             self._keep(optimizer, trained)
@@ -243,7 +243,6 @@ def train_mode(module: nn.Module, trained: set[int]) -> None:
             following = any(p in trained for p in own)
         if own or not list(layer.children()):
             layer.training = following
-
 
 
 def _grown(value: Tensor, parameter: nn.Parameter) -> Tensor:

@@ -25,6 +25,8 @@ HATCHES = ("", "///", "...", "\\\\\\", "xx", "--", "oo", "++")
 # Dashes are for the references alone.
 LINES = ("-", (0, (5, 1, 1, 1)), (0, (1, 1)))
 LONGEST_NAME = 28
+# Up to so many tasks, the cells of a matrix have room for their numbers.
+NUMBERED = 10
 
 STYLE: dict[str, Any] = {
     "font.size": 9,
@@ -42,30 +44,32 @@ STYLE: dict[str, Any] = {
 def accuracy_matrices(part: Comparison) -> "Figure":
     """Draw the headline accuracy matrix of each strategy, its mean over the runs, as a heat map."""
     n_tasks = len(part.task_sizes)
-    size = min(max(0.36 * n_tasks, 1.7), 3.6)
+    size = max(0.3 * n_tasks, 1.7) if n_tasks <= NUMBERED else 2.6
     figure, axes = _panels(part, width=size + 0.35, height=size + 0.55)
-    figure.suptitle(_label(f"{part.title}: {MATRICES[part.headline]} accuracy (%)", 90))
+    _title(figure, part)
     image = None
-    for row, panel in zip(part.rows, axes, strict=False):
+    for row, name, panel in zip(part.rows, _names(part), axes, strict=True):
         mean = 100 * _mean_matrix(row)
         # Hatched is what shows through where there is no number.
         panel.set_facecolor("white")
         panel.patch.set(hatch="////", edgecolor="0.8")
         image = panel.imshow(mean, cmap="cividis", vmin=0, vmax=100, aspect="equal")
         panel.spines[:].set_visible(False)
-        panel.set_title(_label(row.label), fontsize=8)
+        panel.set_title(name, fontsize=8)
         _task_ticks(panel.xaxis, n_tasks)
         _task_ticks(panel.yaxis, n_tasks)
         panel.tick_params(length=2, labelsize=7)
-        if n_tasks <= 10:
+        if n_tasks <= NUMBERED:
             for (after, task), value in np.ndenumerate(mean):
                 if not np.isnan(value):
                     ink = "white" if value < 55 else "black"
                     panel.text(task, after, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=7)
-    figure.supxlabel("test accuracy on task", fontsize=9)
+    figure.supxlabel("test set of task", fontsize=9)
     figure.supylabel("after task", fontsize=9)
     if image is not None:
-        figure.colorbar(image, ax=axes, label="accuracy (%)", shrink=0.8, aspect=30, pad=0.02)
+        figure.colorbar(
+            image, ax=axes, label=f"{MATRICES[part.headline]} accuracy (%)", shrink=0.8, aspect=30, pad=0.02
+        )
     return figure
 
 
@@ -76,7 +80,7 @@ def task_accuracy(part: Comparison) -> "Figure":
 
     n_tasks = len(part.task_sizes)
     figure, axes = _panels(part, width=2.3, height=1.9, share=True)
-    figure.suptitle(_label(f"{part.title}: {MATRICES[part.headline]} accuracy on each task", 90))
+    _title(figure, part)
     # From dark to light with the task's age, which a grey print keeps; the lightest would be lost on white.
     colours = colormaps["viridis"](np.linspace(0, 0.85, n_tasks))
     styles = [
@@ -85,20 +89,20 @@ def task_accuracy(part: Comparison) -> "Figure":
     ]
     if n_tasks > len(MARKERS):
         styles = [style | {"marker": "", "linewidth": 1.0} for style in styles]
-    for row, panel in zip(part.rows, axes, strict=False):
+    for row, name, panel in zip(part.rows, _names(part), axes, strict=True):
         mean = 100 * _mean_matrix(row)
         for task, style in enumerate(styles):
             panel.plot(np.arange(task, n_tasks), mean[task:, task], **style, clip_on=False)
-        panel.set_title(_label(row.label), fontsize=8)
+        panel.set_title(name, fontsize=8)
         _accuracy_axis(panel)
         _task_axis(panel, n_tasks)
     figure.supxlabel("after task", fontsize=9)
-    figure.supylabel("test accuracy (%)", fontsize=9)
+    figure.supylabel(f"{MATRICES[part.headline]} test accuracy (%)", fontsize=9)
     shown = sorted({round(task) for task in np.linspace(0, n_tasks - 1, min(n_tasks, 10))})
     figure.legend(
         [Line2D([], [], **styles[task]) for task in shown],
         [f"task {task}" for task in shown],
-        loc="outside right upper",
+        loc="outside right center",
     )
     return figure
 
@@ -119,21 +123,19 @@ def average_accuracy(part: Comparison) -> "Figure":
     _accuracy_axis(panel)
     _task_axis(panel, n_tasks)
     panel.set(xlabel="after task", ylabel=f"average {MATRICES[part.headline]} accuracy (%)")
-    figure.suptitle(_label(part.title, 80))
-    figure.legend(
-        handles, _legend_labels(part), loc="outside right upper", title=f"band: ± sd, {_runs(part)}"
-    )
+    _title(figure, part)
+    figure.legend(handles, _names(part), loc="outside right center", title=_runs(part, "band"))
     return figure
 
 
 def forgetting(part: Comparison) -> "Figure":
     """Draw the forgetting of each strategy as a bar with a whisker of one sd over the runs (n-1)."""
     figure, panel = _single(part, height=0.28 * len(part.rows) + 1.5)
-    names = _legend_labels(part)
+    names = _names(part)
     for place, (row, (style, hatch)) in enumerate(zip(part.rows, _styles(part), strict=True)):
         mean, sd, _ = row.spread("forgetting")
         if mean is None:
-            panel.text(0, place, " not defined", va="center", fontsize=8)
+            panel.text(0, place, " not defined: needs two tasks", va="center", fontsize=8)
             continue
         colour = style["color"]
         panel.barh(
@@ -150,9 +152,9 @@ def forgetting(part: Comparison) -> "Figure":
             panel.axvline(100 * mean, color=colour, linestyle="--", linewidth=1.2, zorder=0)
     panel.axvline(0, color="black", linewidth=0.8)
     panel.set_yticks(range(len(names)), names)
-    panel.invert_yaxis()
-    panel.set(xlabel=f"forgetting (percentage points; less is better; whisker: ± sd, {_runs(part)})")
-    figure.suptitle(_label(part.title, 80))
+    panel.set_ylim(len(names) - 0.5, -0.5)
+    panel.set_xlabel(f"forgetting (percentage points; less is better; {_runs(part, 'whisker')})")
+    _title(figure, part)
     return figure
 
 
@@ -204,7 +206,7 @@ def _panels(
     from matplotlib.figure import Figure
 
     n = len(part.rows)
-    columns = min(n, 4 if n > 4 else 3)
+    columns = min(n, 4)
     rows = math.ceil(n / columns)
     figure = Figure(figsize=(max(columns * width + 1.2, 5.0), rows * height + 0.7), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel().tolist()
@@ -235,7 +237,7 @@ def _styles(part: Comparison) -> list[tuple[dict[str, Any], str]]:
     for row in part.rows:
         if _is_line(row):
             colour = "black" if row.is_reference else "0.45"
-            styles.append(({"color": colour, "marker": "", "linestyle": "--"}, ""))
+            styles.append(({"color": colour, "marker": ".", "linestyle": "--"}, ""))
             continue
         line = {
             "color": COLOURS[n % len(COLOURS)],
@@ -247,8 +249,19 @@ def _styles(part: Comparison) -> list[tuple[dict[str, Any], str]]:
     return styles
 
 
-def _legend_labels(part: Comparison) -> list[str]:
-    return [_label(row.label) + (" (reference)" if row.is_reference else "") for row in part.rows]
+def _names(part: Comparison) -> list[str]:
+    """Return what each row is called in a figure."""
+    names = []
+    for row in part.rows:
+        role = " (upper reference)" if row.is_reference else " (lower reference)" if _is_line(row) else ""
+        names.append(_label(row.label) + role)
+    return names
+
+
+def _title(figure: "Figure", part: Comparison) -> None:
+    # At this size of letters, some 11 of them take an inch.
+    text = _label(part.title, int(11 * figure.get_figwidth()))
+    figure.suptitle(text, x=0.01, horizontalalignment="left", fontsize=10)
 
 
 def _label(text: str, longest: int = LONGEST_NAME) -> str:
@@ -260,9 +273,11 @@ def _label(text: str, longest: int = LONGEST_NAME) -> str:
     return "\u200a" + text if text.startswith("_") else text
 
 
-def _runs(part: Comparison) -> str:
+def _runs(part: Comparison, mark: str) -> str:
+    """Return how many runs there are, and what the mark stands for where it is drawn."""
     counts = sorted({len(row.runs) for row in part.rows})
-    return f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    number = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    return number if counts[-1] == 1 else f"{mark}: ± sd, {number}"
 
 
 def _mean_matrix(row: Row) -> Floats:

@@ -213,7 +213,7 @@ def section(part: Comparison) -> str:
             f"The headline is the {MATRICES[part.headline]} average accuracy: {_RULE[part.headline]} "
             "A row such as `icarl (linear)` is a further classifier of the same runs. "
             "Mean ± standard deviation (n-1) over n runs; one run has no standard deviation. "
-            "The best competitor is bold; - is undefined, and a column that is undefined for all is left out.",
+            "The best competitor is bold. What is undefined is -, and for all rows left out.",
             "",
             "### Accuracy (%)",
             "",
@@ -522,7 +522,8 @@ def _terminal_table(part: Comparison) -> Table:
     for row in part.rows:
         cells = [
             # Without the spaces, seven columns fit on 100 characters.
-            Text(_cell(row, name).replace(" ± ", "±"), style="bold" if _is_best(part, row, name) else "") for name, _ in columns
+            Text(_cell(row, name).replace(" ± ", "±"), style="bold" if _is_best(part, row, name) else "")
+            for name, _ in columns
         ]
         table.add_row(
             Text(row.label + _mark(row), style="dim" if row.is_reference else ""),

@@ -45,9 +45,9 @@ def load_dataset(
     """Return a dataset: one of KNOWN by its name, or the user's NAME.npz or DIR/{train,test}/CLASS/*.
 
     A known set is looked for under `data_root` (torchvision's layout; NAME.npz; IDX files;
-    NAME/{train,test}/CLASS/*), where Debian puts Fashion-MNIST, and unless `offline` at torchvision's sources.
-    `image_size` S makes images in folders S x S pixels. Raises ConfigError for data that is missing, damaged,
-    inconsistent or too large.
+    NAME/{train,test}/CLASS/*), where Debian puts Fashion-MNIST, and unless `offline` at torchvision's
+    sources. `image_size` S makes images in folders S x S pixels. Raises ConfigError for data that is missing,
+    damaged, inconsistent or too large.
     """
     if image_size is not None and image_size < 1:
         raise ConfigError(f"--image-size {image_size} is not a size in pixels; expected at least 1")
@@ -80,22 +80,14 @@ def dataset_from_arrays(
     Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; labels are any integers [N], mapped to 0..K-1 in
     sorted order. Raises ConfigError for anything else.
     """
-    names = None if class_names is None else tuple(class_names)
     raw = Raw(
-        to_nchw(_array(x_train, f"{name}: x_train"), f"{name}: x_train"),
-        check_labels(_array(y_train, f"{name}: y_train"), f"{name}: y_train"),
-        to_nchw(_array(x_test, f"{name}: x_test"), f"{name}: x_test"),
-        check_labels(_array(y_test, f"{name}: y_test"), f"{name}: y_test"),
-        names,
+        to_nchw(x_train, f"{name}: x_train"),
+        check_labels(y_train, f"{name}: y_train"),
+        to_nchw(x_test, f"{name}: x_test"),
+        check_labels(y_test, f"{name}: y_test"),
+        None if class_names is None else tuple(map(str, class_names)),
     )
     return _build(raw, name, name)
-
-
-def _array(value: Any, what: str) -> NDArray[Any]:
-    try:
-        return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU
-        raise ConfigError(f"{what} is not an array ({error})") from error
 
 
 def fingerprint(dataset: Dataset) -> str:

@@ -210,13 +210,13 @@ def _check_header(what: str, name: str, shape: tuple[int, ...], dtype: np.dtype[
         if dtype.kind not in "US" or len(shape) != 1 or dtype.itemsize == 0:
             raise ConfigError(f"{what} is {dtype} with the shape {shape}; expected one string for each class")
     elif name.startswith("x"):
-        check_images(what, shape, dtype)
+        _check_images(what, shape, dtype)
     else:
         _check_label_type(what, shape, dtype)
 
 
-def check_images(what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-    """Return whether the channels come last; raise ConfigError for what can't be uint8 images."""
+def _check_images(what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Return whether the channels come last."""
     if dtype != np.uint8:
         hint = "; scale to 0..255 and round first" if dtype.kind == "f" else ""
         raise ConfigError(f"{what} is {dtype}; expected uint8 images{hint}")
@@ -237,12 +237,20 @@ def check_images(what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> boo
     return last
 
 
-def to_nchw(images: NDArray[Any], what: str) -> NDArray[np.uint8]:
+def _array(value: Any, what: str) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU
+        raise ConfigError(f"{what} is not an array ({error})") from error
+
+
+def to_nchw(images: Any, what: str) -> NDArray[np.uint8]:
     """Return a view [N, C, H, W] of images [N, H, W], [N, H, W, C] or [N, C, H, W]; raises ConfigError."""
-    channels_last = check_images(what, images.shape, images.dtype)
-    if images.ndim == 3:
-        return images[:, None]
-    return images.transpose(0, 3, 1, 2) if channels_last else images
+    array = _array(images, what)
+    channels_last = _check_images(what, array.shape, array.dtype)
+    if array.ndim == 3:
+        return array[:, None]
+    return array.transpose(0, 3, 1, 2) if channels_last else array
 
 
 def _check_label_type(what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -252,7 +260,8 @@ def _check_label_type(what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -
         raise ConfigError(f"{what} has the shape {shape}; expected one label for each image, [N]")
 
 
-def check_labels(labels: NDArray[Any], what: str) -> NDArray[Any]:
-    """Return the labels unchanged; raise ConfigError where they are not integers [N]."""
-    _check_label_type(what, labels.shape, labels.dtype)
-    return labels
+def check_labels(labels: Any, what: str) -> NDArray[Any]:
+    """Return the labels as an array; raise ConfigError where they are not integers [N]."""
+    array = _array(labels, what)
+    _check_label_type(what, array.shape, array.dtype)
+    return array

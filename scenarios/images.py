@@ -103,8 +103,8 @@ def _cached(folder: Path, paths: list[Path], size: int | None) -> NDArray[np.uin
 def _map(cached: Path, n: int) -> NDArray[np.uint8] | None:
     """Return the cached array, or None where it is missing or damaged."""
     try:
-        images = np.load(cached, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        images = np.lib.format.open_memmap(cached, mode="r")
+    except Exception:  # numpy raises almost anything on a damaged header
         return None
     whole = cached.stat().st_size == images.offset + images.nbytes
     valid = images.dtype == np.uint8 and images.ndim == 4 and len(images) == n and whole
@@ -171,10 +171,9 @@ def _decode(path: Path, grey: bool, size: int | None) -> NDArray[np.uint8]:
         with Image.open(path) as opened:
             image: Any = ImageOps.exif_transpose(opened).convert("L" if grey else "RGB")
         if size is not None:
-            scale = size / min(image.size)
-            image = image.resize(
-                [max(size, int(side * scale)) for side in image.size], Image.Resampling.BILINEAR
-            )
+            shorter = min(image.size)
+            resized = tuple(size * side // shorter for side in image.size)
+            image = image.resize(resized, Image.Resampling.BILINEAR)
             left, top = (round((side - size) / 2) for side in image.size)
             image = image.crop((left, top, left + size, top + size))
     except Exception as error:  # as above

@@ -67,9 +67,7 @@ def split(
                 ImageSet(test, torch.nonzero(test.tasks == index).flatten()),
             )
         )
-    return Scenario(
-        name or f"split-{data.name}", setting, made, data.class_names, train, test, data.mean, data.std
-    )
+    return Scenario(name or f"split-{data.name}", setting, made, data.class_names, train, test, data.mean, data.std)
 
 
 def _class_order(data: Dataset, given: Sequence[int] | str | None, seed: int | None) -> list[int]:
@@ -97,14 +95,10 @@ def _task_sizes(order: list[int], tasks: int | None, sizes: Sequence[int] | None
     if sizes is not None:
         if min(sizes, default=0) < 1 or sum(sizes) != n:
             text = ",".join(map(str, sizes))
-            raise ConfigError(
-                f"task_sizes={text} sums to {sum(sizes)}; the sizes of all tasks sum to {n} classes"
-            )
+            raise ConfigError(f"task_sizes={text} sums to {sum(sizes)}; the sizes of all tasks sum to {n} classes")
         return list(sizes)
     if tasks is None:
-        raise ConfigError(
-            f"how many tasks? give tasks (1 to {n}) or task_sizes, such as {n - n // 2},{n // 2}"
-        )
+        raise ConfigError(f"how many tasks? give tasks (1 to {n}) or task_sizes, such as {n - n // 2},{n // 2}")
     if not 1 <= tasks <= n:
         raise ConfigError(f"tasks={tasks}: 1 to {n} are accepted, at least one class a task")
     return [n // tasks + (i < n % tasks) for i in range(tasks)]
@@ -121,9 +115,7 @@ def _check_setting(setting: str, sizes: list[int]) -> None:
         raise ConfigError(f"task sizes {text} differ; a domain-incremental scenario needs equal ones")
 
 
-def _images(
-    images: "np.ndarray[Any, Any]", classes: "np.ndarray[Any, Any]", output: Any, task_of: Any
-) -> Images:
+def _images(images: "np.ndarray[Any, Any]", classes: "np.ndarray[Any, Any]", output: Any, task_of: Any) -> Images:
     return Images(
         torch.from_numpy(np.require(images, requirements=["C", "W"])),
         torch.from_numpy(output[classes]),
@@ -178,16 +170,12 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 def _spec(dataset: str, summary: str) -> ScenarioSpec:
-    return ScenarioSpec(
-        functools.partial(_build, dataset, public=True), summary, presets().get(f"split-{dataset}", {})
-    )
+    return ScenarioSpec(functools.partial(_build, dataset, public=True), summary, presets().get(f"split-{dataset}", {}))
 
 
 def spec_of_files(path: str) -> ScenarioSpec:
     """Return the scenario of a user's own .npz file or folder of images."""
-    return ScenarioSpec(
-        functools.partial(_build, path, public=False), f"the data in {path}", presets()["files"]
-    )
+    return ScenarioSpec(functools.partial(_build, path, public=False), f"the data in {path}", presets()["files"])
 
 
 SPLIT_MNIST = _spec("mnist", "MNIST, 60,000 digits, by default 5 tasks of 2")

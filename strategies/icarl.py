@@ -91,4 +91,3 @@ class ICaRL(Strategy):
             nearest = F.pad(known, (0, linear.shape[1] - known.shape[1]), value=-torch.inf)
         both = {"nearest_mean": nearest, "linear": linear}
         return {self.classifier: both[self.classifier]} | both
-

@@ -77,8 +77,12 @@ def test_spec_is_split_into_name_and_options(text, name, options):
         "er[a=1]b",
         "er[a]",
         "er[a=]",
-    ]
-    + ["er[=1]", "er[a=1,]", "er[,a=1]", "er[a=1,a=2]", "er][a=1]"],
+        "er[=1]",
+        "er[a=1,]",
+        "er[,a=1]",
+        "er[a=1,a=2]",
+        "er][a=1]",
+    ],
 )
 def test_malformed_spec_is_refused_in_one_line(text):
     with pytest.raises(ConfigError, match=r"accepted") as caught:

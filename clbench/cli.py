@@ -1,0 +1,365 @@
+"""The command line: verbs only. torch is imported by the verbs that train, and by no other."""
+
+import inspect
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from clbench.errors import ConfigError, RunError, unknown
+from clbench.options import SCENARIO_FIELDS, Force, Json, Params, Quiet, config_options, pairs, text_of
+from clbench.options import seeds as read_seeds
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from clbench.comparison import Outcome
+    from clbench.result import Result
+
+app = typer.Typer(
+    help="Which continual-learning strategy forgets least, by how much, and can the number be trusted?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command("run")
+@config_options()
+def run_verb(
+    scenario: Annotated[str, typer.Argument(help="A scenario, an .npz file or a folder of images.")],
+    strategy: Annotated[str, typer.Argument(help="A strategy, such as lwf or er\\[memory_size=500].")],
+    fields: dict[str, Any],
+    param: Params = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run (default: runs/SCENARIO/STRATEGY/SEED-HASH).")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run one strategy on one scenario."""
+    if resume and force:
+        raise ConfigError("--resume and --force exclude each other; give one of them")
+    from clbench.resolve import prepare, resolve
+    from clbench.runner import execute
+    from clbench.store import RunFolder, default_folder
+
+    config, tasks = prepare(resolve(scenario, strategy, {**fields, "strategy_options": pairs(param)}))
+    folder = RunFolder(out or default_folder(config))
+    console = _console(quiet or as_json)
+    with _Progress(console) as progress:
+        result = execute(config, tasks, folder, resume=resume, force=force, observer=progress.observer())
+    if as_json:
+        print(json.dumps(result.record))
+        return
+    from clbench.reports import tables
+
+    stdout = _stdout()
+    stdout.print(tables.render_run(result))
+    stdout.print(f"run folder: {folder.path}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command("compare")
+@config_options(without=("seed",))
+def compare_verb(
+    scenario: Annotated[str, typer.Argument(help="A scenario, an .npz file or a folder of images.")],
+    strategies: Annotated[list[str], typer.Argument(help="Strategies, such as lwf er\\[memory_size=500].")],
+    fields: dict[str, Any],
+    seeds: Annotated[str, typer.Option(help="A number of seeds, or the seeds: 0,1,2.")] = "5",
+    jobs: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+    param: Params = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs; the report goes to OUT/report.")] = Path("runs"),
+    references: Annotated[
+        bool,
+        typer.Option("--references/--no-references", help="Add naive and joint where they are not named."),
+    ] = True,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compare strategies over seeds: a table on screen, a report on disk."""
+    from clbench.comparison import plan, run_planned
+
+    planned = plan(
+        scenario,
+        strategies,
+        seeds=read_seeds(seeds),
+        out=out,
+        references=references,
+        strategy_options=pairs(param),
+        **fields,
+    )
+    outcomes: list[Outcome] = []
+    with _Progress(_console(quiet or as_json), runs=len(planned)) as progress:
+        for outcome in run_planned(
+            planned, jobs=jobs, force=force, observer=progress.observer() if jobs == 1 else None
+        ):
+            outcomes.append(outcome)
+            progress.finished(outcome)
+    found = {outcome.planned.folder: outcome.result for outcome in outcomes}
+    results = [result for item in planned if (result := found[item.folder]) is not None]
+    if results:
+        _report(results, out / "report", as_json)
+    failed = [outcome for outcome in outcomes if outcome.result is None]
+    if failed:
+        first = failed[0].planned.config
+        raise RunError(
+            f"{len(failed)} of {len(outcomes)} runs failed; {first.label}, seed {first.seed}: {failed[0].error}"
+        )
+
+
+@app.command("report")
+def report_verb(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
+    as_json: Json = False,
+) -> None:
+    """Make tables and plots from finished runs, without torch."""
+    from clbench.result import load_results
+
+    results = load_results(folders)
+    if not results:
+        raise ConfigError(
+            f"{', '.join(map(str, folders))}: no finished run there; folders with a run.json are accepted"
+        )
+    _report(results, out, as_json)
+
+
+@app.command("describe")
+@config_options(*SCENARIO_FIELDS)
+def describe_verb(
+    scenario: Annotated[str, typer.Argument(help="A scenario, an .npz file or a folder of images.")],
+    fields: dict[str, Any],
+    as_json: Json = False,
+) -> None:
+    """Show the tasks of a scenario: original classes, head outputs, numbers of images."""
+    from clbench.resolve import prepare, resolve
+
+    _, made = prepare(resolve(scenario, "naive", fields))
+    rows = made.describe()
+    if as_json:
+        print(json.dumps({"scenario": made.name, "setting": made.setting, "tasks": rows}))
+        return
+    from rich.table import Table
+
+    table = Table(title=f"{made.name}, {made.setting}-incremental, images {'x'.join(map(str, made.image_shape))}")
+    for column in ("task", "original classes", "head outputs", "train", "validation", "test"):
+        table.add_column(column, justify="left" if "s" in column[-1:] else "right")
+    for row in rows:
+        named = [c if str(c) == n else f"{c} ({n})" for c, n in zip(row["classes"], row["names"], strict=True)]
+        outputs = f"{row['outputs'][0]}-{row['outputs'][-1]}" if len(row["outputs"]) > 1 else str(row["outputs"][0])
+        counts = (row["n_train"], row["n_validation"], row["n_test"])
+        table.add_row(str(row["task"]), _plain(", ".join(map(str, named))), outputs, *map(str, counts))
+    _stdout().print(table)
+
+
+@app.command("list")
+def list_verb(
+    what: Annotated[str | None, typer.Argument(help="strategies, scenarios or models; all of them by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List what is installed: strategies, scenarios, models."""
+    kinds = ("strategies", "scenarios", "models")
+    if what is not None and what not in kinds:
+        raise unknown("list", what, kinds)
+    found = {kind: _LISTINGS[kind]() for kind in kinds if what in (None, kind)}
+    if as_json:
+        print(json.dumps(found))
+        return
+    from rich.table import Table
+
+    for kind, rows in found.items():
+        table = Table(title=kind)
+        for column in rows[0]:
+            table.add_column(column)
+        for row in rows:
+            table.add_row(*(_plain(", ".join(v) if isinstance(v, list) else str(v)) for v in row.values()))
+        _stdout().print(table)
+
+
+def _list_strategies() -> list[dict[str, Any]]:
+    from clbench.registry import entry_point_names
+    from clbench.resolve import strategy_class
+
+    rows = []
+    for name in entry_point_names("clbench.strategies"):
+        cls = strategy_class(name)
+        rows.append(
+            {
+                "name": name,
+                "family": cls.family,
+                "settings": list(cls.settings),
+                "memory": {"none": "no", "joined": "optional", "replayed": "yes"}[cls.memory_use]
+                if not cls.needs_memory
+                else "yes",
+                "data": cls.data_access,
+                "options": [f"{k}={text_of(v.default)}" for k, v in cls._options.model_fields.items()],
+                "paper": cls.paper,
+            }
+        )
+    return rows
+
+
+def _list_scenarios() -> list[dict[str, Any]]:
+    from clbench.registry import entry_point_names
+    from clbench.resolve import scenario_spec
+
+    names = entry_point_names("clbench.scenarios")
+    return [{"name": name, "summary": scenario_spec(name).summary} for name in names]
+
+
+def _list_models() -> list[dict[str, Any]]:
+    from clbench.registry import entry_point_names, load_entry_point
+
+    rows = []
+    for name in entry_point_names("clbench.models"):
+        model: Any = load_entry_point("clbench.models", "model", name)
+        parameters = [p for p in inspect.signature(model).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        rows.append(
+            {
+                "name": name,
+                "options": [f"{p.name}={text_of(p.default)}" for p in parameters],
+                "summary": (inspect.getdoc(model) or "").split("\n")[0],
+            }
+        )
+    return rows
+
+
+_LISTINGS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "strategies": _list_strategies,
+    "scenarios": _list_scenarios,
+    "models": _list_models,
+}
+
+
+def _report(results: "list[Result]", folder: Path, as_json: bool) -> None:
+    from clbench.reports import tables, write_report
+
+    try:
+        write_report(results, folder)
+    except OSError as error:
+        raise RunError(f"{folder}: {error.strerror or error}; the runs themselves are kept") from None
+    if as_json:
+        print(tables.comparison(results).to_json(orient="records"))
+        return
+    stdout = _stdout()
+    stdout.print(tables.render(results))
+    stdout.print(f"report: {folder / 'report.md'}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _console(quiet: bool) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True, quiet=quiet)
+
+
+def _stdout() -> "Console":
+    from rich.console import Console
+
+    console = Console()
+    # A file or a pipe has no width of its own; tables must not be cut to 80 columns there.
+    return console if console.is_terminal else Console(width=max(console.width, 120))
+
+
+class _Progress:
+    """Progress on stderr: runs done, and task, epoch, loss, images/s of the run under way; silent off a terminal."""
+
+    def __init__(self, console: "Console", runs: int = 1) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.console = console
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal or console.quiet,
+        )
+        self.runs = self.bars.add_task("runs", total=runs) if runs > 1 else None
+
+    def __enter__(self) -> "_Progress":
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def observer(self) -> Any:
+        from clbench.progress import BarObserver
+
+        return None if self.bars.disable else BarObserver(self.bars)
+
+    def finished(self, outcome: "Outcome") -> None:
+        config, result = outcome.planned.config, outcome.result
+        if self.runs is not None:
+            self.bars.advance(self.runs)
+        average = None if result is None else result.metrics.get("average_accuracy")
+        text = outcome.error if result is None else "no accuracy" if average is None else f"{100 * average:.1f} %"
+        self.console.print(f"{config.label}, seed {config.seed}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as Slurm and Ray send it before they kill."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 a run failed, 2 the request can't be met, 130/143 interrupted."""
+    # Typer brings its own copy of click, or uses the installed one, by version; the base class tells which.
+    click_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    signal.signal(signal.SIGTERM, _terminate)
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(
+            args=None if arguments is None else list(arguments), prog_name="clbench", standalone_mode=False
+        )
+        sys.exit(code if isinstance(code, int) else 0)
+    except (typer.Abort, KeyboardInterrupt):
+        _end("interrupted; what was finished is kept", 130)
+    except _Terminated:
+        _end("terminated; what was finished is kept", 143)
+    except ConfigError as error:
+        _end(str(error), 2)
+    except RunError as error:
+        _end(str(error), 1)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:
+        if not isinstance(error, click_error):
+            raise
+        message: str = error.format_message()  # type: ignore[attr-defined]
+        # No arguments at all: click raises the help text as an error.
+        if error.__class__.__name__ == "NoArgsIsHelpError":
+            print(message)
+            sys.exit(0)
+        _end(message, 2)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(f"clbench: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

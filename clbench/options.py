@@ -1,0 +1,128 @@
+"""The options of the command line, made from RunConfig's fields so that each is declared once."""
+
+import inspect
+import types
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from rich.markup import escape
+
+from clbench.config import RunConfig
+from clbench.errors import ConfigError
+
+# Options come from RunConfig's fields, in its order; each of these names begins a panel of the help.
+PANELS = {
+    "setting": "Scenario",
+    "seed": "Training",
+    "memory_size": "Memory",
+    "evaluate": "Evaluation and machine",
+}
+INTERNAL = {"scenario", "strategy", "strategy_options", "label", "data_fingerprint"}
+SCENARIO_FIELDS = (
+    *(
+        "setting",
+        "tasks",
+        "task_sizes",
+        "class_order",
+        "class_order_seed",
+        "limit",
+        "validation",
+        "image_size",
+    ),
+    *("seed", "data_root", "offline"),
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
+Params = Annotated[
+    list[str] | None,
+    typer.Option("-p", metavar="KEY=VALUE", help="A hyper-parameter of the strategy; may be repeated."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Begin again; what a run left in its folder is overwritten.")]
+
+
+def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb an option for each field of RunConfig (or those named); it gets what was given as `fields`."""
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(verb).parameters.values() if p.name != "fields"]
+        panel, added = "", []
+        for name, field in RunConfig.model_fields.items():
+            panel = PANELS.get(name, panel)
+            if name in INTERNAL or name in without or (fields and name not in fields):
+                continue
+            shown = (
+                f"{field.description} [{text_of(field.default)}]" if field.default is not None else field.description
+            )
+            flag = field.annotation is bool
+            dashed = name.replace("_", "-")
+            option = typer.Option(
+                f"--{dashed}/--no-{dashed}" if flag else f"--{dashed}",
+                help=shown,
+                metavar=None if flag else metavar(field.annotation),
+                rich_help_panel=panel,
+            )
+            kind = Annotated[bool | None if flag else str | None, option]
+            added.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+
+        def wrapped(**given: Any) -> None:
+            from clbench.resolve import parse_fields
+
+            texts = {p.name: value for p in added if (value := given.pop(p.name)) is not None}
+            flags = {name: value for name, value in texts.items() if isinstance(value, bool)}
+            verb(**given, fields=parse_fields({k: v for k, v in texts.items() if k not in flags}) | flags)
+
+        wrapped.__name__, wrapped.__doc__ = verb.__name__, verb.__doc__
+        wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + added
+        )
+        wrapped.__annotations__ = {p.name: p.annotation for p in own + added}
+        return wrapped
+
+    return decorate
+
+
+def pairs(texts: list[str] | None) -> dict[str, str]:
+    """Read `key=value` texts; raises ConfigError."""
+    found: dict[str, str] = {}
+    for text in texts or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise ConfigError(f"-p {text!r}: key=value is accepted")
+        if key.strip() in found:
+            raise ConfigError(f"-p {key.strip()} is given twice; once is accepted")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def seeds(text: str) -> int | list[int]:
+    """Read a number of seeds, or the seeds; raises ConfigError."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [-1]
+    if min(numbers) < 0:
+        raise ConfigError(f"--seeds {text}: a number of seeds such as 5, or the seeds such as 0,1,2, is accepted")
+    return numbers if "," in text else numbers[0]
+
+
+def text_of(value: object) -> str:
+    """Return a default as one would type it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def metavar(annotation: Any) -> str:
+    """Return what an option's value looks like, from its type."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return metavar(parts[0])
+    if origin is Literal:
+        return "|".join(map(str, parts))
+    if origin is list:
+        return "N,N,..."
+    if parts:
+        return "|".join(dict.fromkeys(metavar(part) for part in parts if part is not types.NoneType))
+    return {int: "N", float: "X"}.get(annotation, "TEXT")
