@@ -238,7 +238,10 @@ class _Run:
     def _fill_memory(self, task: Task) -> None:
         """Offer the task's samples to the memory, unless it was filled while they went by."""
         strategy, memory = self.strategy, self.strategy.memory
-        if memory is None or (memory.streaming and strategy.memory_use == "replayed"):
+        filled = strategy.memory_use == "own" or (
+            memory is not None and memory.streaming and strategy.memory_use == "replayed"
+        )
+        if memory is None or filled:
             return
         ids, classes = task.train.ids, task.train.classes
         generator = stream(self.config.seed, "memory", task.index)

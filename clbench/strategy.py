@@ -82,9 +82,10 @@ class Strategy:
     paper: ClassVar[str] = ""
     settings: ClassVar[tuple[str, ...]] = ("class", "task", "domain")
     data_access: ClassVar[Literal["task", "all"]] = "task"
-    # "joined": exemplars are added to the task's data; "replayed": drawn beside each batch; "none": refused.
-    memory_use: ClassVar[Literal["joined", "replayed", "none"]] = "joined"
-    # The policy where the user names none; None: works without a memory unless one is asked for.
+    # "joined": exemplars are added to the task's data; "replayed": drawn beside each batch; "own": the strategy fills
+    # and uses the memory itself; "none": a memory is refused.
+    memory_use: ClassVar[Literal["joined", "replayed", "own", "none"]] = "joined"
+    # Whether it lives on a memory (and gets the scenario's usual one), and how that chooses where the user doesn't say.
     needs_memory: ClassVar[bool] = False
     memory_policy: ClassVar[str] = "herding"
     needs_task_at_test: ClassVar[bool] = False

@@ -102,9 +102,9 @@ class Trainer:
             optimizer.step()
             if rows is not None:
                 rows.restore()
-            strategy.after_step(batch)
             if fill:
                 self._fill_memory(ids, step)
+            strategy.after_step(batch)
             values = torch.stack([term.detach() for term in terms.values()])
             sums, names = values if sums is None else sums + values, list(terms)
             images += len(ids)

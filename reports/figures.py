@@ -23,7 +23,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP*X<>ph"
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "--", "oo", "++")
 # Dashes are for the references alone.
-LINES = ("-", (0, (5, 1, 1, 1)), (0, (1, 1)))
+LINES = ("-", "-.", ":")
 LONGEST_NAME = 28
 # Up to so many tasks, the cells of a matrix have room for their numbers.
 NUMBERED = 10
@@ -97,7 +97,7 @@ def task_accuracy(part: Comparison) -> "Figure":
         _accuracy_axis(panel)
         _task_axis(panel, n_tasks)
     figure.supxlabel("after task", fontsize=9)
-    figure.supylabel(f"{MATRICES[part.headline]} test accuracy (%)", fontsize=9)
+    figure.supylabel("test accuracy (%)", fontsize=9)
     shown = sorted({round(task) for task in np.linspace(0, n_tasks - 1, min(n_tasks, 10))})
     figure.legend(
         [Line2D([], [], **styles[task]) for task in shown],
@@ -200,9 +200,7 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _panels(
-    part: Comparison, *, width: float, height: float, share: bool = False
-) -> tuple["Figure", list["Axes"]]:
+def _panels(part: Comparison, *, width: float, height: float, share: bool = False) -> tuple["Figure", list["Axes"]]:
     from matplotlib.figure import Figure
 
     n = len(part.rows)

@@ -229,9 +229,7 @@ def section(part: Comparison) -> str:
             "",
             "### Storage kept from task to task (the most after any task; extra: all but the model)",
             "",
-            *_markdown_table(
-                part, [(name, _words(name)) for name in (*part.names("_items"), *part.names("_bytes"))]
-            ),
+            *_markdown_table(part, [(name, _words(name)) for name in (*part.names("_items"), *part.names("_bytes"))]),
             "",
             *(_marks(part)),
             f"### Each run: {MATRICES[part.headline]} average accuracy (%)",
@@ -279,12 +277,9 @@ def _comparison(key: tuple[str, str, MatrixName, tuple[int, ...]], results: list
             groups.append((label + variant, _latest(label + variant, group, notes)))
     joints = {_repetition(run): run for _, group in groups for run in group if run.strategy_name == "joint"}
     strategies = [
-        [_row(label, classifier, group, joints) for classifier in group[0].classifiers]
-        for label, group in groups
+        [_row(label, classifier, group, joints) for classifier in group[0].classifiers] for label, group in groups
     ]
-    strategies.sort(
-        key=lambda rows: (not rows[0].is_reference, -(rows[0].spread("average_accuracy").mean or 0.0))
-    )
+    strategies.sort(key=lambda rows: (not rows[0].is_reference, -(rows[0].spread("average_accuracy").mean or 0.0)))
     rows = [row for rows in strategies for row in rows]
     notes += _remarks(groups)
     return Comparison(scenario, setting, headline, sizes, rows, notes)
@@ -475,10 +470,7 @@ def _markdown_table(part: Comparison, columns: list[tuple[str, str]]) -> list[st
 
 
 def _runs_line(row: Row, repetitions: list[tuple[int, tuple[int, ...]]]) -> str:
-    values = {
-        _repetition(run): numbers["average_accuracy"]
-        for run, numbers in zip(row.runs, row.numbers, strict=True)
-    }
+    values = {_repetition(run): numbers["average_accuracy"] for run, numbers in zip(row.runs, row.numbers, strict=True)}
     cells = ["-" if (value := values.get(key)) is None else _percent(value) for key in repetitions]
     return f"| {_code(row.label)}{_mark(row)} | " + " | ".join(cells) + " |"
 

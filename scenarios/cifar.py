@@ -30,9 +30,7 @@ class Batches(NamedTuple):
 
 
 CIFAR_BATCHES = {
-    CIFAR_10: Batches(
-        "cifar-10-python.tar.gz", tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch", b"labels"
-    ),
+    CIFAR_10: Batches("cifar-10-python.tar.gz", tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch", b"labels"),
     CIFAR_100: Batches("cifar-100-python.tar.gz", ("train",), "test", b"fine_labels"),
 }
 
@@ -71,12 +69,7 @@ def read_cifar_batch(path: Path, label_key: bytes) -> tuple[NDArray[np.uint8], N
     except Exception as error:  # a damaged pickle raises almost anything
         detail = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{path} is not a readable CIFAR batch ({detail})") from error
-    if (
-        not isinstance(images, np.ndarray)
-        or images.dtype != np.uint8
-        or images.ndim != 2
-        or images.shape[1] != 3072
-    ):
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3072:
         found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
         raise ConfigError(f"{path}: the images are {found}; expected uint8 [N, 3072]")
     if labels.dtype.kind not in "iu" or labels.shape != (len(images),):

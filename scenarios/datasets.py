@@ -104,21 +104,15 @@ def _chunks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
     return (array[start : start + CHUNK] for start in range(0, len(array), CHUNK))
 
 
-def _build(
-    raw: Raw, name: str, origin: str, known: Known | None = None, image_size: int | None = None
-) -> Dataset:
+def _build(raw: Raw, name: str, origin: str, known: Known | None = None, image_size: int | None = None) -> Dataset:
     shape = raw.x_train.shape[1:]
     for part, images, labels in (("train", raw.x_train, raw.y_train), ("test", raw.x_test, raw.y_test)):
         if len(images) != len(labels):
             raise ConfigError(f"{origin}: x_{part} has {len(images)} images, y_{part} {len(labels)} labels")
         if images.shape[1:] != shape:
-            raise ConfigError(
-                f"{origin}: training images are {_sizes(shape)}, test images {_sizes(images.shape[1:])}"
-            )
+            raise ConfigError(f"{origin}: training images are {_sizes(shape)}, test images {_sizes(images.shape[1:])}")
     if known is not None and shape != known.shape:
-        raise ConfigError(
-            f"{origin}: the images are {_sizes(shape)}; those of {name} are {_sizes(known.shape)}"
-        )
+        raise ConfigError(f"{origin}: the images are {_sizes(shape)}; those of {name} are {_sizes(known.shape)}")
     if image_size is not None and shape[1:] != (image_size, image_size):
         raise ConfigError(
             f"{origin}: --image-size {image_size} is for folders of images; these images are {_sizes(shape)}"

@@ -35,10 +35,7 @@ def payloads(torchvision_class: str) -> list[Payload]:
 
     source = getattr(datasets, torchvision_class)
     if hasattr(source, "mirrors"):
-        return [
-            Payload(name, tuple(mirror + name for mirror in source.mirrors), md5)
-            for name, md5 in source.resources
-        ]
+        return [Payload(name, tuple(mirror + name for mirror in source.mirrors), md5) for name, md5 in source.resources]
     return [Payload(source.filename, (source.url,), source.tgz_md5)]
 
 
@@ -92,11 +89,7 @@ def _copy_checked(answer: Any, file: Any, md5: str) -> None:
             raise ValueError(f"the answer is longer than {MAX_BYTES:,} bytes")
         file.write(chunk)
     if digest.hexdigest() != md5:
-        kind = (
-            "an HTML page"
-            if start.lstrip().lower().startswith((b"<!doctype", b"<html"))
-            else f"{n_bytes:,} bytes"
-        )
+        kind = "an HTML page" if start.lstrip().lower().startswith((b"<!doctype", b"<html")) else f"{n_bytes:,} bytes"
         raise ValueError(f"answered {kind} with the MD5 sum {digest.hexdigest()}, expected {md5}")
 
 

@@ -100,9 +100,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
                 _same_size(path, shape, needed, size - header_bytes)
                 return np.asarray(np.memmap(path, np.uint8, "r", header_bytes, shape))
             if needed > size * DEFLATE_MAX_RATIO:
-                raise ConfigError(
-                    f"{path} claims the shape {shape}: {needed:,} bytes, which {size:,} can't hold"
-                )
+                raise ConfigError(f"{path} claims the shape {shape}: {needed:,} bytes, which {size:,} can't hold")
             require_memory(needed, path)
             # One byte more than needed, so that the end of the stream is reached and its checksum compared.
             data = file.read(needed + 1)
@@ -115,9 +113,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 def _same_size(path: Path, shape: tuple[int, ...], needed: int, found: int) -> None:
     if found != needed:
         problem = "is truncated" if found < needed else "has bytes left over"
-        raise ConfigError(
-            f"{path} {problem}: the shape {shape} needs {needed:,} bytes of data, it has {found:,}"
-        )
+        raise ConfigError(f"{path} {problem}: the shape {shape} needs {needed:,} bytes of data, it has {found:,}")
 
 
 def find_idx(folder: Path) -> list[Path | None]:
@@ -228,11 +224,7 @@ def _check_images(what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bo
         return False
     first, last = shape[1] in (1, 3), shape[3] in (1, 3)
     if first == last:
-        problem = (
-            "both axis 1 and axis 3 could be the channels"
-            if first
-            else "neither axis 1 nor axis 3 has 1 or 3"
-        )
+        problem = "both axis 1 and axis 3 could be the channels" if first else "neither axis 1 nor axis 3 has 1 or 3"
         raise ConfigError(f"{what} has the shape {shape}: {problem}; expected 1 or 3 channels, first or last")
     return last
 

@@ -39,9 +39,7 @@ def read_image_folder(folder: Path, image_size: int | None, class_order: tuple[s
     if train.keys() != test.keys():
         odd = sorted(train.keys() ^ test.keys())[0]
         missing = test_folder if odd in train else train_folder
-        raise ConfigError(
-            f"{missing} has no folder for the class {odd!r}; each class needs training and test images"
-        )
+        raise ConfigError(f"{missing} has no folder for the class {odd!r}; each class needs training and test images")
     names = class_order if set(class_order) == train.keys() else tuple(natural_sorted(train))
     paths = [path for part in (train, test) for name in names for path in part[name]]
     images = _cached(folder, paths, image_size)
@@ -54,9 +52,7 @@ def _parts(folder: Path) -> tuple[Path, Path]:
     train = folder / "train"
     tests = [folder / name for name in ("test", "val") if (folder / name).is_dir()]
     if not train.is_dir() or len(tests) != 1:
-        raise ConfigError(
-            f"{folder} must hold one folder 'train' and one folder 'test' or 'val', each CLASS/IMAGES"
-        )
+        raise ConfigError(f"{folder} must hold one folder 'train' and one folder 'test' or 'val', each CLASS/IMAGES")
     return train, tests[0]
 
 
@@ -132,9 +128,7 @@ def _decode_all(folder: Path, paths: list[Path], size: int | None, target: Path)
             target.parent.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(target.parent).free
             if n_bytes > free:
-                raise ConfigError(
-                    f"{folder} needs {n_bytes:,} bytes in {target.parent}, and {free:,} are free"
-                )
+                raise ConfigError(f"{folder} needs {n_bytes:,} bytes in {target.parent}, and {free:,} are free")
             # Written front to back, not through a map: a disk that fills up is then an error, not a signal.
             with atomic_file(target) as file:
                 fields = {"descr": "|u1", "fortran_order": False, "shape": shape}

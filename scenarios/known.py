@@ -62,12 +62,8 @@ KNOWN: dict[str, Known] = {
     "mnist-5k": Known(_GREY, _DIGITS, (0.1309,), (0.3080,)),
     "fashion-mnist": Known(_GREY, _FASHION, (0.2860,), (0.3530,), "FashionMNIST", "FashionMNIST/raw"),
     "kmnist": Known(_GREY, _KUZUSHIJI, None, None, "KMNIST", "KMNIST/raw"),
-    "cifar10": Known(
-        _COLOUR, _CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "CIFAR10", CIFAR_10
-    ),
-    "cifar100": Known(
-        _COLOUR, _CIFAR100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "CIFAR100", CIFAR_100
-    ),
+    "cifar10": Known(_COLOUR, _CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "CIFAR10", CIFAR_10),
+    "cifar100": Known(_COLOUR, _CIFAR100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "CIFAR100", CIFAR_100),
 }
 
 
@@ -83,9 +79,7 @@ def load_known(name: str, root: Path, offline: bool, image_size: int | None) -> 
         _download(name, root, offline)
         found = _find(name, root, image_size)
     if found is None:
-        raise ConfigError(
-            f"the files of {name!r} vanished from {root / KNOWN[name].folder} after the download"
-        )
+        raise ConfigError(f"the files of {name!r} vanished from {root / KNOWN[name].folder} after the download")
     return found
 
 

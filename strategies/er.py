@@ -1,6 +1,6 @@
 """Experience replay: Chaudhry et al. 2019, arXiv:1902.10486."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -18,7 +18,7 @@ class ER(Strategy):
 
     family = "replay"
     paper = "Chaudhry et al. 2019, arXiv:1902.10486"
-    memory_use: ClassVar[Literal["joined", "replayed", "none"]] = "replayed"
+    memory_use = "replayed"
     needs_memory = True
     memory_policy = "reservoir"
 

@@ -1,7 +1,5 @@
 """Joint training: the upper reference line."""
 
-from typing import ClassVar, Literal
-
 from clbench.scenario import Task
 from clbench.strategy import Stage, Strategy
 
@@ -13,8 +11,8 @@ class Joint(Strategy):
     """
 
     family = "reference"
-    data_access: ClassVar[Literal["task", "all"]] = "all"
-    memory_use: ClassVar[Literal["joined", "replayed", "none"]] = "none"
+    data_access = "all"
+    memory_use = "none"
 
     def stages(self, task: Task) -> list[Stage]:
         """One stage on everything seen so far, from a fresh model."""

@@ -32,9 +32,7 @@ def build_model(spec: str, image_shape: tuple[int, int, int], seed: int) -> Netw
     if colon:
         if "widths" not in options:
             accepted = ", ".join(options) or "none"
-            raise ConfigError(
-                f"{name}:{widths} given, but {name} has no widths; options accepted: {accepted}"
-            )
+            raise ConfigError(f"{name}:{widths} given, but {name} has no widths; options accepted: {accepted}")
         if "widths" in values:
             raise ConfigError(f"{spec} given, widths accepted once: after the colon or in the brackets")
         values["widths"] = widths

@@ -25,9 +25,7 @@ class Head(nn.Linear):
         `requires_grad`. Raises ValueError for fewer outputs than there are.
         """
         if n_outputs < self.out_features:
-            raise ValueError(
-                f"n_outputs={n_outputs} given, at least the {self.out_features} existing ones accepted"
-            )
+            raise ValueError(f"n_outputs={n_outputs} given, at least the {self.out_features} existing ones accepted")
         bound = 1 / math.sqrt(self.in_features)
         rows = torch.empty(n_outputs - self.out_features, self.in_features + 1)
         rows.uniform_(-bound, bound, generator=generator)

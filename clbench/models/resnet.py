@@ -31,17 +31,13 @@ class _PaddedShortcut(nn.Module):
 
 def _projection(inputs: int, outputs: int, stride: int, bn_eps: float) -> nn.Module:
     """Option B: a 1x1 convolution and batch norm."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs, eps=bn_eps)
-    )
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs, eps=bn_eps))
 
 
 class _BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut, which is the identity where the shape stays."""
 
-    def __init__(
-        self, inputs: int, outputs: int, stride: int, shortcut: Literal["A", "B"], bn_eps: float
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Literal["A", "B"], bn_eps: float) -> None:
         super().__init__()
         self.residual = nn.Sequential(
             _conv3x3(inputs, outputs, stride),

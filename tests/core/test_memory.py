@@ -25,17 +25,17 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def offer(memory: Memory, ids, classes, rng: torch.Generator) -> None:
-    """Update the memory with features that herding can order: one random unit-less row a sample."""
+def offer(memory: Memory, ids: list[int], classes: list[int], rng: torch.Generator) -> None:
+    """Update the memory, with random features where it needs them."""
     features = torch.randn(len(ids), 3, generator=rng) if memory.needs_features else None
-    memory.update(torch.tensor(ids), torch.tensor(classes), rng, features)
+    memory.update(torch.tensor(ids, dtype=torch.int64), torch.tensor(classes, dtype=torch.int64), rng, features)
 
 
 def assert_uniform(inclusions: np.ndarray, kept: int, limit: float) -> None:
     """Compare how often each of N samples was kept over many runs with `kept` of N.
 
-    Given that exactly `kept` samples stay, sum (O - E)^2 / (E (1 - kept / N)) * (N - 1) / N is chi-square with N - 1
-    degrees of freedom; `limit` is its 99.9 % quantile, from a table.
+    Given that exactly `kept` samples stay, sum (O - E)^2 / (E (1 - kept / N)) * (N - 1) / N is chi-square
+    with N - 1 degrees of freedom; `limit` is its 99.9 % quantile, from a table.
     """
     n, runs = len(inclusions), inclusions.sum() / kept
     expected = runs * kept / n
@@ -49,31 +49,36 @@ def assert_uniform(inclusions: np.ndarray, kept: int, limit: float) -> None:
 def test_herding_by_hand():
     """Rows of norm 1: (1, 0), (0, 1), (.6, .8), (.8, .6); their mean is (.6, .6).
 
-    Pick 1: squared distances .52, .52, .04, .04: a tie, row 2. Pick 2: means with row 2 are (.8, .4), (.3, .9) and
-    (.7, .7), at .08, .18, .02: row 3. Pick 3: rows 0 and 1 are mirror images: a tie, row 0. The scales don't count.
+    Pick 1: squared distances .52, .52, .04, .04: a tie, row 2. Pick 2: means with row 2 are (.8, .4), (.3,
+    .9) and (.7, .7), at .08, .18, .02: row 3. Pick 3: rows 0 and 1 are mirror images: a tie, row 0. The
+    scales don't count.
     """
     features = np.array([[1.0, 0.0], [0.0, 3.0], [1.2, 1.6], [4.0, 3.0]])
     assert herding(features, 4).tolist() == [2, 3, 0, 1]
 
 
-def test_herding_is_greedy_on_the_mean_of_the_picked_IC05():
-    """(1, 0) twice and (0, 1): mean (2/3, 1/3). Row 0 first; with it row 1 gives (1, 0), row 2 gives (.5, .5), nearer.
+def test_herding_is_greedy_on_the_mean_of_the_picked():
+    """IC05. (1, 0) twice and (0, 1): mean (2/3, 1/3). Row 0 first; with it row 1 gives (1, 0), row 2 gives
+    (.5, .5), nearer.
 
     Ranking by dot product with the mean (2/3, 2/3, 1/3) would take row 1.
     """
     assert herding(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), 2).tolist() == [0, 2]
 
 
-def test_herding_takes_the_nearest_not_the_largest_dot_product_IC05():
-    """(1, 0), (-1, 0) and a zero row: the mean is the zero row, so it is nearest; all dot products are 0, a tie.
+def test_herding_takes_the_nearest_not_the_largest_dot_product():
+    """IC05. (1, 0), (-1, 0) and a zero row: the mean is the zero row, so it is nearest; all dot products
+    are 0, a tie.
 
-    Then the mean of the picked is (.5, 0) or (-.5, 0), a tie. The largest dot product would have picked row 0 first.
+    Then the mean of the picked is (.5, 0) or (-.5, 0), a tie. The largest dot product would have picked row
+    0 first.
     """
     assert herding(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]), 3).tolist() == [2, 0, 1]
 
 
-def test_herding_does_not_normalise_the_mean_again_IC05():
-    """(1, 0), (0, 1) and a zero row: the mean is (1/3, 1/3), at 1/9 + 1/9 from the zero row, at 4/9 + 1/9 from the others.
+def test_herding_does_not_normalise_the_mean_again():
+    """IC05. (1, 0), (0, 1) and a zero row: the mean is (1/3, 1/3), at 1/9 + 1/9 from the zero row, at 4/9 +
+    1/9 from the others.
 
     A mean of norm 1, (.707, .707), would be nearer to row 0 (.586) than to the zero row (1).
     """
@@ -121,7 +126,8 @@ def test_herding_prefix_no_repeats_and_untouched_input(seed, n, m, k):
 
 
 def test_herding_gives_duplicates_in_order_and_takes_numpy_half_and_gradients():
-    """Equal rows are ties whatever their place in memory, so each group of copies comes lowest index first."""
+    """Equal rows are ties whatever their place in memory, so each group of copies comes lowest index
+    first."""
     rows = torch.randn(7, 33, generator=generator(3))
     order = herding(rows.repeat(5, 1), 35).tolist()
     for row in range(7):
@@ -166,7 +172,8 @@ def test_quotas_use_the_whole_budget_fairly_and_only_shrink(size, n_classes):
 
 
 @pytest.mark.parametrize("memory", [ClassBalancedMemory, HerdingMemory, RandomMemory, quotas])
-def test_total_and_per_class_budget_exclude_each_other_IC08(memory):
+def test_total_and_per_class_budget_exclude_each_other(memory):
+    """IC08."""
     first = [5] if memory is quotas else []
     with pytest.raises(ConfigError, match="both 100 in total and 10 per class"):
         memory(*first, size=100, per_class=10)
@@ -174,7 +181,8 @@ def test_total_and_per_class_budget_exclude_each_other_IC08(memory):
         memory(*first)
 
 
-def test_reservoir_refuses_a_budget_per_class_IC08():
+def test_reservoir_refuses_a_budget_per_class():
+    """IC08."""
     with pytest.raises(ConfigError, match="can't keep 10 samples per class"):
         ReservoirMemory(per_class=10)
     with pytest.raises(ConfigError, match="neither"):
@@ -206,15 +214,15 @@ def test_memories_say_how_they_are_filled():
     ),
     batches=st.lists(st.lists(st.integers(10, 17), max_size=15), max_size=12),
 )
-def test_budget_holds_at_any_instant_and_classes_are_served_fairly_IC08(name, budget, batches):
-    """Over any sequence of classes; the expected count of a class is its quota or all its samples."""
+def test_budget_holds_at_any_instant_and_classes_are_served_fairly(name, budget, batches):
+    """IC08. Over any sequence of classes; the expected count of a class is its quota or all its samples."""
     if name == "reservoir" and "per_class" in budget:
         budget = {"size": budget["per_class"]}
     memory, rng, n_seen, seen = MEMORIES[name](**budget), generator(), 0, {}
     original = {}
     for batch in batches:
         ids = range(n_seen, n_seen + len(batch))
-        offer(memory, list(ids) or torch.empty(0).long().tolist(), batch, rng) if batch else None
+        offer(memory, list(ids), batch, rng)
         original.update(zip(ids, batch, strict=True))
         n_seen += len(batch)
         for c in batch:
@@ -285,8 +293,6 @@ def test_reservoir_is_algorithm_r(size, batches, seed):
     slots: list[int] = []
     t = 0
     for n in batches:
-        if n == 0:
-            continue
         offer(memory, list(range(t, t + n)), [0] * n, rng)
         for u in torch.rand(n, dtype=torch.float64, generator=twin).tolist():
             if t < size:

@@ -83,7 +83,8 @@ def test_worked_example_task_by_task():
 
 
 def test_forgetting_and_backward_transfer_of_the_rwalk_example():
-    """In Chaudhry et al. 2018 a task at .7, .8, .6, .5 over four stages forgets .3 and transfers -.2 backward."""
+    """In Chaudhry et al. 2018 a task at .7, .8, .6, .5 over four stages forgets .3 and transfers -.2
+    backward."""
     matrix = np.where(np.tri(4, dtype=bool), 0.5, NAN)
     matrix[:, 0] = [0.7, 0.8, 0.6, 0.5]
     assert metrics.forgetting_by_task(matrix) == pytest.approx([0.3, 0, 0])
@@ -154,7 +155,8 @@ def test_one_task_has_neither_transfer_nor_forgetting():
 
 
 def test_upper_triangle_counts_only_where_a_formula_has_it():
-    """Nothing in forgetting, averages or backward transfer reads the accuracy on a task before it is learned."""
+    """Nothing in forgetting, averages or backward transfer reads the accuracy on a task before it is
+    learned."""
     full, seen = metrics.summarize(R, UNTRAINED), metrics.summarize(SEEN_ONLY, UNTRAINED)
     assert seen.pop("forward_transfer") is None
     assert full.pop("forward_transfer") is not None

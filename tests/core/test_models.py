@@ -148,9 +148,7 @@ def test_blocks_are_the_backbone_in_order(spec):
         assert n_parameters(block) > 0
         x = block(x)
     assert torch.equal(x, model.features(images))
-    assert sum(n_parameters(block) for block in model.blocks()) == n_parameters(model) - n_parameters(
-        model.head
-    )
+    assert sum(n_parameters(block) for block in model.blocks()) == n_parameters(model) - n_parameters(model.head)
 
 
 @pytest.mark.parametrize("spec", ["conv", "resnet32", "resnet32[shortcut=B]", "resnet18[width=8]"])
