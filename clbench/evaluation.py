@@ -57,7 +57,7 @@ def evaluate(strategy: Strategy, context: Context, after: int) -> Evaluation:
     Every test image is scored once. The flags of the modules are put back, and no random stream is touched.
     """
     scenario, config = context.scenario, context.config
-    n_tasks, n_classes = len(scenario.tasks), len(scenario.class_names)
+    n_classes = len(scenario.class_names)
     seen = scenario.seen_outputs(after)
     existing = strategy.model.head.out_features
     totals = torch.stack([torch.bincount(task.test.classes, minlength=n_classes) for task in scenario.tasks])

@@ -1,6 +1,7 @@
 """How much each parameter matters to what was learned, and what moving it costs: pure functions."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -62,9 +63,7 @@ def fisher_diagonal_of_batches(
     if chunk_size is not None and chunk_size < 1:
         raise ConfigError(f"chunk size {chunk_size}; accepted: 1 or more")
     outputs = active or slice(None)
-    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    constants = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
-    constants |= {name: b.detach() for name, b in model.named_buffers()}
+    weights, constants = _tensors(model)
 
     def log_likelihood(weights: dict[str, Tensor], image: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         logits: Tensor = functional_call(model, (weights, constants), (image[None],))[0, outputs]
@@ -73,22 +72,17 @@ def fisher_diagonal_of_batches(
     gradients = vmap(grad(log_likelihood), in_dims=(None, 0, 0, 0))
     total = {name: torch.zeros_like(w) for name, w in weights.items()}
     n_samples = 0
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with _undisturbed(model):
         for images, labels in batches:
             if len(images) == 0:
                 continue
-            step = chunk_size or (16 if images.device.type == "cpu" else 128)
-            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            step = chunk_size or _chunk_size(images)
+            with torch.autocast(images.device.type, enabled=False):
                 for chunk, given in zip(torch.split(images, step), torch.split(labels, step), strict=True):
                     for label, weight in _labels(model, chunk, given, label_mode, outputs, generator):
                         for name, g in gradients(weights, chunk, label, weight).items():
                             total[name] += g.square_().sum(dim=0)
             n_samples += len(images)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
     if n_samples == 0:
         raise ConfigError("the Fisher diagonal was asked of no samples; accepted: one or more")
     return {name: squares / n_samples for name, squares in total.items()}
@@ -170,3 +164,12 @@ class _QuadraticPenalty(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *torch._foreach_mul(ctx.pull, 2 * gradient)
+
+
+def grown(value: Tensor, like: Tensor) -> Tensor:
+    """Pad what is known of a parameter with zeros for the rows that it has gained since; `like` has the new shape."""
+    if value.shape == like.shape:
+        return value
+    padded = torch.zeros_like(like)
+    padded[: len(value)] = value
+    return padded

@@ -17,8 +17,16 @@ from clbench.errors import ConfigError, unknown
 _NEVER = -(2**31)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, active: slice | Tensor | None = None) -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    active: slice | Tensor | None = None,
+    *,
+    reduction: Literal["mean", "none"] = "mean",
+) -> Tensor:
     """Return the mean of -log softmax(logits)[label], the softmax being over the `active` outputs.
+
+    `reduction="none"` returns each sample's own, [B].
 
     `active` is a slice of the outputs, a bool mask [B, outputs] with the outputs that compete for each
     sample, or None for all. A label outside a slice is an IndexError (on CUDA a device-side assertion),
@@ -26,11 +34,11 @@ def cross_entropy(logits: Tensor, labels: Tensor, active: slice | Tensor | None 
     """
     logits = _full_precision(logits)
     if isinstance(active, Tensor):
-        return F.cross_entropy(logits.masked_fill(~active, -torch.inf), labels, ignore_index=_NEVER)
+        return F.cross_entropy(logits.masked_fill(~active, -torch.inf), labels, ignore_index=_NEVER, reduction=reduction)
     if active is None:
-        return F.cross_entropy(logits, labels, ignore_index=_NEVER)
+        return F.cross_entropy(logits, labels, ignore_index=_NEVER, reduction=reduction)
     start = active.indices(logits.shape[1])[0]
-    return F.cross_entropy(logits[:, active], labels - start, ignore_index=_NEVER)
+    return F.cross_entropy(logits[:, active], labels - start, ignore_index=_NEVER, reduction=reduction)
 
 
 def distillation(

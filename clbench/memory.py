@@ -207,8 +207,7 @@ class ReservoirMemory(Memory):
 
 
 class _QuotaMemory(Memory):
-    """Keeps of each class the samples with the lowest keys, up to the class's quota; ordered by class, then
-    by key.
+    """Keeps of each class the samples with the lowest keys, up to its quota; ordered by class, then by key.
 
     A quota never grows when a class joins, so the lowest keys kept are the lowest of all samples offered.
     """

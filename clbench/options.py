@@ -63,7 +63,7 @@ def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Calla
                 metavar=None if flag else metavar(field.annotation),
                 rich_help_panel=panel,
             )
-            kind = Annotated[bool | None if flag else str | None, option]
+            kind: Any = Annotated[bool | None, option] if flag else Annotated[str | None, option]
             added.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
 
         def wrapped(**given: Any) -> None:

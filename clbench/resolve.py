@@ -43,7 +43,8 @@ def scenario_spec(name: str) -> ScenarioSpec:
     ):
         from clbench.scenarios.splits import spec_of_files
 
-        return spec_of_files(name)
+        made: ScenarioSpec = spec_of_files(name)
+        return made
     loaded = load_entry_point("clbench.scenarios", "scenario", name)
     if not isinstance(loaded, ScenarioSpec):
         raise ConfigError(f"scenario {name!r} is registered as {loaded!r}; a clbench.ScenarioSpec is accepted")
@@ -57,7 +58,8 @@ def resolve(scenario: "str | Scenario", strategy: "str | type[Strategy]", option
     `options["strategy_options"]` holds options of the strategy alone. Raises ConfigError.
     """
     if isinstance(strategy, type):
-        name, bracket, label = strategy.__name__, {}, strategy.__name__
+        name = label = strategy.__name__
+        bracket: dict[str, str] = {}
         _given[name] = strategy
     else:
         name, bracket = parse_spec(strategy)

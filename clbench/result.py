@@ -384,7 +384,7 @@ class Result:
         write_atomically(folder / "run.json", text + "\n")
 
     def __repr__(self) -> str:
-        average = self._run.metrics.get("average_accuracy")
+        average = self.summary()["average_accuracy"]
         number = "no" if average is None else f"{100 * average:.1f} %"
         return (
             f"Result({self.scenario}, {self.setting}, {self.strategy}, seed {self.seed}: "

@@ -125,11 +125,11 @@ class Scenario:
     @property
     def n_outputs(self) -> int:
         """Outputs of the head after the last task."""
-        return max(task.outputs.stop for task in self.tasks)
+        return self.seen_outputs(len(self.tasks) - 1)
 
     def seen_outputs(self, task: int) -> int:
         """Outputs seen once `task` has begun; 0 before the first."""
-        return max((t.outputs.stop for t in self.tasks[: task + 1]), default=0)
+        return max((int(t.outputs.stop) for t in self.tasks[: task + 1]), default=0)
 
     def digest(self) -> str:
         """Return a digest of everything in the scenario, for data that have no public name."""
@@ -137,7 +137,7 @@ class Scenario:
         parts = [self.train, self.test]
         tensors = [t for part in parts for t in (part.images, part.labels, part.classes, part.tasks)]
         for tensor in tensors + [task.train.ids for task in self.tasks]:
-            state.update(tensor.contiguous().numpy())
+            state.update(tensor.contiguous().numpy().data)
         return state.hexdigest()
 
     def describe(self) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ class Stage:
     """One fit on one set of samples: a declaration, so it can be repeated after an interruption.
 
     parameters: what trains; everything else is frozen, batch-norm statistics and dropout included (default: all).
-    head_rows: the only rows of the head that move. epochs, iterations: the config's where None.
+    head_rows: the only rows of the head that move. epochs, iterations, lr: the config's where None.
     loss: replaces the strategy's. before: run once at the start, before the optimizer is made.
     """
 
@@ -40,6 +40,7 @@ class Stage:
     head_rows: slice | None = None
     epochs: int | None = None
     iterations: int | None = None
+    lr: float | None = None
     loss: Callable[[Batch], Terms] | None = None
     before: Callable[[], None] | None = None
 
@@ -149,7 +150,8 @@ class Strategy:
 
         `task` is given only where `needs_task_at_test` is declared.
         """
-        return self.model(images)
+        logits: Tensor = self.model(images)
+        return logits
 
     def features(self, images: Tensor) -> Tensor:
         """The representation that herding works on, float [B, feature_dim]."""
@@ -188,6 +190,14 @@ class Strategy:
         p = self.progress
         return stream(self._context.config.seed, f"strategy/{name}", p.task, p.stage, p.epoch, p.step)
 
+    def active_outputs(self, ids: Tensor) -> slice | Tensor:
+        """Return the outputs that compete in the loss for these training samples, as Batch.active."""
+        # To a reference that is trained afresh on everything, every class is new.
+        mode = self._context.config.loss_outputs
+        if self.data_access == "all" and mode == "new":
+            mode = "seen"
+        return self._context.pipeline.active_outputs(ids, self.progress.task, mode)
+
     def classification_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy over the outputs that compete for each sample of the batch, mean over the batch."""
         return cross_entropy(logits, batch.labels, batch.active)
@@ -203,18 +213,21 @@ class Strategy:
         ids = self.memory.ids if self.memory is not None else torch.empty(0, dtype=torch.int64)
         return ImageSet(self._context.scenario.train, ids)
 
-    def replay(self, n: int) -> Batch | None:
-        """Draw n samples from the memory (None while it is empty), without repeats as far as it reaches."""
+    def replay(self, n: int, name: str = "replay") -> Batch | None:
+        """Draw n samples from the memory (None while it is empty), without repeats as far as it reaches.
+
+        Draws of one step under different names are independent of each other, augmentation included.
+        """
         if self.memory is None or len(self.memory) == 0 or n == 0:
             return None
-        ids = self.memory.sample(n, self.rng("replay"))
+        ids = self.memory.sample(n, self.rng(name))
         p = self.progress
         p.replayed += n
-        return self._context.pipeline.batch(ids, self._active(ids), ("replay", p.task, p.stage, p.epoch, p.step))
+        return self._context.pipeline.batch(ids, self.active_outputs(ids), (name, p.task, p.stage, p.epoch, p.step))
 
     def passes(self, data: ImageSet) -> Iterator[Batch]:
         """Walk over samples in order, in large batches without augmentation."""
-        return self._context.pipeline.passes(data, self._active)
+        return self._context.pipeline.passes(data, self.active_outputs)
 
     def seen_data(self) -> ImageSet:
         """Return the training data of all tasks so far; for strategies that declare data_access = "all"."""
@@ -247,13 +260,6 @@ class Strategy:
     def state(self) -> dict[str, Any]:
         """Return the learnt state: what was assigned to self, the model and the memory among it."""
         return {n: v for n, v in vars(self).items() if n not in self._options.model_fields and n not in self._lent}
-
-    def _active(self, ids: Tensor) -> slice | Tensor:
-        # To a reference that is trained afresh on everything, every class is new.
-        mode = self._context.config.loss_outputs
-        if self.data_access == "all" and mode == "new":
-            mode = "seen"
-        return self._context.pipeline.active_outputs(ids, self.progress.task, mode)
 
 
 def new_model(context: Context, task: int) -> Network:

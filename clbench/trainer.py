@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clbench.config import RunConfig
 from clbench.errors import RunError
+from clbench.importance import grown
 from clbench.strategy import Context, Stage, Strategy, Terms
 from clbench.streams import stream, stream_seed
 
@@ -43,7 +44,7 @@ class Trainer:
         if stage.before is not None:
             stage.before()
         trained, frozen = self._freeze(stage)
-        optimizer = self._optimizer(trained)
+        optimizer = self._optimizer(trained, stage.lr or config.lr)
         head = strategy.model.head
         rows = _Rows(head, stage.head_rows) if stage.head_rows is not None else None
         epochs = stage.epochs or (None if stage.iterations else config.epochs)
@@ -85,7 +86,7 @@ class Trainer:
         paused = 0.0
         started = time.perf_counter()
         for step, ids in enumerate(batches):
-            batch = context.pipeline.batch(ids, strategy._active(ids), (*keys, step))
+            batch = context.pipeline.batch(ids, strategy.active_outputs(ids), (*keys, step))
             torch.manual_seed(dropout + step)
             with autocast(config, context.device):
                 terms = named(loss_of(batch))
@@ -150,17 +151,17 @@ class Trainer:
             train_mode(module, {id(p) for p in trained.values()})
         return trained, frozen
 
-    def _optimizer(self, trained: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    def _optimizer(self, trained: dict[str, nn.Parameter], lr: float) -> torch.optim.Optimizer:
         config = self.config
         head = {id(p) for p in self.strategy.model.head.parameters()}
         exempt = [p for p in trained.values() if id(p) in head and not config.decay_head]
         exempt_ids = {id(p) for p in exempt}
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in trained.values() if id(p) not in exempt_ids]},
             {"params": exempt, "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+        shared: dict[str, Any] = {"lr": lr, "weight_decay": config.weight_decay, "fused": True}
         optimizer: torch.optim.Optimizer
         if config.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, momentum=config.momentum, **shared)
@@ -170,7 +171,8 @@ class Trainer:
         for name, parameter in trained.items():
             if name in self.optimizer_state:
                 optimizer.state[parameter] = {
-                    key: _grown(value, parameter) for key, value in self.optimizer_state[name].items()
+                    key: grown(value, parameter.detach()) if value.dim() else value
+                    for key, value in self.optimizer_state[name].items()
                 }
         return optimizer
 
@@ -243,12 +245,3 @@ def train_mode(module: nn.Module, trained: set[int]) -> None:
             following = any(p in trained for p in own)
         if own or not list(layer.children()):
             layer.training = following
-
-
-def _grown(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """Pad a statistic of a parameter that has grown by rows: the new rows start at zero."""
-    if value.dim() == 0 or value.shape == parameter.shape:
-        return value
-    padded = torch.zeros_like(parameter)
-    padded[: len(value)] = value
-    return padded

@@ -23,9 +23,9 @@ CHUNK = 64  # images converted at a time: bounds the memory that photos need
 class Dataset:
     """Images and labels, split into training and test.
 
-    Images are uint8 [N, C, H, W]: perhaps read-only, not contiguous views of a memory-mapped file. Labels are
-    int64 [N] in 0..K-1, indices into `class_names`. `mean` and `std` are those of x_train / 255, one for each
-    channel. `origin` is the path or package that the data came from.
+    Images are uint8 [N, C, H, W], perhaps read-only or not contiguous; those of folders are memory-mapped.
+    Labels are int64 [N] in 0..K-1, indices into `class_names`. `mean` and `std` are those of x_train / 255, one
+    for each channel. `origin` is the path or package that the data came from.
     """
 
     name: str

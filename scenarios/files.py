@@ -1,6 +1,7 @@
 """Readers of IDX (MNIST) and NPZ files; a damaged file is a ConfigError that names it.
 
-What a header claims is compared with the file before memory is asked for, and nothing is unpickled.
+What a header claims is compared with the file before memory is asked for, and nothing is unpickled. Files are
+read, not mapped: writing over a mapped file kills the process that reads it (SIGBUS).
 """
 
 import contextlib
@@ -74,7 +75,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Return the uint8 array of an IDX file, gzipped or not; the plain file is memory-mapped.
+    """Return the uint8 array of an IDX file, gzipped or not.
 
     Raises ConfigError for a wrong magic number or number of dimensions, an empty set, missing or extra bytes.
     Format: https://yann.lecun.com/exdb/mnist, "THE IDX FILE FORMAT".
@@ -98,10 +99,11 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
                 raise ConfigError(f"{path} is empty: its header gives the shape {shape}")
             if not zipped:
                 _same_size(path, shape, needed, size - header_bytes)
-                return np.asarray(np.memmap(path, np.uint8, "r", header_bytes, shape))
-            if needed > size * DEFLATE_MAX_RATIO:
+            elif needed > size * DEFLATE_MAX_RATIO:
                 raise ConfigError(f"{path} claims the shape {shape}: {needed:,} bytes, which {size:,} can't hold")
             require_memory(needed, path)
+            if not zipped:
+                return np.fromfile(path, np.uint8, needed, offset=header_bytes).reshape(shape)
             # One byte more than needed, so that the end of the stream is reached and its checksum compared.
             data = file.read(needed + 1)
             _same_size(path, shape, needed, len(data))
@@ -142,8 +144,7 @@ def read_npz(path: Path) -> Raw:
     """Return the set in an NPZ file: x_train, y_train, x_test, y_test and perhaps class_names.
 
     Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; labels are integers [N]. Shapes and types are
-    checked from the headers; an uncompressed array is memory-mapped once its checksum agrees.
-    Raises ConfigError.
+    checked from the headers before the data is read. Raises ConfigError for what is wrong or damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -186,19 +187,9 @@ def _read_member(archive: zipfile.ZipFile, path: Path, name: str, info: zipfile.
         found = info.file_size - header_bytes
         if needed != found:
             raise ConfigError(f"{what} claims the shape {shape}: {needed:,} bytes, but has {found:,}")
-        order: Any = "F" if fortran_order else "C"
-        if info.compress_type != zipfile.ZIP_STORED:
-            require_memory(needed, what)
-            data = np.frombuffer(member.read(), np.uint8)
-            return data.view(dtype).reshape(shape, order=order)
-    with path.open("rb") as file:  # the local header repeats the name, and its extra field differs in length
-        file.seek(info.header_offset + 26)
-        lengths = file.read(4)
-        start = file.tell() + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2))
-    region = np.asarray(np.memmap(path, np.uint8, "r", start, (info.file_size,)))
-    if zlib.crc32(region.data) != info.CRC:
-        raise ConfigError(f"{what} is damaged: its checksum is wrong")
-    return region[header_bytes:].view(dtype).reshape(shape, order=order)
+        require_memory(needed, what)
+        data = np.frombuffer(member.read(), dtype)  # the archive's checksum is compared at its end
+        return data.reshape(shape, order="F" if fortran_order else "C")
 
 
 def _check_header(what: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: Kirkpatrick et al. 2017, arXiv:1612.00796; online: Schwarz et al. 2018, arXiv:1805.06370."""
+"""Elastic weight consolidation: Kirkpatrick et al. 2017, arXiv:1612.00796."""
 
 from typing import Annotated, Literal
 
@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clbench.importance import fisher_diagonal, quadratic_penalty
+from clbench.importance import fisher_diagonal_of_batches, grown, quadratic_penalty
 from clbench.scenario import Task
 from clbench.strategy import Strategy, Strength
 
@@ -15,7 +15,7 @@ class EWC(Strategy):
     """penalty = strength / 2 * sum_k sum_i F_k,i (w_i - w*_k,i)^2, F_k the diagonal Fisher information after task k.
 
     mode: "separate" keeps a penalty for every task; "online" one, around the latest weights, of a Fisher that
-    decays: F <- decay * F + F_k. fisher_labels: labels that are true ("empirical"), drawn from the model ("sampled"),
+    decays: F <- decay * F + F_k (Schwarz et al. 2018, arXiv:1805.06370). fisher_labels: labels that are true ("empirical"), drawn from the model ("sampled"),
     or the expectation over all of them ("exact"). fisher_samples: at most so many, the whole task by default.
     """
 
@@ -65,22 +65,13 @@ class EWC(Strategy):
     def _fisher(self, task: Task) -> dict[str, Tensor]:
         data = task.train
         if self.fisher_samples is not None:
-            chosen = torch.randperm(len(data), generator=self.rng("samples"))[: self.fisher_samples]
-            data = data.subset(chosen)
-        total: dict[str, Tensor] = {}
-        generator = self.rng("labels")
-        for batch in self.passes(data):
-            part = fisher_diagonal(
-                self.model, batch.images, batch.labels,
-                label_mode=self.fisher_labels, active=batch.active, generator=generator,
-            )  # fmt: skip
-            share = len(batch) / len(data)
-            total = {name: share * value + total.get(name, 0.0) for name, value in part.items()}
-        return total
-
-
-def grown(value: Tensor, like: Tensor) -> Tensor:
-    """Pad the rows that a parameter has gained since with zeros: nothing is known of them."""
-    padded = torch.zeros_like(like)
-    padded[: len(value)] = value
-    return padded
+            data = data.subset(torch.randperm(len(data), generator=self.rng("samples"))[: self.fisher_samples])
+        active = self.active_outputs(data.ids)
+        assert isinstance(active, slice)  # the task's own samples compete among the same outputs
+        return fisher_diagonal_of_batches(
+            self.model,
+            ((batch.images, batch.labels) for batch in self.passes(data)),
+            label_mode=self.fisher_labels,
+            active=active,
+            generator=self.rng("labels"),
+        )

@@ -6,6 +6,7 @@ import os
 import pickle
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_different_counts_of_images_and_labels_are_refused(tmp_path: Path) -> No
     for stem in files.IDX_FILES:
         labels = bytes([0, 0, 8, 1, 0, 0, 0, 3, 0, 1, 2])
         (tmp_path / stem).write_bytes(IDX if "images" in stem else labels)
-    with pytest.raises(ConfigError, match="train-images-idx3-ubyte has 2 images but .*labels-idx1-ubyte has 3"):
+    with pytest.raises(ConfigError, match=r"train-images-idx3-ubyte has 2 images but .*labels-idx1-ubyte has 3"):
         load_dataset("mnist", tmp_path, offline=True)
 
 
@@ -89,7 +90,17 @@ def damaged(content: bytes, how: tuple[str, int, int]) -> bytes:
     return content[:where] + bytes([content[where] ^ 1 << what]) + content[where + 1 :]
 
 
-fuzz = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def read_or_refuse(read: Callable[[], Any], path: Path) -> Any:
+    """Return what was read, or None where it was refused by a ConfigError with the path, the only one allowed."""
+    try:
+        return read()
+    except ConfigError as error:
+        if str(path) not in str(error):
+            raise
+        return None
+
+
+fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @fuzz
@@ -98,11 +109,8 @@ def test_fuzzed_idx_is_read_or_refused(tmp_path: Path, how: tuple[str, int, int]
     """No checksum: what is read must still have the bytes that the file has."""
     path = tmp_path / "images"
     path.write_bytes(content := damaged(IDX, how))
-    try:
-        images = read_idx(path, 3)
-    except ConfigError:
-        return
-    assert images.tobytes() == content[16:]
+    images = read_or_refuse(lambda: read_idx(path, 3), path)
+    assert images is None or images.tobytes() == content[16:]
 
 
 @fuzz
@@ -110,11 +118,8 @@ def test_fuzzed_idx_is_read_or_refused(tmp_path: Path, how: tuple[str, int, int]
 def test_fuzzed_gzip_is_read_whole_or_refused(tmp_path: Path, how: tuple[str, int, int]) -> None:
     path = tmp_path / "images"
     path.write_bytes(damaged(gzip.compress(IDX), how))
-    try:
-        images = read_idx(path, 3)
-    except ConfigError:
-        return
-    assert np.array_equal(images, IMAGES)
+    images = read_or_refuse(lambda: read_idx(path, 3), path)
+    assert images is None or np.array_equal(images, IMAGES)
 
 
 def npz_bytes(compressed: bool, **change: Any) -> bytes:
@@ -137,10 +142,8 @@ def test_fuzzed_npz_is_read_whole_or_refused(tmp_path: Path, compressed: bool, h
     """A damaged archive gives the arrays that went in (the damage hit a date, say) or a ConfigError."""
     path = tmp_path / "own.npz"
     path.write_bytes(damaged(npz_bytes(compressed), how))
-    try:
-        raw = read_npz(path)
-    except ConfigError as error:
-        assert str(path) in str(error)
+    raw = read_or_refuse(lambda: read_npz(path), path)
+    if raw is None:
         return
     assert np.array_equal(raw.x_train[:, 0], IMAGES)
     assert np.array_equal(raw.x_test[:, 0], IMAGES)
@@ -161,7 +164,7 @@ def test_an_array_that_claims_too_much_is_refused_from_its_header(tmp_path: Path
         archive.writestr("x_train.npy", npy_header((10**6, 1000, 1000)) + bytes(100))
         for name in ("y_train", "x_test", "y_test"):
             archive.writestr(f"{name}.npy", b"")
-    with pytest.raises(ConfigError, match="x_train claims the shape .* 1,000,000,000,000 bytes, but has 100"):
+    with pytest.raises(ConfigError, match=r"x_train claims the shape .* 1,000,000,000,000 bytes, but has 100"):
         read_npz(path)
 
 
@@ -275,7 +278,7 @@ def cifar_archive(path: Path, extra: list[tarfile.TarInfo], without: str = "") -
         for name in CIFAR_BATCHES["cifar-100-python"].files:
             if name != without:
                 member = tarfile.TarInfo(f"cifar-100-python/{name}")
-                content = cifar_batch(10, key=b"fine_labels").replace(b"", b"")
+                content = cifar_batch(10, key=b"fine_labels")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
 

@@ -136,13 +136,13 @@ def test_photos_larger_than_memory_or_disk_are_refused_with_their_bytes(
         with pytest.raises(ConfigError, match="needs 18,000,000 bytes of memory, and 17,000,000 are available"):
             load_dataset(str(folder), "nowhere", image_size=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1_000_000))
-    with pytest.raises(ConfigError, match="needs 18,000,000 bytes in .*cache, and 1,000,000 are free"):
+    with pytest.raises(ConfigError, match=r"needs 18,000,000 bytes in .*cache, and 1,000,000 are free"):
         load_dataset(str(folder), "nowhere", image_size=1000)
 
 
 def test_a_cache_that_can_not_be_written_is_named(folder: Path, cache: Path) -> None:
     cache.touch()
-    with pytest.raises(ConfigError, match="cache can't keep the images .*CLBENCH_CACHE"):
+    with pytest.raises(ConfigError, match=r"cache can't keep the images .*CLBENCH_CACHE"):
         load_dataset(str(folder), "nowhere")
 
 

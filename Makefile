@@ -1,0 +1,73 @@
+# Needs Python >= 3.11, make and a package index; everything else goes into .venv, in this folder.
+
+PYTHON ?= python3
+
+# Relative, so that a checkout whose path holds spaces works too.
+VENV := .venv
+RUN := $(VENV)/bin/python
+TYPED := $(VENV)/typecheck
+SOURCES := $(wildcard clbench/*.py clbench/*/*.py strategies/*.py scenarios/*.py reports/*.py)
+FASTER := not slow and not soak
+
+.PHONY: help demo test test-all soak lint types setup readme clean
+
+help:
+	@echo "make demo      compare seven strategies on real digits (about two minutes after the installation)"
+	@echo "make test      ruff, mypy and the tests, without the slow ones"
+	@echo "make test-all  with the slow tests too: what CI runs"
+	@echo "make soak      long kills, loads and fuzzing"
+	@echo "make readme    bring the README's table and figure and docs/defaults.md up to date, after make demo"
+	@echo "make clean     remove the environment and what was built; the runs stay"
+
+demo: $(VENV)/installed
+	$(VENV)/bin/clbench compare split-mnist-5k naive joint feature-extraction lwf ewc er icarl \
+		--seeds 3 --jobs 2 --out runs/demo
+	@echo
+	@echo "The report: runs/demo/report/report.md"
+	@echo "The pictures: runs/demo/report/figures"
+
+test: lint types
+	$(RUN) -m pytest -m "$(FASTER)"
+
+test-all: lint types
+	$(RUN) -m pytest -m "not soak"
+
+soak: setup
+	$(RUN) -m pytest -m soak
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: $(TYPED)/made
+	cd $(TYPED) && ../bin/python -m mypy --config-file ../../pyproject.toml -p clbench
+
+setup: $(VENV)/installed-dev
+
+readme: setup
+	$(RUN) docs/update_readme.py runs/demo
+	$(RUN) docs/update_defaults.py
+
+clean:
+	rm -rf $(VENV) build dist clbench.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clbench needs Python 3.11 or newer, not %d.%d; name one: make PYTHON=python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Installing takes a minute or two, so it is done again only when pyproject.toml has changed.
+$(VENV)/installed: pyproject.toml | $(VENV)/made
+	$(RUN) -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(VENV)/made
+	$(RUN) -m pip install --quiet --editable ".[dev]"
+	@touch $(VENV)/installed $@
+
+# mypy reads packages as they are installed: it knows nothing of the folders that pyproject.toml maps.
+$(TYPED)/made: $(SOURCES) $(VENV)/installed-dev
+	@rm -rf build $(TYPED)
+	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --target $(TYPED) .
+	@rm -rf build
+	@touch $@
