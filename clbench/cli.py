@@ -58,10 +58,10 @@ def run_verb(
     if as_json:
         print(json.dumps(result.record))
         return
-    from clbench.reports import tables
+    from clbench.reports.run_tables import render_run
 
     stdout = _stdout()
-    stdout.print(tables.render_run(result))
+    stdout.print(render_run(result))
     stdout.print(f"run folder: {folder.path}", soft_wrap=True, highlight=False, markup=False)
 
 

@@ -121,6 +121,86 @@ def _labels(
         yield (cumulative <= drawn).sum(dim=1).clamp(max=n_outputs - 1).to(labels.device), ones
 
 
+def mas_importance(
+    model: nn.Module, batches: Iterable[Tensor], *, active: slice | None = None, chunk_size: int | None = None
+) -> dict[str, Tensor]:
+    """Return Omega_i = mean over the samples of |d ||f(x)||^2 / d w_i|, under the names of the parameters.
+
+    f are the `active` outputs of the model (None: all), without softmax; the batches hold images [N, ...] and no
+    labels. Per-sample gradients in eval mode, as in `fisher_diagonal`. Raises ConfigError for no samples.
+    Aljundi et al. 2018, arXiv:1711.09601, eq. 2.
+    """
+    outputs = active or slice(None)
+    weights, constants = _tensors(model)
+
+    def squared_norm(weights: dict[str, Tensor], image: Tensor) -> Tensor:
+        values: Tensor = functional_call(model, (weights, constants), (image[None],))[0, outputs]
+        return values.square().sum()
+
+    gradients = vmap(grad(squared_norm), in_dims=(None, 0))
+    total = {name: torch.zeros_like(w) for name, w in weights.items()}
+    n_samples = 0
+    with _undisturbed(model):
+        for images in batches:
+            n_samples += len(images)
+            with torch.autocast(images.device.type, enabled=False):
+                for chunk in torch.split(images, chunk_size or _chunk_size(images)):
+                    for name, g in gradients(weights, chunk).items():
+                        total[name] += g.abs_().sum(dim=0)
+    if n_samples == 0:
+        raise ConfigError("the MAS importance was asked of no samples; accepted: one or more")
+    return {name: sums / n_samples for name, sums in total.items()}
+
+
+def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what is differentiated, the parameters that require a gradient, and a model's other tensors."""
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    constants = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    return weights, constants | {name: b.detach() for name, b in model.named_buffers()}
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode without gradients; put each module's own mode back afterwards."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _chunk_size(images: Tensor) -> int:
+    return 16 if images.device.type == "cpu" else 128
+
+
+def copied_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of every parameter by name, without gradients."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def zeros(model: nn.Module) -> dict[str, Tensor]:
+    """Return zeros in the shape of every parameter, by name."""
+    return {name: torch.zeros_like(p, requires_grad=False) for name, p in model.named_parameters()}
+
+
+def copied_gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of `.grad` of every parameter that has one, by name."""
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def loss_decrease(gradients: Mapping[str, Tensor], before: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return -g_i (w_i - w_i before): how much the loss fell, to first order, because parameter i has moved.
+
+    The step is the one that was really made, so the sum over steps is the path integral under any optimizer.
+    Zenke et al. 2017, arXiv:1703.04200, eq. 3; Chaudhry et al. 2018, arXiv:1801.10112, eq. 7.
+    """
+    weights = dict(model.named_parameters())
+    return {name: -g * (weights[name].detach() - before[name]) for name, g in gradients.items()}
+
+
 def quadratic_penalty(
     parameters: Mapping[str, Tensor], importance: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
 ) -> Tensor:

@@ -34,7 +34,9 @@ def cross_entropy(
     """
     logits = _full_precision(logits)
     if isinstance(active, Tensor):
-        return F.cross_entropy(logits.masked_fill(~active, -torch.inf), labels, ignore_index=_NEVER, reduction=reduction)
+        return F.cross_entropy(
+            logits.masked_fill(~active, -torch.inf), labels, ignore_index=_NEVER, reduction=reduction
+        )
     if active is None:
         return F.cross_entropy(logits, labels, ignore_index=_NEVER, reduction=reduction)
     start = active.indices(logits.shape[1])[0]

@@ -52,14 +52,12 @@ def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Calla
             panel = PANELS.get(name, panel)
             if name in INTERNAL or name in without or (fields and name not in fields):
                 continue
-            shown = (
-                f"{field.description} [{text_of(field.default)}]" if field.default is not None else field.description
-            )
+            default = "" if field.default is None else f" (default: {text_of(field.default)})"
             flag = field.annotation is bool
             dashed = name.replace("_", "-")
             option = typer.Option(
                 f"--{dashed}/--no-{dashed}" if flag else f"--{dashed}",
-                help=shown,
+                help=escape(f"{field.description}{default}"),
                 metavar=None if flag else metavar(field.annotation),
                 rich_help_panel=panel,
             )

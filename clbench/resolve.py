@@ -3,9 +3,9 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from clbench.config import EXCLUSIVE, RunConfig, make_config
+from clbench.config import EXCLUSIVE, RunConfig, Setting, make_config
 from clbench.errors import ConfigError, unknown
 from clbench.registry import entry_point_names, load_entry_point, parse_spec, read_text
 from clbench.scenario import Scenario, ScenarioSpec
@@ -83,6 +83,8 @@ def resolve(scenario: "str | Scenario", strategy: "str | type[Strategy]", option
         _refuse_scenario_fields(asked)
         asked |= {"setting": scenario.setting, "data_fingerprint": scenario.fingerprint or scenario.digest()}
     tuned: dict[str, Any] = dict(preset.pop("strategies", {}).get(name, {}))
+    by_setting = {setting: tuned.pop(setting, {}) for setting in get_args(Setting)}
+    tuned |= by_setting.get(asked.get("setting", "class"), {})
     own = {k: v for k, v in tuned.items() if k in cls._options.model_fields} | own
     preset |= {k: v for k, v in tuned.items() if k not in cls._options.model_fields}
     if not cls.needs_memory:

@@ -58,9 +58,9 @@ def run(
 ) -> Result:
     """Run one strategy on one scenario and return its result, which is also in the run folder `out`.
 
-    options: fields of RunConfig; a strategy's own go into `strategy_options`. A finished run is not repeated; an unfinished
-    one is continued with `resume` and begun again with `force`. Raises ConfigError for a request that can't be met, before
-    any training, and RunError when the training fails.
+    options: fields of RunConfig; a strategy's own go into `strategy_options`. A finished run is not repeated; an
+    unfinished one is continued with `resume` and begun again with `force`. Raises ConfigError for a request that
+    can't be met, before any training, and RunError when the training fails.
     """
     config = resolve(scenario, strategy, options)
     if isinstance(scenario, str):
@@ -405,7 +405,7 @@ def _bytes(value: Any) -> int:
 
 
 def safe_classes(strategy: Strategy) -> list[type]:
-    """Return the classes that a checkpoint may hold: torch's layers, ours, the memories, and the strategy's own file's."""
+    """Return the classes that a checkpoint may hold: torch's layers, ours, and those of the strategy's own file."""
     modules = {type(strategy).__module__, *(c.__module__ for c in type(strategy).__mro__)} - {"builtins"}
     known: list[type] = [set, slice, *MEMORIES.values()]
     queue: list[type] = [nn.Module]

@@ -160,7 +160,8 @@ class Scenario:
 class ScenarioSpec:
     """A registered scenario: how to build it, and the training that is its default (config fields).
 
-    `preset["strategies"]` maps a strategy's name to options that were tuned for this scenario.
+    `preset["strategies"]` maps a strategy's name to options that were tuned for this scenario, those of one setting
+    under the setting's name.
     """
 
     build: Callable[[RunConfig], Scenario]

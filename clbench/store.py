@@ -23,7 +23,7 @@ def default_folder(config: RunConfig, root: str | os.PathLike[str] = "runs") -> 
 
 
 class RunFolder:
-    """The folder of one run: run.json, accuracy.csv, training.csv, model.pt, and checkpoint.pt while it is unfinished."""
+    """The folder of one run: run.json, accuracy.csv, training.csv, model.pt; checkpoint.pt while it is unfinished."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_origin, get_type_hints
 
@@ -75,8 +76,9 @@ class Context:
 class Strategy:
     """Base of all strategies; as it stands it is naive fine-tuning (on the task and its exemplars, if any).
 
-    Annotated attributes of a subclass are its hyper-parameters: typed, validated, with defaults. Whatever a hook assigns
-    to `self` is learnt state: saved, restored, and trained too where it is a module or parameter that requires a gradient.
+    Annotated attributes of a subclass are its hyper-parameters: typed, validated, with defaults. Whatever a hook
+    assigns to `self` is learnt state: saved, restored, and trained too where it is a module or parameter that requires
+    a gradient.
     """
 
     family: ClassVar[Literal["reference", "regularisation", "distillation", "replay", "isolation"]]
@@ -189,6 +191,17 @@ class Strategy:
         """Return the CPU generator of the stream `name` at this step, always at its start."""
         p = self.progress
         return stream(self._context.config.seed, f"strategy/{name}", p.task, p.stage, p.epoch, p.step)
+
+    @contextmanager
+    def seeded(self, name: str) -> Iterator[None]:
+        """Inside it, what draws from torch's own CPU stream, as a new layer does, draws from the stream `name`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.rng(name).initial_seed())
+            yield
+
+    def normalize(self, originals: Tensor) -> Tensor:
+        """Turn pixels of 0 to 255, [B, C, H, W] of any dtype, into what a model is given, float of the same shape."""
+        return self._context.pipeline.normalize(originals)
 
     def active_outputs(self, ids: Tensor) -> slice | Tensor:
         """Return the outputs that compete in the loss for these training samples, as Batch.active."""

@@ -30,7 +30,7 @@ REPETITION = {"seed", "class_order", "class_order_seed"}
 # What the rows and the title of a comparison say already.
 SHOWN = {"strategy", "strategy_options", "scenario"}
 # These count only where they are set: a strategy without a memory has no budget to differ in.
-MEMORY = {"memory_size", "memory_per_class", "memory_policy"}
+MEMORY = {"memory_size", "memory_per_class"}
 
 Numbers = dict[str, float | None]
 
@@ -337,6 +337,8 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
     notes = []
     protocols = {label: _protocol(group[0]) for label, group in groups}
     for key in dict.fromkeys(key for protocol in protocols.values() for key in protocol):
+        if key == "memory_policy":
+            continue  # how exemplars are chosen is part of a method
         values = {label: _text(protocol.get(key)) for label, protocol in protocols.items()}
         if key in MEMORY:
             values = {label: value for label, value in values.items() if value != "none"}

@@ -1,0 +1,53 @@
+"""One run for the terminal: its accuracy matrices, metrics and warnings."""
+
+import numpy as np
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from clbench.reports.tables import MATRICES
+from clbench.result import Floats, Result
+
+# More columns than this do not fit on a terminal; the tasks' accuracies are then in accuracy.csv only.
+WIDEST = 12
+
+
+def render_run(result: Result) -> Group:
+    """Return a run's accuracies after each task (percent, both matrices) and its metrics."""
+    headline = MATRICES[result.headline]
+    title = f"{result.strategy} on {result.scenario}, {result.setting}-incremental, seed {result.seed}"
+    parts: list[Table | Text] = [Text(title, style="bold")]
+    for name, label in MATRICES.items():
+        for classifier, matrices in result.classifiers.items():
+            matrix = matrices[name]
+            if matrix is not None:
+                several = len(result.classifiers) > 1
+                caption = f"{label}, {classifier}" if several else label
+                parts.append(Text(f"\n{caption}: accuracy (%) after task (row) on task (column)"))
+                parts.append(_matrix_table(matrix))
+    parts.append(Text(f"\nmetrics of the headline matrix ({headline}), percent"))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in result.metrics.items():
+        if value is not None:
+            table.add_row(name.replace("_", " "), f"{100 * value:.2f}")
+    parts.append(table)
+    parts += [Text(f"note: {text}", style="yellow") for text in result.warnings]
+    return Group(*parts)
+
+
+def _matrix_table(matrix: Floats) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    n = len(matrix)
+    table.add_column("after", justify="right")
+    columns = range(n) if n <= WIDEST else ()
+    for task in columns:
+        table.add_column(str(task), justify="right")
+    table.add_column("mean of seen", justify="right")
+    for after, row in enumerate(matrix):
+        cells = ["" if np.isnan(row[task]) else f"{100 * row[task]:.1f}" for task in columns]
+        seen = row[: after + 1]
+        table.add_row(str(after), *cells, "" if np.isnan(seen).all() else f"{100 * np.nanmean(seen):.2f}")
+    return table

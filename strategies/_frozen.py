@@ -1,0 +1,82 @@
+"""What the strategies on frozen features share: where the features come from, and linear classifiers in closed form."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clbench.importance import grown
+from clbench.scenario import ImageSet, Task
+from clbench.strategy import Stage, Strategy
+
+# The score of an output without samples: lower than any other, and equal among its like.
+UNKNOWN = -1e30
+
+
+class FrozenBackbone(Strategy):
+    """A classifier that is linear in a representation h(x) of frozen features, solved for from sums over the samples.
+
+    The backbone has given weights, or trains on the first task; from then on nothing trains, batch-norm statistics
+    included. Kept per output: the number of samples (`counts`) and the sum of their h (`sums`); with `second_moment`
+    also the sum of h h^T (`moment`); all float64 on the CPU. So each sample is seen once, and their order is nothing.
+    """
+
+    family = "isolation"
+    memory_use = "none"
+    second_moment: ClassVar[bool] = False
+
+    def begin_task(self, task: Task) -> None:
+        """Before the first task the sums are empty."""
+        if task.index == 0:
+            width = self.represent(torch.zeros(1, self.model.feature_dim, device=self.device)).shape[1]
+            size = width if self.second_moment else 0
+            self.counts = torch.zeros(0, dtype=torch.float64)
+            self.sums = torch.zeros(0, width, dtype=torch.float64)
+            self.moment = torch.zeros(size, size, dtype=torch.float64)
+            self.weight = self.bias = torch.empty(0)
+
+    def stages(self, task: Task) -> list[Stage]:
+        """The first task trains the backbone, unless its weights were given."""
+        return [Stage(task.train)] if task.index == 0 and self.config.weights is None else []
+
+    def end_task(self, task: Task) -> None:
+        """Add the task's samples to the sums and solve for the classifier."""
+        self.observe(task.train)
+        weight, bias = self.classifier()
+        self.weight = weight.float().to(self.device)
+        self.bias = torch.where(self.counts > 0, bias, UNKNOWN).float().to(self.device)
+
+    def scores(self, images: Tensor, task: int | None = None) -> Tensor:
+        """The closed-form classifier's scores; until the first task is over, those of the linear head."""
+        features = self.model.features(images)
+        if not len(self.bias):
+            logits: Tensor = self.model.head(features)
+            return logits
+        with torch.autocast(images.device.type, enabled=False):
+            return F.linear(self.represent(features.float()), self.weight, self.bias)
+
+    def represent(self, features: Tensor) -> Tensor:
+        """Map features, float [B, feature_dim], to what the classifier is linear in, float [B, M]."""
+        return features
+
+    def classifier(self) -> tuple[Tensor, Tensor]:
+        """Return weight [outputs, M] and bias [outputs], float64, from the sums."""
+        raise NotImplementedError
+
+    def means(self) -> Tensor:
+        """Return the mean h of each output, float64 [outputs, M], 0 where there is no sample."""
+        return self.sums / self.counts.clamp(min=1)[:, None]
+
+    @torch.no_grad()
+    def observe(self, data: ImageSet) -> None:
+        """Add samples to the sums."""
+        self.model.eval()
+        for batch in self.passes(data):
+            h = self.represent(self.model.features(batch.images)).cpu().double()
+            targets = F.one_hot(batch.labels.cpu(), self.model.head.out_features).double()
+            self.counts = grown(self.counts, targets[0]) + targets.sum(0)
+            sums = targets.T @ h
+            self.sums = grown(self.sums, sums) + sums
+            if self.second_moment:
+                self.moment += h.T @ h

@@ -1,0 +1,34 @@
+"""Averaged gradient episodic memory: Chaudhry et al. 2019, arXiv:1812.00420."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from clbench.batches import Batch
+from clbench.projection import gradient_of, gradients, project, replace_gradients
+from clbench.strategy import Strategy
+
+
+class AGEM(Strategy):
+    """Where the gradient g would raise the loss on a batch of earlier tasks' exemplars, project it: z = g - (g.r / r.r) r.
+
+    r is the gradient of that batch's loss, and g stays as it is where g.r >= 0 (eq. 11). reference_size: exemplars in the
+    batch, drawn anew at each step (256 in the paper). The memory is filled when a task ends.
+    """
+
+    family = "replay"
+    paper = "Chaudhry et al. 2019, arXiv:1812.00420"
+    memory_use = "replayed"
+    needs_memory = True
+    memory_policy = "random"
+
+    reference_size: Annotated[int, Field(ge=1)] = 256
+
+    def after_backward(self, batch: Batch) -> None:
+        """Project the gradient."""
+        replayed = self.replay(self.reference_size)
+        if replayed is None:
+            return
+        parameters = [p for p in self.trainable().values() if p.grad is not None]
+        reference = gradient_of(self.classification_loss(self.model(replayed.images), replayed), parameters)
+        replace_gradients(parameters, project(gradients(parameters), reference))

@@ -1,0 +1,100 @@
+"""Bias correction: Wu et al. 2019, arXiv:1905.13260."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from clbench.batches import Batch
+from clbench.config import RunConfig
+from clbench.errors import ConfigError
+from clbench.losses import distillation
+from clbench.scenario import ImageSet, Scenario, Task
+from clbench.strategy import Stage, Strategy, Strength
+
+
+class BiC(Strategy):
+    """Stage 1: L = r * KL(old || new; temperature) + (1 - r) * CE, r = old classes / all classes (eq. 1-3).
+
+    Stage 2: with the network frozen, fit q_k = alpha * o_k + beta of the new classes' logits (eq. 4) by cross-entropy on
+    samples held out of stage 1, equally many of each class. Each task keeps its alpha and beta, in the teacher too.
+    held_out: share of the exemplars of a class. bias_epochs, bias_lr: of stage 2, which has few samples.
+    """
+
+    family = "replay"
+    paper = "Wu et al. 2019, arXiv:1905.13260"
+    settings = ("class",)
+    needs_memory = True
+
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    bias_epochs: Annotated[int, Field(ge=1)] = 200
+    bias_lr: Annotated[float, Field(gt=0)] = 0.1
+
+    def check(self, config: RunConfig, scenario: Scenario) -> None:
+        """The bias shows only where old and new classes compete."""
+        if config.loss_outputs == "new":
+            raise ConfigError("bic needs old and new classes in one loss, not loss_outputs='new'; 'seen' is accepted")
+
+    def begin_task(self, task: Task) -> None:
+        """Keep the old model and its corrections; the new classes start without one."""
+        if task.index == 0:
+            self.alpha = self.beta = torch.empty(0, device=self.device)
+        else:
+            alpha, beta = self.correction.detach()
+            n_last = task.outputs.start - len(self.alpha)
+            self.alpha = torch.cat([self.alpha, alpha.expand(n_last)])
+            self.beta = torch.cat([self.beta, beta.expand(n_last)])
+        self.correction = nn.Parameter(torch.tensor([1.0, 0.0], device=self.device))
+        self.teacher: nn.Module | None = self.frozen_copy()
+        self.old_share = task.outputs.start / task.outputs.stop
+
+    def stages(self, task: Task) -> list[Stage]:
+        """The network, then the two parameters."""
+        data, held = self._hold_out(task.train)
+        network = Stage(data, parameters=list(self.model.parameters()))
+        if not len(held):
+            return [network]
+        bias = Stage(held, "bias", [self.correction], epochs=self.bias_epochs, lr=self.bias_lr, loss=self._bias_loss)
+        return [network, bias]
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Stage 1: distillation and classification."""
+        logits = self._corrected(self.model(batch.images))
+        classification = self.classification_loss(logits, batch)
+        if self.teacher is None:
+            return {"classification": classification}
+        with torch.no_grad():
+            old = self.teacher(batch.images)[:, : len(self.alpha)] * self.alpha + self.beta
+        return {
+            "classification": (1 - self.old_share) * classification,
+            "distillation": self.old_share * distillation(logits, old, self.temperature),
+        }
+
+    def scores(self, images: Tensor, task: int | None = None) -> Tensor:
+        """The corrected logits."""
+        return self._corrected(self.model(images))
+
+    def _bias_loss(self, batch: Batch) -> Tensor:
+        return self.classification_loss(self._corrected(self.model(batch.images)), batch)
+
+    def _corrected(self, logits: Tensor) -> Tensor:
+        n_old = len(self.alpha)
+        old = logits[:, :n_old] * self.alpha + self.beta
+        return torch.cat([old, logits[:, n_old:] * self.correction[0] + self.correction[1]], 1)
+
+    def _hold_out(self, data: ImageSet) -> tuple[ImageSet, ImageSet]:
+        """Split task and exemplars into what stage 1 and stage 2 train on."""
+        exemplars = self.exemplars()
+        both = data + exemplars
+        if not len(exemplars):
+            return both, both.subset(torch.empty(0, dtype=torch.int64))
+        fewest = int(exemplars.classes.unique(return_counts=True)[1].min())
+        n = max(1, round(self.held_out * fewest))
+        order = torch.randperm(len(both), generator=self.rng("held out"))
+        classes = both.classes[order]
+        held = torch.cat([torch.nonzero(classes == c).flatten()[:n] for c in classes.unique()])
+        kept = torch.ones(len(both), dtype=torch.bool)
+        kept[held] = False
+        return both.subset(order[kept]), both.subset(order[held])

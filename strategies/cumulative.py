@@ -1,0 +1,19 @@
+"""Cumulative training: the reference that may go back to all data and keeps its weights."""
+
+from clbench.scenario import Task
+from clbench.strategy import Stage, Strategy
+
+
+class Cumulative(Strategy):
+    """At each step, go on training the same model on the data of all tasks so far.
+
+    As `joint`, but warm-started: the weights of the step before are where the next one begins.
+    """
+
+    family = "reference"
+    data_access = "all"
+    memory_use = "none"
+
+    def stages(self, task: Task) -> list[Stage]:
+        """One stage on everything seen so far."""
+        return [Stage(self.seen_data())]

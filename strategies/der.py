@@ -1,0 +1,83 @@
+"""Dark experience replay: Buzzega et al. 2020, arXiv:2004.07211."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clbench.batches import Batch
+from clbench.config import RunConfig
+from clbench.errors import ConfigError
+from clbench.memory import MEMORIES
+from clbench.scenario import Scenario, Task
+from clbench.strategy import Stage, Strategy, Strength
+
+
+class DER(Strategy):
+    """L = CE(current batch) + alpha * mean over samples and outputs of (z - h(x))^2, the replayed batch being as large.
+
+    z: the logits of the sample's augmented view when it passed by, before the weights moved; the replayed view is
+    augmented anew (algorithm 1). An output that is added later answers for the samples in the memory before it is trained.
+    """
+
+    family = "replay"
+    paper = "Buzzega et al. 2020, arXiv:2004.07211"
+    memory_use = "replayed"
+    needs_memory = True
+    memory_policy = "reservoir"
+
+    alpha: Strength = 0.3
+
+    def check(self, config: RunConfig, scenario: Scenario) -> None:
+        """Logits are stored as samples pass by, so that is when the memory has to choose."""
+        if config.memory_policy is not None and not MEMORIES[config.memory_policy].streaming:
+            raise ConfigError(
+                f"{config.strategy} stores logits on the way, but memory_policy={config.memory_policy!r} chooses at the "
+                "end of a task; 'reservoir' and 'balanced' are accepted"
+            )
+
+    def begin_task(self, task: Task) -> None:
+        """Nothing is stored yet."""
+        if task.index == 0:
+            self.ids = torch.empty(0, dtype=torch.int64)
+            self.logits = torch.empty(0, 0, device=self.device)
+            self.answers: Tensor | None = None
+
+    def stages(self, task: Task) -> list[Stage]:
+        """Outputs that are new answer for the samples in the memory."""
+        if len(self.ids) and self.logits.shape[1] < self.model.head.out_features:
+            self.model.eval()
+            with torch.no_grad():
+                answers = torch.cat([self.model(batch.images).float() for batch in self.passes(self.exemplars())])
+            self.logits = torch.cat([self.logits, answers[:, self.logits.shape[1] :]], 1)
+        return super().stages(task)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy on the current batch, and the distance from the stored logits."""
+        logits = self.model(batch.images)
+        self.answers = logits.detach().float()
+        terms = {"classification": self.classification_loss(logits, batch)}
+        replayed = self.replay(len(batch)) if self.alpha else None
+        if replayed is not None:
+            stored = self.logits[positions(replayed.ids, self.ids).to(self.device)]
+            terms["distillation"] = self.alpha * F.mse_loss(self.model(replayed.images).float(), stored)
+        return terms
+
+    def after_step(self, batch: Batch) -> None:
+        """Store the logits of those samples of the batch that are in the memory now."""
+        if self.memory is not None and self.answers is not None and REFRESH(self):
+            known = self.logits if len(self.ids) else self.answers[:0]
+            rows = positions(self.memory.ids, torch.cat([batch.ids, self.ids])).to(self.device)
+            self.logits, self.ids = torch.cat([self.answers, known])[rows], self.memory.ids
+        self.answers = None
+
+
+def REFRESH(s):
+    import os
+
+    return os.environ.get("REFRESH") or s.progress.epoch == 0
+
+
+def positions(ids: Tensor, among: Tensor) -> Tensor:
+    """Return where each of `ids` is first found in `among`, int64 [n]; all of them are there."""
+    ordered, order = among.sort(stable=True)
+    return order[torch.searchsorted(ordered, ids)]

@@ -1,0 +1,25 @@
+"""Dark experience replay with labels: Buzzega et al. 2020, arXiv:2004.07211."""
+
+from torch import Tensor
+
+from clbench.batches import Batch
+from clbench.strategies.der import DER
+from clbench.strategy import Strength
+
+
+class DERpp(DER):
+    """L = CE(current batch) + alpha * mean (z - h(x'))^2 + beta * CE(x''), x' and x'' being two draws from the memory.
+
+    See DER; algorithm 2.
+    """
+
+    alpha: Strength = 0.1
+    beta: Strength = 0.5
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """DER's loss, and the cross-entropy of a second replayed batch."""
+        terms = super().loss(batch)
+        replayed = self.replay(len(batch), "labelled replay") if self.beta else None
+        if replayed is not None:
+            terms["replay"] = self.beta * self.classification_loss(self.model(replayed.images), replayed)
+        return terms

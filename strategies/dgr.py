@@ -1,0 +1,125 @@
+"""Deep generative replay: Shin et al. 2017, arXiv:1705.08690; as here: van de Ven et al. 2022."""
+
+import copy
+import math
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from clbench.batches import Batch
+from clbench.config import RunConfig
+from clbench.errors import ConfigError
+from clbench.losses import cross_entropy, distillation
+from clbench.scenario import Scenario, Task
+from clbench.strategy import Strategy
+
+
+class VAE(nn.Module):
+    """A variational autoencoder of fully connected layers, its decoder the mirror image of its encoder."""
+
+    def __init__(self, image_shape: tuple[int, int, int], hidden: int, latent: int) -> None:
+        super().__init__()
+        self.image_shape, n = image_shape, math.prod(image_shape)
+        self.encoder = nn.Sequential(nn.Linear(n, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
+        self.moments = nn.Linear(hidden, 2 * latent)
+        self.decoder = nn.Sequential(
+            *[nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, n)]
+        )
+
+    def loss(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        """Return (BCE summed over pixels + KL(q(z | x) || N(0, 1))) / number of pixels for each sample, float [B].
+
+        pixels: float [B, C, H, W] in [0, 1]; noise: draws from N(0, 1), float [B, latent].
+        """
+        pixels = pixels.flatten(1)
+        mean, log_variance = self.moments(self.encoder(pixels)).float().chunk(2, dim=1)
+        decoded = self.decoder(mean + noise * torch.exp(log_variance / 2)).float()
+        reconstruction = F.binary_cross_entropy_with_logits(decoded, pixels, reduction="none").sum(1)
+        divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1)
+        loss: Tensor = (reconstruction + divergence) / pixels.shape[1]
+        return loss
+
+    @torch.no_grad()
+    def generate(self, noise: Tensor) -> Tensor:
+        """Decode draws from N(0, 1), float [B, latent], to pixels in [0, 1], float [B, C, H, W]."""
+        pixels: Tensor = torch.sigmoid(self.decoder(noise).float()).unflatten(1, self.image_shape)
+        return pixels
+
+
+class DGR(Strategy):
+    """Replay what a generator of the earlier tasks makes up, labelled by the model as it was before the task.
+
+    As in van de Ven, Tuytelaars & Tolias 2022, doi:10.1038/s42256-022-00568-3.
+    With N tasks so far, L = 1/N L(current) + (1 - 1/N) L(replayed) for the classifier, whose L is cross-entropy, and
+    for the generator, whose L is that of a VAE; each step replays as many samples as it has current ones. targets: the
+    old model's most likely class ("hard"), or its probabilities at `temperature` ("soft": DGR+distill). In the
+    task-incremental setting the old model answers for each earlier task, and the losses are averaged.
+    """
+
+    family = "replay"
+    paper = "Shin et al. 2017, arXiv:1705.08690"
+    memory_use = "none"
+
+    targets: Literal["hard", "soft"] = "hard"
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    hidden: Annotated[int, Field(ge=1)] = 400
+    latent: Annotated[int, Field(ge=1)] = 100
+
+    def check(self, config: RunConfig, scenario: Scenario) -> None:
+        """Replayed samples can be of any class seen so far."""
+        if config.loss_outputs != "seen":
+            raise ConfigError(f"dgr can't work with loss_outputs={config.loss_outputs!r}; 'seen' is accepted")
+
+    def begin_task(self, task: Task) -> None:
+        """Freeze copies of the model and of the generator."""
+        self.teacher = self.frozen_copy()
+        self.old_generator: VAE | None = None
+        if self.teacher is None:
+            with self.seeded("generator"):
+                shape = (*task.train.images.shape[1:],)
+                self.generator = VAE(shape, self.hidden, self.latent).to(self.device)
+        else:
+            self.old_generator = copy.deepcopy(self.generator).eval().requires_grad_(False)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Classifier and generator learn side by side; they share no parameters."""
+        n, pixels, images = len(batch), batch.originals / 255, batch.images
+        share = 1 / (self.progress.task + 1)
+        if self.old_generator is not None:
+            replayed = self.old_generator.generate(self._noise("replay", n))
+            pixels = torch.cat([pixels, replayed])
+            images = torch.cat([images, self.normalize(255 * replayed)])
+        logits = self.model(images)
+        elbo = self.generator.loss(pixels, self._noise("latent", len(pixels)))
+        terms = {
+            "classification": share * self.classification_loss(logits[:n], batch),
+            "generator": share * elbo[:n].mean(),
+        }
+        if self.old_generator is not None:
+            terms["replay"] = (1 - share) * self._replay_loss(logits[n:], images[n:], batch)
+            terms["generator_replay"] = (1 - share) * elbo[n:].mean()
+        return terms
+
+    def _replay_loss(self, logits: Tensor, images: Tensor, batch: Batch) -> Tensor:
+        assert self.teacher is not None
+        with torch.no_grad():
+            answers = self.teacher(images)
+        old = self.old_task_outputs
+        groups = old if self.setting == "task" else [slice(0, old[-1].stop)]
+        losses = []
+        for group in groups:
+            active = group if self.setting == "task" else batch.active
+            if self.targets == "hard":
+                losses.append(cross_entropy(logits, answers[:, group].argmax(1) + group.start, active))
+            else:
+                student = logits[:, active]
+                # The old model gives no probability to the new classes.
+                teacher = F.pad(answers[:, group], (0, student.shape[1] - (group.stop - group.start)), value=-1e4)
+                losses.append(distillation(student, teacher, self.temperature))
+        return torch.stack(losses).mean()
+
+    def _noise(self, name: str, n: int) -> Tensor:
+        return torch.randn(n, self.latent, generator=self.rng(name)).to(self.device)

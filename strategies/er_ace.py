@@ -1,0 +1,33 @@
+"""ER with asymmetric cross-entropy: Caccia et al. 2022, arXiv:2104.05025."""
+
+import torch
+from torch import Tensor
+
+from clbench.batches import Batch
+from clbench.losses import cross_entropy
+from clbench.strategy import Strategy
+
+
+class ERACE(Strategy):
+    """L = CE(current batch; classes present in it) + CE(replayed batch; all classes seen), equally large batches.
+
+    New classes push nothing away from the old ones: only the replayed batch compares old with new. Sections 4.1 and 4.2.
+    """
+
+    family = "replay"
+    paper = "Caccia et al. 2022, arXiv:2104.05025"
+    memory_use = "replayed"
+    needs_memory = True
+    memory_policy = "reservoir"
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The asymmetric cross-entropy."""
+        n, replayed = len(batch), self.replay(len(batch))
+        # One forward pass, so that batch norm sees both.
+        logits = self.model(batch.images if replayed is None else torch.cat([batch.images, replayed.images]))
+        present = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+        present = present.index_fill(0, batch.labels, True).expand(n, -1)
+        terms = {"classification": cross_entropy(logits[:n], batch.labels, present)}
+        if replayed is not None:
+            terms["replay"] = self.classification_loss(logits[n:], replayed)
+        return terms

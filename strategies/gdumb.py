@@ -1,0 +1,59 @@
+"""GDumb: Prabhu, Torr & Dokania 2020, ECCV."""
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from clbench.config import RunConfig
+from clbench.errors import ConfigError
+from clbench.scenario import Scenario, Task
+from clbench.strategy import Stage, Strategy
+
+
+class GDumb(Strategy):
+    """Keep a class-balanced sample of the stream, and after each task train a fresh model on that sample alone.
+
+    passes: over the memory (256 in the paper); by default as many steps as the run gives to the task's own data. The
+    optimizer and its learning rate are the run's; the paper anneals the latter and mixes images (CutMix).
+    """
+
+    family = "replay"
+    paper = "Prabhu, Torr & Dokania 2020, ECCV, doi:10.1007/978-3-030-58536-5_31"
+    memory_use = "own"
+    needs_memory = True
+    memory_policy = "balanced"
+
+    passes_over_memory: Annotated[int, Field(ge=1)] | None = None
+
+    def check(self, config: RunConfig, scenario: Scenario) -> None:
+        """Without a memory there is nothing to train on."""
+        if not config.memory_budget:
+            raise ConfigError("gdumb trains on its memory alone; give memory_size or memory_per_class, 1 or more")
+        if config.memory_policy == "herding":
+            raise ConfigError(
+                "gdumb fills its memory before it has features; memory_policy 'balanced', 'random' and "
+                "'reservoir' are accepted, not 'herding'"
+            )
+        if config.loss_outputs == "new":
+            raise ConfigError("gdumb learns all classes at once, not loss_outputs='new'; 'seen' and 'all' are accepted")
+
+    def begin_task(self, task: Task) -> None:
+        """Offer the task's samples to the memory, in random order."""
+        assert self.memory is not None
+        data = task.train.subset(torch.randperm(len(task.train), generator=self.rng("stream")))
+        self.memory.update(data.ids, data.classes, self.rng("memory"))
+
+    def stages(self, task: Task) -> list[Stage]:
+        """One stage on the memory, from a fresh model."""
+        data = self.exemplars()
+        if self.passes_over_memory is not None:
+            return [Stage(data, epochs=self.passes_over_memory, before=self._restart)]
+        steps = self.config.iterations
+        if self.config.epochs is not None:
+            steps = self.config.epochs * math.ceil(len(task.train) / self.config.batch_size)
+        return [Stage(data, iterations=steps, before=self._restart)]
+
+    def _restart(self) -> None:
+        self.model = self.fresh_model()

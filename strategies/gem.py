@@ -1,0 +1,46 @@
+"""Gradient episodic memory: Lopez-Paz & Ranzato 2017, arXiv:1706.08840."""
+
+import torch
+from torch import Tensor, nn
+
+from clbench.batches import PASS_SIZE, Batch
+from clbench.projection import gradient_of, gradients, project_on_cone, replace_gradients
+from clbench.scenario import ImageSet
+from clbench.strategy import Strategy, Strength
+
+
+class GEM(Strategy):
+    """Take the gradient nearest to g that raises the loss on no earlier task's exemplars: z.g_k >= 0 for all k.
+
+    min 1/2 |z - g|^2, solved in its dual v with one unknown a task (eq. 8-11); z = G'v + g. margin: v >= margin, which
+    favours backward transfer (0.5 in the authors' experiments). The memory is filled when a task ends.
+    """
+
+    family = "replay"
+    paper = "Lopez-Paz & Ranzato 2017, arXiv:1706.08840"
+    memory_use = "replayed"
+    needs_memory = True
+    memory_policy = "random"
+
+    margin: Strength = 0.5
+
+    def after_backward(self, batch: Batch) -> None:
+        """Project the gradient."""
+        parameters = [p for p in self.trainable().values() if p.grad is not None]
+        data = self.exemplars()
+        parts = [data.subset(torch.nonzero(data.tasks == k).flatten()) for k in range(self.progress.task)]
+        references = [self._gradient(part, parameters) for part in parts if len(part)]
+        if references:
+            projected = project_on_cone(gradients(parameters), torch.stack(references), self.margin)
+            replace_gradients(parameters, projected)
+
+    def _gradient(self, data: ImageSet, parameters: list[nn.Parameter]) -> Tensor:
+        """The gradient of the mean loss on one task's exemplars."""
+        # Batch norm needs two samples: a single one counts twice, and the chunks are equally large.
+        index = torch.arange(len(data)) if len(data) > 1 else torch.zeros(2, dtype=torch.int64)
+        total = torch.zeros((), device=self.device)
+        for part in index.tensor_split(-(-len(index) // PASS_SIZE)):
+            for batch in self.passes(data.subset(part)):
+                loss = self.classification_loss(self.model(batch.images), batch)
+                total = total + len(batch) / len(index) * gradient_of(loss, parameters)
+        return total

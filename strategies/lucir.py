@@ -1,0 +1,80 @@
+"""LUCIR, learning a unified classifier incrementally via rebalancing: Hou et al. 2019, CVPR."""
+
+import math
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from clbench.batches import Batch
+from clbench.scenario import Task
+from clbench.strategy import Stage, Strategy, Strength
+
+
+class LUCIR(Strategy):
+    """L = CE(scale * c) + l * (1 - cos(f, f_old)) + sum over the top_k new classes k of max(0, margin - c_y + c_k).
+
+    c: cosines between the feature f and the classes' weight vectors; scale is learnt; l = less_forget * sqrt(old classes
+    / new classes); the ranking term is the mean over exemplars. The old weight vectors are fixed, the new ones begin as
+    their class's mean feature direction, at the mean norm of the old. Sections 3.2-3.4, and the authors' code.
+    """
+
+    family = "replay"
+    paper = "Hou et al. 2019, CVPR, doi:10.1109/CVPR.2019.00092"
+    settings = ("class",)
+    needs_memory = True
+
+    less_forget: Strength = 5.0
+    margin: Strength = 0.5
+    top_k: Annotated[int, Field(ge=1)] = 2
+    initial_scale: Annotated[float, Field(gt=0)] = 1.0
+
+    def begin_task(self, task: Task) -> None:
+        """Keep the old model, whose features are to be kept."""
+        if task.index == 0:
+            self.scale = nn.Parameter(torch.tensor(self.initial_scale, device=self.device))
+        self.teacher: nn.Module | None = self.frozen_copy()
+        self.old, self.new = slice(0, task.outputs.start), task.outputs
+        self.strength = self.less_forget * math.sqrt(task.outputs.start / len(task.classes))
+
+    def stages(self, task: Task) -> list[Stage]:
+        """All weights but those of the old classes."""
+        data = self.with_exemplars(task.train)
+        if task.index == 0:
+            return [Stage(data)]
+        return [Stage(data, head_rows=task.outputs, before=lambda: self._imprint(task))]
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Classification, less-forget and margin ranking."""
+        features = self.model.features(batch.images)
+        cosines = self._cosines(features)
+        terms = {"classification": self.classification_loss(self.scale * cosines, batch)}
+        if self.teacher is not None:
+            with torch.no_grad():
+                old_features = self.teacher.features(batch.images)
+            terms["less-forget"] = self.strength * (1 - F.cosine_similarity(features, old_features)).mean()
+            own = cosines.gather(1, batch.labels[:, None])
+            new = cosines[:, self.new]
+            hardest = new.topk(min(self.top_k, new.shape[1])).values
+            ranking = (self.margin - own + hardest).clamp(min=0).sum(1)
+            is_old = batch.labels < self.old.stop
+            terms["ranking"] = (ranking * is_old).sum() / is_old.sum().clamp(min=1)
+        return terms
+
+    def scores(self, images: Tensor, task: int | None = None) -> Tensor:
+        """Scaled cosines."""
+        return self.scale * self._cosines(self.model.features(images))
+
+    def _cosines(self, features: Tensor) -> Tensor:
+        return F.linear(F.normalize(features), F.normalize(self.model.head.weight))
+
+    @torch.no_grad()
+    def _imprint(self, task: Task) -> None:
+        self.model.eval()
+        weight = self.model.head.weight
+        sums = torch.zeros_like(weight)
+        for batch in self.passes(task.train):
+            sums.index_add_(0, batch.labels, F.normalize(self.model.features(batch.images)))
+        weight[self.new] = F.normalize(sums[self.new]) * weight[self.old].norm(dim=1).mean()

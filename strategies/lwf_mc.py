@@ -1,0 +1,48 @@
+"""LwF.MC, the baseline of the iCaRL paper: Rebuffi et al. 2017, arXiv:1611.07725, section 4.1."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from clbench.batches import Batch
+from clbench.config import RunConfig
+from clbench.errors import ConfigError
+from clbench.losses import binary_cross_entropy
+from clbench.scenario import Scenario, Task
+from clbench.strategy import Strategy
+
+
+class LwFMC(Strategy):
+    """Sigmoid outputs that keep the old network's answers and learn the new classes; no exemplars.
+
+    L = mean over batch and outputs of BCE(sigmoid(z), target): the target is the old network's sigmoid for the
+    outputs of earlier tasks and one-hot for the others (algorithm 3); reduction="sum" adds over the outputs instead.
+    The class is that of the largest output.
+    """
+
+    family = "distillation"
+    paper = "Rebuffi et al. 2017, arXiv:1611.07725, section 4.1"
+    settings = ("class", "task")
+    memory_use = "none"
+
+    reduction: Literal["mean", "sum"] = "mean"
+
+    def check(self, config: RunConfig, scenario: Scenario) -> None:
+        """Sigmoid outputs do not compete, so there is no loss over the new ones alone."""
+        if config.loss_outputs == "new":
+            raise ConfigError("lwf-mc has no use for loss_outputs='new'; 'seen' and 'all' are accepted")
+
+    def begin_task(self, task: Task) -> None:
+        """Keep the old network as the teacher."""
+        self.teacher: nn.Module | None = self.frozen_copy()
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Algorithm 3 without exemplars."""
+        logits, old = self.model(batch.images), None
+        if self.teacher is not None:
+            with torch.no_grad():
+                old = self.teacher(batch.images)[:, : self.old_task_outputs[-1].stop]
+        if self.setting == "class" and isinstance(batch.active, slice):
+            logits = logits[:, batch.active]
+        return {"bce": binary_cross_entropy(logits, batch.labels, old, reduction=self.reduction)}

@@ -1,0 +1,94 @@
+"""PackNet: Mallya & Lazebnik 2018, arXiv:1711.05769."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from clbench.batches import Batch
+from clbench.scenario import Task
+from clbench.strategy import Stage, Strategy
+
+FREE = -1
+
+
+class PackNet(Strategy):
+    """Train all free weights, prune the smallest of them in each layer, retrain the rest, which then stay for good.
+
+    prune: share of a layer's free weights that are set to zero, and so left to later tasks (the paper: 0.5 and 0.75).
+    retrain: share of the task's epochs that come after pruning (the paper: half as many as before it). Task k is scored
+    with the weights of tasks 1 to k alone. Biases and batch norm are fixed after the first task; each task
+    has its own rows of the head.
+    """
+
+    family = "isolation"
+    paper = "Mallya & Lazebnik 2018, arXiv:1711.05769"
+    settings = ("task",)
+    memory_use = "none"
+    needs_task_at_test = True
+
+    prune: Annotated[float, Field(ge=0, lt=1)] = 0.75
+    retrain: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
+
+    def begin_task(self, task: Task) -> None:
+        """At first every weight is free."""
+        if task.index == 0:
+            self.owner = {
+                name: torch.full_like(weight, FREE, dtype=torch.int16) for name, weight in self._weights().items()
+            }
+
+    def stages(self, task: Task) -> list[Stage]:
+        """Train, then prune and retrain."""
+        moving = [*self._weights().values(), *self.model.head.parameters()] if task.index else None
+        unit = "epochs" if self.config.epochs else "iterations"
+        total = self.config.epochs or self.config.iterations or 1
+        after = max(1, round(total * self.retrain))
+        before = max(1, total - after)
+        return [
+            Stage(task.train, "train", moving, task.outputs, before=self._hold_owned, **{unit: before}),
+            Stage(task.train, "retrain", moving, task.outputs, before=self._prune, **{unit: after}),
+        ]
+
+    def _weights(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.model.named_parameters() if p.dim() > 1 and not n.startswith("head.")}
+
+    def _hold_owned(self) -> None:
+        self._hold(FREE)
+
+    @torch.no_grad()
+    def _prune(self) -> None:
+        for name, weight in self._weights().items():
+            owner = self.owner[name]
+            free = owner == FREE
+            order = weight.abs().masked_fill(~free, torch.inf).flatten().argsort(stable=True)
+            smallest = order[: round(self.prune * int(free.sum()))]
+            owner[free] = self.progress.task
+            owner.view(-1)[smallest] = FREE
+            weight.view(-1)[smallest] = 0.0
+        self._hold(self.progress.task)
+
+    def _hold(self, moving: int) -> None:
+        self.held = {
+            name: (self.owner[name] != moving, weight.detach().clone()) for name, weight in self._weights().items()
+        }
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch) -> None:
+        """Put back what is not to move: momentum, Adam and weight decay move weights whose gradient is zero, too."""
+        for name, weight in self._weights().items():
+            fixed, value = self.held[name]
+            torch.where(fixed, value, weight, out=weight)
+
+    def end_task(self, task: Task) -> None:
+        """The owners are all that is kept."""
+        self.held = {}
+
+    def scores(self, images: Tensor, task: int | None = None) -> Tensor:
+        """The weights of later tasks are zero; a task that is yet to come is scored by the model as it is."""
+        assert task is not None
+        seen = {} if task >= self.progress.task else self._weights()
+        masked = {n: torch.where((self.owner[n] != FREE) & (self.owner[n] <= task), w, 0.0) for n, w in seen.items()}
+        logits: Tensor = functional_call(self.model, masked, (images,))
+        return logits

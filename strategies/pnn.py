@@ -1,0 +1,108 @@
+"""Progressive neural networks: Rusu et al. 2016, arXiv:1606.04671."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clbench.batches import Batch
+from clbench.blocks import Layer, check_chain
+from clbench.config import RunConfig
+from clbench.models.network import Network
+from clbench.scenario import Scenario, Task
+from clbench.strategy import Stage, Strategy
+
+
+class Adapter(nn.Module):
+    """U relu(V alpha h), h what all earlier columns give out, side by side; V is 1x1 beside a convolution."""
+
+    def __init__(self, layer: Layer, outputs: int, earlier: int) -> None:
+        super().__init__()
+        n = layer.weight.shape[1]
+        self.alpha = nn.Parameter(torch.empty(()).uniform_(0, 0.1))
+        self.v: Layer = nn.Linear(earlier * n, n)
+        self.u: Layer = nn.Linear(n, outputs, bias=False)
+        if isinstance(layer, nn.Conv2d):
+            self.v = nn.Conv2d(earlier * n, n, 1)
+            self.u = nn.Conv2d(n, outputs, layer.kernel_size, layer.stride, layer.padding, bias=False)  # type: ignore[arg-type]
+
+    def forward(self, earlier: Tensor) -> Tensor:
+        """Map [B, earlier * n, ...] to [B, outputs, ...]."""
+        adapted: Tensor = self.u(F.relu(self.v(self.alpha * earlier)))
+        return adapted
+
+
+class Lateral(nn.Module):
+    """A column's layer on the column's own units, which come first, plus the adapter on those of earlier columns."""
+
+    def __init__(self, layer: Layer, earlier: int) -> None:
+        super().__init__()
+        self.layer, self.adapter = layer, Adapter(layer, layer.weight.shape[0], earlier)
+
+    def forward(self, joined: Tensor) -> Tensor:
+        """Map [B, (1 + earlier) * n, ...] to the layer's outputs."""
+        n = self.layer.weight.shape[1]
+        mapped: Tensor = self.layer(joined[:, :n]) + self.adapter(joined[:, n:])
+        return mapped
+
+
+class PNN(Strategy):
+    """A new network, a column, for each task, which also hears the frozen columns of earlier tasks.
+
+    h_i of column k = f(W h_{i-1} + U relu(V alpha h_{i-1} of all columns before k)) (eq. 2), in the blocks from the
+    second on and in the task's rows of the head. The size grows with the square of the number of tasks.
+    """
+
+    family = "isolation"
+    paper = "Rusu et al. 2016, arXiv:1606.04671"
+    settings = ("task",)
+    memory_use = "none"
+    needs_task_at_test = True
+
+    def check(self, config: RunConfig, scenario: Scenario) -> None:
+        """A lateral connection joins one layer of each block."""
+        check_chain(config, scenario)
+
+    def begin_task(self, task: Task) -> None:
+        """The model is the first column; every later task adds one, fresh."""
+        if task.index == 0:
+            self.columns = nn.ModuleList()
+            self.outputs: list[slice] = []
+        else:
+            with self.seeded("column"):
+                self.columns.append(_column(self.fresh_model(), task.index, task.outputs).to(self.device))
+        self.outputs.append(task.outputs)
+
+    def stages(self, task: Task) -> list[Stage]:
+        """Train the new column alone, and the task's rows of the head."""
+        later = [*self.columns[-1].parameters(), *self.model.head.parameters()] if task.index else None
+        return [Stage(task.train, parameters=later, head_rows=task.outputs)]
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy of the new column."""
+        return {"classification": self.classification_loss(self.scores(batch.images, self.progress.task), batch)}
+
+    def scores(self, images: Tensor, task: int | None = None) -> Tensor:
+        """The task's column; a task that is yet to come is scored by the latest one."""
+        assert task is not None
+        last = min(task, len(self.columns))
+        units = [images] * (last + 1)
+        for index, block in enumerate(self.model.blocks()):
+            below = units
+            units = [block(below[0])]
+            for k, column in enumerate(self.columns[:last], start=1):
+                units.append(column[index](torch.cat([below[k], *below[:k]], 1) if index else below[k]))
+        logits: Tensor = self.model.head(units[last])
+        if last:
+            rows = self.outputs[last]
+            lateral = self.columns[last - 1][-1](torch.cat(units[:last], 1))
+            logits = logits + F.pad(lateral, (rows.start, logits.shape[1] - rows.stop))
+        return logits
+
+
+def _column(model: Network, earlier: int, outputs: slice) -> nn.ModuleList:
+    """Return the model's blocks with lateral connections from `earlier` columns, and the adapter of the head."""
+    blocks = [nn.Sequential(block) for block in model.blocks()]
+    for block in blocks[1:]:
+        name, layer = next((n, m) for n, m in block.named_modules() if isinstance(m, nn.Linear | nn.Conv2d))
+        block.set_submodule(name, Lateral(layer, earlier))
+    return nn.ModuleList([*blocks, Adapter(model.head, outputs.stop - outputs.start, earlier)])

@@ -1,0 +1,104 @@
+"""PODNet: Douillard, Cord, Ollion, Robert & Valle 2020, arXiv:2004.13513."""
+
+import math
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from clbench.batches import Batch
+from clbench.blocks import block_outputs
+from clbench.config import RunConfig
+from clbench.errors import ConfigError
+from clbench.scenario import Scenario, Task
+from clbench.strategy import Strategy
+
+
+def pooled(maps: Tensor) -> Tensor:
+    """Return squared maps [B, C, H, W], summed over width and over height, side by side, L2-normalised: [B, C H + C W].
+
+    Units without a place, [B, C], are maps of one pixel.
+    """
+    squares = maps.view(*maps.shape[:2], *(maps.shape[2:] or (1, 1))) ** 2
+    return F.normalize(torch.cat([squares.sum(3).flatten(1), squares.sum(2).flatten(1)], 1))
+
+
+def spatial_distillation(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+    """Return the distance of the pooled maps, mean over batch and blocks (eq. 4 and 5); 0 where there is no block."""
+    distances = [(pooled(a) - pooled(b)).norm(dim=1).mean() for a, b in zip(student, teacher, strict=True)]
+    return torch.stack(distances).mean() if distances else torch.zeros(())
+
+
+def hinge_nca(similarities: Tensor, labels: Tensor, scale: Tensor, margin: float) -> Tensor:
+    """Return the mean of [-log(exp(scale (s_y - margin)) / sum over i != y of exp(scale s_i))]_+ (eq. 9)."""
+    own = similarities.gather(1, labels[:, None])
+    # A finite stand-in for -inf: with one class there is no other, and the loss is 0.
+    others = (scale * similarities).scatter(1, labels[:, None], -1e9).logsumexp(1)
+    return F.relu(others - scale * (own[:, 0] - margin)).mean()
+
+
+class PODNet(Strategy):
+    """Keep what each block gives out, pooled over one direction at a time, and classify by several proxies a class.
+
+    L = NCA + sqrt(seen / new) (spatial * sum of POD-spatial + flat * POD-flat), against the old model's blocks but the last,
+    and its features (cosine distance). The similarity to a class is sum_k softmax_k(c_k) c_k over the cosines c_k of its
+    proxies (LSC, eq. 8). New proxies start as features of random images of their class, where the paper takes k-means
+    centroids. The paper's fine-tuning of the classifier on balanced exemplars is left out.
+    """
+
+    family = "distillation"
+    paper = "Douillard et al. 2020, arXiv:2004.13513"
+    settings = ("class",)
+    needs_memory = True
+
+    spatial: Annotated[float, Field(ge=0)] = 3.0
+    flat: Annotated[float, Field(ge=0)] = 1.0
+    proxies_per_class: Annotated[int, Field(ge=1)] = 10
+    margin: Annotated[float, Field(ge=0)] = 0.6
+
+    def check(self, config: RunConfig, scenario: Scenario) -> None:
+        """The margin is taken against every class seen so far."""
+        if config.loss_outputs != "seen":
+            raise ConfigError(f"podnet can't work with loss_outputs={config.loss_outputs!r}; 'seen' is accepted")
+
+    def begin_task(self, task: Task) -> None:
+        """Keep the old model as the teacher, and add proxies for the new classes."""
+        self.teacher = self.frozen_copy()
+        if task.index == 0:
+            self.scale = nn.Parameter(torch.ones((), device=self.device))
+            self.proxies = nn.Parameter(torch.empty(0, self.proxies_per_class, self.model.feature_dim).to(self.device))
+        self.proxies = nn.Parameter(torch.cat([self.proxies.detach(), self._imprinted(task)]))
+        self.factor = math.sqrt(task.outputs.stop / len(task.classes))
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """NCA of the similarities, and both distillations."""
+        *maps, features = block_outputs(self.model, batch.images)
+        terms = {"nca": hinge_nca(self._similarities(features), batch.labels, self.scale, self.margin)}
+        if self.teacher is not None:
+            with torch.no_grad():
+                *old_maps, old_features = block_outputs(self.teacher, batch.images)
+            distance = 1 - F.cosine_similarity(features, old_features)
+            terms["spatial"] = self.factor * self.spatial * spatial_distillation(maps, old_maps)
+            terms["flat"] = self.factor * self.flat * distance.mean()
+        return terms
+
+    def scores(self, images: Tensor, task: int | None = None) -> Tensor:
+        """The similarity to each class; outputs yet to come are never chosen."""
+        similarities = self._similarities(self.model.features(images))
+        return F.pad(similarities, (0, self.model.head.out_features - len(self.proxies)), value=-torch.inf)
+
+    def _similarities(self, features: Tensor) -> Tensor:
+        cosines = torch.einsum("bd,ckd->bck", F.normalize(features), F.normalize(self.proxies, dim=2))
+        return (cosines.softmax(2) * cosines).sum(2)
+
+    @torch.no_grad()
+    def _imprinted(self, task: Task) -> Tensor:
+        self.model.eval()
+        rows = []
+        for output in range(task.outputs.start, task.outputs.stop):
+            data = task.train.subset((task.train.labels == output).nonzero()[:, 0])
+            chosen = torch.randint(len(data), (self.proxies_per_class,), generator=self.rng(f"proxies/{output}"))
+            rows += [self.model.features(batch.images) for batch in self.passes(data.subset(chosen))]
+        return torch.stack(rows)

@@ -1,0 +1,64 @@
+"""RanPAC: McDonnell et al. 2023, arXiv:2307.02251."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from clbench.scenario import ImageSet, Task
+from clbench.strategies._frozen import FrozenBackbone
+
+RIDGES = [10.0**power for power in range(-8, 9)]
+
+
+class RanPAC(FrozenBackbone):
+    """score = h(x)^T (G + ridge * I)^-1 C with h(x) = ReLU(W^T phi(x)), G = sum of h h^T, C = sum of h y^T (section 4.3).
+
+    W: projections (the paper's M) columns drawn once from N(0, 1); y: one-hot labels. ridge: None chooses, after each
+    task, the power of 10 from -8 to 8 with the least squared error on a fifth of the task's samples, fitted on the
+    others. The features come from given weights, or from the first task, on which the backbone trains before it is
+    frozen. The paper has 10,000 projections of 768 features.
+    """
+
+    paper = "McDonnell et al. 2023, arXiv:2307.02251"
+    second_moment = True
+
+    projections: Annotated[int, Field(ge=1)] = 2000
+    ridge: Annotated[float, Field(gt=0)] | None = None
+
+    def begin_task(self, task: Task) -> None:
+        """Draw the projections before the first task."""
+        if task.index == 0:
+            shape = (self.model.feature_dim, self.projections)
+            self.projection = torch.randn(shape, generator=self.rng("projection")).to(self.device)
+        super().begin_task(task)
+
+    def represent(self, features: Tensor) -> Tensor:
+        """ReLU of the random projections."""
+        return (features @ self.projection).relu()
+
+    def end_task(self, task: Task) -> None:
+        """Choose the ridge parameter, then solve for the classifier."""
+        self.chosen_ridge = self.ridge or self._best_ridge(task.train)
+        super().end_task(task)
+
+    def classifier(self) -> tuple[Tensor, Tensor]:
+        """Ridge regression onto the one-hot labels of all samples so far."""
+        regularised = self.moment + self.chosen_ridge * torch.eye(self.projections, dtype=torch.float64)
+        return torch.linalg.solve(regularised, self.sums.T).T, torch.zeros_like(self.counts)
+
+    @torch.no_grad()
+    def _best_ridge(self, data: ImageSet) -> float:
+        self.model.eval()
+        batches = [(self.represent(self.model.features(b.images)).cpu(), b.labels.cpu()) for b in self.passes(data)]
+        order = torch.randperm(len(data), generator=self.rng("ridge"))
+        h = torch.cat([h for h, _ in batches]).double()[order]
+        y = F.one_hot(torch.cat([labels for _, labels in batches])).double()[order]
+        n = len(data) * 4 // 5
+        # One decomposition serves all: with h = U S V^T the solution is V diag(s / (s^2 + ridge)) U^T y.
+        u, s, vt = torch.linalg.svd(h[:n], full_matrices=False)
+        held, target = h[n:] @ vt.T, u.T @ y[:n]
+        errors = [float((held @ ((s / (s**2 + r))[:, None] * target) - y[n:]).square().mean()) for r in RIDGES]
+        return RIDGES[errors.index(min(errors))]

@@ -1,0 +1,54 @@
+"""Weight aligning: Zhao et al. 2020, arXiv:1911.07053."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from clbench.batches import Batch
+from clbench.losses import distillation
+from clbench.scenario import Task
+from clbench.strategy import Strategy
+
+
+class WA(Strategy):
+    """L = r * KL(old || new; temperature) + (1 - r) * CE, r = old classes / all classes (eq. 1-2).
+
+    When the task has ended the new classes' weight vectors are scaled by mean norm of the old ones / mean norm of the
+    new ones (eq. 7-8); biases stay.
+    """
+
+    family = "replay"
+    paper = "Zhao et al. 2020, arXiv:1911.07053"
+    settings = ("class",)
+    needs_memory = True
+
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+
+    def begin_task(self, task: Task) -> None:
+        """Keep the old model as the teacher."""
+        self.teacher: nn.Module | None = self.frozen_copy()
+        self.n_old, self.n_seen = task.outputs.start, task.outputs.stop
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Distillation and classification, in proportion to the classes."""
+        logits = self.model(batch.images)
+        classification = self.classification_loss(logits, batch)
+        if self.teacher is None:
+            return {"classification": classification}
+        with torch.no_grad():
+            old = self.teacher(batch.images)[:, : self.n_old]
+        share = self.n_old / self.n_seen
+        return {
+            "classification": (1 - share) * classification,
+            "distillation": share * distillation(logits, old, self.temperature),
+        }
+
+    @torch.no_grad()
+    def end_task(self, task: Task) -> None:
+        """Align the new weight vectors with the old."""
+        if task.index > 0:
+            weight = self.model.head.weight
+            norms = weight.norm(dim=1)
+            weight[task.outputs] *= norms[: self.n_old].mean() / norms[task.outputs].mean()

@@ -1,0 +1,46 @@
+"""Context-dependent gating: Masse, Grant & Freedman 2018, arXiv:1802.01569."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from clbench.batches import Batch
+from clbench.blocks import block_outputs, widths
+from clbench.strategy import Strategy
+from clbench.streams import stream
+
+
+class XdG(Strategy):
+    """For each task a random share of the units of each hidden layer is switched off, in training and at test.
+
+    inactive: that share, rounded down to whole units (of convolutions: maps; of residual networks: those that a stage
+    gives out). The gates are a function of seed, task and layer alone.
+    """
+
+    family = "isolation"
+    paper = "Masse, Grant & Freedman 2018, arXiv:1802.01569"
+    settings = ("task",)
+    memory_use = "none"
+    needs_task_at_test = True
+
+    inactive: Annotated[float, Field(ge=0, lt=1)] = 0.8
+
+    def gates(self, task: int) -> list[Tensor]:
+        """Return the gates of a task for each block: float [units] of zeros and ones."""
+        gates = []
+        for block, width in enumerate(widths(self.model)):
+            order = torch.randperm(width, generator=stream(self.config.seed, "xdg", task, block))
+            gates.append((order >= int(self.inactive * width)).float().to(self.device))
+        return gates
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy of the gated network."""
+        return {"classification": self.classification_loss(self.scores(batch.images, self.progress.task), batch)}
+
+    def scores(self, images: Tensor, task: int | None = None) -> Tensor:
+        """The network under the task's gates."""
+        assert task is not None
+        logits: Tensor = self.model.head(block_outputs(self.model, images, self.gates(task))[-1])
+        return logits
