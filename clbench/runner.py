@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -86,6 +87,8 @@ def execute(
             folder.clear()
         found = folder.existing(config)
         if found is not None and found.status == "done":
+            if (made_by := found.record["clbench"]) != metadata.version("clbench"):
+                warnings.warn(f"{folder.path}: reused, a run of clbench {made_by}", stacklevel=2)
             return found
         if found is not None and not resume:
             raise ConfigError(f"{folder.path} holds an unfinished run; --resume continues it, --force begins it again")
@@ -349,11 +352,11 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> dic
         "ledger": [],
         "metrics": {},
         "metrics_task_aware": {},
-        "warnings": warnings_of(config, scenario, strategy),
+        "warnings": run_warnings(config, scenario, strategy),
     }
 
 
-def warnings_of(config: RunConfig, scenario: Scenario, strategy: Strategy) -> list[dict[str, str]]:
+def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> list[dict[str, str]]:
     """Return what a reader of the numbers should know about how they came about."""
     found = []
     if strategy.family == "regularisation" and scenario.setting == "class" and not config.memory_budget:
@@ -437,6 +440,9 @@ def _settings(config: RunConfig) -> Iterator[None]:
     assert config.threads is not None
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(config.deterministic or deterministic)
+    if config.deterministic:
+        # cuBLAS repeats its sums only with a workspace of fixed size.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         with torch.random.fork_rng(devices=devices):
             yield

@@ -50,6 +50,8 @@ class Trainer:
         epochs = stage.epochs or (None if stage.iterations else config.epochs)
         steps = stage.iterations or (None if epochs else config.iterations)
         records: list[Record] = []
+        if len(stage.data) == 0:
+            return records
         while (epochs is None or progress.epoch < epochs) and (steps is None or progress.step < steps):
             records.append(self._epoch(stage, optimizer, trained, rows, steps, after_step))
             after_epoch(records[-1])
@@ -87,7 +89,7 @@ class Trainer:
         started = time.perf_counter()
         for step, ids in enumerate(batches):
             batch = context.pipeline.batch(ids, strategy.active_outputs(ids), (*keys, step))
-            torch.manual_seed(dropout + step)
+            seed_global_stream(dropout + step, context.device)
             with autocast(config, context.device):
                 terms = named(loss_of(batch))
             optimizer.zero_grad(set_to_none=True)
@@ -161,7 +163,11 @@ class Trainer:
             {"params": exempt, "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        shared: dict[str, Any] = {"lr": lr, "weight_decay": config.weight_decay, "fused": True}
+        shared: dict[str, Any] = {
+            "lr": lr,
+            "weight_decay": config.weight_decay,
+            "fused": self.context.device.type != "mps",
+        }
         optimizer: torch.optim.Optimizer
         if config.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, momentum=config.momentum, **shared)
@@ -218,6 +224,15 @@ def cut(ids: Tensor, size: int, *, drop_last: bool) -> list[Tensor]:
         elif len(batches[-1]) == 1:
             batches[-2:] = [torch.cat(batches[-2:])]
     return batches
+
+
+def seed_global_stream(seed: int, device: torch.device) -> None:
+    """Seed the stream that dropout draws from on this device (torch.manual_seed walks over every kind of device)."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def named(terms: Terms) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
 """Split scenarios: the classes of one data set, shared out over tasks."""
 
 import functools
+import itertools
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -34,16 +36,16 @@ def split(
 ) -> Scenario:
     """Share the classes of a data set out over tasks; labels become head outputs in order of appearance.
 
-    tasks or task_sizes: how many classes per task (with `tasks`, spare classes go to the first ones). class_order: original
-    classes in order of appearance (a part of them is accepted), or the name of a published order; class_order_seed draws it.
-    limit: training images per class at most, the first in the files. validation: share of each class held out,
-    drawn by `seed`. Raises ConfigError for what doesn't fit the data or the setting.
+    tasks or task_sizes: how many classes per task (with `tasks`, spare classes go to the first ones). class_order:
+    original classes in order of appearance (a part of them is accepted), or the name of a published order;
+    class_order_seed draws it. limit: training images per class at most, the first in the files. validation: share of
+    each class held out, drawn by `seed`. Raises ConfigError for what doesn't fit the data or the setting.
     """
     order = _class_order(data, class_order, class_order_seed)
     sizes = _task_sizes(order, tasks, task_sizes)
     _check_setting(setting, sizes)
     starts = np.cumsum([0, *sizes])
-    chunks = [order[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    chunks = [order[a:b] for a, b in itertools.pairwise(starts)]
     first_outputs = [0] * len(sizes) if setting == "domain" else starts[:-1].tolist()
 
     output = np.full(len(data.class_names), -1)
@@ -117,7 +119,7 @@ def _check_setting(setting: str, sizes: list[int]) -> None:
 
 def _images(images: "np.ndarray[Any, Any]", classes: "np.ndarray[Any, Any]", output: Any, task_of: Any) -> Images:
     return Images(
-        torch.from_numpy(np.require(images, requirements=["C", "W"])),
+        torch.from_numpy(_writable(images)),
         torch.from_numpy(output[classes]),
         torch.from_numpy(np.require(classes, np.int64, ["C", "W"])),
         torch.from_numpy(task_of[classes]),
@@ -138,12 +140,19 @@ def _hold_out(train: Images, c: int, limit: int | None, share: float, seed: int)
     return mixed[held:].sort().values, mixed[:held].sort().values
 
 
-# Worker processes stay up between runs; the data set is read once in each.
-_load = functools.lru_cache(maxsize=1)(load_dataset)
+# Worker processes stay up between runs; the data set is read, and laid out for torch, once in each.
+@functools.lru_cache(maxsize=1)
+def _load(dataset: str, data_root: str, offline: bool, image_size: int | None) -> Dataset:
+    data = load_dataset(dataset, data_root, offline=offline, image_size=image_size)
+    return replace(data, x_train=_writable(data.x_train), x_test=_writable(data.x_test))
+
+
+def _writable(array: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    return np.require(array, requirements=["C", "W"])
 
 
 def _build(dataset: str, config: RunConfig, *, public: bool) -> Scenario:
-    data = _load(dataset, config.data_root, offline=config.offline, image_size=config.image_size)
+    data = _load(dataset, config.data_root, config.offline, config.image_size)
     seed = config.class_order_seed
     scenario = split(
         data,
@@ -160,7 +169,7 @@ def _build(dataset: str, config: RunConfig, *, public: bool) -> Scenario:
     if public:
         return scenario
     # Content, not name, says what a user's own data are.
-    return Scenario(**{**vars(scenario), "fingerprint": fingerprint(data)})
+    return replace(scenario, fingerprint=fingerprint(data))
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from clbench.strategy import Stage, Strategy
 
 
 class HAT(Strategy):
-    """Each task learns a gate a = sigmoid(s e) for every unit; weights between units that earlier tasks use do not move.
+    """Each task learns a gate a = sigmoid(s e) for every unit; weights between units that earlier tasks use stay.
 
     In each epoch of B batches s rises: s = 1/smax + (smax - 1/smax) (b - 1)/(B - 1); at test it is smax.
     The step of a weight is multiplied by 1 - min(a_i, a_j), a the largest gates of earlier tasks at its two ends.

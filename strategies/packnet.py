@@ -1,5 +1,6 @@
 """PackNet: Mallya & Lazebnik 2018, arXiv:1711.05769."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -42,14 +43,15 @@ class PackNet(Strategy):
     def stages(self, task: Task) -> list[Stage]:
         """Train, then prune and retrain."""
         moving = [*self._weights().values(), *self.model.head.parameters()] if task.index else None
-        unit = "epochs" if self.config.epochs else "iterations"
         total = self.config.epochs or self.config.iterations or 1
         after = max(1, round(total * self.retrain))
         before = max(1, total - after)
-        return [
-            Stage(task.train, "train", moving, task.outputs, before=self._hold_owned, **{unit: before}),
-            Stage(task.train, "retrain", moving, task.outputs, before=self._prune, **{unit: after}),
-        ]
+
+        def stage(name: str, length: int, start: Callable[[], None]) -> Stage:
+            epochs, iterations = (length, None) if self.config.epochs else (None, length)
+            return Stage(task.train, name, moving, task.outputs, epochs, iterations, before=start)
+
+        return [stage("train", before, self._hold_owned), stage("retrain", after, self._prune)]
 
     def _weights(self) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.model.named_parameters() if p.dim() > 1 and not n.startswith("head.")}

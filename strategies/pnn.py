@@ -1,5 +1,7 @@
 """Progressive neural networks: Rusu et al. 2016, arXiv:1606.04671."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,18 +17,17 @@ from clbench.strategy import Stage, Strategy
 class Adapter(nn.Module):
     """U relu(V alpha h), h what all earlier columns give out, side by side; V is 1x1 beside a convolution."""
 
-    def __init__(self, layer: Layer, outputs: int, earlier: int) -> None:
+    def __init__(self, layer: Layer, earlier: int) -> None:
         super().__init__()
         n = layer.weight.shape[1]
         self.alpha = nn.Parameter(torch.empty(()).uniform_(0, 0.1))
-        self.v: Layer = nn.Linear(earlier * n, n)
-        self.u: Layer = nn.Linear(n, outputs, bias=False)
-        if isinstance(layer, nn.Conv2d):
-            self.v = nn.Conv2d(earlier * n, n, 1)
-            self.u = nn.Conv2d(n, outputs, layer.kernel_size, layer.stride, layer.padding, bias=False)  # type: ignore[arg-type]
+        self.v = nn.Conv2d(earlier * n, n, 1) if isinstance(layer, nn.Conv2d) else nn.Linear(earlier * n, n)
+        self.u = copy.deepcopy(layer)
+        self.u.bias = None
+        self.u.reset_parameters()
 
     def forward(self, earlier: Tensor) -> Tensor:
-        """Map [B, earlier * n, ...] to [B, outputs, ...]."""
+        """Map [B, earlier * n, ...] to what the layer beside it gives out."""
         adapted: Tensor = self.u(F.relu(self.v(self.alpha * earlier)))
         return adapted
 
@@ -36,13 +37,30 @@ class Lateral(nn.Module):
 
     def __init__(self, layer: Layer, earlier: int) -> None:
         super().__init__()
-        self.layer, self.adapter = layer, Adapter(layer, layer.weight.shape[0], earlier)
+        self.layer, self.adapter = layer, Adapter(layer, earlier)
 
     def forward(self, joined: Tensor) -> Tensor:
-        """Map [B, (1 + earlier) * n, ...] to the layer's outputs."""
+        """Map [B, (1 + earlier) * n, ...] to what the layer gives out."""
         n = self.layer.weight.shape[1]
         mapped: Tensor = self.layer(joined[:, :n]) + self.adapter(joined[:, n:])
         return mapped
+
+
+class Column(nn.Module):
+    """The blocks of a model with lateral connections from the columns before it, and the adapter of its head."""
+
+    def __init__(self, model: Network, outputs: int, earlier: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(block) for block in model.blocks())
+        for block in self.blocks[1:]:
+            name, layer = next((n, m) for n, m in block.named_modules() if isinstance(m, nn.Linear | nn.Conv2d))
+            block.set_submodule(name, Lateral(layer, earlier))
+        self.adapter = Adapter(nn.Linear(model.feature_dim, outputs), earlier)
+
+    def forward(self, units: list[Tensor], index: int) -> Tensor:
+        """Map what the columns up to this one give to block `index`, this one's last, to what this one gives out."""
+        own: Tensor = self.blocks[index](torch.cat([units[-1], *units[:-1]], 1) if index else units[-1])
+        return own
 
 
 class PNN(Strategy):
@@ -69,7 +87,8 @@ class PNN(Strategy):
             self.outputs: list[slice] = []
         else:
             with self.seeded("column"):
-                self.columns.append(_column(self.fresh_model(), task.index, task.outputs).to(self.device))
+                column = Column(self.fresh_model(), len(task.classes), task.index)
+                self.columns.append(column.to(self.device))
         self.outputs.append(task.outputs)
 
     def stages(self, task: Task) -> list[Stage]:
@@ -84,25 +103,14 @@ class PNN(Strategy):
     def scores(self, images: Tensor, task: int | None = None) -> Tensor:
         """The task's column; a task that is yet to come is scored by the latest one."""
         assert task is not None
-        last = min(task, len(self.columns))
-        units = [images] * (last + 1)
+        columns = [column for column in self.columns if isinstance(column, Column)][:task]
+        units = [images] * (len(columns) + 1)
         for index, block in enumerate(self.model.blocks()):
             below = units
             units = [block(below[0])]
-            for k, column in enumerate(self.columns[:last], start=1):
-                units.append(column[index](torch.cat([below[k], *below[:k]], 1) if index else below[k]))
-        logits: Tensor = self.model.head(units[last])
-        if last:
-            rows = self.outputs[last]
-            lateral = self.columns[last - 1][-1](torch.cat(units[:last], 1))
+            units += [column(below[: k + 1], index) for k, column in enumerate(columns, start=1)]
+        logits: Tensor = self.model.head(units[-1])
+        if columns:
+            rows, lateral = self.outputs[len(columns)], columns[-1].adapter(torch.cat(units[:-1], 1))
             logits = logits + F.pad(lateral, (rows.start, logits.shape[1] - rows.stop))
         return logits
-
-
-def _column(model: Network, earlier: int, outputs: slice) -> nn.ModuleList:
-    """Return the model's blocks with lateral connections from `earlier` columns, and the adapter of the head."""
-    blocks = [nn.Sequential(block) for block in model.blocks()]
-    for block in blocks[1:]:
-        name, layer = next((n, m) for n, m in block.named_modules() if isinstance(m, nn.Linear | nn.Conv2d))
-        block.set_submodule(name, Lateral(layer, earlier))
-    return nn.ModuleList([*blocks, Adapter(model.head, outputs.stop - outputs.start, earlier)])

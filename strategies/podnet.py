@@ -26,13 +26,13 @@ def pooled(maps: Tensor) -> Tensor:
 
 
 def spatial_distillation(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-    """Return the distance of the pooled maps, mean over batch and blocks (eq. 4 and 5); 0 where there is no block."""
+    """Return the distance of the pooled maps, mean over batch and blocks; 0 where there is no block."""
     distances = [(pooled(a) - pooled(b)).norm(dim=1).mean() for a, b in zip(student, teacher, strict=True)]
     return torch.stack(distances).mean() if distances else torch.zeros(())
 
 
 def hinge_nca(similarities: Tensor, labels: Tensor, scale: Tensor, margin: float) -> Tensor:
-    """Return the mean of [-log(exp(scale (s_y - margin)) / sum over i != y of exp(scale s_i))]_+ (eq. 9)."""
+    """Return the mean of [-log(exp(scale (s_y - margin)) / sum over i != y of exp(scale s_i))]_+."""
     own = similarities.gather(1, labels[:, None])
     # A finite stand-in for -inf: with one class there is no other, and the loss is 0.
     others = (scale * similarities).scatter(1, labels[:, None], -1e9).logsumexp(1)
@@ -40,12 +40,13 @@ def hinge_nca(similarities: Tensor, labels: Tensor, scale: Tensor, margin: float
 
 
 class PODNet(Strategy):
-    """Keep what each block gives out, pooled over one direction at a time, and classify by several proxies a class.
+    """Keep what each block gives out, pooled in one direction at a time; classify by several proxies for each class.
 
-    L = NCA + sqrt(seen / new) (spatial * sum of POD-spatial + flat * POD-flat), against the old model's blocks but the last,
-    and its features (cosine distance). The similarity to a class is sum_k softmax_k(c_k) c_k over the cosines c_k of its
-    proxies (LSC, eq. 8). New proxies start as features of random images of their class, where the paper takes k-means
-    centroids. The paper's fine-tuning of the classifier on balanced exemplars is left out.
+    L = NCA + sqrt(seen / new) (spatial * POD-spatial + flat * POD-flat), where seen and new are numbers of classes:
+    POD-spatial compares all blocks but the last with the old model's, POD-flat the features, by their cosine. The
+    similarity to a class is sum_k softmax_k(c) c_k over the cosines c of its proxies. New proxies start as the features
+    of random images of their class (in the paper: k-means centroids). The paper's fine-tuning on balanced exemplars
+    is left out.
     """
 
     family = "distillation"

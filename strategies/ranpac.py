@@ -14,7 +14,7 @@ RIDGES = [10.0**power for power in range(-8, 9)]
 
 
 class RanPAC(FrozenBackbone):
-    """score = h(x)^T (G + ridge * I)^-1 C with h(x) = ReLU(W^T phi(x)), G = sum of h h^T, C = sum of h y^T (section 4.3).
+    """score = h(x)^T (G + ridge * I)^-1 C with h(x) = ReLU(W^T phi(x)), G = sum of h h^T, C = sum of h y^T (sec. 4.3).
 
     W: projections (the paper's M) columns drawn once from N(0, 1); y: one-hot labels. ridge: None chooses, after each
     task, the power of 10 from -8 to 8 with the least squared error on a fifth of the task's samples, fitted on the

@@ -41,6 +41,16 @@ class RWalk(Strategy):
         """One stage, with the task's score begun anew."""
         return [Stage(self.with_exemplars(task.train), before=self._begin_walk)]
 
+    def _begin_walk(self) -> None:
+        self.gained: dict[str, Tensor] = zeros(self.model)
+        self._begin_interval()
+
+    def _begin_interval(self) -> None:
+        self.origin: dict[str, Tensor] = copied_weights(self.model)
+        self.decrease: dict[str, Tensor] = zeros(self.model)
+        self.squares: dict[str, Tensor] = zeros(self.model)
+        self.steps: int = 0
+
     def after_backward(self, batch: Batch) -> None:
         """Keep the gradient of the data terms, and the weights before the step."""
         self.gradients, self.before = copied_gradients(self.model), copied_weights(self.model)
@@ -71,16 +81,6 @@ class RWalk(Strategy):
         self.importance = {name: fisher[name] + score[name] for name in score}
         self.anchor = copied_weights(self.model)
         self.gained = self.decrease = self.squares = self.origin = self.gradients = self.before = {}
-
-    def _begin_walk(self) -> None:
-        self.gained: dict[str, Tensor] = zeros(self.model)
-        self._begin_interval()
-
-    def _begin_interval(self) -> None:
-        self.origin: dict[str, Tensor] = copied_weights(self.model)
-        self.decrease: dict[str, Tensor] = zeros(self.model)
-        self.squares: dict[str, Tensor] = zeros(self.model)
-        self.steps: int = 0
 
     def _end_interval(self) -> None:
         for name, weight in copied_weights(self.model).items():

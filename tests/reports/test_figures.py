@@ -162,9 +162,7 @@ def test_a_figure_that_fails_loses_no_result(
 
 
 @pytest.mark.parametrize("backend", ["no such backend", "TkAgg"])
-def test_reports_are_drawn_whatever_MPLBACKEND_says(  # noqa: N802 - the variable's name
-    make_result: Make, tmp_path: Path, backend: str
-) -> None:
+def test_reports_are_drawn_whatever_MPLBACKEND_says(make_result: Make, tmp_path: Path, backend: str) -> None:
     """Also: neither pyplot nor torch is imported, and matplotlib's settings and the variable stay as they were."""
     make_result("naive", sizes=(2, 2)).write(tmp_path / "run")
     code = """
