@@ -282,7 +282,7 @@ class _Run:
         stored = self.folder.load_checkpoint(safe_classes(self.strategy), self.context.device)
         if stored is None:
             return 0
-        if stored["identity"] != self.config.identity():
+        if stored.get("identity") != self.config.identity():
             raise ConfigError(f"{self.folder.path}: its checkpoint is of another run; --force begins this one again")
         vars(self.strategy).update(stored["strategy"])
         self.trainer.optimizer_state = stored["optimizer"]

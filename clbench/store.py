@@ -89,7 +89,7 @@ class RunFolder:
             with torch.serialization.safe_globals(list(classes)):
                 payload = torch.load(self._checkpoint, map_location=device, weights_only=True)
         except Exception as error:
-            reason = str(error).splitlines()[0][:120]
+            reason = (str(error) or type(error).__name__).splitlines()[0][:120]
             raise ConfigError(
                 f"{self._checkpoint}: can't be read ({reason}); restore the file, or --force to start the run again"
             ) from None

@@ -11,7 +11,7 @@ def load_backbone(model: Network, path: str) -> None:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0][:120]
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise ConfigError(f"weights={path}: can't be read ({reason}); a state dict of tensors is accepted") from None
     if not isinstance(stored, dict) or not all(isinstance(v, torch.Tensor) for v in stored.values()):
         raise ConfigError(f"weights={path}: not a state dict; a file of named tensors is accepted")

@@ -48,7 +48,7 @@ def _fields() -> Iterator[str]:
 
 def _presets() -> Iterator[str]:
     yield from _section("Presets: the training that is each scenario's default")
-    yield "From `scenarios/presets.toml`. A strategy's own table holds over the scenario's; `files` is for your own data."
+    yield "From `scenarios/presets.toml`. A strategy's table holds over its scenario's; `files` is for your own data."
     text = resources.files("clbench.scenarios").joinpath("presets.toml").read_text("utf-8")
     for name, note, values in preset_tables(text):
         yield from ("", f"### {name}", "")
@@ -97,7 +97,7 @@ def _strategies() -> Iterator[str]:
 _DATA = {"task": "that of the current task", "all": "that of all tasks so far (a reference, not a competitor)"}
 _MEMORY = {
     "none": "none",
-    "joined": "if there is one, exemplars are added to the task's data",
+    "joined": "exemplars, if there are any, are added to the task's data",
     "replayed": "a second batch is drawn beside each batch",
     "own": "filled and used by the strategy itself",
 }

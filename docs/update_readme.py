@@ -1,7 +1,10 @@
 """Write the table and the figure in README.md from the runs of `make demo`."""
 
+import io
 import sys
 from pathlib import Path
+
+from PIL import Image
 
 from clbench.reports.figures import draw
 from clbench.reports.tables import compare, comparison
@@ -26,7 +29,9 @@ def update(runs: Path, root: Path) -> None:
     after = rest.split(END)[1]
     figure.parent.mkdir(parents=True, exist_ok=True)
     (part,) = compare(results)
-    figure.write_bytes(draw("average_accuracy", part)["png"])
+    # A palette keeps what is committed small.
+    picture = Image.open(io.BytesIO(draw("average_accuracy", part)["png"])).convert("RGB")
+    picture.quantize(256, Image.Quantize.MAXCOVERAGE).save(figure, optimize=True)
     lines = [
         f"| {part.title} | " + " | ".join(COLUMNS.values()) + " | n |",
         "|---" + "|---:" * (len(COLUMNS) + 1) + "|",

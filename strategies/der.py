@@ -15,8 +15,8 @@ from clbench.strategy import Stage, Strategy, Strength
 class DER(Strategy):
     """L = CE(current batch) + alpha * mean over samples and outputs of (z - h(x))^2, the replayed batch being as large.
 
-    z: the logits of the sample's augmented view when it passed by, before the weights moved; the replayed view is
-    augmented anew (algorithm 1). An output that is added later answers for the samples in the memory before it is trained.
+    z: the logits of the sample's augmented view when it last passed by, before the weights moved; the replayed view is
+    augmented anew (algorithm 1). An output that is added later answers for the samples in the memory before it trains.
     """
 
     family = "replay"
@@ -31,8 +31,8 @@ class DER(Strategy):
         """Logits are stored as samples pass by, so that is when the memory has to choose."""
         if config.memory_policy is not None and not MEMORIES[config.memory_policy].streaming:
             raise ConfigError(
-                f"{config.strategy} stores logits on the way, but memory_policy={config.memory_policy!r} chooses at the "
-                "end of a task; 'reservoir' and 'balanced' are accepted"
+                f"{config.strategy} stores logits on the way, but memory_policy={config.memory_policy!r} chooses at "
+                "the end of a task; 'reservoir' and 'balanced' are accepted"
             )
 
     def begin_task(self, task: Task) -> None:
@@ -64,17 +64,11 @@ class DER(Strategy):
 
     def after_step(self, batch: Batch) -> None:
         """Store the logits of those samples of the batch that are in the memory now."""
-        if self.memory is not None and self.answers is not None and REFRESH(self):
+        if self.memory is not None and self.answers is not None:
             known = self.logits if len(self.ids) else self.answers[:0]
             rows = positions(self.memory.ids, torch.cat([batch.ids, self.ids])).to(self.device)
             self.logits, self.ids = torch.cat([self.answers, known])[rows], self.memory.ids
         self.answers = None
-
-
-def REFRESH(s):
-    import os
-
-    return os.environ.get("REFRESH") or s.progress.epoch == 0
 
 
 def positions(ids: Tensor, among: Tensor) -> Tensor:

@@ -71,7 +71,9 @@ def test_the_wheel_works_from_an_empty_folder(wheel: Path, tmp_path: Path) -> No
     empty.mkdir()
     install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
     python(*install, cwd=empty)
-    where = "import clbench, clbench.strategies as s, clbench.reports as r; print(clbench.__file__, s.__file__, r.__file__)"
+    where = (
+        "import clbench, clbench.strategies as s, clbench.reports as r; print(clbench.__file__, s.__file__, r.__file__)"
+    )
     for file in python("-c", where, cwd=empty, path=site).split():
         assert Path(file).is_relative_to(site)
     listed = json.loads(python("-m", "clbench", "list", "strategies", "--json", cwd=empty, path=site))

@@ -1,0 +1,172 @@
+"""What the pages tell a reader to type works, and what they say of the code is true."""
+
+import inspect
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clbench import metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("concepts", "defaults", "metrics"))]
+# The commands of the README are typed for real scenarios; here they get little to do.
+SHRINK = """
+clbench() {
+    case $1 in
+        run|compare) command clbench "$@" --epochs 1 --limit 5 --threads 1 ;;
+        *) command clbench "$@" ;;
+    esac
+}
+"""
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the reader's own data: mine.npz and photos/, four classes that differ in brightness."""
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    data: dict[str, Any] = {}
+    for part, each in (("train", 6), ("test", 3)):
+        labels = np.repeat(np.arange(4), each)
+        noise = random.integers(0, 40, (len(labels), 12, 12))
+        data |= {f"x_{part}": (60 * labels[:, None, None] + noise).astype(np.uint8), f"y_{part}": labels}
+        for index, (image, label) in enumerate(zip(data[f"x_{part}"], labels, strict=True)):
+            file = Path("photos", part, f"class-{label}", f"{index}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).resize((40, 36)).save(file)
+    np.savez("mine.npz", **data)
+    return tmp_path
+
+
+def test_the_pages_have_commands_and_examples() -> None:
+    assert len(blocks("README.md", "bash")) >= 3
+    assert len(blocks("README.md", "python")) >= 2
+    assert len(blocks("CONTRIBUTING.md", "python")) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(blocks("README.md", "bash"))))
+def test_the_commands_of_the_readme_work_DA06(number: int, place: Path) -> None:
+    block = blocks("README.md", "bash")[number]
+    lines = [line for line in block.splitlines() if not line.startswith("make ")]
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "CLBENCH_CACHE": str(place / "cache") if "photos" in block else os.environ.get("CLBENCH_CACHE", ""),
+    }
+    script = SHRINK + "\n".join(lines)
+    ended = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env=environment, cwd=place, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("page", "number"),
+    [(page, n) for page in ("README.md", "CONTRIBUTING.md") for n in range(len(blocks(page, "python")))],
+)
+def test_the_python_examples_work_DA06(page: str, number: int, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = blocks(page, "python")[number]
+    (place / "example.py").write_text(text)
+    runpy.run_path(str(place / "example.py"), run_name="example")
+    assert ("print(" in text) == bool(capsys.readouterr().out)
+    if "mine.npz" in text:
+        assert len([line for line in text.splitlines() if line.strip()]) < 10
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text())
+    missing = [t for t in targets if not any((base / t).exists() for base in (ROOT / page).parents)]
+    assert missing == []
+
+
+def test_make_knows_every_target_that_the_pages_name() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        assert set(re.findall(r"\bmake ([a-z-]+)\b(?=[`\n]|    )", (ROOT / page).read_text())) <= targets
+
+
+def test_the_page_of_defaults_is_up_to_date() -> None:
+    """The page is generated; `make readme` writes it anew."""
+    expected: str = runpy.run_path(str(ROOT / "docs/update_defaults.py"))["page"]()
+    assert (ROOT / "docs/defaults.md").read_text() == expected + "\n"
+
+
+def test_presets_are_those_of_the_page_IC16() -> None:
+    """Reads both: the presets as TOML, the page by its headings and the first two cells of each row."""
+    page: dict[str, dict[str, str]] = {}
+    heading = ""
+    for line in (ROOT / "docs/defaults.md").read_text().splitlines():
+        if line.startswith("### "):
+            heading = line.removeprefix("### ")
+        elif found := re.match(r"\| `(\w+)` \| `([^`]*)` \|", line):
+            page.setdefault(heading, {})[found[1]] = found[2]
+    presets = tomllib.loads((ROOT / "scenarios/presets.toml").read_text())
+    assert len(presets) >= 7
+    for scenario, preset in presets.items():
+        for name, values in flat(scenario, preset).items():
+            assert page[name] == {key: str(value) for key, value in values.items()}
+
+
+def flat(name: str, table: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    own = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    found = {name: own} if own else {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            found |= flat(f"{name}.{key}", value)
+    return found
+
+
+def test_the_worked_values_of_the_metrics_are_those_of_the_code() -> None:
+    """The values on the page are from the papers' formulas, worked out by hand for a matrix of three tasks."""
+    given: dict[str, Any] = {}
+    exec(blocks("docs/metrics.md", "python")[0], given)
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (-?[\d.]+) \|$", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE)
+    assert {name for name, _ in rows} >= set(metrics.DEFINITIONS)
+    for name, value in rows:
+        function = getattr(metrics, name)
+        arguments = {parameter: given[parameter] for parameter in inspect.signature(function).parameters}
+        assert function(**arguments) == pytest.approx(float(value), abs=5e-7), name
+
+
+@pytest.mark.slow
+def test_the_table_of_the_readme_comes_from_runs(place: Path) -> None:
+    """A comparison in small: the numbers in the table are those of the runs, the rest of the page stays."""
+    import clbench
+
+    results = clbench.compare("split-mnist-5k", ["er", "icarl"], seeds=2, out="runs", epochs=1, limit=5, memory_size=20)
+    shutil.copy(ROOT / "README.md", place)
+    script = runpy.run_path(str(ROOT / "docs/update_readme.py"))
+    script["update"](place / "runs", place)
+    text = (place / "README.md").read_text()
+    begin, end = script["BEGIN"], script["END"]
+    assert re.sub(f"{begin}.*{end}", "", text, flags=re.DOTALL) == re.sub(
+        f"{begin}.*{end}", "", (ROOT / "README.md").read_text(), flags=re.DOTALL
+    )
+    for name in ("er", "icarl", "naive", "joint"):
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name} "))
+        accuracies = [r.metrics["average_accuracy"] for r in results if r.strategy == name]
+        assert f"| {100 * np.mean(accuracies):.1f} ± {100 * np.std(accuracies, ddof=1):.1f} |" in row
+        assert row.endswith("| 2 |")
+    assert (place / script["FIGURE"]).stat().st_size < 100_000
+
+
+def test_the_figure_of_the_readme_is_small() -> None:
+    assert (ROOT / "docs/figures/demo-average_accuracy.png").stat().st_size < 100_000
