@@ -73,9 +73,42 @@ class RunConfig(BaseModel):
     drop_last: bool = Field(default=False, description="leave out an incomplete last batch")
     optimizer: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="optimizer")
     lr: Annotated[float, Field(gt=0)] = Field(default=0.1, description="learning rate")
+    base_batch_size: Count | None = Field(
+        default=None, description="scale the learning rate linearly: lr * batch_size / base_batch_size"
+    )
     momentum: Share = Field(default=0.0, description="momentum of sgd")
+    nesterov: bool = Field(default=False, description="Nesterov momentum of sgd")
     weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight decay")
     decay_head: bool = Field(default=True, description="weight decay also on the head, so on rows of old classes too")
+    decay_norms: bool = Field(default=True, description="weight decay also on biases and normalisation layers")
+    schedule: Literal["constant", "step", "multistep", "cosine", "plateau"] = Field(
+        default="constant", description="course of the learning rate"
+    )
+    schedule_scope: Literal["task", "run"] = Field(
+        default="task", description="the schedule begins again with each task, or stretches over the run"
+    )
+    milestones: list[Count] | None = Field(default=None, description="epochs at which multistep lowers the rate")
+    step_epochs: Count | None = Field(default=None, description="step lowers the rate every so many epochs")
+    lr_factor: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.1, description="what step, multistep and plateau multiply the rate with"
+    )
+    lr_patience: Count = Field(default=5, description="plateau lowers the rate after so many epochs without progress")
+    lr_warmup: Annotated[int, Field(ge=0)] = Field(default=0, description="epochs of linear warm-up")
+    patience: Count | None = Field(
+        default=None, description="early stopping: end a stage after so many epochs without progress"
+    )
+    min_delta: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="by how much the validation loss must fall to count as progress"
+    )
+    label_smoothing: Share = Field(default=0.0, description="share of the target that is uniform over active outputs")
+    train: str = Field(
+        default="all",
+        pattern=r"^(all|head|last-[1-9]\d*)$",
+        description="what trains: all, head, or last-N blocks and the head",
+    )
+    backbone_lr_factor: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="the backbone's learning rate, as a factor of the head's"
+    )
     optimizer_state: Literal["reset", "keep"] = Field(
         default="reset", description="what becomes of momentum and Adam statistics between tasks"
     )
@@ -120,6 +153,16 @@ class RunConfig(BaseModel):
             raise ValueError("loss_outputs='all' needs head='full': a growing head has no outputs yet to come")
         if self.optimizer != "sgd" and self.momentum:
             raise ValueError(f"momentum={self.momentum:g} is for optimizer='sgd', not {self.optimizer!r}")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs optimizer='sgd' with momentum above 0")
+        for option, schedule in (("milestones", "multistep"), ("step_epochs", "step")):
+            if (getattr(self, option) is not None) != (self.schedule == schedule):
+                raise ValueError(f"schedule={schedule!r} and {option} go together; give both or neither")
+        watching = (
+            "patience" if self.patience is not None else "schedule='plateau'" if self.schedule == "plateau" else ""
+        )
+        if watching and not self.validation:
+            raise ValueError(f"{watching} watches a validation split; give validation, such as 0.1")
         if self.memory_policy is not None and not self.memory_budget:
             raise ValueError("memory_policy needs memory_size or memory_per_class")
         return self
@@ -128,6 +171,16 @@ class RunConfig(BaseModel):
     def memory_budget(self) -> int:
         """Exemplars in all or per class, whichever is set; 0 when there is no memory."""
         return self.memory_size or self.memory_per_class or 0
+
+    @property
+    def scaled_lr(self) -> float:
+        """The learning rate in use: `lr`, scaled linearly with the batch size where a base is given."""
+        return self.lr * self.batch_size / (self.base_batch_size or self.batch_size)
+
+    @property
+    def watches_validation(self) -> bool:
+        """Whether training reads the validation split."""
+        return self.patience is not None or self.schedule == "plateau"
 
     def identity_fields(self) -> dict[str, Any]:
         """Return the fields that can change the numbers of a run; a file counts by its content."""

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from clbench.strategy import Context, Strategy
-from clbench.trainer import autocast
+from clbench.strategy import Context, Strategy, eval_mode
 
 MATRICES = ("class_incremental", "task_aware")
 
@@ -71,12 +70,8 @@ def evaluate(strategy: Strategy, context: Context, after: int) -> Evaluation:
     wanted = [t for t in scenario.tasks if defined["class_incremental"][t.index] or defined["task_aware"][t.index]]
     groups = [[task] for task in wanted] if strategy.needs_task_at_test else [wanted]
 
-    modules = [m for m in vars(strategy).values() if isinstance(m, nn.Module)]
-    flags = [(layer, layer.training) for module in modules for layer in module.modules()]
-    for module in modules:
-        module.eval()
     tallies: dict[str, _Tally] = {}
-    with torch.inference_mode(), autocast(config, context.device):
+    with torch.inference_mode(), eval_mode(strategy), context.autocast():
         for group in groups:
             ids = torch.cat([task.test.ids for task in group])
             known = group[0].index if strategy.needs_task_at_test else None
@@ -86,8 +81,6 @@ def evaluate(strategy: Strategy, context: Context, after: int) -> Evaluation:
                     if name not in tallies:
                         tallies[name] = _Tally(context, after, seen, existing)
                     tallies[name].add(values.float(), labels, index)
-    for layer, training in flags:
-        layer.training = training
     hidden = strategy.needs_task_at_test
     return Evaluation({n: t.counts(hidden, defined) for n, t in tallies.items()}, totals, defined)
 

@@ -23,8 +23,12 @@ def cross_entropy(
     active: slice | Tensor | None = None,
     *,
     reduction: Literal["mean", "none"] = "mean",
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Return the mean of -log softmax(logits)[label], the softmax being over the `active` outputs.
+
+    label_smoothing a: the target is (1 - a) one-hot + a uniform over the active outputs (Szegedy et al. 2016,
+    arXiv:1512.00567, section 7).
 
     `reduction="none"` returns each sample's own, [B].
 
@@ -34,13 +38,21 @@ def cross_entropy(
     """
     logits = _full_precision(logits)
     if isinstance(active, Tensor):
-        return F.cross_entropy(
-            logits.masked_fill(~active, -torch.inf), labels, ignore_index=_NEVER, reduction=reduction
-        )
-    if active is None:
-        return F.cross_entropy(logits, labels, ignore_index=_NEVER, reduction=reduction)
-    start = active.indices(logits.shape[1])[0]
-    return F.cross_entropy(logits[:, active], labels - start, ignore_index=_NEVER, reduction=reduction)
+        logits = logits.masked_fill(~active, -torch.inf)
+        loss = F.cross_entropy(logits, labels, ignore_index=_NEVER, reduction=reduction)
+        if label_smoothing == 0:
+            return loss
+        log_p = F.log_softmax(logits, 1).masked_fill(~active, 0.0)
+        uniform = -log_p.sum(1) / active.sum(1)
+        return (1 - label_smoothing) * loss + label_smoothing * (uniform.mean() if reduction == "mean" else uniform)
+    start = 0 if active is None else active.indices(logits.shape[1])[0]
+    return F.cross_entropy(
+        logits if active is None else logits[:, active],
+        labels - start if start else labels,
+        ignore_index=_NEVER,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
 
 
 def distillation(

@@ -338,6 +338,7 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> dic
             "tasks": scenario.describe(),
         },
         "class_order": scenario.class_order,
+        "learning_rate": config.scaled_lr,
         "headline": {
             "matrix": "task_aware" if scenario.setting == "task" else "class_incremental",
             "classifier": "linear",

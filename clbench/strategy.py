@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_origin, get_type_hints
 
@@ -71,6 +71,12 @@ class Context:
     pipeline: Pipeline
     device: torch.device
     progress: Progress
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which forward passes run: bf16 autocast, or nothing for fp32."""
+        if self.config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
 
 class Strategy:
@@ -213,7 +219,8 @@ class Strategy:
 
     def classification_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy over the outputs that compete for each sample of the batch, mean over the batch."""
-        return cross_entropy(logits, batch.labels, batch.active)
+        smoothing = self.config.label_smoothing
+        return cross_entropy(logits, batch.labels, batch.active, label_smoothing=smoothing)
 
     def with_exemplars(self, data: ImageSet) -> ImageSet:
         """Return the samples and the exemplars of earlier tasks as one set."""
@@ -273,6 +280,20 @@ class Strategy:
     def state(self) -> dict[str, Any]:
         """Return the learnt state: what was assigned to self, the model and the memory among it."""
         return {n: v for n, v in vars(self).items() if n not in self._options.model_fields and n not in self._lent}
+
+
+@contextmanager
+def eval_mode(strategy: Strategy) -> Iterator[None]:
+    """Put every module of a strategy into eval mode, and each layer's own mode back at the end."""
+    modules = [m for m in vars(strategy).values() if isinstance(m, nn.Module)]
+    flags = [(layer, layer.training) for module in modules for layer in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for layer, training in flags:
+            layer.training = training
 
 
 def new_model(context: Context, task: int) -> Network:

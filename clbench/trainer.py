@@ -1,8 +1,10 @@
 """Fits one stage. Owns every optimizer step: the loop, precision, clipping, what is frozen, the optimizer's state."""
 
+import math
 import time
+from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Any
@@ -11,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from clbench.config import RunConfig
+from clbench.early_stopping import Best, validation_loss
 from clbench.errors import RunError
 from clbench.importance import grown
-from clbench.strategy import Context, Stage, Strategy, Terms
+from clbench.models.network import Network
+from clbench.schedule import Plateau, Progressless, lr_multiplier
+from clbench.strategy import Context, Progress, Stage, Strategy, Terms
 from clbench.streams import stream, stream_seed
 
 Record = dict[str, Any]
@@ -43,19 +48,29 @@ class Trainer:
         progress.stage, progress.epoch, progress.step = stage.name, 0, 0
         if stage.before is not None:
             stage.before()
+        if len(stage.data) == 0:
+            return []
         trained, frozen = self._freeze(stage)
-        optimizer = self._optimizer(trained, stage.lr or config.lr)
-        head = strategy.model.head
-        rows = _Rows(head, stage.head_rows) if stage.head_rows is not None else None
+        optimizer = self._optimizer(trained, config.scaled_lr if stage.lr is None else stage.lr)
+        rows = _Rows(strategy.model.head, stage.head_rows) if stage.head_rows is not None else None
         epochs = stage.epochs or (None if stage.iterations else config.epochs)
         steps = stage.iterations or (None if epochs else config.iterations)
+        fit = _Fit(stage, trained, optimizer, [group["lr"] for group in optimizer.param_groups], rows, epochs, steps)
+        plateau, waiting, best = Plateau(config), Progressless(config.min_delta), Best(strategy)
         records: list[Record] = []
-        if len(stage.data) == 0:
-            return records
         while (epochs is None or progress.epoch < epochs) and (steps is None or progress.step < steps):
-            records.append(self._epoch(stage, optimizer, trained, rows, steps, after_step))
+            records.append(self._epoch(fit, plateau.factor, after_step))
+            if config.watches_validation:
+                records[-1]["validation_loss"] = loss = validation_loss(strategy, self.context)
+                plateau.update(loss)
+                if config.patience is not None and waiting.better(loss):
+                    best.keep()
             after_epoch(records[-1])
             progress.epoch += 1
+            if config.patience is not None and waiting.count >= config.patience:
+                break
+        if config.patience is not None:
+            best.restore()
         if config.optimizer_state == "keep":
             self._keep(optimizer, trained)
         for parameter in frozen:
@@ -63,34 +78,26 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         return records
 
-    def _epoch(
-        self,
-        stage: Stage,
-        optimizer: torch.optim.Optimizer,
-        trained: dict[str, nn.Parameter],
-        rows: "_Rows | None",
-        steps: int | None,
-        after_step: Callable[[float | None], None],
-    ) -> Record:
+    def _epoch(self, fit: "_Fit", plateau: float, after_step: Callable[[float | None], None]) -> Record:
         strategy, progress, config, context = self.strategy, self.context.progress, self.config, self.context
+        stage, optimizer = fit.stage, fit.optimizer
         loss_of = stage.loss or strategy.loss
         keys = (progress.task, stage.name, progress.epoch)
         order = torch.randperm(len(stage.data), generator=stream(config.seed, "shuffle", *keys))
         batches = cut(stage.data.ids[order], config.batch_size, drop_last=config.drop_last)
-        progress.steps_per_epoch = len(batches)
-        progress.learning_rate = optimizer.param_groups[0]["lr"]
+        progress.steps_per_epoch, progress.replayed = len(batches), 0
         # Dropout draws from torch's global stream: a seed per step makes it independent of what else draws from it.
         dropout = stream_seed(config.seed, "dropout", *keys) >> 1
         fill = self._fills_memory(stage)
-        names: list[str] = []
-        sums: Tensor | None = None
-        images, progress.replayed = 0, 0
-        paused = 0.0
+        sums: dict[str, Tensor] = {}
+        counts: Counter[str] = Counter()
+        images, paused = 0, 0.0
         started = time.perf_counter()
         for step, ids in enumerate(batches):
+            fit.set_rate(progress, config, len(context.scenario.tasks), plateau)
             batch = context.pipeline.batch(ids, strategy.active_outputs(ids), (*keys, step))
             seed_global_stream(dropout + step, context.device)
-            with autocast(config, context.device):
+            with context.autocast():
                 terms = named(loss_of(batch))
             optimizer.zero_grad(set_to_none=True)
             reduce(add, terms.values()).backward()
@@ -101,27 +108,29 @@ class Trainer:
                 if penalty.requires_grad:
                     penalty.backward()
             if config.clip is not None:
-                nn.utils.clip_grad_norm_(trained.values(), config.clip)
+                nn.utils.clip_grad_norm_(fit.trained.values(), config.clip)
             optimizer.step()
-            if rows is not None:
-                rows.restore()
+            if fit.rows is not None:
+                fit.rows.restore()
             if fill:
                 self._fill_memory(ids, step)
             strategy.after_step(batch)
-            values = torch.stack([term.detach() for term in terms.values()])
-            sums, names = values if sums is None else sums + values, list(terms)
+            for name, term in terms.items():
+                sums[name] = term.detach() + sums[name] if name in sums else term.detach()
+            counts.update(terms.keys())
             images += len(ids)
             progress.step += 1
-            loss = float(sums.sum()) / (step + 1) if step % 50 == 49 else None
+            # The only place where a step waits for the device.
+            loss = float(reduce(add, sums.values())) / (step + 1) if step % 50 == 49 else None
             before = time.perf_counter()
             after_step(loss)
             paused += time.perf_counter() - before
-            if steps is not None and progress.step >= steps:
+            if fit.steps is not None and progress.step >= fit.steps:
                 break
+        means = {name: float(total) / counts[name] for name, total in sums.items()}
         seconds = time.perf_counter() - started - paused
-        means = {} if sums is None else dict(zip(names, (sums / (step + 1)).tolist(), strict=True))
         for name, value in means.items():
-            if not abs(value) < float("inf"):
+            if not math.isfinite(value):
                 raise RunError(
                     f"the {name} loss is {value} in task {progress.task}, stage {stage.name!r}, epoch "
                     f"{progress.epoch} at learning rate {progress.learning_rate:g}; try a smaller learning rate"
@@ -143,12 +152,11 @@ class Trainer:
         trained = self.strategy.trainable()
         modules = [m for m in vars(self.strategy).values() if isinstance(m, nn.Module)]
         learning = [m for m in modules if any(p.requires_grad for p in m.parameters())]
-        frozen: list[nn.Parameter] = []
-        if stage.parameters is not None:
-            chosen = {id(p) for p in stage.parameters}
-            frozen = [trained.pop(name) for name in list(trained) if id(trained[name]) not in chosen]
-            for parameter in frozen:
-                parameter.requires_grad_(False)
+        kept_out = {id(p) for p in backbone_below(self.strategy.model, self.config.train)}
+        chosen = {id(p) for p in (trained.values() if stage.parameters is None else stage.parameters)} - kept_out
+        frozen = [trained.pop(name) for name in list(trained) if id(trained[name]) not in chosen]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
         for module in learning:
             train_mode(module, {id(p) for p in trained.values()})
         return trained, frozen
@@ -156,24 +164,22 @@ class Trainer:
     def _optimizer(self, trained: dict[str, nn.Parameter], lr: float) -> torch.optim.Optimizer:
         config = self.config
         head = {id(p) for p in self.strategy.model.head.parameters()}
-        exempt = [p for p in trained.values() if id(p) in head and not config.decay_head]
-        exempt_ids = {id(p) for p in exempt}
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in trained.values() if id(p) not in exempt_ids]},
-            {"params": exempt, "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        shared: dict[str, Any] = {
-            "lr": lr,
-            "weight_decay": config.weight_decay,
-            "fused": self.context.device.type != "mps",
-        }
+        backbone = {id(p) for p in self.strategy.model.parameters()} - head
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for parameter in trained.values():
+            spared = (id(parameter) in head and not config.decay_head) or (
+                parameter.dim() < 2 and not config.decay_norms
+            )
+            rate = lr * config.backbone_lr_factor if id(parameter) in backbone else lr
+            groups.setdefault((rate, 0.0 if spared else config.weight_decay), []).append(parameter)
+        listed = [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
+        shared: dict[str, Any] = {"lr": lr, "fused": self.context.device.type != "mps"}
         optimizer: torch.optim.Optimizer
         if config.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, momentum=config.momentum, **shared)
+            optimizer = torch.optim.SGD(listed, momentum=config.momentum, nesterov=config.nesterov, **shared)
         else:
             kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-            optimizer = kind(groups, **shared)
+            optimizer = kind(listed, **shared)
         for name, parameter in trained.items():
             if name in self.optimizer_state:
                 optimizer.state[parameter] = {
@@ -198,6 +204,36 @@ class Trainer:
         classes = self.context.scenario.train.classes[ids]
         generator = stream(self.config.seed, "memory", self.context.progress.task, step)
         self.strategy.memory.update(ids, classes, generator)
+
+
+@dataclass
+class _Fit:
+    """One stage under way."""
+
+    stage: Stage
+    trained: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    rates: list[float]
+    rows: "_Rows | None"
+    epochs: int | None
+    steps: int | None
+
+    def set_rate(self, progress: Progress, config: RunConfig, n_tasks: int, plateau: float) -> None:
+        """Set the learning rate of the step to come."""
+        progress.learning_rate = self.optimizer.param_groups[-1]["lr"]
+        if config.schedule == "constant" and not config.lr_warmup:
+            return
+        per_epoch = progress.steps_per_epoch
+        total = float(self.epochs) if self.epochs is not None else (self.steps or 0) / per_epoch
+        # A first step at rate 0 would be lost, so warm-up counts the step as done.
+        done = 1 if progress.step < config.lr_warmup * per_epoch and config.schedule_scope == "task" else 0
+        position = (progress.step + done) / per_epoch
+        if config.schedule_scope == "run":
+            position, total = position + progress.task * total, total * n_tasks
+        factor = lr_multiplier(config, position, total) * plateau
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        progress.learning_rate = self.optimizer.param_groups[-1]["lr"]
 
 
 class _Rows:
@@ -240,11 +276,11 @@ def named(terms: Terms) -> dict[str, Tensor]:
     return dict(terms) if isinstance(terms, dict) else {"loss": terms}
 
 
-def autocast(config: RunConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context in which forward passes run: bf16 autocast, or nothing for fp32."""
-    if config.precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+def backbone_below(model: Network, train: str) -> list[nn.Parameter]:
+    """Return the parameters that `train` (RunConfig) keeps out of training: those of the blocks below."""
+    blocks = model.blocks()
+    moving = len(blocks) if train == "all" else 0 if train == "head" else int(train.removeprefix("last-"))
+    return [p for block in blocks[: max(len(blocks) - moving, 0)] for p in block.parameters()]
 
 
 def train_mode(module: nn.Module, trained: set[int]) -> None:

@@ -38,7 +38,11 @@ class ICaRL(Strategy):
     flip_means: bool = False
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
-        """Sigmoid outputs do not compete, so there is no loss over the new ones alone."""
+        """Sigmoid outputs do not compete, so there is no loss over the new ones alone, and nothing to smooth."""
+        if self.loss_form == "sigmoid" and config.label_smoothing:
+            raise ConfigError(
+                "label_smoothing has no meaning for icarl's sigmoid loss; icarl[loss_form=softmax] has one"
+            )
         if config.loss_outputs == "new":
             raise ConfigError("icarl has no use for loss_outputs='new'; 'seen' and 'all' are accepted")
 
