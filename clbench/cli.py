@@ -177,7 +177,7 @@ def list_verb(
     for kind, rows in found.items():
         table = Table(title=kind)
         for column in rows[0]:
-            table.add_column(column)
+            table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*(_plain(", ".join(v) if isinstance(v, list) else str(v)) for v in row.values()))
         _stdout().print(table)
@@ -338,7 +338,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = command.main(
             args=None if arguments is None else list(arguments), prog_name="clbench", standalone_mode=False
         )
-        sys.exit(code if isinstance(code, int) else 0)
+        # Typer turns Ctrl-C into this code.
+        if code == 130:
+            raise KeyboardInterrupt
+        sys.exit(0)
     except (typer.Abort, KeyboardInterrupt):
         _end("interrupted; what was finished is kept", 130)
     except _Terminated:
@@ -347,8 +350,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _end(str(error), 2)
     except RunError as error:
         _end(str(error), 1)
-    except BrokenPipeError:
-        sys.exit(0)
+    except SystemExit as ended:
+        # Typer and rich end with 1 when nobody reads what is printed any more.
+        sys.exit(0 if isinstance(ended.__context__, BrokenPipeError) else ended.code)
     except Exception as error:
         if not isinstance(error, click_error):
             raise

@@ -8,11 +8,11 @@ from typing import Any
 
 from clbench.config import RunConfig
 from clbench.errors import ConfigError, RunError
-from clbench.resolve import prepare, resolve, strategy_class
+from clbench.resolve import give, prepare, resolve, strategy_class
 from clbench.result import Result
 from clbench.runner import Observer, check, execute
 from clbench.scenario import Scenario
-from clbench.store import RunFolder, default_folder
+from clbench.store import RunFolder, default_folder, make_folder
 from clbench.strategy import Strategy
 
 REFERENCES = ("naive", "joint")
@@ -21,10 +21,11 @@ MEMORY_OPTIONS = ("memory_size", "memory_per_class", "memory_policy")
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a comparison, complete and checked, and the folder it goes to."""
+    """One run of a comparison, complete and checked, the folder it goes to, and the class where one was handed over."""
 
     config: RunConfig
     folder: Path
+    given: type[Strategy] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,17 @@ def plan(
     if len(set(seeds)) != len(seeds) or not seeds:
         raise ConfigError(f"seeds={','.join(map(str, seeds))}: at least one seed, each once, is accepted")
     named = [s if isinstance(s, type) else s.replace(" ", "") for s in strategies]
-    if references:
-        named += [name for name in REFERENCES if name not in named]
+    added = [name for name in REFERENCES if name not in named] if references else []
     options.setdefault("threads", 1)
     memory = {k: options.pop(k) for k in MEMORY_OPTIONS if options.get(k) is not None}
     if memory and not any(_lives_on_memory(s) for s in named):
         raise ConfigError(f"{next(iter(memory))} is given, but none of the strategies lives on a memory")
     planned: list[PlannedRun] = []
     owner: dict[str, str] = {}
-    for strategy in named:
+    for strategy in [*named, *added]:
         extra = memory if _lives_on_memory(strategy) else {}
+        # Hyper-parameters are for the strategies that were named, not for references that were added.
+        extra = {**extra, "strategy_options": None} if strategy in added else extra
         for seed in seeds:
             config = resolve(scenario, strategy, {**options, **extra, "seed": seed})
             if isinstance(scenario, Scenario):
@@ -78,7 +80,9 @@ def plan(
             if identity in owner:
                 raise ConfigError(f"{config.label} and {owner[identity]} are the same run; name it once")
             owner[identity] = config.label
-            planned.append(PlannedRun(config, default_folder(config, out)))
+            given = strategy if isinstance(strategy, type) else None
+            planned.append(PlannedRun(config, default_folder(config, out), given))
+    make_folder(out)
     return planned
 
 
@@ -132,6 +136,8 @@ def compare(
 
 def _do(item: PlannedRun, scenario: Scenario | None, force: bool, observer: Observer | None) -> Outcome:
     try:
+        if item.given is not None:
+            give(item.given)  # to a worker process, which has not seen it
         tasks = scenario or prepare(item.config)[1]
         folder = RunFolder(item.folder)
         result = execute(item.config, tasks, folder, resume=not force, force=force, observer=observer)

@@ -187,6 +187,9 @@ class RunConfig(BaseModel):
         fields = {k: v for k, v in self.model_dump(mode="json").items() if k not in NOT_IDENTITY}
         if self.weights is not None:
             fields["weights"] = file_digest(self.weights, "weights")
+        if ".py:" in self.strategy:
+            path, _, name = self.strategy.rpartition(":")
+            fields["strategy"] = f"{file_digest(path, 'strategy')}:{name}"
         if self.data_fingerprint is not None:
             fields["scenario"] = Path(self.scenario).name
         return fields

@@ -13,8 +13,9 @@ class RunError(RuntimeError):
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> ConfigError:
-    """Return the error for an unknown name: the nearest valid one, or all of them."""
+    """Return the error for an unknown name: the nearest valid one, or those there are."""
     known = list(choices)
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(known) or 'none'}"
+    shown = [*known[:8], f"and {len(known) - 8} more"] if len(known) > 12 else known
+    hint = f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(shown) or 'none'}"
     return ConfigError(f"unknown {kind} {name!r}; {hint}")

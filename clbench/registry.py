@@ -141,8 +141,11 @@ def read_text(annotation: Any, value: object) -> object:
     if origin in (Union, types.UnionType):
         if isinstance(value, str) and value.lower() == "none" and types.NoneType in arguments:
             return None
-        converted = (read_text(argument, value) for argument in arguments)
-        return next((result for result in converted if result is not value), value)
+        converted = [(argument, read_text(argument, value)) for argument in arguments]
+        if isinstance(value, str) and str in arguments:
+            # Text that reads as nothing else is a name.
+            converted = [(argument, result) for argument, result in converted if _fits(argument, result)]
+        return next((result for _, result in converted if result is not value), value)
     if origin in (list, tuple):
         # JSON and TOML know lists only, and a Python caller may have a tuple: both say the same.
         entries = _split(arguments, value) if isinstance(value, str) else value
@@ -159,6 +162,14 @@ def read_text(annotation: Any, value: object) -> object:
         except pydantic.ValidationError:
             return value
     return value
+
+
+def _fits(annotation: Any, value: object) -> bool:
+    try:
+        pydantic.TypeAdapter(annotation).validate_python(value, strict=True)
+    except pydantic.ValidationError:
+        return False
+    return True
 
 
 def _split(arguments: tuple[Any, ...], text: str) -> list[str]:

@@ -1,11 +1,14 @@
 """From what a user asked for to a complete RunConfig: specs, presets, defaults; everything wrong is refused here."""
 
+import functools
+import importlib.util
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from clbench.config import EXCLUSIVE, RunConfig, Setting, make_config
+from clbench.config import EXCLUSIVE, RunConfig, Setting, file_digest, make_config
 from clbench.errors import ConfigError, unknown
 from clbench.registry import entry_point_names, load_entry_point, parse_spec, read_text
 from clbench.scenario import Scenario, ScenarioSpec
@@ -27,25 +30,50 @@ _SHARED = {
 
 
 def strategy_class(name: str) -> type[Strategy]:
-    """Return a strategy by its registered name (or that of a class handed over in Python)."""
+    """Return a strategy: a registered one, path/to/file.py:Class, or a class handed over in Python, by its name."""
     if name in _given:
         return _given[name]
-    loaded = load_entry_point("clbench.strategies", "strategy", name)
+    loaded: object
+    if ".py:" in name:
+        loaded = _from_file(name)
+    else:
+        loaded = load_entry_point("clbench.strategies", "strategy", name)
     if not (isinstance(loaded, type) and issubclass(loaded, Strategy)):
-        raise ConfigError(f"strategy {name!r} is registered as {loaded!r}; a subclass of clbench.Strategy is accepted")
+        raise ConfigError(f"strategy {name!r} is {loaded!r}; a subclass of clbench.Strategy is accepted")
     return loaded
+
+
+def give(strategy: type[Strategy]) -> str:
+    """Make a class that was handed over in Python known under its name; return the name."""
+    _given[strategy.__name__] = strategy
+    return strategy.__name__
+
+
+@functools.cache
+def _from_file(name: str) -> object:
+    path, _, attribute = name.rpartition(":")
+    if not Path(path).is_file():
+        raise ConfigError(f"strategy {name!r}: there is no file {path}; path/to/file.py:Class is accepted")
+    spec = importlib.util.spec_from_file_location(f"clbench_file_{file_digest(path, 'strategy')}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file raises
+        raise ConfigError(f"strategy {name!r}: {path} can't be imported ({type(error).__name__}: {error})") from error
+    if not hasattr(module, attribute):
+        classes = [n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == spec.name]
+        raise unknown(f"class in {path}", attribute, classes)
+    return getattr(module, attribute)
 
 
 def scenario_spec(name: str) -> ScenarioSpec:
     """Return a scenario by its registered name, or that of an .npz file or a folder of images."""
-    if name not in entry_point_names("clbench.scenarios") and (
-        name.endswith(".npz") or os.sep in name or Path(name).is_dir()
-    ):
-        from clbench.scenarios.splits import spec_of_files
-
-        made: ScenarioSpec = spec_of_files(name)
-        return made
-    loaded = load_entry_point("clbench.scenarios", "scenario", name)
+    own = name.endswith(".npz") or os.sep in name or Path(name).is_dir()
+    registered = not own or name in entry_point_names("clbench.scenarios")
+    loaded = load_entry_point("clbench.scenarios", "scenario", name if registered else "files")
     if not isinstance(loaded, ScenarioSpec):
         raise ConfigError(f"scenario {name!r} is registered as {loaded!r}; a clbench.ScenarioSpec is accepted")
     return loaded
@@ -58,9 +86,8 @@ def resolve(scenario: "str | Scenario", strategy: "str | type[Strategy]", option
     `options["strategy_options"]` holds options of the strategy alone. Raises ConfigError.
     """
     if isinstance(strategy, type):
-        name = label = strategy.__name__
+        name = label = give(strategy)
         bracket: dict[str, str] = {}
-        _given[name] = strategy
     else:
         name, bracket = parse_spec(strategy)
         label = strategy.replace(" ", "")
@@ -75,11 +102,8 @@ def resolve(scenario: "str | Scenario", strategy: "str | type[Strategy]", option
             asked = {k: v for k, v in asked.items() if k == key or not _excludes(k, key)}
         else:
             raise unknown(f"option of {name}", key, [*cls._options.model_fields, *_trainable_fields()])
-    preset = {} if isinstance(scenario, Scenario) else dict(scenario_spec(scenario).preset)
+    preset = dict(scenario_spec("files" if isinstance(scenario, Scenario) else scenario).preset)
     if isinstance(scenario, Scenario):
-        from clbench.scenarios.splits import presets
-
-        preset = dict(presets()["files"])
         _refuse_scenario_fields(asked)
         asked |= {"setting": scenario.setting, "data_fingerprint": scenario.fingerprint or scenario.digest()}
     tuned: dict[str, Any] = dict(preset.pop("strategies", {}).get(name, {}))

@@ -19,7 +19,24 @@ from clbench.result import Result
 def default_folder(config: RunConfig, root: str | os.PathLike[str] = "runs") -> Path:
     """Return root/SCENARIO/STRATEGY/SEED-HASH; the hash is of everything that can change the numbers."""
     scenario = Path(config.scenario).stem if config.data_fingerprint else config.scenario
-    return Path(root) / scenario / config.strategy / f"{config.seed}-{config.identity()[:8]}"
+    strategy = config.strategy.rpartition(":")[2]
+    return Path(root) / scenario / strategy / f"{config.seed}-{config.identity()[:8]}"
+
+
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder where there is none; raises ConfigError when it can't be made."""
+    with _writing(Path(path)):
+        Path(path).mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Timeout:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}; a folder that can be written is accepted") from None
 
 
 class RunFolder:
@@ -32,16 +49,13 @@ class RunFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder; raises ConfigError when another process does, or when it can't be written."""
+        held = FileLock(self.path / ".lock", timeout=0)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            held = FileLock(self.path / ".lock", timeout=0)
-            held.acquire()
+            with _writing(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                held.acquire()
         except Timeout:
             raise ConfigError(f"{self.path} is in use by another process; wait for it or name another folder") from None
-        except OSError as error:
-            raise ConfigError(
-                f"{self.path}: {error.strerror or error}; a folder that can be written is accepted"
-            ) from None
         try:
             yield
         finally:

@@ -151,8 +151,8 @@ def _writable(array: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     return np.require(array, requirements=["C", "W"])
 
 
-def _build(dataset: str, config: RunConfig, *, public: bool) -> Scenario:
-    data = _load(dataset, config.data_root, config.offline, config.image_size)
+def _build(dataset: str | None, config: RunConfig) -> Scenario:
+    data = _load(dataset or config.scenario, config.data_root, config.offline, config.image_size)
     seed = config.class_order_seed
     scenario = split(
         data,
@@ -164,9 +164,9 @@ def _build(dataset: str, config: RunConfig, *, public: bool) -> Scenario:
         limit=config.limit,
         validation=config.validation,
         seed=config.seed,
-        name=config.scenario if public else Path(config.scenario).stem,
+        name=config.scenario if dataset else Path(config.scenario).stem,
     )
-    if public:
+    if dataset:
         return scenario
     # Content, not name, says what a user's own data are.
     return replace(scenario, fingerprint=fingerprint(data))
@@ -179,12 +179,7 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 def _spec(dataset: str, summary: str) -> ScenarioSpec:
-    return ScenarioSpec(functools.partial(_build, dataset, public=True), summary, presets().get(f"split-{dataset}", {}))
-
-
-def spec_of_files(path: str) -> ScenarioSpec:
-    """Return the scenario of a user's own .npz file or folder of images."""
-    return ScenarioSpec(functools.partial(_build, path, public=False), f"the data in {path}", presets()["files"])
+    return ScenarioSpec(functools.partial(_build, dataset), summary, presets().get(f"split-{dataset}", {}))
 
 
 SPLIT_MNIST = _spec("mnist", "MNIST, 60,000 digits, by default 5 tasks of 2")
@@ -193,3 +188,6 @@ SPLIT_FASHION_MNIST = _spec("fashion-mnist", "Fashion-MNIST, by default 5 tasks 
 SPLIT_KMNIST = _spec("kmnist", "Kuzushiji-MNIST, by default 5 tasks of 2")
 SPLIT_CIFAR10 = _spec("cifar10", "CIFAR-10, by default 5 tasks of 2")
 SPLIT_CIFAR100 = _spec("cifar100", "CIFAR-100, by default 10 tasks of 10")
+FILES = ScenarioSpec(
+    functools.partial(_build, None), "your own data: the path of an .npz file or a folder of images", presets()["files"]
+)

@@ -84,7 +84,9 @@ def watched() -> Any:
     ],
     ids=str,
 )
-def test_both_matrices_and_the_untrained_row_against_a_slow_computation(cuts, head, cut, digits, run, watched, tmp_path):
+def test_both_matrices_and_the_untrained_row_against_a_slow_computation(
+    cuts, head, cut, digits, run, watched, tmp_path
+):
     """From the weights after each task, image by image; the last row from model.pt."""
     kind, states = watched
     scenario = cut(**cuts)
