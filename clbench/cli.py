@@ -159,6 +159,29 @@ def describe_verb(
     _stdout().print(table)
 
 
+@app.command("check")
+def check_verb(
+    strategies: Annotated[list[str], typer.Argument(help="Strategies by name, or path/to/file.py:Class.")],
+    as_json: Json = False,
+) -> None:
+    """Check a strategy, built-in or your own, against the conformance kit."""
+    from dataclasses import asdict
+
+    from clbench.testing import check_strategy
+
+    found = {name: check_strategy(name) for name in strategies}
+    if as_json:
+        print(json.dumps({name: [asdict(outcome) for outcome in outcomes] for name, outcomes in found.items()}))
+    else:
+        for name, outcomes in found.items():
+            for outcome in outcomes:
+                reason = f": {outcome.reason}" if outcome.reason else ""
+                print(f"{name}: {outcome.check.replace('_', ' ')}: {outcome.status}{reason}")
+    failed = [f"{name}: {o.check}" for name, outcomes in found.items() for o in outcomes if o.status == "failed"]
+    if failed:
+        raise RunError(f"{len(failed)} checks failed: {', '.join(failed)}")
+
+
 @app.command("list")
 def list_verb(
     what: Annotated[str | None, typer.Argument(help="strategies, scenarios or models; all of them by default.")] = None,

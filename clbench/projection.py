@@ -20,8 +20,8 @@ def project_on_cone(gradient: Tensor, references: Tensor, margin: float = 0.0) -
     """Return the vector nearest to `gradient` [P] whose dot products with all `references` [t, P] are not negative.
 
     z = G'v + g, v = argmin 1/2 |G'v + g|^2 over v >= margin, G's rows being the references; nothing changes where no
-    dot product is negative. A margin above 0 leans towards the references. Lopez-Paz & Ranzato 2017, arXiv:1706.08840,
-    eq. 11, the margin as in the authors' code. Exact: non-negative least squares (Lawson & Hanson 1974) on the triangular
+    dot product is negative. A margin above 0 leans towards the references. Lopez-Paz & Ranzato 2017,
+    arXiv:1706.08840, eq. 11, the margin as in the authors' code. Exact: non-negative least squares on the triangular
     factor of [G', g], which has the same norms.
     """
     from scipy.optimize import nnls

@@ -98,6 +98,8 @@ class Strategy:
     needs_memory: ClassVar[bool] = False
     memory_policy: ClassVar[str] = "herding"
     needs_task_at_test: ClassVar[bool] = False
+    # Checks of the conformance kit (clbench.testing) that make no sense for it, each with the reason.
+    not_applicable: ClassVar[Mapping[str, str]] = {}
 
     model: Network
     memory: Memory | None = None

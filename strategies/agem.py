@@ -10,10 +10,10 @@ from clbench.strategy import Strategy
 
 
 class AGEM(Strategy):
-    """Where the gradient g would raise the loss on a batch of earlier tasks' exemplars, project it: z = g - (g.r / r.r) r.
+    """Where the gradient g would raise the loss on exemplars of earlier tasks, project it: z = g - (g.r / r.r) r.
 
-    r is the gradient of that batch's loss, and g stays as it is where g.r >= 0 (eq. 11). reference_size: exemplars in the
-    batch, drawn anew at each step (256 in the paper). The memory is filled when a task ends.
+    r is the gradient of the exemplars' mean loss; g stays as it is where g.r >= 0 (eq. 11). reference_size: exemplars
+    drawn at each step (256 in the paper). The memory is filled when a task ends.
     """
 
     family = "replay"

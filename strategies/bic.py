@@ -11,15 +11,15 @@ from clbench.config import RunConfig
 from clbench.errors import ConfigError
 from clbench.losses import distillation
 from clbench.scenario import ImageSet, Scenario, Task
-from clbench.strategy import Stage, Strategy, Strength
+from clbench.strategy import Stage, Strategy
 
 
 class BiC(Strategy):
     """Stage 1: L = r * KL(old || new; temperature) + (1 - r) * CE, r = old classes / all classes (eq. 1-3).
 
-    Stage 2: with the network frozen, fit q_k = alpha * o_k + beta of the new classes' logits (eq. 4) by cross-entropy on
+    Stage 2: with the network frozen, fit q_k = alpha * o_k + beta for the new classes (eq. 4) by cross-entropy on
     samples held out of stage 1, equally many of each class. Each task keeps its alpha and beta, in the teacher too.
-    held_out: share of the exemplars of a class. bias_epochs, bias_lr: of stage 2, which has few samples.
+    held_out: share of a class's exemplars. bias_epochs, bias_lr: those of stage 2, which has few samples.
     """
 
     family = "replay"
@@ -39,6 +39,7 @@ class BiC(Strategy):
 
     def begin_task(self, task: Task) -> None:
         """Keep the old model and its corrections; the new classes start without one."""
+        self.correction: nn.Parameter
         if task.index == 0:
             self.alpha = self.beta = torch.empty(0, device=self.device)
         else:

@@ -11,7 +11,7 @@ from clbench.strategy import Strategy
 class ERACE(Strategy):
     """L = CE(current batch; classes present in it) + CE(replayed batch; all classes seen), equally large batches.
 
-    New classes push nothing away from the old ones: only the replayed batch compares old with new. Sections 4.1 and 4.2.
+    New classes push nothing away from the old ones: only the replayed batch compares old with new. Section 4.
     """
 
     family = "replay"
@@ -27,7 +27,8 @@ class ERACE(Strategy):
         logits = self.model(batch.images if replayed is None else torch.cat([batch.images, replayed.images]))
         present = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
         present = present.index_fill(0, batch.labels, True).expand(n, -1)
-        terms = {"classification": cross_entropy(logits[:n], batch.labels, present)}
+        smoothing = self.config.label_smoothing
+        terms = {"classification": cross_entropy(logits[:n], batch.labels, present, label_smoothing=smoothing)}
         if replayed is not None:
             terms["replay"] = self.classification_loss(logits[n:], replayed)
         return terms

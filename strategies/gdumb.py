@@ -15,8 +15,8 @@ from clbench.strategy import Stage, Strategy
 class GDumb(Strategy):
     """Keep a class-balanced sample of the stream, and after each task train a fresh model on that sample alone.
 
-    passes: over the memory (256 in the paper); by default as many steps as the run gives to the task's own data. The
-    optimizer and its learning rate are the run's; the paper anneals the latter and mixes images (CutMix).
+    memory_epochs: passes over the memory (256 in the paper); by default as many steps as the run's epochs have on the
+    task's own data. Optimizer and schedule are the run's; the paper's CutMix is left out.
     """
 
     family = "replay"
@@ -25,7 +25,7 @@ class GDumb(Strategy):
     needs_memory = True
     memory_policy = "balanced"
 
-    passes_over_memory: Annotated[int, Field(ge=1)] | None = None
+    memory_epochs: Annotated[int, Field(ge=1)] | None = None
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Without a memory there is nothing to train on."""
@@ -48,8 +48,8 @@ class GDumb(Strategy):
     def stages(self, task: Task) -> list[Stage]:
         """One stage on the memory, from a fresh model."""
         data = self.exemplars()
-        if self.passes_over_memory is not None:
-            return [Stage(data, epochs=self.passes_over_memory, before=self._restart)]
+        if self.memory_epochs is not None:
+            return [Stage(data, epochs=self.memory_epochs, before=self._restart)]
         steps = self.config.iterations
         if self.config.epochs is not None:
             steps = self.config.epochs * math.ceil(len(task.train) / self.config.batch_size)

@@ -11,9 +11,9 @@ from clbench.strategy import Strategy
 class IL2M(Strategy):
     """Fine-tune on task and exemplars; at test time, undo the loss of confidence in old classes.
 
-    Where a new class has the highest score, an old class i gets p_i * mu_P(i) / mu_N(i) * M_N / M_P (eq. 1): mu, the mean
-    score of the class's own images in the model that learnt it (P) and in the present one (N); M, the mean top score of a
-    model on the images of its new classes. Scores are softmax outputs. Both classifiers are reported.
+    Where a new class has the highest score, an old class i gets p_i * mu_P(i) / mu_N(i) * M_N / M_P (eq. 1): mu, the
+    mean score of the class's own images in the model that learnt it (P) and in the present one (N); M, the mean top
+    score of a model on images of its new classes. Scores are softmax outputs. Both classifiers are reported.
     """
 
     family = "replay"

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from clbench.batches import Batch
+from clbench.models.network import Network
 from clbench.scenario import Task
 from clbench.strategy import Stage, Strategy, Strength
 
@@ -16,9 +17,9 @@ from clbench.strategy import Stage, Strategy, Strength
 class LUCIR(Strategy):
     """L = CE(scale * c) + l * (1 - cos(f, f_old)) + sum over the top_k new classes k of max(0, margin - c_y + c_k).
 
-    c: cosines between the feature f and the classes' weight vectors; scale is learnt; l = less_forget * sqrt(old classes
-    / new classes); the ranking term is the mean over exemplars. The old weight vectors are fixed, the new ones begin as
-    their class's mean feature direction, at the mean norm of the old. Sections 3.2-3.4, and the authors' code.
+    c: cosines of the feature f and the classes' weight vectors; scale is learnt; l = less_forget * sqrt(old classes /
+    new classes); the ranking term is a mean over exemplars. Old weight vectors are fixed, new ones begin as their
+    class's mean feature direction, at the mean norm of the old. Sections 3.2-3.4 and the authors' code.
     """
 
     family = "replay"
@@ -35,7 +36,7 @@ class LUCIR(Strategy):
         """Keep the old model, whose features are to be kept."""
         if task.index == 0:
             self.scale = nn.Parameter(torch.tensor(self.initial_scale, device=self.device))
-        self.teacher: nn.Module | None = self.frozen_copy()
+        self.teacher: Network | None = self.frozen_copy()
         self.old, self.new = slice(0, task.outputs.start), task.outputs
         self.strength = self.less_forget * math.sqrt(task.outputs.start / len(task.classes))
 

@@ -1,5 +1,6 @@
 """Maximally interfered retrieval: Aljundi et al. 2019, arXiv:1908.04742."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
@@ -59,8 +60,8 @@ class MIR(Strategy):
             drawn.images[top], drawn.originals[top], drawn.labels[top], drawn.tasks[top], drawn.ids[top.cpu()], active
         )
 
-    def _losses(self, weights: dict[str, Tensor], batch: Batch) -> Tensor:
+    def _losses(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Each sample's loss at other weights; the model's batch-norm statistics stay as they are."""
         buffers = {name: value.clone() for name, value in self.model.named_buffers()}
-        logits = functional_call(self.model, weights | buffers, batch.images)
+        logits = functional_call(self.model, {**weights, **buffers}, batch.images)
         return cross_entropy(logits, batch.labels, batch.active, reduction="none")

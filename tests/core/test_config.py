@@ -306,7 +306,7 @@ def test_the_command_line_refuses_in_one_line_with_exit_code_2(arguments, words,
 def test_a_wrong_comparison_is_refused_before_its_first_run(strategies, options, words, refused, tiny, tmp_path):
     scenario = DIGITS if "setting" in options else tiny
     with refused(*words):
-        clbench.compare(scenario, strategies, out=tmp_path / "runs", **options)
+        clbench.compare(scenario, strategies, out=tmp_path / "runs", model="mlp:8", epochs=1, **options)
     assert not (tmp_path / "runs").exists()
 
 

@@ -22,7 +22,7 @@ SHUFFLED = [7, 3, 9, 0, 5, 1, 8, 2, 6, 4]
 
 
 def guesses(state: dict[str, Tensor], images: Any, mean: float, std: float) -> np.ndarray:
-    """Scores of an MLP with one hidden layer, in numpy and float64, from its state dict and uint8 images [N, 1, H, W]."""
+    """Scores of an MLP with one hidden layer, in numpy and float64, from its state dict and uint8 images."""
     w = {name: value.double().numpy() for name, value in state.items()}
     x = (np.asarray(images).reshape(len(images), -1) / 255 - mean) / std
     hidden = np.maximum(x @ w["backbone.0.1.weight"].T + w["backbone.0.1.bias"], 0)
@@ -84,9 +84,7 @@ def watched() -> Any:
     ],
     ids=str,
 )
-def test_both_matrices_and_the_untrained_row_against_a_slow_computation(
-    cuts, head, cut, digits, run, watched, tmp_path
-):
+def test_matrices_and_untrained_row_against_a_slow_computation(cuts, head, cut, digits, run, watched, tmp_path):
     """From the weights after each task, image by image; the last row from model.pt."""
     kind, states = watched
     scenario = cut(**cuts)

@@ -21,7 +21,7 @@ from clbench import Observer, Result, Strategy
 from clbench.cli import main
 from clbench.store import RunFolder
 
-# Each keeps something else from task to task: memory, teacher, importances, optimizer statistics, means, recorded logits.
+# Each keeps something else from task to task: a memory, a teacher, importances, class means, optimizer statistics.
 KILLED = {
     "naive": {},
     "joint": {},
@@ -56,7 +56,7 @@ KILLER = """
 """
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Raised in the middle of a run by the test."""
 
 
@@ -68,11 +68,11 @@ class StopAfter(Observer):
 
     def step(self, progress: Any, loss: float | None) -> None:
         if (progress.task, progress.step) == self.at:
-            raise Stopped
+            raise StoppedError
 
     def task(self, task: int, row: Any) -> None:
         if (task, None) == self.at:
-            raise Stopped
+            raise StoppedError
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -212,7 +212,7 @@ def test_stopped_and_resumed_at_every_task_boundary_IC13(strategy, options, run,
     options = {"model": "mlp:16[batch_norm=true,dropout=0.2]"} | options
     run(strategy, scenario, out=tmp_path / "whole", **options)
     for task in range(4):
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             run(strategy, scenario, out=tmp_path / "parts", resume=True, observer=StopAfter(task), **options)
         assert len(Result.load(tmp_path / "parts").record["tasks"]) == task + 1
     run(strategy, scenario, out=tmp_path / "parts", resume=True, **options)
@@ -225,7 +225,7 @@ def test_stopped_and_resumed_at_every_task_boundary_IC13(strategy, options, run,
 @pytest.mark.parametrize("at", [(0, 1), (1, 2), (4, 3)])
 def test_stopped_within_a_task_the_task_begins_again(at, run, tmp_path):
     run("icarl", out=tmp_path / "whole", memory_size=20)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run("icarl", out=tmp_path / "parts", memory_size=20, observer=StopAfter(*at))
     run("icarl", out=tmp_path / "parts", memory_size=20, resume=True)
     assert comparable(tmp_path / "whole") == comparable(tmp_path / "parts")
@@ -258,7 +258,7 @@ def test_a_run_that_failed_can_be_resumed_when_its_cause_is_gone(run, tmp_path, 
 
 @pytest.fixture
 def unfinished(run: Any, tmp_path: Path) -> Path:
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run("icarl", out=tmp_path / "run", memory_size=20, observer=StopAfter(1))
     return tmp_path / "run"
 
@@ -318,7 +318,7 @@ def test_another_run_in_the_folder_is_refused_with_the_differing_keys_CK06(state
     if state == "finished":
         run(out=folder)
     else:
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             run(out=folder, observer=StopAfter(1))
     before = files(folder) if state == "finished" else {f.name: f.read_bytes() for f in folder.iterdir()}
     options = {"lr": 0.25, "seed": 3, "resume": state == "resumed"}
@@ -414,7 +414,7 @@ def test_a_damaged_run_json_is_refused_in_one_sentence(how, unfinished, run, ref
 
 
 def test_a_checkpoint_of_another_run_is_refused(unfinished, run, refused, tmp_path):
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run("icarl", out=tmp_path / "other", memory_size=21, observer=StopAfter(1))
     (tmp_path / "other" / "checkpoint.pt").replace(unfinished / "checkpoint.pt")
     with refused("checkpoint", "another run", "--force"):
@@ -468,7 +468,7 @@ def test_all_files_load_with_the_safe_loader_and_versions_are_stored_CK03(unfini
 def test_the_command_line_names_the_ways_out_and_takes_them(tmp_path, capsys):
     """Exit code 2 and one line for an unfinished run; --resume finishes it with exit code 0."""
     options = {"limit": 5, "model": "mlp:8", "epochs": 1, "threads": 1}
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         clbench.run(SCENARIO, "naive", out=tmp_path, observer=StopAfter(1), **options)
     arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     for extra, code in (([], 2), (["--resume"], 0), ([], 0)):
