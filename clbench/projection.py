@@ -28,7 +28,7 @@ def project_on_cone(gradient: Tensor, references: Tensor, margin: float = 0.0) -
 
     if bool((references @ gradient >= 0).all()):
         return gradient
-    factor = torch.linalg.qr(torch.cat([references, gradient[None]]).T.float(), mode="r").R.double().cpu().numpy()
+    factor = torch.linalg.qr(torch.cat([references, gradient[None]]).T, mode="r").R.double().cpu().numpy()
     directions, target = factor[:, :-1], factor[:, -1]
     above, _ = nnls(directions, -(target + margin * directions.sum(1)))
     weights = torch.from_numpy(above + margin).to(references)

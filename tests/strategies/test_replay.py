@@ -350,7 +350,7 @@ def test_er_ace_loss_by_hand():
 
 @pytest.mark.parametrize("setting", ["class", "task"])
 def test_mir_picks_the_samples_whose_loss_rises_most(setting, tmp_path):
-    """Brute force: an optimizer's step on a copy of the model, and each candidate's loss before and after, one by one."""
+    """Brute force: an optimizer's step on a copy of the model, and each candidate's loss before and after by itself."""
     compared = []
 
     class Spy(MIR):
@@ -388,7 +388,7 @@ def test_mir_picks_the_samples_whose_loss_rises_most(setting, tmp_path):
 
 @pytest.mark.parametrize("policy", ["balanced", "random"])
 def test_gdumb_trains_on_the_memory_alone_and_keeps_classes_balanced(policy, tmp_path):
-    """Of 20 slots: 5 each for 4 classes, and 20 = 4 + 4 + 3 + 3 + 3 + 3 for 6; as many steps as 2 epochs of 24 in eights."""
+    """20 slots are 5 each for 4 classes, and 4 + 4 + 3 + 3 + 3 + 3 for 6; as many steps as 2 epochs of 24 in eights."""
     trained, counts, first = {}, {}, {}
 
     class Spy(GDumb):
@@ -529,8 +529,8 @@ def test_wa_norm_ratio_by_hand():
 
 
 def test_wa_weighs_distillation_by_the_old_share():
-    """Old 2 of 3 classes. Student (0, 0, 0), label 2: CE = log 3. Teacher (log 9, 0) at temperature 2: probabilities 3/4
-    and 1/4 against 1/2 each, KL = 3/4 log 3/2 - 1/4 log 2.
+    """Old 2 of 3 classes. Student (0, 0, 0), label 2: CE = log 3. Teacher (log 9, 0) at temperature 2: probabilities
+    3/4 and 1/4 against 1/2 each, KL = 3/4 log 3/2 - 1/4 log 2.
     """
     strategy = with_model(WA(), lambda x: x, n_old=2, n_seen=3)
     strategy.teacher = lambda x: torch.tensor([[math.log(9), 0.0]])
@@ -569,7 +569,7 @@ def test_lucir_loss_by_hand():
 
 
 def test_lucir_bounds_its_logits_adapts_its_weight_and_leaves_old_classes_alone(tmp_path):
-    """|logit| <= scale; weights 4 * sqrt(4 / 3) and 4 * sqrt(7 / 3); new rows begin at the mean norm of the old ones."""
+    """|logit| <= scale; weights 4 * sqrt(4 / 3) and 4 * sqrt(7 / 3); new rows begin at the old ones' mean norm."""
     weights, checked = [], []
 
     class Spy(LUCIR):

@@ -1,0 +1,45 @@
+"""A package that brings a strategy and a scenario: after `pip install`, `clbench list` shows both."""
+
+import numpy as np
+
+from clbench.batches import Batch
+from clbench.config import RunConfig
+from clbench.scenario import Scenario, ScenarioSpec
+from clbench.scenarios import dataset_from_arrays, split
+from clbench.strategy import Strategy, Strength
+
+
+class NaiveWithNoise(Strategy):
+    """Fine-tuning on images with Gaussian noise of standard deviation `strength`."""
+
+    family = "reference"
+    strength: Strength = 0.1
+
+    def loss(self, batch: Batch) -> dict[str, object]:
+        """Cross-entropy on noisy images; the noise comes from a named stream, so a run can be repeated."""
+        import torch
+
+        noise = torch.randn(batch.images.shape, generator=self.rng("noise")).to(batch.images.device)
+        logits = self.model(batch.images + self.strength * noise)
+        return {"classification": self.classification_loss(logits, batch)}
+
+
+def _letters(config: RunConfig) -> Scenario:
+    """Six letter-like glyphs of 8x8 pixels with noise, made on the spot."""
+    rng = np.random.default_rng(0)
+    glyphs = rng.integers(0, 2, (6, 8, 8)) * 200
+
+    def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.arange(6).repeat(n)
+        images = glyphs[labels] + rng.integers(0, 56, (len(labels), 8, 8))
+        return images.astype(np.uint8), labels
+
+    data = dataset_from_arrays(*draw(50), *draw(20), name="letters")
+    return split(data, tasks=config.tasks, task_sizes=config.task_sizes, setting=config.setting, name=config.scenario)
+
+
+SPLIT_LETTERS = ScenarioSpec(
+    _letters,
+    "six glyphs, by default 3 tasks of 2",
+    {"tasks": 3, "epochs": 3, "model": "mlp:32", "optimizer": "adam", "lr": 0.01, "batch_size": 16},
+)

@@ -1,0 +1,19 @@
+"""The benchmark scripts work; how fast anything is, they say themselves, on a quiet machine."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def test_versus_bare_loop_trains_both_rivals_to_the_same_accuracy_SP02(tmp_path: Path) -> None:
+    """Both rivals do the same arithmetic, so their accuracies agree within seed noise (one short run each)."""
+    out = tmp_path / "result.csv"
+    command = [sys.executable, str(BENCHMARKS / "versus_bare_loop.py"), "--smoke", "--out", str(out)]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    row = next(csv.DictReader(out.open()))
+    assert float(row["ratio_median"]) > 0
+    assert abs(float(row["bare_accuracy"]) - float(row["clbench_accuracy"])) < 0.15
+    assert float(row["clbench_accuracy"]) > 0.6
