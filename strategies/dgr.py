@@ -113,7 +113,9 @@ class DGR(Strategy):
         for group in groups:
             active = group if self.setting == "task" else batch.active
             if self.targets == "hard":
-                losses.append(cross_entropy(logits, answers[:, group].argmax(1) + group.start, active))
+                labels = answers[:, group].argmax(1) + group.start
+                smoothing = self.config.label_smoothing
+                losses.append(cross_entropy(logits, labels, active, label_smoothing=smoothing))
             else:
                 student = logits[:, active]
                 # The old model gives no probability to the new classes.

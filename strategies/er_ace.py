@@ -19,6 +19,7 @@ class ERACE(Strategy):
     memory_use = "replayed"
     needs_memory = True
     memory_policy = "reservoir"
+    not_applicable = {"neutral_at_zero": "without a memory only the classes present in a batch compete"}  # noqa: RUF012
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The asymmetric cross-entropy."""

@@ -57,8 +57,10 @@ class RanPAC(FrozenBackbone):
         h = torch.cat([h for h, _ in batches]).double()[order]
         y = F.one_hot(torch.cat([labels for _, labels in batches])).double()[order]
         n = len(data) * 4 // 5
-        # One decomposition serves all: with h = U S V^T the solution is V diag(s / (s^2 + ridge)) U^T y.
-        u, s, vt = torch.linalg.svd(h[:n], full_matrices=False)
-        held, target = h[n:] @ vt.T, u.T @ y[:n]
-        errors = [float((held @ ((s / (s**2 + r))[:, None] * target) - y[n:]).square().mean()) for r in RIDGES]
+        a, b = h[:n], h[n:]
+        # a^T (a a^T + ridge)^-1 = (a^T a + ridge)^-1 a^T: the smaller one is decomposed, once for all candidates.
+        gram, left, right = (a @ a.T, b @ a.T, y[:n]) if n < h.shape[1] else (a.T @ a, b, a.T @ y[:n])
+        values, vectors = torch.linalg.eigh(gram)
+        left, right = left @ vectors, vectors.T @ right
+        errors = [float((left / (values.clamp(min=0) + r) @ right - y[n:]).square().mean()) for r in RIDGES]
         return RIDGES[errors.index(min(errors))]

@@ -491,11 +491,13 @@ def test_a_pipe_that_is_closed_is_no_error() -> None:
     assert err == b""
 
 
+ONE = ["run", SCENARIO, "naive", "--out", "runs/one"]
+TWO = ["compare", SCENARIO, "naive", "--no-references", "--seeds", "2", "--jobs", "2"]
 ENDINGS = [
-    (["run", SCENARIO, "naive", "--out", "runs/one"], 1, signal.SIGTERM, 143),
-    (["run", SCENARIO, "naive", "--out", "runs/one"], 1, signal.SIGINT, 130),
-    (["compare", SCENARIO, "naive", "--no-references", "--seeds", "2", "--jobs", "2"], 2, signal.SIGTERM, 143),
-    (["compare", SCENARIO, "naive", "--no-references", "--seeds", "2", "--jobs", "2"], 2, signal.SIGINT, 130),
+    (ONE, 1, signal.SIGTERM, 143),
+    pytest.param(ONE, 1, signal.SIGINT, 130, marks=pytest.mark.slow),
+    pytest.param(TWO, 2, signal.SIGTERM, 143, marks=pytest.mark.slow),
+    (TWO, 2, signal.SIGINT, 130),
 ]
 
 

@@ -594,7 +594,7 @@ def test_icarls_loss_is_the_mean_of_binary_cross_entropies_over_batch_and_seen_o
 
 
 def test_exemplars_are_ids_of_uint8_originals_and_their_bytes_are_reported_IC17(run, tiny):
-    """784 bytes a digit at every task, though all that the memory holds is numbers of images and classes, on the CPU."""
+    """784 bytes a digit at every task, though the memory holds numbers of images and classes alone, on the CPU."""
     found: list[Tensor] = []
 
     class Watch(ICaRL):

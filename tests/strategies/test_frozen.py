@@ -153,9 +153,9 @@ def test_ranpac_against_a_ridge_regression_on_all_data_at_once(tasks, tmp_path):
     assert projection.std() == pytest.approx(1, abs=4 / np.sqrt(2 * projection.size))
 
 
-@pytest.mark.parametrize("noise", [30, 120])
-def test_ranpac_chooses_the_ridge_by_a_fifth_of_the_task(noise, tmp_path):
-    """Against one np.linalg.solve for each candidate, on the same division of the samples."""
+@pytest.mark.parametrize(("noise", "projections"), [(30, 40), (120, 40), (120, 60)])
+def test_ranpac_chooses_the_ridge_by_a_fifth_of_the_task(noise, projections, tmp_path):
+    """Against one np.linalg.solve for each candidate, on the same division of the samples: 48 to fit, 12 to choose."""
     chosen = []
 
     class Watched(RanPAC):
@@ -167,7 +167,7 @@ def test_ranpac_chooses_the_ridge_by_a_fifth_of_the_task(noise, tmp_path):
             chosen.append((self.chosen_ridge, task.train.ids))
 
     tasks = split(dataset([20] * 6, noise), task_sizes=[3, 3])
-    _, strategy = run(Watched, tasks, tmp_path, strategy_options={"projections": 40})
+    _, strategy = run(Watched, tasks, tmp_path, strategy_options={"projections": projections})
     x, y = features(strategy, tasks.train)
     h = np.maximum(x @ strategy.projection.double().numpy(), 0)
     for ridge, ids in chosen:
@@ -175,7 +175,7 @@ def test_ranpac_chooses_the_ridge_by_a_fifth_of_the_task(noise, tmp_path):
         a, b, targets = h[order[:48]], h[order[48:]], np.eye(6)[y]
         errors = []
         for candidate in RIDGES:
-            weight = np.linalg.solve(a.T @ a + candidate * np.eye(40), a.T @ targets[order[:48]])
+            weight = np.linalg.solve(a.T @ a + candidate * np.eye(projections), a.T @ targets[order[:48]])
             errors.append(((b @ weight - targets[order[48:]]) ** 2).mean())
         assert errors[RIDGES.index(ridge)] <= min(errors) * (1 + 1e-6)
 

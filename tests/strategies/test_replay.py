@@ -13,10 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import clbench
+from clbench.batches import Pipeline
 from clbench.errors import ConfigError
-from clbench.memory import ClassBalancedMemory, ReservoirMemory
+from clbench.memory import MEMORIES
 from clbench.models.network import Network
 from clbench.projection import project, project_on_cone
+from clbench.resolve import resolve
 from clbench.scenarios import dataset_from_arrays, split
 from clbench.strategies.agem import AGEM
 from clbench.strategies.bic import BiC
@@ -32,6 +34,8 @@ from clbench.strategies.lucir import LUCIR
 from clbench.strategies.mir import MIR
 from clbench.strategies.naive import Naive
 from clbench.strategies.wa import WA
+from clbench.strategy import Context, Progress, grow_head, new_model
+from clbench.trainer import Trainer
 
 ALL = [ERACE, AGEM, GEM, GDumb, DER, DERpp, MIR, BiC, WA, LUCIR, IL2M]
 BATCH_NORM = "mlp[widths=[12],batch_norm=true]"
@@ -58,14 +62,37 @@ def run(strategy, tasks, out, options=None, **fields):
 
 def numbers(result):
     """Everything that two equal runs have in common: both matrices and the loss of each epoch."""
-    epochs = [sum(epoch["losses"].values()) for epoch in result.training]
+    epochs = [sum(epoch["losses"].values()) for epoch in result.record["training"]]
     return result.accuracy.tolist(), result.task_aware_accuracy.tolist(), epochs
+
+
+class Stub:
+    """A model that is a function; its features are the images."""
+
+    def __init__(self, forward, **parts):
+        self.forward = forward
+        vars(self).update(parts)
+
+    def __call__(self, images):
+        return self.forward(images)
+
+    def features(self, images):
+        return images
+
+    def eval(self):
+        return self
+
+
+class Samples(SimpleNamespace):
+    """A batch by hand."""
+
+    def __len__(self):
+        return len(self.labels)
 
 
 def with_model(strategy, forward, **state):
     """A strategy outside a run, its model being a function of the images."""
-    strategy.model = SimpleNamespace(features=lambda x: x, eval=lambda: None, **state.pop("model", {}))
-    strategy.model.__class__ = type("Model", (SimpleNamespace,), {"__call__": lambda self, x: forward(x)})
+    strategy.model = Stub(forward, **state.pop("model", {}))
     vars(strategy).update(state)
     return strategy
 
@@ -218,7 +245,7 @@ def test_der_stores_the_training_logits_from_before_the_step_RP10(model, tmp_pat
     assert sum(stored) > 20
     assert min(elsewhere) > 1e-4
     # 20 exemplars of 36 bytes; logits of 6 outputs in float32.
-    ledger = result.ledger[-1]
+    ledger = result.record["ledger"][-1]
     assert ledger["bytes"]["exemplars"] == 20 * 36
     assert ledger["bytes"]["logits"] == 20 * 6 * 4
 
@@ -258,10 +285,9 @@ def test_derpp_loss_by_hand():
     strategy = with_model(DERpp(alpha=0.2, beta=0.5), lambda x: x, ids=torch.tensor([7, 3]))
     strategy.logits = torch.tensor([[9.0, 9.0], [0.0, 1.0]])
     images = torch.tensor([[2.0, 0.0]])
-    batch = SimpleNamespace(images=images, labels=torch.tensor([1]), active=slice(0, 2), ids=torch.tensor([3]))
+    batch = Samples(images=images, labels=torch.tensor([1]), active=slice(0, 2), ids=torch.tensor([3]))
     strategy.replay = lambda n, name="replay": batch
     strategy._context = SimpleNamespace(device="cpu", config=SimpleNamespace(label_smoothing=0.0))
-    type(batch).__len__ = lambda self: 1
     terms = strategy.loss(batch)
     assert float(terms["distillation"]) == pytest.approx(0.5)
     assert float(terms["replay"]) == pytest.approx(0.5 * math.log(1 + math.e**2))
@@ -337,12 +363,8 @@ def test_er_ace_loss_by_hand():
     current = torch.tensor([[9.0, 9.0, 1.0, 0.0]] * 2)
     strategy._context = SimpleNamespace(config=SimpleNamespace(label_smoothing=0.0))
 
-    class Two(SimpleNamespace):
-        def __len__(self):
-            return len(self.labels)
-
-    batch = Two(images=current, labels=torch.tensor([2, 3]), active=slice(0, 4))
-    strategy.replay = lambda n: Two(images=torch.zeros(1, 4), labels=torch.tensor([0]), active=slice(0, 4))
+    batch = Samples(images=current, labels=torch.tensor([2, 3]), active=slice(0, 4))
+    strategy.replay = lambda n: Samples(images=torch.zeros(1, 4), labels=torch.tensor([0]), active=slice(0, 4))
     terms = strategy.loss(batch)
     assert float(terms["classification"]) == pytest.approx(math.log(1 + 1 / math.e) + 0.5, rel=1e-6)
     assert float(terms["replay"]) == pytest.approx(math.log(4), rel=1e-6)
@@ -372,6 +394,7 @@ def test_mir_picks_the_samples_whose_loss_rises_most(setting, tmp_path):
             return chosen
 
         @staticmethod
+        @torch.no_grad()
         def one(model, batch, i):
             logits = model(batch.images[i : i + 1])
             if setting == "task":
@@ -404,7 +427,7 @@ def test_gdumb_trains_on_the_memory_alone_and_keeps_classes_balanced(policy, tmp
 
     result = run(Spy, scenario((2, 2, 2)), tmp_path, memory_policy=policy)
     assert counts == {0: [10, 10], 1: [5, 5, 5, 5], 2: [4, 4, 3, 3, 3, 3]}
-    assert [task["steps"] for task in result.tasks] == [6, 6, 6]
+    assert [task["steps"] for task in result.record["tasks"]] == [6, 6, 6]
     # A new model each time, drawn anew.
     assert not torch.equal(first[0][0], first[1][0])
 
@@ -412,24 +435,29 @@ def test_gdumb_trains_on_the_memory_alone_and_keeps_classes_balanced(policy, tmp
 def test_gdumb_memory_epochs(tmp_path):
     """20 samples in eights: 3 steps a pass, 5 passes."""
     result = run(GDumb, scenario((2, 2)), tmp_path, {"memory_epochs": 5})
-    assert [task["steps"] for task in result.tasks] == [15, 15]
+    assert [task["steps"] for task in result.record["tasks"]] == [15, 15]
 
 
-def test_the_reservoir_of_er_is_a_uniform_sample_of_the_stream(tmp_path):
+def test_the_reservoir_of_er_is_a_uniform_sample_of_the_stream():
     """200 runs, each keeping 6 of 24 samples: how often each was kept against the chi-square distribution with 23
     degrees of freedom, whose 99.9 % quantile is 49.73 (a table; the statistic is scaled for draws without repeats).
     """
     kept = np.zeros(24)
-
-    class Spy(ER):
-        def end_task(self, task):
-            if task.index == 1:
-                kept[self.memory.ids.numpy()] += 1
-
     tasks = scenario((2, 2), per_class=6)
+    config = resolve(tasks, ER, {"memory_size": 6, "model": "mlp:2", "epochs": 1, "batch_size": 4, "threads": 1})
     for seed in range(200):
-        fields = {"seed": seed, "epochs": 1, "memory_size": 6, "model": "mlp:2", "evaluate": "seen"}
-        run(Spy, tasks, tmp_path / str(seed), **fields)
+        seeded = config.model_copy(update={"seed": seed})
+        context = Context(seeded, tasks, Pipeline(tasks, seeded, torch.device("cpu")), torch.device("cpu"), Progress())
+        strategy = ER()
+        strategy._context, strategy.memory = context, MEMORIES[config.memory_policy](size=config.memory_size)
+        strategy.model = new_model(context, 0)
+        trainer = Trainer(context, strategy)
+        for task in tasks.tasks:
+            context.progress.task = task.index
+            grow_head(strategy.model, context, task.outputs.stop)
+            for stage in strategy.stages(task):
+                trainer.fit(stage)
+        kept[strategy.memory.ids.numpy()] += 1
     assert kept.sum() == 200 * 6
     expected = 200 * 6 / 24
     chi_square = ((kept - expected) ** 2).sum() / (expected * (1 - 6 / 24)) * 23 / 24
@@ -664,7 +692,7 @@ def test_it_runs_within_its_budget(strategy, sizes, model, fields, tmp_path):
     result = run(Spy, scenario(sizes), tmp_path, model=model, epochs=1, **fields)
     assert counts[-1] == fields["memory_size"]
     assert np.isfinite(result.accuracy[-1]).all()
-    assert all(math.isfinite(loss) for epoch in result.training for loss in epoch["losses"].values())
+    assert all(math.isfinite(loss) for epoch in result.record["training"] for loss in epoch["losses"].values())
 
 
 @pytest.mark.parametrize("setting", ["task", "domain"])
@@ -684,7 +712,7 @@ def test_what_corrects_between_classes_refuses_other_settings(strategy, tmp_path
 def test_a_memory_of_zero_works(strategy, tmp_path):
     result = run(strategy, scenario((2, 2, 1)), tmp_path, memory_size=0, epochs=1)
     assert np.isfinite(result.accuracy[-1]).all()
-    assert result.tasks[-1]["n_exemplars"] == 0
+    assert result.record["tasks"][-1]["n_exemplars"] == 0
 
 
 @pytest.mark.parametrize(
@@ -727,8 +755,8 @@ def test_a_run_that_is_taken_up_again_ends_the_same(strategy, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("policy", "memory"), [("reservoir", ReservoirMemory), ("balanced", ClassBalancedMemory)])
-def test_upkeep_of_a_streaming_memory_is_under_5_percent_SP01(policy, memory, tmp_path):
+@pytest.mark.parametrize("policy", ["reservoir", "balanced"])
+def test_upkeep_of_a_streaming_memory_is_under_5_percent_SP01(policy, tmp_path):
     """10,000 images, one task, the network and the budget of split-mnist; the upkeep happens inside the training, so
     the same updates are timed by themselves.
     """
@@ -739,12 +767,12 @@ def test_upkeep_of_a_streaming_memory_is_under_5_percent_SP01(policy, memory, tm
     )  # fmt: skip
     fields = {"model": "mlp:400-400", "batch_size": 128, "epochs": 5, "memory_size": 1000, "memory_policy": policy}
     result = run(ER, split(data, tasks=1), tmp_path, **fields)
-    store, classes = memory(1000), torch.arange(10_000) % 10
+    store, classes = MEMORIES[policy](1000), torch.arange(10_000) % 10
     started = time.perf_counter()
     for step, ids in enumerate(torch.randperm(10_000).split(128)):
         store.update(ids, classes[ids], torch.Generator().manual_seed(step))
     upkeep = time.perf_counter() - started
-    assert upkeep < 0.05 * result.tasks[0]["seconds"]["train"]
+    assert upkeep < 0.05 * result.record["tasks"][0]["seconds"]["train"]
 
 
 @pytest.mark.slow
@@ -756,5 +784,5 @@ def test_herding_is_under_5_percent_at_10_epochs_SP01(tmp_path):
         rng.integers(0, 256, (10, 28, 28)).astype(np.uint8), np.arange(10),
     )  # fmt: skip
     fields = {"model": "mlp:400-400", "batch_size": 128, "epochs": 10, "memory_size": 1000}
-    seconds = run(ICaRL, split(data, tasks=1), tmp_path, **fields).tasks[0]["seconds"]
+    seconds = run(ICaRL, split(data, tasks=1), tmp_path, **fields).record["tasks"][0]["seconds"]
     assert seconds["memory"] < 0.05 * (seconds["train"] + seconds["memory"])
