@@ -158,6 +158,8 @@ class RunConfig(BaseModel):
         for option, schedule in (("milestones", "multistep"), ("step_epochs", "step")):
             if (getattr(self, option) is not None) != (self.schedule == schedule):
                 raise ValueError(f"schedule={schedule!r} and {option} go together; give both or neither")
+        if self.schedule == "plateau" and self.schedule_scope == "run":
+            raise ValueError("schedule='plateau' begins again with each task; schedule_scope='run' is for the others")
         watching = (
             "patience" if self.patience is not None else "schedule='plateau'" if self.schedule == "plateau" else ""
         )

@@ -26,7 +26,7 @@ from clbench.scenario import ImageSet, Scenario, Task
 from clbench.store import RunFolder, default_folder
 from clbench.strategy import Context, Progress, Strategy, grow_head, new_model
 from clbench.streams import stream
-from clbench.trainer import Trainer
+from clbench.trainer import Trainer, backbone_below
 
 PACKAGES = ("torch", "torchvision", "numpy", "avalanche-lib")
 
@@ -109,6 +109,7 @@ class _Run:
         self.trainer = Trainer(self.context, strategy)
         strategy._context = self.context
         strategy.model = new_model(self.context, 0)
+        backbone_below(strategy.model, config.train)
         if config.memory_budget:
             assert config.memory_policy is not None
             strategy.memory = MEMORIES[config.memory_policy](size=config.memory_size, per_class=config.memory_per_class)
@@ -270,6 +271,7 @@ class _Run:
                 "exemplars_per_class": {str(c): n for c, n in counts.items()},
                 "steps": sum(epoch["steps"] for epoch in epochs),
                 "epochs": len(epochs),
+                "best_epochs": {epoch["stage"]: epoch["epoch"] for epoch in epochs if "best" in epoch},
                 "learning_rates": sorted({epoch["lr"] for epoch in epochs}, reverse=True),
                 "seconds": seconds,
                 "peak_memory_bytes": _peak_memory(self.context.device),

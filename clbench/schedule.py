@@ -5,15 +5,16 @@ import math
 from clbench.config import RunConfig
 
 
-def lr_multiplier(config: RunConfig, position: float, total: float) -> float:
-    """Return the factor on the learning rate at `position`, in epochs (a part of one counts), of `total` epochs.
+def lr_multiplier(config: RunConfig, position: float, step: float, total: float) -> float:
+    """Return the factor on the learning rate of the step that goes from `position` to `position + step` of `total`.
 
-    Warm-up rises linearly to 1 over its epochs. Then: "step" multiplies by lr_factor every step_epochs epochs,
+    All are in epochs. Warm-up rises linearly to 1 over its epochs and counts the step as done: one at rate 0 would be
+    lost. Then: "step" multiplies by lr_factor every step_epochs epochs,
     "multistep" at each milestone, "cosine" falls to 0 as (1 + cos(pi * t)) / 2 (Loshchilov & Hutter 2017,
     arXiv:1608.03983, eq. 5, one cycle); "plateau" is decided by the validation loss, see Plateau.
     """
     if position < config.lr_warmup:
-        return position / config.lr_warmup
+        return min((position + step) / config.lr_warmup, 1.0)
     if config.schedule == "step":
         assert config.step_epochs is not None
         return config.lr_factor ** (int(position) // config.step_epochs)

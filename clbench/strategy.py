@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_origin, get_type_hints
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -87,7 +88,7 @@ class Strategy:
     a gradient.
     """
 
-    family: ClassVar[Literal["reference", "regularisation", "distillation", "replay", "isolation"]]
+    family: ClassVar[Literal["reference", "regularisation", "distillation", "replay", "isolation", "frozen"]]
     paper: ClassVar[str] = ""
     settings: ClassVar[tuple[str, ...]] = ("class", "task", "domain")
     data_access: ClassVar[Literal["task", "all"]] = "task"
@@ -194,6 +195,19 @@ class Strategy:
         """The head outputs of each earlier task, each range once."""
         tasks = self._context.scenario.tasks[: self.progress.task]
         return [slice(*ends) for ends in dict.fromkeys((t.outputs.start, t.outputs.stop) for t in tasks)]
+
+    def outputs_of(self, task: int) -> slice:
+        """Return the head outputs of a task, earlier or later."""
+        return self._context.scenario.tasks[task].outputs
+
+    def task_logits(self, features: Tensor, task: int) -> Tensor:
+        """Return the logits [B, outputs] of a task's own outputs, -inf elsewhere.
+
+        Their rows of the head are multiplied alone: in a product with more rows they could be rounded otherwise.
+        """
+        head, outputs = self.model.head, self.outputs_of(task)
+        own = F.linear(features, head.weight[outputs], head.bias[outputs])
+        return F.pad(own, (outputs.start, head.out_features - outputs.stop), value=-torch.inf)
 
     def rng(self, name: str) -> torch.Generator:
         """Return the CPU generator of the stream `name` at this step, always at its start."""

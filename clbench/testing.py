@@ -30,7 +30,7 @@ from clbench.strategy import Strategy
 from clbench.trainer import Trainer
 
 SETTINGS = ("class", "task", "domain")
-FAMILIES = ("reference", "regularisation", "distillation", "replay", "isolation")
+FAMILIES = ("reference", "regularisation", "distillation", "replay", "isolation", "frozen")
 # Small enough that a strategy is checked in seconds: real digits, 12 of a class, a narrow network.
 BASE: dict[str, Any] = {
     "model": "mlp:24-24",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clbench.config import RunConfig
 from clbench.early_stopping import Best, validation_loss
-from clbench.errors import RunError
+from clbench.errors import ConfigError, RunError
 from clbench.importance import grown
 from clbench.models.network import Network
 from clbench.schedule import Plateau, Progressless, lr_multiplier
@@ -42,12 +42,17 @@ class Trainer:
     ) -> list[Record]:
         """Fit one stage and return a record per epoch; raises RunError when the loss is no longer finite.
 
+        With early stopping the record of the epoch whose state was kept says so ("best").
         after_step: called after each step; its argument is the mean loss of the epoch so far, read every 50 steps.
         """
         strategy, progress, config = self.strategy, self.context.progress, self.config
         progress.stage, progress.epoch, progress.step = stage.name, 0, 0
         if stage.before is not None:
+            model = strategy.model
             stage.before()
+            if strategy.model is not model:
+                # Statistics of another model's weights mean nothing to a fresh one.
+                self.optimizer_state.clear()
         if len(stage.data) == 0:
             return []
         trained, frozen = self._freeze(stage)
@@ -58,6 +63,7 @@ class Trainer:
         fit = _Fit(stage, trained, optimizer, [group["lr"] for group in optimizer.param_groups], rows, epochs, steps)
         plateau, waiting, best = Plateau(config), Progressless(config.min_delta), Best(strategy)
         records: list[Record] = []
+        best_record: Record | None = None
         while (epochs is None or progress.epoch < epochs) and (steps is None or progress.step < steps):
             records.append(self._epoch(fit, plateau.factor, after_step))
             if config.watches_validation:
@@ -65,12 +71,14 @@ class Trainer:
                 plateau.update(loss)
                 if config.patience is not None and waiting.better(loss):
                     best.keep()
+                    best_record = records[-1]
             after_epoch(records[-1])
             progress.epoch += 1
             if config.patience is not None and waiting.count >= config.patience:
                 break
-        if config.patience is not None:
+        if best_record is not None:
             best.restore()
+            best_record["best"] = True
         if config.optimizer_state == "keep":
             self._keep(optimizer, trained)
         for parameter in frozen:
@@ -225,12 +233,10 @@ class _Fit:
             return
         per_epoch = progress.steps_per_epoch
         total = float(self.epochs) if self.epochs is not None else (self.steps or 0) / per_epoch
-        # A first step at rate 0 would be lost, so warm-up counts the step as done.
-        done = 1 if progress.step < config.lr_warmup * per_epoch and config.schedule_scope == "task" else 0
-        position = (progress.step + done) / per_epoch
+        position = progress.step / per_epoch
         if config.schedule_scope == "run":
             position, total = position + progress.task * total, total * n_tasks
-        factor = lr_multiplier(config, position, total) * plateau
+        factor = lr_multiplier(config, position, 1 / per_epoch, total) * plateau
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         progress.learning_rate = self.optimizer.param_groups[-1]["lr"]
@@ -277,10 +283,17 @@ def named(terms: Terms) -> dict[str, Tensor]:
 
 
 def backbone_below(model: Network, train: str) -> list[nn.Parameter]:
-    """Return the parameters that `train` (RunConfig) keeps out of training: those of the blocks below."""
+    """Return the parameters that `train` (RunConfig) keeps out of training: those of the blocks below.
+
+    Raises ConfigError for more blocks than there are.
+    """
     blocks = model.blocks()
+    if train.startswith("last-") and int(train.removeprefix("last-")) > len(blocks):
+        raise ConfigError(
+            f"train={train}: the model has {len(blocks)} blocks; all, head and last-1 to last-{len(blocks)} are accepted"
+        )
     moving = len(blocks) if train == "all" else 0 if train == "head" else int(train.removeprefix("last-"))
-    return [p for block in blocks[: max(len(blocks) - moving, 0)] for p in block.parameters()]
+    return [p for block in blocks[: len(blocks) - moving] for p in block.parameters()]
 
 
 def train_mode(module: nn.Module, trained: set[int]) -> None:

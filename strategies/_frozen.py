@@ -22,7 +22,7 @@ class FrozenBackbone(Strategy):
     also the sum of h h^T (`moment`); all float64 on the CPU. So each sample is seen once, and their order is nothing.
     """
 
-    family = "isolation"
+    family = "frozen"
     memory_use = "none"
     second_moment: ClassVar[bool] = False
 

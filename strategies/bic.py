@@ -1,6 +1,6 @@
 """Bias correction: Wu et al. 2019, arXiv:1905.13260."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -26,6 +26,7 @@ class BiC(Strategy):
     paper = "Wu et al. 2019, arXiv:1905.13260"
     settings = ("class",)
     needs_memory = True
+    not_applicable: ClassVar[dict[str, str]] = {"neutral_at_zero": "it distils the old model also without a memory"}
 
     temperature: Annotated[float, Field(gt=0)] = 2.0
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1

@@ -1,5 +1,7 @@
 """ER with asymmetric cross-entropy: Caccia et al. 2022, arXiv:2104.05025."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,9 @@ class ERACE(Strategy):
     memory_use = "replayed"
     needs_memory = True
     memory_policy = "reservoir"
-    not_applicable = {"neutral_at_zero": "without a memory only the classes present in a batch compete"}  # noqa: RUF012
+    not_applicable: ClassVar[dict[str, str]] = {
+        "neutral_at_zero": "without a memory only the classes present in a batch compete"
+    }
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """The asymmetric cross-entropy."""

@@ -14,7 +14,7 @@ class FeatureExtraction(Strategy):
     As the baseline of Li & Hoiem 2016, arXiv:1606.09282, section 3.
     """
 
-    family = "isolation"
+    family = "frozen"
     paper = "Li & Hoiem 2016, arXiv:1606.09282, section 3"
 
     trainable_from: Literal["head", "last-1", "last-2"] = "head"

@@ -1,7 +1,7 @@
 """GDumb: Prabhu, Torr & Dokania 2020, ECCV."""
 
 import math
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -24,6 +24,9 @@ class GDumb(Strategy):
     memory_use = "own"
     needs_memory = True
     memory_policy = "balanced"
+    not_applicable: ClassVar[dict[str, str]] = {
+        "neutral_at_zero": "it trains on its memory alone, so it refuses to run without one"
+    }
 
     memory_epochs: Annotated[int, Field(ge=1)] | None = None
 

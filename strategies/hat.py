@@ -58,7 +58,7 @@ class HAT(Strategy):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of the gated network, and the share of the units still free that the task takes."""
         gates = self._gates(self._scale())
-        logits = self.model.head(block_outputs(self.model, batch.images, gates)[-1])
+        logits = self.task_logits(block_outputs(self.model, batch.images, gates)[-1], self.progress.task)
         free = [1 - used for used in self.used]
         taken = torch.stack([(gate * left).sum() for gate, left in zip(gates, free, strict=True)]).sum()
         total = torch.cat(free).sum().clamp(min=1e-12)
@@ -91,8 +91,7 @@ class HAT(Strategy):
         """The network under the task's gates; a task that is yet to come is scored under the latest ones."""
         assert task is not None
         known = [*self.gates, self._gates(self.smax)] if self.embedding else self.gates
-        logits: Tensor = self.model.head(block_outputs(self.model, images, known[min(task, len(known) - 1)])[-1])
-        return logits
+        return self.task_logits(block_outputs(self.model, images, known[min(task, len(known) - 1)])[-1], task)
 
     def _scale(self) -> float:
         b, n = self.progress.step % self.progress.steps_per_epoch, self.progress.steps_per_epoch

@@ -1,7 +1,7 @@
 """LUCIR, learning a unified classifier incrementally via rebalancing: Hou et al. 2019, CVPR."""
 
 import math
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ class LUCIR(Strategy):
     paper = "Hou et al. 2019, CVPR, doi:10.1109/CVPR.2019.00092"
     settings = ("class",)
     needs_memory = True
+    not_applicable: ClassVar[dict[str, str]] = {
+        "neutral_at_zero": "its classifier is a cosine one, also without a memory"
+    }
 
     less_forget: Strength = 5.0
     margin: Strength = 0.5

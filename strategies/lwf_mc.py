@@ -29,7 +29,11 @@ class LwFMC(Strategy):
     reduction: Literal["mean", "sum"] = "mean"
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
-        """Sigmoid outputs do not compete, so there is no loss over the new ones alone."""
+        """Sigmoid outputs do not compete, so there is no loss over the new ones alone, and nothing to smooth."""
+        if config.label_smoothing:
+            raise ConfigError(
+                f"label_smoothing={config.label_smoothing:g} has no meaning for lwf-mc's sigmoid loss; 0 is accepted"
+            )
         if config.loss_outputs == "new":
             raise ConfigError("lwf-mc has no use for loss_outputs='new'; 'seen' and 'all' are accepted")
 

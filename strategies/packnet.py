@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -90,7 +91,9 @@ class PackNet(Strategy):
     def scores(self, images: Tensor, task: int | None = None) -> Tensor:
         """The weights of later tasks are zero; a task that is yet to come is scored by the model as it is."""
         assert task is not None
-        seen = {} if task >= self.progress.task else self._weights()
-        masked = {n: torch.where((self.owner[n] != FREE) & (self.owner[n] <= task), w, 0.0) for n, w in seen.items()}
-        logits: Tensor = functional_call(self.model, masked, (images,))
-        return logits
+        earlier = self._weights() if task < self.progress.task else {}
+        used = {n: torch.where((self.owner[n] != FREE) & (self.owner[n] <= task), w, 0.0) for n, w in earlier.items()}
+        head, own = self.model.head, self.outputs_of(task)
+        rows = {"head.weight": head.weight[own], "head.bias": head.bias[own]}
+        logits = functional_call(self.model, used | rows, (images,))
+        return F.pad(logits, (own.start, head.out_features - own.stop), value=-torch.inf)

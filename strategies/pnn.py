@@ -84,12 +84,10 @@ class PNN(Strategy):
         """The model is the first column; every later task adds one, fresh."""
         if task.index == 0:
             self.columns = nn.ModuleList()
-            self.outputs: list[slice] = []
         else:
             with self.seeded("column"):
                 column = Column(self.fresh_model(), len(task.classes), task.index)
                 self.columns.append(column.to(self.device))
-        self.outputs.append(task.outputs)
 
     def stages(self, task: Task) -> list[Stage]:
         """Train the new column alone, and the task's rows of the head."""
@@ -109,8 +107,8 @@ class PNN(Strategy):
             below = units
             units = [block(below[0])]
             units += [column(below[: k + 1], index) for k, column in enumerate(columns, start=1)]
-        logits: Tensor = self.model.head(units[-1])
+        logits = self.task_logits(units[-1], task)
         if columns:
-            rows, lateral = self.outputs[len(columns)], columns[-1].adapter(torch.cat(units[:-1], 1))
-            logits = logits + F.pad(lateral, (rows.start, logits.shape[1] - rows.stop))
+            own, lateral = self.outputs_of(len(columns)), columns[-1].adapter(torch.cat(units[:-1], 1))
+            logits = logits + F.pad(lateral, (own.start, logits.shape[1] - own.stop))
         return logits

@@ -1,7 +1,8 @@
 """PODNet: Douillard, Cord, Ollion, Robert & Valle 2020, arXiv:2004.13513."""
 
 import math
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from clbench.blocks import block_outputs
 from clbench.config import RunConfig
 from clbench.errors import ConfigError
 from clbench.scenario import Scenario, Task
-from clbench.strategy import Strategy
+from clbench.strategy import Strategy, eval_mode
 
 
 def pooled(maps: Tensor) -> Tensor:
@@ -54,6 +55,9 @@ class PODNet(Strategy):
     paper = "Douillard et al. 2020, arXiv:2004.13513"
     settings = ("class",)
     needs_memory = True
+    not_applicable: ClassVar[Mapping[str, str]] = {
+        "neutral_at_zero": "it classifies by similarity to proxies, with a loss of its own, also without a memory"
+    }
 
     spatial: Annotated[float, Field(ge=0)] = 3.0
     flat: Annotated[float, Field(ge=0)] = 1.0
@@ -98,10 +102,12 @@ class PODNet(Strategy):
 
     @torch.no_grad()
     def _imprinted(self, task: Task) -> Tensor:
-        self.model.eval()
         rows = []
         for output in range(task.outputs.start, task.outputs.stop):
             data = task.train.subset((task.train.labels == output).nonzero()[:, 0])
             chosen = torch.randint(len(data), (self.proxies_per_class,), generator=self.rng(f"proxies/{output}"))
-            rows += [self.model.features(batch.images) for batch in self.passes(data.subset(chosen))]
+            with eval_mode(self):
+                rows.append(
+                    torch.cat([self.model.features(batch.images) for batch in self.passes(data.subset(chosen))])
+                )
         return torch.stack(rows)

@@ -25,7 +25,7 @@ class RanPAC(FrozenBackbone):
     paper = "McDonnell et al. 2023, arXiv:2307.02251"
     second_moment = True
 
-    projections: Annotated[int, Field(ge=1)] = 2000
+    projections: Annotated[int, Field(ge=1)] = 1000
     ridge: Annotated[float, Field(gt=0)] | None = None
 
     def begin_task(self, task: Task) -> None:

