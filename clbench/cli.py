@@ -40,17 +40,33 @@ def run_verb(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
     force: Force = False,
+    overfit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only check that N images can be learnt by heart.")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Run one strategy on one scenario."""
     if resume and force:
         raise ConfigError("--resume and --force exclude each other; give one of them")
+    if overfit is not None and (out or resume or force):
+        raise ConfigError("--overfit leaves no run behind; give it without --out, --resume and --force")
     from clbench.resolve import prepare, resolve
     from clbench.runner import execute
     from clbench.store import RunFolder, default_folder
 
     config, tasks = prepare(resolve(scenario, strategy, {**fields, "strategy_options": pairs(param)}))
+    if overfit is not None:
+        from clbench.overfit import learn_by_heart
+
+        learnt = learn_by_heart(config, tasks, overfit)
+        print(
+            json.dumps(learnt)
+            if as_json
+            else f"{learnt['images']} images are learnt by heart after {learnt['epochs']} epochs ({learnt['steps']} "
+            f"steps) at learning rate {learnt['learning_rate']:g}: loss {learnt['loss']:.4f}"
+        )
+        return
     folder = RunFolder(out or default_folder(config))
     console = _console(quiet or as_json)
     with _Progress(console) as progress:
@@ -114,6 +130,84 @@ def compare_verb(
         )
 
 
+@app.command("plan")
+@config_options()
+def plan_verb(
+    scenario: Annotated[str, typer.Argument(help="A scenario, an .npz file or a folder of images.")],
+    strategies: Annotated[list[str], typer.Argument(help="Strategies, such as lwf er\\[memory_size=500].")],
+    fields: dict[str, Any],
+    param: Params = None,
+    as_json: Json = False,
+) -> None:
+    """Tell updates, exemplars, time and bytes of runs before training, from a few timed steps."""
+    from clbench.plan import plan_run
+    from clbench.resolve import prepare, resolve
+
+    options = {**fields, "strategy_options": pairs(param)}
+    configs = [resolve(scenario, strategy, options) for strategy in strategies]
+    plans = [plan_run(*prepare(config)) for config in configs]
+    if as_json:
+        print(json.dumps(plans))
+        return
+    from rich.table import Table
+
+    for plan in plans:
+        table = Table(title=_plain(f"{plan['strategy']} on {plan['scenario']}, {plan['setting']}-incremental"))
+        for column in ("task", "classes", "images", "updates", "exemplars", "a class", "time"):
+            table.add_column(column, justify="right")
+        for task in plan["tasks"]:
+            fewest, most = task["exemplars_per_class"]
+            counts = (task["task"], len(task["classes"]), task["images"], task["updates"], task["exemplars"])
+            each = str(most) if fewest == most else f"{fewest}-{most}"
+            table.add_row(*map(str, counts), each, _duration(task["seconds"]))
+        stdout = _stdout()
+        stdout.print(table)
+        held = ", ".join(f"{name} {_megabytes(n)}" for name, n in plan["bytes"].items() if n)
+        stdout.print(
+            f"in all {plan['updates']} updates, about {_duration(plan['seconds'])} on {plan['device']}; "
+            f"holds at most {_megabytes(plan['peak_bytes'])} beside the activations of a step: {held}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+@app.command("pretrain")
+@config_options(without=("setting", "tasks", "task_sizes", "class_order", "class_order_seed", "weights"))
+def pretrain_verb(
+    scenario: Annotated[str, typer.Argument(help="A scenario, an .npz file or a folder of images.")],
+    fields: dict[str, Any],
+    classes: Annotated[str, typer.Option(help="The classes to train on, such as 0,1,2.")],
+    out: Annotated[Path, typer.Option(help="File of the backbone's weights, for --weights.")],
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a backbone on some classes as one task, and write its weights."""
+    from clbench.resolve import parse_fields, prepare, resolve
+    from clbench.runner import execute
+    from clbench.store import RunFolder, default_folder
+    from clbench.weights import save_backbone
+
+    one_task = {"setting": "class", "tasks": 1, **parse_fields({"class_order": classes})}
+    if not isinstance(one_task["class_order"], list):
+        raise ConfigError(f"--classes {classes}: classes such as 0,1,2 are accepted")
+    config, tasks = prepare(resolve(scenario, "naive", {**fields, **one_task}))
+    folder = RunFolder(default_folder(config))
+    with _Progress(_console(quiet or as_json)) as progress:
+        result = execute(config, tasks, folder, resume=not force, force=force, observer=progress.observer())
+    save_backbone(folder.path / "model.pt", out)
+    accuracy = result.metrics["average_accuracy"]
+    if as_json:
+        print(json.dumps({"weights": str(out), "run": str(folder.path), "accuracy": accuracy}))
+        return
+    assert accuracy is not None
+    n = len(tasks.class_order)
+    print(
+        f"{out}: a backbone for --model {config.model}, trained on {n} classes to {100 * accuracy:.1f} % on their test"
+    )
+
+
 @app.command("report")
 def report_verb(
     folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
@@ -154,7 +248,8 @@ def describe_verb(
     for row in rows:
         named = [c if str(c) == n else f"{c} ({n})" for c, n in zip(row["classes"], row["names"], strict=True)]
         outputs = f"{row['outputs'][0]}-{row['outputs'][-1]}" if len(row["outputs"]) > 1 else str(row["outputs"][0])
-        counts = (row["n_train"], row["n_validation"], row["n_test"])
+        others = f" ({n} of other tasks)" if (n := row["n_train_of_other_tasks"]) else ""
+        counts = (f"{row['n_train']}{others}", row["n_validation"], row["n_test"])
         table.add_row(str(row["task"]), _plain(", ".join(map(str, named))), outputs, *map(str, counts))
     _stdout().print(table)
 
@@ -274,6 +369,17 @@ def _report(results: "list[Result]", folder: Path, as_json: bool) -> None:
     stdout = _stdout()
     stdout.print(tables.render(results))
     stdout.print(f"report: {folder / 'report.md'}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _megabytes(n: int) -> str:
+    return f"{n / 1e6:,.1f} MB"
 
 
 def _plain(text: str) -> str:

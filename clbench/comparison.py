@@ -51,8 +51,10 @@ def plan(
     seeds: a number of seeds (0, 1, ...) or the seeds. references: add naive and joint where they are not named.
     A memory option goes to the strategies that live on a memory; others take one in their brackets only.
     """
+    if "seed" in options:
+        raise ConfigError(f"seed={options['seed']!r}: a comparison takes seeds, a number of them or a list")
     if isinstance(seeds, int):
-        if seeds < 1:
+        if isinstance(seeds, bool) or seeds < 1:
             raise ConfigError(f"seeds={seeds}: a number of at least 1, or a list of seeds, is accepted")
         seeds = range(seeds)
     if len(set(seeds)) != len(seeds) or not seeds:

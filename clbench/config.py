@@ -48,6 +48,13 @@ class RunConfig(BaseModel):
     )
     limit: Count | None = Field(default=None, description="training images per class at most")
     validation: Share = Field(default=0.0, description="share of each class held out from training")
+    blurry: Share = Field(default=0.0, description="share of each task's training images spread over the other tasks")
+    imbalance: Annotated[float, Field(ge=1)] | None = Field(
+        default=None, description="long-tailed classes: training images of the first class over those of the last"
+    )
+    shots: Count | None = Field(
+        default=None, description="few-shot increments: training images per class after the first task"
+    )
     image_size: Annotated[int, Field(ge=4)] | None = Field(
         default=None, description="for folders of photos: resize the shorter side, crop the centre"
     )

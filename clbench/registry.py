@@ -90,7 +90,11 @@ def options_model(name: str, fields: Mapping[str, tuple[Any, Any]]) -> type[pyda
         strict=True, extra="forbid", allow_inf_nan=False, validate_default=True, protected_namespaces=()
     )
     # The overloads of create_model can't express fields that are only known at run time.
-    model: type[pydantic.BaseModel] = pydantic.create_model(name, __config__=config, **dict(fields))  # type: ignore[call-overload]
+    try:
+        model: type[pydantic.BaseModel] = pydantic.create_model(name, __config__=config, **dict(fields))  # type: ignore[call-overload]
+    except pydantic.errors.PydanticSchemaGenerationError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{name}: {reason}; an annotated attribute is a hyper-parameter, state needs none") from None
     return model
 
 

@@ -33,11 +33,7 @@ def strategy_class(name: str) -> type[Strategy]:
     """Return a strategy: a registered one, path/to/file.py:Class, or a class handed over in Python, by its name."""
     if name in _given:
         return _given[name]
-    loaded: object
-    if ".py:" in name:
-        loaded = _from_file(name)
-    else:
-        loaded = load_entry_point("clbench.strategies", "strategy", name)
+    loaded = _from_file(name) if ".py:" in name else load_entry_point("clbench.strategies", "strategy", name)
     if not (isinstance(loaded, type) and issubclass(loaded, Strategy)):
         raise ConfigError(f"strategy {name!r} is {loaded!r}; a subclass of clbench.Strategy is accepted")
     return loaded
@@ -94,21 +90,24 @@ def resolve(scenario: "str | Scenario", strategy: "str | type[Strategy]", option
     cls = strategy_class(name)
     own: dict[str, Any] = dict(options.get("strategy_options") or {})
     asked = {k: v for k, v in options.items() if v is not None and k != "strategy_options"}
+    special: dict[str, Any] = {}
     for key, value in bracket.items():
         if key in cls._options.model_fields:
             own[key] = value
         elif key in RunConfig.model_fields and key not in _SHARED:
-            asked |= parse_fields({key: value})
-            asked = {k: v for k, v in asked.items() if k == key or not _excludes(k, key)}
+            special |= parse_fields({key: value})
         else:
             raise unknown(f"option of {name}", key, [*cls._options.model_fields, *_trainable_fields()])
+    asked = {k: v for k, v in asked.items() if not any(_excludes(k, key) for key in special)} | special
     preset = dict(scenario_spec("files" if isinstance(scenario, Scenario) else scenario).preset)
     if isinstance(scenario, Scenario):
         _refuse_scenario_fields(asked)
         asked |= {"setting": scenario.setting, "data_fingerprint": scenario.fingerprint or scenario.digest()}
+        held = sum(len(task.validation) for task in scenario.tasks)
+        asked["validation"] = held / max(held + sum(len(task.train) for task in scenario.tasks), 1)
     tuned: dict[str, Any] = dict(preset.pop("strategies", {}).get(name, {}))
     by_setting = {setting: tuned.pop(setting, {}) for setting in get_args(Setting)}
-    tuned |= by_setting.get(asked.get("setting", "class"), {})
+    tuned |= by_setting.get(asked.get("setting", preset.get("setting", "class")), {})
     own = {k: v for k, v in tuned.items() if k in cls._options.model_fields} | own
     preset |= {k: v for k, v in tuned.items() if k not in cls._options.model_fields}
     if not cls.needs_memory:
@@ -124,13 +123,15 @@ def resolve(scenario: "str | Scenario", strategy: "str | type[Strategy]", option
     if cls.memory_use == "none" and (values.get("memory_size") or values.get("memory_per_class")):
         raise ConfigError(f"{name} has no use for a memory; leave out memory_size and memory_per_class")
     if values.get("memory_size") or values.get("memory_per_class"):
-        values.setdefault("memory_policy", cls.memory_policy)
-    if values.get("memory_policy") == "reservoir" and values.get("memory_per_class"):
-        raise ConfigError("memory_policy='reservoir' has no quota per class; give memory_size, or another policy")
+        # A reservoir knows no classes, so a quota for each is kept by a balanced memory.
+        by_class = values.get("memory_per_class") and cls.memory_policy == "reservoir"
+        values.setdefault("memory_policy", "balanced" if by_class else cls.memory_policy)
     values.setdefault(
         "threads", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     config = make_config(values)
+    if config.memory_policy == "reservoir" and config.memory_per_class:
+        raise ConfigError("memory_policy='reservoir' has no quota per class; give memory_size, or another policy")
     if config.setting not in cls.settings:
         raise ConfigError(
             f"{name} can't work in a {config.setting}-incremental scenario; supported: {', '.join(cls.settings)}"
@@ -182,6 +183,9 @@ def _refuse_scenario_fields(asked: Mapping[str, Any]) -> None:
         "class_order_seed",
         "limit",
         "validation",
+        "blurry",
+        "imbalance",
+        "shots",
         "image_size",
     )
     for name in fields:

@@ -5,7 +5,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -78,11 +78,12 @@ def execute(
     resume: bool = False,
     force: bool = False,
     observer: Observer | None = None,
+    trainer: Callable[[Context, Strategy], Trainer] = Trainer,
 ) -> Result:
-    """Run a complete config in a folder, or return what is there already; see run()."""
+    """Run a complete config in a folder, or return what is there already; see run(). `trainer` fits the stages."""
     strategy = strategy_class(config.strategy)(**config.strategy_options)
     check(config, scenario, strategy)
-    with folder.lock(), _settings(config):
+    with folder.lock(), process_settings(config):
         if force:
             folder.clear()
         found = folder.existing(config)
@@ -92,21 +93,27 @@ def execute(
             return found
         if found is not None and not resume:
             raise ConfigError(f"{folder.path} holds an unfinished run; --resume continues it, --force begins it again")
-        return _Run(config, scenario, strategy, folder, observer or Observer()).go()
+        return _Run(config, scenario, strategy, folder, observer or Observer(), trainer).go()
 
 
 class _Run:
     """One run under way."""
 
     def __init__(
-        self, config: RunConfig, scenario: Scenario, strategy: Strategy, folder: RunFolder, observer: Observer
+        self,
+        config: RunConfig,
+        scenario: Scenario,
+        strategy: Strategy,
+        folder: RunFolder,
+        observer: Observer,
+        trainer: Callable[[Context, Strategy], Trainer] = Trainer,
     ) -> None:
         self.config, self.scenario, self.strategy = config, scenario, strategy
         self.folder, self.observer = folder, observer
         device = torch.device(config.device)
         pipeline = Pipeline(scenario, config, device)
         self.context = Context(config, scenario, pipeline, device, Progress())
-        self.trainer = Trainer(self.context, strategy)
+        self.trainer = trainer(self.context, strategy)
         strategy._context = self.context
         strategy.model = new_model(self.context, 0)
         backbone_below(strategy.model, config.train)
@@ -136,6 +143,7 @@ class _Run:
         if self.context.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.context.device)
         progress.task, progress.stage, progress.epoch, progress.step = task.index, "", 0, 0
+        self.context.logged.clear()
         # The strategy's view of the data ends with the task.
         view = Task(
             task.index,
@@ -229,6 +237,12 @@ class _Run:
             for matrix in MATRICES:
                 if record["classifiers"][name][matrix] is not None:
                     record["classifiers"][name][matrix][task] = evaluation.row(name, matrix)
+        record["averages"] = {
+            name: {
+                matrix: metrics.average_accuracies(found[matrix]) for matrix in MATRICES if found[matrix] is not None
+            }
+            for name, found in record["classifiers"].items()
+        }
         for matrix in MATRICES:
             record["correct"][matrix].append(evaluation.correct(headline, matrix))
         confusion = evaluation.classifiers[headline].confusion
@@ -275,6 +289,7 @@ class _Run:
                 "learning_rates": sorted({epoch["lr"] for epoch in epochs}, reverse=True),
                 "seconds": seconds,
                 "peak_memory_bytes": _peak_memory(self.context.device),
+                "logged": dict(self.context.logged),
             }
         )
         record["ledger"].append({"task": task, **measure(self.strategy, self.scenario)})
@@ -426,8 +441,24 @@ def safe_classes(strategy: Strategy) -> list[type]:
 def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
     """Refuse, before any training, what only scenario and config together show; raises ConfigError."""
     strategy.check(config, scenario)
+    if scenario.blurred:
+        if scenario.setting == "class" and config.loss_outputs != "all":
+            raise ConfigError(
+                f"loss_outputs={config.loss_outputs!r}: classes of later tasks come early where tasks are blurry; "
+                "loss_outputs='all' with head='full' is accepted"
+            )
+        if config.memory_policy == "herding":
+            raise ConfigError(
+                f"memory_policy='herding' of {config.label} needs each class in one task, and these tasks are blurry; "
+                "'balanced', 'random' and 'reservoir' are accepted"
+            )
     smallest = min(scenario.tasks, key=lambda task: len(task.train))
     n = len(smallest.train)
+    unheld = [task.index for task in scenario.tasks if not len(task.validation)]
+    if config.watches_validation and unheld:
+        raise ConfigError(
+            f"patience and schedule='plateau' watch validation splits, and task {unheld[0]} has none; give it one"
+        )
     if config.drop_last and n < config.batch_size:
         raise ConfigError(
             f"batch_size={config.batch_size} with drop_last leaves no batch of the {n} training images of task "
@@ -436,7 +467,7 @@ def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
 
 
 @contextmanager
-def _settings(config: RunConfig) -> Iterator[None]:
+def process_settings(config: RunConfig) -> Iterator[None]:
     """Set what torch keeps per process for the time of a run, and put it back."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     devices = [torch.device(config.device)] if config.device.startswith("cuda") else []

@@ -29,12 +29,15 @@ class Images:
 class ImageSet:
     """A view of some samples, read-only; the training data of a task expires when the task ends."""
 
-    def __init__(self, source: Images, ids: Tensor) -> None:
-        self._source: Images | None = source
-        self._ids = ids
+    def __init__(self, source: Images, ids: Tensor, parents: tuple["ImageSet", ...] = ()) -> None:
+        self._source, self._ids, self._parents = source, ids, parents
+        self._expired = False
 
     def _open(self) -> Images:
-        if self._source is None:
+        # A part or a sum of expired data is expired too.
+        for parent in self._parents:
+            parent._open()
+        if self._expired:
             raise RunError(
                 "the data of an earlier task was read after that task had ended; "
                 "keep exemplars in the memory, or declare data_access = 'all'"
@@ -43,7 +46,7 @@ class ImageSet:
 
     def expire(self) -> None:
         """Close the view: reading images, labels or ids raises RunError from now on."""
-        self._source = None
+        self._expired = True
 
     @property
     def ids(self) -> Tensor:
@@ -73,13 +76,13 @@ class ImageSet:
 
     def subset(self, index: Tensor) -> "ImageSet":
         """Return the samples at these positions of the set, int64 [m]."""
-        return ImageSet(self._open(), self.ids[index])
+        return ImageSet(self._open(), self.ids[index], (self,))
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def __add__(self, other: "ImageSet") -> "ImageSet":
-        return ImageSet(self._open(), torch.cat([self.ids, other.ids]))
+        return ImageSet(self._open(), torch.cat([self.ids, other.ids]), (self, other))
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,11 @@ class Scenario:
         """Outputs of the head after the last task."""
         return self.seen_outputs(len(self.tasks) - 1)
 
+    @property
+    def blurred(self) -> bool:
+        """Whether some task trains on samples of another task's classes."""
+        return any(row["n_train_of_other_tasks"] for row in self.describe())
+
     def seen_outputs(self, task: int) -> int:
         """Outputs seen once `task` has begun; 0 before the first."""
         return max((int(t.outputs.stop) for t in self.tasks[: task + 1]), default=0)
@@ -141,7 +149,10 @@ class Scenario:
         return state.hexdigest()
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return a row per task: original classes, their names, head outputs, numbers of images."""
+        """Return a row per task: original classes, their names, head outputs, numbers of images.
+
+        n_train_of_other_tasks: how many of n_train are of other tasks' classes, which is what blurry tasks have.
+        """
         return [
             {
                 "task": task.index,
@@ -149,6 +160,7 @@ class Scenario:
                 "names": [self.class_names[c] for c in task.classes],
                 "outputs": list(range(task.outputs.start, task.outputs.stop)),
                 "n_train": len(task.train),
+                "n_train_of_other_tasks": int((~torch.isin(task.train.classes, torch.tensor(task.classes))).sum()),
                 "n_validation": len(task.validation),
                 "n_test": len(task.test),
             }

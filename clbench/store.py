@@ -122,8 +122,11 @@ class RunFolder:
 
 
 def _differences(stored: dict[str, Any], config: RunConfig) -> str:
+    """Return in which fields a stored run differs, options of one strategy each by itself, at most four."""
     ours = config.identity_fields()
-    names = [k for k in ours if k not in ("weights", "scenario") and stored.get(k) != ours[k]]
-    names += [k for k in ("weights", "scenario") if stored.get(k) != getattr(config, k)]
-    shown = [f"{k} is {stored.get(k)!r} there and {getattr(config, k)!r} here" for k in names[:4]]
-    return "; ".join(shown) or "the content of its weights or data differs"
+    named = {k: (stored.get(k), getattr(config, k)) for k in ours if k != "strategy_options"}
+    if stored.get("strategy") == config.strategy:
+        options = stored.get("strategy_options") or {}
+        named |= {k: (options.get(k), v) for k, v in config.strategy_options.items()}
+    differing = [f"{k} is {there!r} there and {here!r} here" for k, (there, here) in named.items() if there != here]
+    return "; ".join(differing[:4]) or "the content of its weights or data differs"

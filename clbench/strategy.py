@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, get_origin, get_type_hints
 
 import torch
@@ -72,6 +72,7 @@ class Context:
     pipeline: Pipeline
     device: torch.device
     progress: Progress
+    logged: dict[str, float] = field(default_factory=dict)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which forward passes run: bf16 autocast, or nothing for fp32."""
@@ -208,6 +209,10 @@ class Strategy:
         head, outputs = self.model.head, self.outputs_of(task)
         own = F.linear(features, head.weight[outputs], head.bias[outputs])
         return F.pad(own, (outputs.start, head.out_features - outputs.stop), value=-torch.inf)
+
+    def log(self, name: str, value: float) -> None:
+        """Record a number about this task in run.json, under tasks[].logged."""
+        self._context.logged[name] = value
 
     def rng(self, name: str) -> torch.Generator:
         """Return the CPU generator of the stream `name` at this step, always at its start."""

@@ -97,8 +97,7 @@ class Trainer:
         # Dropout draws from torch's global stream: a seed per step makes it independent of what else draws from it.
         dropout = stream_seed(config.seed, "dropout", *keys) >> 1
         fill = self._fills_memory(stage)
-        sums: dict[str, Tensor] = {}
-        counts: Counter[str] = Counter()
+        losses = _Losses()
         images, paused = 0, 0.0
         started = time.perf_counter()
         for step, ids in enumerate(batches):
@@ -123,26 +122,18 @@ class Trainer:
             if fill:
                 self._fill_memory(ids, step)
             strategy.after_step(batch)
-            for name, term in terms.items():
-                sums[name] = term.detach() + sums[name] if name in sums else term.detach()
-            counts.update(terms.keys())
+            losses.add(terms)
             images += len(ids)
             progress.step += 1
             # The only place where a step waits for the device.
-            loss = float(reduce(add, sums.values())) / (step + 1) if step % 50 == 49 else None
+            loss = losses.read(progress) if step % 50 == 49 else None
             before = time.perf_counter()
             after_step(loss)
             paused += time.perf_counter() - before
             if fit.steps is not None and progress.step >= fit.steps:
                 break
-        means = {name: float(total) / counts[name] for name, total in sums.items()}
+        losses.read(progress)
         seconds = time.perf_counter() - started - paused
-        for name, value in means.items():
-            if not math.isfinite(value):
-                raise RunError(
-                    f"the {name} loss is {value} in task {progress.task}, stage {stage.name!r}, epoch "
-                    f"{progress.epoch} at learning rate {progress.learning_rate:g}; try a smaller learning rate"
-                )
         return {
             "task": progress.task,
             "stage": stage.name,
@@ -152,7 +143,7 @@ class Trainer:
             "seconds": seconds,
             "images": images,
             "replayed": progress.replayed,
-            "losses": means,
+            "losses": losses.means(),
         }
 
     def _freeze(self, stage: Stage) -> tuple[dict[str, nn.Parameter], list[nn.Parameter]]:
@@ -242,6 +233,41 @@ class _Fit:
         progress.learning_rate = self.optimizer.param_groups[-1]["lr"]
 
 
+class _Losses:
+    """The loss terms of an epoch: left on the device by each step, read from time to time, all at once."""
+
+    def __init__(self) -> None:
+        self._pending: list[dict[str, Tensor]] = []
+        self._sums: dict[str, float] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Take up the terms of a step without reading them."""
+        self._pending.append({name: term.detach() for name, term in terms.items()})
+
+    def read(self, progress: Progress) -> float:
+        """Read what is pending and return the mean loss; raises RunError for the first term that is not finite."""
+        if self._pending:
+            flat = torch.stack([t.float() for terms in self._pending for t in terms.values()]).tolist()
+            first = progress.step - len(self._pending)
+            places = [(step, name) for step, terms in enumerate(self._pending, first) for name in terms]
+            for (step, name), value in zip(places, flat, strict=True):
+                if not math.isfinite(value):
+                    raise RunError(
+                        f"the {name} loss is {value} in task {progress.task}, stage {progress.stage!r}, epoch "
+                        f"{progress.epoch}, step {step} at learning rate {progress.learning_rate:g}; "
+                        "try a smaller learning rate"
+                    )
+                self._sums[name] = self._sums.get(name, 0.0) + value
+                self._counts[name] += 1
+            self._pending.clear()
+        return sum(self.means().values())
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each term over the steps that had it."""
+        return {name: total / self._counts[name] for name, total in self._sums.items()}
+
+
 class _Rows:
     """Keeps all rows of the head but some as they are, whatever momentum or weight decay would do to them."""
 
@@ -290,7 +316,7 @@ def backbone_below(model: Network, train: str) -> list[nn.Parameter]:
     blocks = model.blocks()
     if train.startswith("last-") and int(train.removeprefix("last-")) > len(blocks):
         raise ConfigError(
-            f"train={train}: the model has {len(blocks)} blocks; all, head and last-1 to last-{len(blocks)} are accepted"
+            f"train={train}: the model has {len(blocks)} blocks; all, head, last-1 to last-{len(blocks)} are accepted"
         )
     moving = len(blocks) if train == "all" else 0 if train == "head" else int(train.removeprefix("last-"))
     return [p for block in blocks[: len(blocks) - moving] for p in block.parameters()]

@@ -1,9 +1,24 @@
 """Pre-trained backbones: a file of tensors, loaded without executing anything, mismatches named."""
 
+import io
+from pathlib import Path
+
 import torch
 
 from clbench.errors import ConfigError, unknown
+from clbench.files import write_atomically
 from clbench.models.network import Network
+
+
+def save_backbone(source: Path, path: Path) -> None:
+    """Write the tensors of a run's model.pt, all but the head's, to a file; raises ConfigError when it can't."""
+    state = torch.load(source, map_location="cpu", weights_only=True)
+    buffer = io.BytesIO()
+    torch.save({name: value for name, value in state.items() if not name.startswith("head.")}, buffer)
+    try:
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
+        raise ConfigError(f"out={path}: {error.strerror or error}; a file that can be written is accepted") from None
 
 
 def load_backbone(model: Network, path: str) -> None:

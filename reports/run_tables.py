@@ -30,10 +30,15 @@ def render_run(result: Result) -> Group:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("metric")
     table.add_column("value", justify="right")
-    for name, value in result.metrics.items():
+    for metric, value in result.metrics.items():
         if value is not None:
-            table.add_row(name.replace("_", " "), f"{100 * value:.2f}")
+            table.add_row(metric.replace("_", " "), f"{100 * value:.2f}")
     parts.append(table)
+    last = result.record["tasks"][-1] if result.record["tasks"] else {}
+    counts = list(last.get("exemplars_per_class", {}).values())
+    if counts:
+        each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        parts.append(Text(f"\nexemplars after the last task: {last['n_exemplars']}, {each} of a class"))
     parts += [Text(f"note: {text}", style="yellow") for text in result.warnings]
     return Group(*parts)
 

@@ -388,8 +388,9 @@ def _by_value(values: dict[str, str]) -> str:
     return ", ".join([*parts, f"{most} ({'the others' if len(labels[most]) > 1 else labels[most][0]})"])
 
 
-def _repetition(run: Result) -> tuple[int, tuple[int, ...]]:
-    return run.seed, tuple(run.class_order)
+def _repetition(run: Result) -> tuple[int, tuple[int, ...], str]:
+    # Where tasks differ in more than their classes (permutations, say), the seed of the order is all that tells them.
+    return run.seed, tuple(run.class_order), str(run.config.get("class_order_seed"))
 
 
 def _text(value: object) -> str:
@@ -471,7 +472,7 @@ def _markdown_table(part: Comparison, columns: list[tuple[str, str]]) -> list[st
     return lines
 
 
-def _runs_line(row: Row, repetitions: list[tuple[int, tuple[int, ...]]]) -> str:
+def _runs_line(row: Row, repetitions: list[tuple[int, tuple[int, ...], str]]) -> str:
     values = {_repetition(run): numbers["average_accuracy"] for run, numbers in zip(row.runs, row.numbers, strict=True)}
     cells = ["-" if (value := values.get(key)) is None else _percent(value) for key in repetitions]
     return f"| {_code(row.label)}{_mark(row)} | " + " | ".join(cells) + " |"

@@ -31,6 +31,9 @@ def split(
     setting: str = "class",
     limit: int | None = None,
     validation: float = 0.0,
+    blurry: float = 0.0,
+    imbalance: float | None = None,
+    shots: int | None = None,
     seed: int = 0,
     name: str | None = None,
 ) -> Scenario:
@@ -38,12 +41,22 @@ def split(
 
     tasks or task_sizes: how many classes per task (with `tasks`, spare classes go to the first ones). class_order:
     original classes in order of appearance (a part of them is accepted), or the name of a published order;
-    class_order_seed draws it. limit: training images per class at most, the first in the files. validation: share of
-    each class held out, drawn by `seed`. Raises ConfigError for what doesn't fit the data or the setting.
+    class_order_seed draws it where it is not given. limit: training images per class at most, the first in the files.
+    validation: share of each class held out, drawn by `seed`. Test images are those of the task's own classes, always.
+
+    blurry: share of each task's training images, drawn by the class-order seed (0 without one), that is dealt out
+    evenly over the other tasks (blurry boundaries: Bang et al. 2021, arXiv:2103.17230). imbalance: long-tailed classes;
+    the i-th of C original classes keeps n / imbalance^(i / (C - 1)) images, rounded down, n being the smallest class's
+    (Cui et al. 2019, arXiv:1901.05555): long-tailed tasks, ordered by size in the usual class order and shuffled under
+    another one (Liu et al. 2022, arXiv:2210.00266). shots: training images of each class after the first task
+    (few-shot increments: Tao et al. 2020, arXiv:2004.10956), the first in the files.
+
+    Raises ConfigError for what doesn't fit the data or the setting.
     """
     order = _class_order(data, class_order, class_order_seed)
     sizes = _task_sizes(order, tasks, task_sizes)
     _check_setting(setting, sizes)
+    _check_training_images(setting, sizes, validation, blurry, imbalance, shots)
     starts = np.cumsum([0, *sizes])
     chunks = [order[a:b] for a, b in itertools.pairwise(starts)]
     first_outputs = [0] * len(sizes) if setting == "domain" else starts[:-1].tolist()
@@ -56,28 +69,31 @@ def split(
     train = _images(data.x_train, data.y_train, output, task_of)
     test = _images(data.x_test, data.y_test, output, task_of)
 
-    made = []
-    for index, (classes, first) in enumerate(zip(chunks, first_outputs, strict=True)):
-        parts = [_hold_out(train, c, limit, validation, seed) for c in classes]
-        made.append(
-            Task(
-                index,
-                tuple(classes),
-                slice(first, first + len(classes)),
-                ImageSet(train, torch.cat([kept for kept, _ in parts])),
-                ImageSet(train, torch.cat([held for _, held in parts])),
-                ImageSet(test, torch.nonzero(test.tasks == index).flatten()),
-            )
+    numbers = _training_images(data, chunks, limit, imbalance, shots)
+    parts = [[_hold_out(train, c, numbers[c], validation, seed) for c in classes] for classes in chunks]
+    kept = [torch.cat([ids for ids, _ in of_task]) for of_task in parts]
+    if blurry:
+        kept = _blur(kept, blurry, class_order_seed or 0)
+        for index, ids in enumerate(kept):
+            train.tasks[ids] = index
+    made = [
+        Task(
+            index,
+            tuple(classes),
+            slice(first, first + len(classes)),
+            ImageSet(train, kept[index]),
+            ImageSet(train, torch.cat([held for _, held in parts[index]])),
+            ImageSet(test, torch.nonzero(test.tasks == index).flatten()),
         )
+        for index, (classes, first) in enumerate(zip(chunks, first_outputs, strict=True))
+    ]
     return Scenario(name or f"split-{data.name}", setting, made, data.class_names, train, test, data.mean, data.std)
 
 
 def _class_order(data: Dataset, given: Sequence[int] | str | None, seed: int | None) -> list[int]:
     n = len(data.class_names)
-    if seed is not None:
-        return torch.randperm(n, generator=stream(seed, "class order")).tolist()
     if given is None:
-        return list(range(n))
+        return list(range(n)) if seed is None else torch.randperm(n, generator=stream(seed, "class order")).tolist()
     if isinstance(given, str):
         if given not in CLASS_ORDERS:
             raise unknown("class order", given, CLASS_ORDERS)
@@ -117,6 +133,63 @@ def _check_setting(setting: str, sizes: list[int]) -> None:
         raise ConfigError(f"task sizes {text} differ; a domain-incremental scenario needs equal ones")
 
 
+def _check_training_images(
+    setting: str, sizes: list[int], validation: float, blurry: float, imbalance: float | None, shots: int | None
+) -> None:
+    if not 0 <= blurry < 1:
+        raise ConfigError(f"blurry={blurry:g} is a share; 0 up to below 1 is accepted")
+    if (imbalance is not None and imbalance < 1) or (shots is not None and shots < 1):
+        raise ConfigError(f"imbalance={imbalance} and shots={shots} were given; 1 or more is accepted")
+    if blurry and len(sizes) == 1:
+        raise ConfigError(f"blurry={blurry:g} shares images out between tasks, and there is one; two are accepted")
+    if blurry and setting == "task":
+        raise ConfigError(
+            f"blurry={blurry:g}: a task-incremental scenario tells each image's task, so its boundaries are sharp; "
+            "setting=class and setting=domain are accepted"
+        )
+    if shots is None:
+        return
+    if len(sizes) == 1:
+        raise ConfigError(f"shots={shots} is for the tasks after the first, and there is one task; two are accepted")
+    others = {"validation": validation, "blurry": blurry, "imbalance": imbalance}
+    if clash := next((name for name, value in others.items() if value), None):
+        raise ConfigError(f"shots={shots} and {clash}={others[clash]:g} exclude each other; give one of them")
+
+
+def _training_images(
+    data: Dataset, chunks: list[list[int]], limit: int | None, imbalance: float | None, shots: int | None
+) -> dict[int, int]:
+    """Return how many training images each class of the tasks has."""
+    available = np.bincount(data.y_train, minlength=len(data.class_names)).tolist()
+    ranked = sorted(c for classes in chunks for c in classes)
+    numbers = {c: min(available[c], limit or available[c]) for c in ranked}
+    if imbalance is not None:
+        smallest = min(numbers.values())
+        numbers = {c: int(smallest / imbalance ** (i / max(len(ranked) - 1, 1))) for i, c in enumerate(ranked)}
+        if not all(numbers.values()):
+            raise ConfigError(f"imbalance={imbalance:g} leaves a class without images; at most {smallest} is accepted")
+    for c in (c for classes in chunks[1:] for c in classes if shots is not None):
+        if numbers[c] < shots:
+            raise ConfigError(
+                f"shots={shots}, but class {c} has {numbers[c]} training images; at most that is accepted"
+            )
+        numbers[c] = shots
+    return numbers
+
+
+def _blur(kept: list[Tensor], share: float, seed: int) -> list[Tensor]:
+    """Deal a share of each task's ids out to the other tasks in turn."""
+    dealt: list[list[Tensor]] = [[] for _ in kept]
+    for index, ids in enumerate(kept):
+        mixed = ids[torch.randperm(len(ids), generator=stream(seed, "blurry", index))]
+        n = round(share * len(ids))
+        dealt[index].append(mixed[n:])
+        # Beginning with the task after it: what doesn't divide evenly doesn't all go to the first tasks.
+        for turn in range(1, len(kept)):
+            dealt[(index + turn) % len(kept)].append(mixed[:n][turn - 1 :: len(kept) - 1])
+    return [torch.cat(parts).sort().values for parts in dealt]
+
+
 def _images(images: "np.ndarray[Any, Any]", classes: "np.ndarray[Any, Any]", output: Any, task_of: Any) -> Images:
     return Images(
         torch.from_numpy(_writable(images)),
@@ -126,9 +199,9 @@ def _images(images: "np.ndarray[Any, Any]", classes: "np.ndarray[Any, Any]", out
     )
 
 
-def _hold_out(train: Images, c: int, limit: int | None, share: float, seed: int) -> tuple[Tensor, Tensor]:
+def _hold_out(train: Images, c: int, n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Return the ids of one class that are trained on, and those held out for validation."""
-    ids = torch.nonzero(train.classes == c).flatten()[:limit]
+    ids = torch.nonzero(train.classes == c).flatten()[:n]
     if not share:
         return ids, ids[:0]
     held = max(1, round(share * len(ids)))
@@ -142,7 +215,8 @@ def _hold_out(train: Images, c: int, limit: int | None, share: float, seed: int)
 
 # Worker processes stay up between runs; the data set is read, and laid out for torch, once in each.
 @functools.lru_cache(maxsize=1)
-def _load(dataset: str, data_root: str, offline: bool, image_size: int | None) -> Dataset:
+def load_once(dataset: str, data_root: str, offline: bool, image_size: int | None) -> Dataset:
+    """Return load_dataset's data set, the latest one from memory."""
     data = load_dataset(dataset, data_root, offline=offline, image_size=image_size)
     return replace(data, x_train=_writable(data.x_train), x_test=_writable(data.x_test))
 
@@ -151,25 +225,36 @@ def _writable(array: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     return np.require(array, requirements=["C", "W"])
 
 
+def split_by_config(data: Dataset, config: RunConfig, **given: Any) -> Scenario:
+    """Cut a data set as the config says; `given` are arguments of split() that hold over it."""
+    asked: dict[str, Any] = {
+        "tasks": config.tasks,
+        "task_sizes": config.task_sizes,
+        "class_order": config.class_order,
+        "class_order_seed": drawn_by(config),
+        "setting": config.setting,
+        "limit": config.limit,
+        "validation": config.validation,
+        "blurry": config.blurry,
+        "imbalance": config.imbalance,
+        "shots": config.shots,
+        "seed": config.seed,
+        "name": config.scenario,
+    }
+    return split(data, **(asked | given))
+
+
+def drawn_by(config: RunConfig) -> int | None:
+    """Return the seed that the scenario is drawn by: the class-order seed, where there is one."""
+    return config.seed if config.class_order_seed == "per-seed" else config.class_order_seed
+
+
 def _build(dataset: str | None, config: RunConfig) -> Scenario:
-    data = _load(dataset or config.scenario, config.data_root, config.offline, config.image_size)
-    seed = config.class_order_seed
-    scenario = split(
-        data,
-        tasks=config.tasks,
-        task_sizes=config.task_sizes,
-        class_order=config.class_order,
-        class_order_seed=config.seed if seed == "per-seed" else seed,
-        setting=config.setting,
-        limit=config.limit,
-        validation=config.validation,
-        seed=config.seed,
-        name=config.scenario if dataset else Path(config.scenario).stem,
-    )
+    data = load_once(dataset or config.scenario, config.data_root, config.offline, config.image_size)
     if dataset:
-        return scenario
+        return split_by_config(data, config)
     # Content, not name, says what a user's own data are.
-    return replace(scenario, fingerprint=fingerprint(data))
+    return replace(split_by_config(data, config, name=Path(config.scenario).stem), fingerprint=fingerprint(data))
 
 
 @functools.cache

@@ -66,6 +66,7 @@ class EWC(Strategy):
         data = task.train
         if self.fisher_samples is not None:
             data = data.subset(torch.randperm(len(data), generator=self.rng("samples"))[: self.fisher_samples])
+        self.log("fisher_samples", len(data))
         active = self.active_outputs(data.ids)
         assert isinstance(active, slice)  # the task's own samples compete among the same outputs
         return fisher_diagonal_of_batches(

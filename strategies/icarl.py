@@ -1,6 +1,7 @@
 """iCaRL: Rebuffi et al. 2017, arXiv:1611.07725."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ class ICaRL(Strategy):
     paper = "Rebuffi et al. 2017, arXiv:1611.07725"
     settings = ("class", "task")
     needs_memory = True
+    not_applicable: ClassVar[Mapping[str, str]] = {"neutral_at_zero": "it distils the old model also without a memory"}
 
     loss_form: Literal["sigmoid", "softmax"] = "sigmoid"
     reduction: Literal["mean", "sum"] = "mean"
@@ -56,13 +58,12 @@ class ICaRL(Strategy):
         """Algorithm 3, or its softmax form."""
         logits, old = self.model(batch.images), None
         if self.teacher is not None:
+            # A full head has outputs that are not old, too.
             with torch.no_grad():
-                old = self.teacher(batch.images)
+                old = self.teacher(batch.images)[:, : self.old_task_outputs[-1].stop]
         if self.loss_form == "sigmoid":
-            if isinstance(batch.active, slice) and self.setting == "class":
-                logits = logits[:, batch.active]
-                old = None if old is None else old[:, batch.active]
-            return {"bce": binary_cross_entropy(logits, batch.labels, old, reduction=self.reduction)}
+            outputs = batch.active if self.setting == "class" else slice(0, self.outputs_of(self.progress.task).stop)
+            return {"bce": binary_cross_entropy(logits[:, outputs], batch.labels, old, reduction=self.reduction)}
         terms = {"classification": self.classification_loss(logits, batch)}
         if old is not None:
             terms["distillation"] = distillation(logits, old, self.temperature)

@@ -42,14 +42,17 @@ class IL2M(Strategy):
         self.confidence = torch.cat([self.confidence, confidence.expand(len(task.classes))])
 
     def scores(self, images: Tensor, task: int | None = None) -> dict[str, Tensor]:
-        """Rectified softmax scores, and the plain outputs."""
+        """The logarithms of the rectified scores, and the plain outputs."""
         logits = self.model(images)
-        scores = logits[:, : self.seen].float().softmax(1)
+        if self.memory is None:
+            return {"linear": logits}
+        # As logarithms: small scores differ where their float32 values are all 0.
+        scores = logits[:, : self.seen].float().log_softmax(1)
         n_old = len(self.factors)
         is_new = scores.argmax(1, keepdim=True) >= n_old
-        rectified = torch.where(is_new, scores[:, :n_old] * self.factors, scores[:, :n_old])
+        rectified = torch.where(is_new, scores[:, :n_old] + self.factors.log(), scores[:, :n_old])
         scores = torch.cat([rectified, scores[:, n_old:]], 1)
-        return {"rectified": F.pad(scores, (0, logits.shape[1] - self.seen)), "linear": logits}
+        return {"rectified": F.pad(scores, (0, logits.shape[1] - self.seen), value=-torch.inf), "linear": logits}
 
     def _statistics(self, data: ImageSet) -> tuple[Tensor, Tensor]:
         """The mean score of each class's own images, zero where it has none, and the mean top score."""

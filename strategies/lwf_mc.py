@@ -43,10 +43,10 @@ class LwFMC(Strategy):
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Algorithm 3 without exemplars."""
-        logits, old = self.model(batch.images), None
+        # A full head has outputs yet to come, too, and no target for them.
+        outputs = batch.active if self.setting == "class" else slice(0, self.outputs_of(self.progress.task).stop)
+        logits, old = self.model(batch.images)[:, outputs], None
         if self.teacher is not None:
             with torch.no_grad():
                 old = self.teacher(batch.images)[:, : self.old_task_outputs[-1].stop]
-        if self.setting == "class" and isinstance(batch.active, slice):
-            logits = logits[:, batch.active]
         return {"bce": binary_cross_entropy(logits, batch.labels, old, reduction=self.reduction)}

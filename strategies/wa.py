@@ -16,7 +16,8 @@ class WA(Strategy):
     """L = r * KL(old || new; temperature) + (1 - r) * CE, r = old classes / all classes (eq. 1-2).
 
     When the task has ended the new classes' weight vectors are scaled by mean norm of the old ones / mean norm of the
-    new ones (eq. 7-8); biases stay.
+    new ones (eq. 7-8); biases stay. clip_weights: after each step the head's negative weights become 0, as in the
+    paper, so that a class with a larger norm does have larger logits.
     """
 
     family = "replay"
@@ -29,6 +30,7 @@ class WA(Strategy):
     }
 
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    clip_weights: bool = True
 
     def begin_task(self, task: Task) -> None:
         """Keep the old model as the teacher."""
@@ -48,6 +50,12 @@ class WA(Strategy):
             "classification": (1 - share) * classification,
             "distillation": share * distillation(logits, old, self.temperature),
         }
+
+    @torch.no_grad()
+    def after_step(self, batch: Batch) -> None:
+        """Keep the head's weights from becoming negative."""
+        if self.clip_weights:
+            self.model.head.weight.clamp_(min=0)
 
     @torch.no_grad()
     def end_task(self, task: Task) -> None:

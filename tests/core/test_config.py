@@ -153,7 +153,6 @@ MEMORY = [
     ({"strategy": "icarl", "memory_size": 0, "memory_per_class": 0}, ["memory_size", "memory_per_class", "exclude"]),
     ({"strategy": "naive", "memory_policy": "herding"}, ["memory_policy", "memory_size"]),
     ({"strategy": "er", "memory_per_class": 2, "memory_policy": "reservoir"}, ["reservoir", "per class"]),
-    ({"strategy": "er", "memory_per_class": 2}, ["reservoir", "per class"]),
     ({"strategy": "joint", "memory_size": 5}, ["joint", "memory_size"]),
     ({"strategy": "joint", "memory_per_class": 5}, ["joint", "memory_per_class"]),
     ({"strategy": "joint[memory_size=5]"}, ["joint", "memory_size"]),

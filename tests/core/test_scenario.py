@@ -239,6 +239,7 @@ def test_describe_counts_what_is_in_each_task(options, cut, digits):
             "names": [str(c) for c in row["classes"]],
             "outputs": list(range(first, first + n)),
             "n_train": (10 - held) * n,
+            "n_train_of_other_tasks": 0,
             "n_validation": held * n,
             "n_test": 20 * n,
         }

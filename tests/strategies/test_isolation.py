@@ -1,6 +1,7 @@
 """PackNet, HAT, PNN and XdG: old tasks keep their scores to the bit; masks, gates and columns against plain numpy."""
 
 import copy
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_only_the_task_setting_and_no_memory(strategy, run, cut, refused):
 
 
 def test_packnet_prunes_the_declared_share_by_magnitude_in_each_layer(run, cut):
-    """numpy's argsort on the weights just before pruning picks the same entries, round(share * n) of the n free ones."""
+    """numpy's argsort on the weights just before pruning picks the same, round(share * n) of n free entries."""
     checked = []
 
     class Watched(PackNet):
@@ -205,8 +206,10 @@ class Observed(HAT):
 @pytest.fixture
 def observed(run, cut):
     def done(**options):
-        class HAT(Observed):  # the run goes by the class's name
-            notes = []
+        class HAT(Observed):
+            """A run goes by the class's name."""
+
+            notes: ClassVar[list[dict[str, object]]] = []
 
         options = {"model": "mlp:10-8", "epochs": 2, "strategy_options": {"smax": 8.0}} | options
         result = run(HAT, cut(task_sizes=[4, 3, 3], setting="task"), **options)
@@ -235,7 +238,7 @@ def test_hat_loss_is_cross_entropy_plus_the_share_of_free_units_taken(observed):
 
 
 def test_hat_masks_the_step_of_weights_between_used_units(observed):
-    """Plain SGD: step = -rate * (1 - min(a_i, a_j)) * gradient, the mask from a double loop, a_j = 1 at the images' end."""
+    """Plain SGD: step = -rate * (1 - min(a_i, a_j)) * gradient, the mask by a double loop; images have a_j = 1."""
     notes, _ = observed(optimizer="sgd", lr=0.1)
     masked = 0
     for note in notes[::3]:
@@ -325,7 +328,7 @@ def test_xdg_switches_off_the_share_in_each_layer_the_same_at_any_time(watched):
     options = {"strategy_options": {"inactive": 0.7}, **HARSH["adam"]}
     seen, _ = watched(XdG, look, **options)
     other, _ = watched(XdG, look, seed=1, **options)
-    for layer, (width, off) in enumerate([(24, 16), (16, 11)]):
+    for layer, off in enumerate([16, 11]):
         gates = seen[0][layer]
         assert set(gates.unique().tolist()) == {0.0, 1.0}
         assert (gates == 0).sum(1).tolist() == [off] * 3
@@ -405,7 +408,7 @@ def test_pnn_scores_are_those_of_the_paper_written_out(watched):
     wanted, found, columns = seen[2]
     for task in range(3):
         np.testing.assert_allclose(found[task], wanted[task], rtol=1e-4, atol=1e-4)
-    # By hand, for hidden layers of 24 and 16 and 3 classes; a column's own 784-24-16, then V, U, alpha of both adapters.
+    # By hand, for hidden layers of 24 and 16 and 3 classes: a column's own, then V, U, alpha of both adapters.
     own = 784 * 24 + 24 + 24 * 16 + 16
     for k, column in enumerate(columns, start=1):
         adapters = (24 * k * 24 + 24 + 24 * 16 + 1) + (16 * k * 16 + 16 + 16 * 3 + 1)

@@ -314,9 +314,11 @@ def test_derpp_draws_twice(tmp_path):
 # Neutral at zero
 
 
-@pytest.mark.parametrize("strategy", [AGEM, GEM, DER, DERpp, MIR, ER])
+@pytest.mark.parametrize("strategy", [AGEM, GEM, DER, DERpp, MIR, ER, IL2M])
 @pytest.mark.parametrize("setting", ["class", "task", "domain"])
 def test_without_a_memory_it_is_naive(strategy, setting, tmp_path):
+    if setting not in strategy.settings:
+        pytest.skip("not a setting of it")
     tasks = scenario((2, 2, 2), setting)
     bare = run(Naive, tasks, tmp_path / "naive", model=BATCH_NORM, memory_size=None)
     without = run(strategy, tasks, tmp_path / "without", model=BATCH_NORM, memory_size=0)
@@ -554,6 +556,19 @@ def test_wa_norm_ratio_by_hand():
     assert torch.equal(head.bias, bias)
 
 
+@pytest.mark.parametrize("clip", [True, False])
+def test_wa_keeps_the_heads_weights_from_becoming_negative(clip, tmp_path):
+    signs = []
+
+    class Spy(WA):
+        def after_step(self, batch):
+            super().after_step(batch)
+            signs.append(bool((self.model.head.weight >= 0).all()))
+
+    run(Spy, scenario((2, 2)), tmp_path, {"clip_weights": clip})
+    assert all(signs) if clip else not any(signs)
+
+
 def test_wa_weighs_distillation_by_the_old_share():
     """Old 2 of 3 classes. Student (0, 0, 0), label 2: CE = log 3. Teacher (log 9, 0) at temperature 2: probabilities
     3/4 and 1/4 against 1/2 each, KL = 3/4 log 3/2 - 1/4 log 2.
@@ -632,7 +647,7 @@ def test_il2m_rectification_by_hand():
     (.533, .1, .45), and class 0 wins. Scores (.5, .4, .1): an old class is on top, nothing changes.
     """
     logits = torch.tensor([[0.4, 0.15, 0.45], [0.5, 0.4, 0.1]]).log()
-    strategy = with_model(IL2M(), lambda x: x, seen=3)
+    strategy = with_model(IL2M(), lambda x: x, seen=3, memory="some")
     strategy.initial, strategy.confidence = torch.tensor([0.8, 0.6]), torch.tensor([0.9, 0.9])
     answers = {
         "task": (torch.tensor([0.0, 0.0, 0.7]), torch.tensor(0.6)),
@@ -641,7 +656,7 @@ def test_il2m_rectification_by_hand():
     strategy._statistics = answers.__getitem__
     strategy.exemplars = lambda: "exemplars"
     strategy.end_task(SimpleNamespace(index=1, outputs=slice(2, 3), classes=(2,), train="task"))
-    found = strategy.scores(logits)["rectified"]
+    found = strategy.scores(logits)["rectified"].exp()
     torch.testing.assert_close(found, torch.tensor([[0.4 * 4 / 3, 0.1, 0.45], [0.5, 0.4, 0.1]]))
     torch.testing.assert_close(strategy.initial, torch.tensor([0.8, 0.6, 0.7]))
     torch.testing.assert_close(strategy.confidence, torch.tensor([0.9, 0.9, 0.6]))
@@ -753,19 +768,22 @@ def test_a_run_that_is_taken_up_again_ends_the_same(strategy, tmp_path):
 # Speed
 
 
+def ten_thousand():
+    """10,000 images of ten classes in one task."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (10_000, 28, 28)).astype(np.uint8)
+    classes = np.arange(10_000) % 10
+    return split(dataset_from_arrays(images, classes, images[:10], classes[:10]), tasks=1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["reservoir", "balanced"])
 def test_upkeep_of_a_streaming_memory_is_under_5_percent_SP01(policy, tmp_path):
-    """10,000 images, one task, the network and the budget of split-mnist; the upkeep happens inside the training, so
-    the same updates are timed by themselves.
+    """One epoch of split-mnist's network and batches. The upkeep happens inside the training, so the same updates are
+    timed by themselves.
     """
-    rng = np.random.default_rng(0)
-    data = dataset_from_arrays(
-        rng.integers(0, 256, (10_000, 28, 28)).astype(np.uint8), np.arange(10_000) % 10,
-        rng.integers(0, 256, (10, 28, 28)).astype(np.uint8), np.arange(10),
-    )  # fmt: skip
-    fields = {"model": "mlp:400-400", "batch_size": 128, "epochs": 5, "memory_size": 1000, "memory_policy": policy}
-    result = run(ER, split(data, tasks=1), tmp_path, **fields)
+    fields = {"model": "mlp:400-400", "batch_size": 128, "epochs": 1, "memory_size": 1000, "memory_policy": policy}
+    result = run(ER, ten_thousand(), tmp_path, **fields)
     store, classes = MEMORIES[policy](1000), torch.arange(10_000) % 10
     started = time.perf_counter()
     for step, ids in enumerate(torch.randperm(10_000).split(128)):
@@ -776,12 +794,30 @@ def test_upkeep_of_a_streaming_memory_is_under_5_percent_SP01(policy, tmp_path):
 
 @pytest.mark.slow
 def test_herding_is_under_5_percent_at_10_epochs_SP01(tmp_path):
-    """10,000 images in one task, the network of split-mnist, 1,000 exemplars; the time is in run.json."""
-    rng = np.random.default_rng(0)
-    data = dataset_from_arrays(
-        rng.integers(0, 256, (10_000, 28, 28)).astype(np.uint8), np.arange(10_000) % 10,
-        rng.integers(0, 256, (10, 28, 28)).astype(np.uint8), np.arange(10),
-    )  # fmt: skip
-    fields = {"model": "mlp:400-400", "batch_size": 128, "epochs": 10, "memory_size": 1000}
-    seconds = run(ICaRL, split(data, tasks=1), tmp_path, **fields).record["tasks"][0]["seconds"]
+    """split-mnist-5k's network, batches and memory; the time is in run.json."""
+    fields = {"model": "mlp:400-400", "batch_size": 32, "epochs": 10, "memory_size": 200}
+    seconds = run(ICaRL, ten_thousand(), tmp_path, **fields).record["tasks"][0]["seconds"]
     assert seconds["memory"] < 0.05 * (seconds["train"] + seconds["memory"])
+
+
+# Class-incremental average accuracy on split-mnist-5k: 3 epochs, 200 exemplars, seed 0, one thread. What these give was
+# recorded when the methods were written; a test set of 1,000 images has a standard error of 1 to 1.6 points.
+RECORDED = {
+    ERACE: 0.849, AGEM: 0.205, GEM: 0.846, GDumb: 0.800, DER: 0.783, DERpp: 0.840,
+    MIR: 0.826, BiC: 0.873, WA: 0.828, LUCIR: 0.670, IL2M: 0.793,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "accuracy"), RECORDED.items(), ids=lambda v: getattr(v, "__name__", ""))
+def test_accuracy_stays_in_its_band_LW05(strategy, accuracy, tmp_path):
+    fields = {
+        "model": "mlp:400-400",
+        "optimizer": "adam",
+        "lr": 0.001,
+        "normalize": "none",
+        "epochs": 3,
+        "batch_size": 32,
+    }
+    result = clbench.run("split-mnist-5k", strategy, out=tmp_path, memory_size=200, threads=1, **fields)
+    assert result.metrics["average_accuracy"] == pytest.approx(accuracy, abs=0.05)

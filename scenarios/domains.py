@@ -1,0 +1,136 @@
+"""Permuted and rotated scenarios: in each task all classes, seen through another fixed change of the pixels."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clbench.config import RunConfig
+from clbench.errors import ConfigError
+from clbench.scenario import Scenario, ScenarioSpec
+from clbench.scenarios.datasets import Dataset
+from clbench.scenarios.files import require_memory
+from clbench.scenarios.splits import drawn_by, load_once, presets, split_by_config
+from clbench.streams import stream
+
+Images = NDArray[np.uint8]
+
+CHUNK = 4096  # images rotated at a time: bounds the memory for their floats
+
+
+def permuted(data: Dataset, tasks: int, *, seed: int = 0, pad: int = 0) -> Dataset:
+    """Return the images of all tasks, each task's pixels in another order: split(..., tasks=tasks) cuts it.
+
+    Of N images and K classes, row t * N + i is image i as task t shows it, and class t * K + c is class c there: so ids
+    and classes are unique to their task. The orders are drawn by `seed`, are the same for training and test images and
+    for all channels, and task 0 shows the images as they are, as in the code of Zenke et al. 2017, arXiv:1703.04200.
+    pad: rows and columns of zeros added on each side. Raises ConfigError where that doesn't fit into memory.
+    """
+    c, h, w = data.x_train.shape[1:]
+    size = (h + 2 * pad) * (w + 2 * pad)
+    orders = [torch.randperm(size, generator=stream(seed, "permutation", t)).numpy() for t in range(tasks)]
+    orders[:1] = [np.arange(size)]
+
+    def show(images: Images, t: int) -> Iterator[Images]:
+        flat = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad))).reshape(len(images), c, size)
+        yield flat[:, :, orders[t]].reshape(len(images), c, h + 2 * pad, w + 2 * pad)
+
+    # Zeros lower the mean of the pixels and the mean of their squares alike.
+    share = h * w / size
+    mean = tuple(share * m for m in data.mean)
+    std = tuple(math.sqrt(share * (m**2 + s**2) - (share * m) ** 2) for m, s in zip(data.mean, data.std, strict=True))
+    names = [f"task {t}" for t in range(tasks)]
+    return _shown(replace(data, mean=mean, std=std), "permuted", names, (c, h + 2 * pad, w + 2 * pad), show)
+
+
+def rotated(data: Dataset, tasks: int, *, seed: int = 0) -> Dataset:
+    """Return the images of all tasks, each task's turned by another angle: split(..., tasks=tasks) cuts it.
+
+    Rows and classes are those of permuted(). Task t's angle, in degrees counterclockwise, is drawn by `seed` from the
+    t-th of `tasks` equal parts of 0..180, to a tenth (Lopez-Paz & Ranzato 2017, arXiv:1706.08840); task 0 shows the
+    images as they are. Bilinear, about the centre, with zeros around; mean and std stay those of the data set.
+    Raises ConfigError where that doesn't fit into memory.
+    """
+    drawn = [float(torch.rand(1, generator=stream(seed, "rotation", t))) for t in range(tasks)]
+    angles = [round(180 * (t + part) / tasks, 1) if t else 0.0 for t, part in enumerate(drawn)]
+
+    def show(images: Images, t: int) -> Iterator[Images]:
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2.functional import rotate
+
+        for start in range(0, len(images), CHUNK):
+            part = torch.from_numpy(np.array(images[start : start + CHUNK]))  # torch wants it writable
+            yield (rotate(part, angles[t], InterpolationMode.BILINEAR) if angles[t] else part).numpy()
+
+    names = [f"{angle} degrees" for angle in angles]
+    return _shown(data, "rotated", names, data.x_train.shape[1:], show)
+
+
+def _shown(
+    data: Dataset,
+    kind: str,
+    names: list[str],
+    shape: tuple[int, ...],
+    show: Callable[[Images, int], Iterator[Images]],
+) -> Dataset:
+    name = f"{kind}-{data.name}"
+    n = len(names) * (len(data.x_train) + len(data.x_test))
+    require_memory(n * math.prod(shape), f"{name} with {len(names)} tasks")
+
+    def images(of: Images) -> Images:
+        made = np.empty((len(names) * len(of), *shape), np.uint8)
+        start = 0
+        for t in range(len(names)):
+            for part in show(of, t):
+                made[start : start + len(part)] = part
+                start += len(part)
+        return made
+
+    def classes(of: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.concatenate([of + t * len(data.class_names) for t in range(len(names))])
+
+    return replace(
+        data,
+        name=name,
+        x_train=images(data.x_train),
+        y_train=classes(data.y_train),
+        x_test=images(data.x_test),
+        y_test=classes(data.y_test),
+        class_names=tuple(f"{c} ({task})" for task in names for c in data.class_names),
+    )
+
+
+# As for the data sets themselves: a worker process makes the images once for all its runs.
+@functools.lru_cache(maxsize=1)
+def _make(change: Callable[..., Dataset], dataset: str, tasks: int, seed: int, *source: Any) -> Dataset:
+    return change(load_once(dataset, *source), tasks, seed=seed)
+
+
+def _build(change: Callable[..., Dataset], dataset: str, config: RunConfig) -> Scenario:
+    if config.tasks is None or config.class_order is not None:
+        given = "class_order" if config.class_order is not None else "task_sizes"
+        raise ConfigError(f"{config.scenario} has all classes in each task, so it takes tasks and no {given}")
+    seed = drawn_by(config) or 0
+    data = _make(change, dataset, config.tasks, seed, config.data_root, config.offline, config.image_size)
+    # The seed has drawn the change of the pixels; the classes stay grouped by task.
+    order = list(range(len(data.class_names)))
+    return split_by_config(data, config, class_order=order, class_order_seed=seed)
+
+
+def _spec(name: str, change: Callable[..., Dataset], dataset: str, summary: str) -> ScenarioSpec:
+    return ScenarioSpec(functools.partial(_build, change, dataset), summary, presets()[name])
+
+
+# Zero-padded to 32 x 32, as van de Ven et al. do.
+_permuted = functools.partial(permuted, pad=2)
+_PERMUTED = "with another order of the pixels in each task, by default 10 tasks, domain-incremental"
+_ROTATED = "turned by another angle in each task, by default {} tasks, domain-incremental"
+PERMUTED_MNIST = _spec("permuted-mnist", _permuted, "mnist", f"MNIST {_PERMUTED}")
+PERMUTED_MNIST_5K = _spec("permuted-mnist-5k", _permuted, "mnist-5k", f"5,000 real MNIST digits {_PERMUTED}")
+ROTATED_MNIST = _spec("rotated-mnist", rotated, "mnist", f"MNIST {_ROTATED.format(20)}")
+ROTATED_MNIST_5K = _spec("rotated-mnist-5k", rotated, "mnist-5k", f"5,000 real MNIST digits {_ROTATED.format(10)}")
