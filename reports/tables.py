@@ -234,7 +234,7 @@ def section(part: Comparison) -> str:
             "",
             f"### Each run: {MATRICES[part.headline]} average accuracy (%)",
             "",
-            "| strategy | " + " | ".join(f"seed {seed}" for seed, _ in seeds) + " |",
+            "| strategy | " + " | ".join(f"seed {seed}" for seed, *_ in seeds) + " |",
             "|---|" + "---:|" * len(seeds),
             *(_runs_line(row, seeds) for row in part.rows),
             "",
@@ -347,9 +347,9 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
     seeds = {label: ", ".join(str(run.seed) for run in group) for label, group in groups}
     if len(set(seeds.values())) > 1:
         notes.append(f"Not the same seeds for all strategies: {_by_value(seeds)}.")
-    orders: dict[int, set[tuple[int, ...]]] = {}
+    orders: dict[int, set[tuple[Any, ...]]] = {}
     for run in runs:
-        orders.setdefault(run.seed, set()).add(tuple(run.class_order))
+        orders.setdefault(run.seed, set()).add(_repetition(run)[1:])
     if len(groups) > 1 and any(len(of_seed) > 1 for of_seed in orders.values()):
         notes.append("Runs of the same seed have different class orders.")
     versions = {f"{label} seed {run.seed}": run.version for label, group in groups for run in group}
