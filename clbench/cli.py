@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from clbench.errors import ConfigError, RunError, unknown
-from clbench.options import SCENARIO_FIELDS, Force, Json, Params, Quiet, config_options, pairs, text_of
+from clbench.options import DESCRIBED, Force, Json, Params, Quiet, config_options, pairs, text_of
 from clbench.options import seeds as read_seeds
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ def run_verb(
     from clbench.runner import execute
     from clbench.store import RunFolder, default_folder
 
-    config, tasks = prepare(resolve(scenario, strategy, {**fields, "strategy_options": pairs(param)}))
+    config, tasks = prepare(
+        resolve(scenario, strategy, {**fields, "strategy_options": fields.get("strategy_options", {}) | pairs(param)})
+    )
     if overfit is not None:
         from clbench.overfit import learn_by_heart
 
@@ -108,7 +110,7 @@ def compare_verb(
         seeds=read_seeds(seeds),
         out=out,
         references=references,
-        strategy_options=pairs(param),
+        strategy_options=fields.pop("strategy_options", {}) | pairs(param),
         **fields,
     )
     outcomes: list[Outcome] = []
@@ -143,7 +145,7 @@ def plan_verb(
     from clbench.plan import plan_run
     from clbench.resolve import prepare, resolve
 
-    options = {**fields, "strategy_options": pairs(param)}
+    options = {**fields, "strategy_options": fields.get("strategy_options", {}) | pairs(param)}
     configs = [resolve(scenario, strategy, options) for strategy in strategies]
     plans = [plan_run(*prepare(config)) for config in configs]
     if as_json:
@@ -226,7 +228,7 @@ def report_verb(
 
 
 @app.command("describe")
-@config_options(*SCENARIO_FIELDS)
+@config_options(*DESCRIBED)
 def describe_verb(
     scenario: Annotated[str, typer.Argument(help="A scenario, an .npz file or a folder of images.")],
     fields: dict[str, Any],

@@ -100,14 +100,22 @@ def run_planned(
 
     jobs: worker processes, which stay up between runs; the results do not depend on it.
     """
-    if jobs == 1:
-        for item in planned:
+    left = []
+    for item in planned:
+        # What is done already costs neither a worker process nor its data.
+        found = None if force else RunFolder(item.folder).existing(item.config)
+        if found is not None and found.status == "done":
+            yield _do(item, scenario, force, observer)
+        else:
+            left.append(item)
+    if jobs == 1 or not left:
+        for item in left:
             yield _do(item, scenario, force, observer)
         return
     from joblib import Parallel, delayed
 
     parallel = Parallel(n_jobs=jobs, backend="loky", return_as="generator_unordered", pre_dispatch="all", batch_size=1)
-    yield from parallel(delayed(_do)(item, scenario, force, None) for item in planned)
+    yield from parallel(delayed(_do)(item, scenario, force, None) for item in left)
 
 
 def compare(

@@ -1,15 +1,18 @@
 """The options of the command line, made from RunConfig's fields so that each is declared once."""
 
 import inspect
+import json
+import tomllib
 import types
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from rich.markup import escape
 
-from clbench.config import RunConfig
-from clbench.errors import ConfigError
+from clbench.config import EXCLUSIVE, SCENARIO_FIELDS, RunConfig
+from clbench.errors import ConfigError, unknown
 
 # Options come from RunConfig's fields, in its order; each of these names begins a panel of the help.
 PANELS = {
@@ -19,28 +22,17 @@ PANELS = {
     "evaluate": "Evaluation and machine",
 }
 INTERNAL = {"scenario", "strategy", "strategy_options", "label", "data_fingerprint"}
-SCENARIO_FIELDS = (
-    *(
-        "setting",
-        "tasks",
-        "task_sizes",
-        "class_order",
-        "class_order_seed",
-        "limit",
-        "validation",
-        "blurry",
-        "imbalance",
-        "shots",
-        "image_size",
-    ),
-    *("seed", "data_root", "offline"),
-)
+DESCRIBED = (*SCENARIO_FIELDS, "seed", "data_root", "offline")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
 Params = Annotated[
     list[str] | None,
     typer.Option("-p", metavar="KEY=VALUE", help="A hyper-parameter of the strategy; may be repeated."),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML or JSON file of options (a run.json too); options given here come first."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Begin again; what a run left in its folder is overwritten.")]
 
@@ -67,13 +59,19 @@ def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Calla
             kind: Any = Annotated[bool | None, option] if flag else Annotated[str | None, option]
             added.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
 
-        def wrapped(**given: Any) -> None:
+        def wrapped(config: Path | None = None, **given: Any) -> None:
             from clbench.resolve import parse_fields
 
             texts = {p.name: value for p in added if (value := given.pop(p.name)) is not None}
             flags = {name: value for name, value in texts.items() if isinstance(value, bool)}
-            verb(**given, fields=parse_fields({k: v for k, v in texts.items() if k not in flags}) | flags)
+            asked = parse_fields({k: v for k, v in texts.items() if k not in flags}) | flags
+            kept = {} if config is None else read_config(config)
+            pairs_ = [(a, b) for pair in EXCLUSIVE for a, b in (pair, pair[::-1])]
+            kept = {k: v for k, v in kept.items() if not any(k == a and b in asked for a, b in pairs_)}
+            verb(**given, fields=kept | asked)
 
+        if not fields:
+            own.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile))
         wrapped.__name__, wrapped.__doc__ = verb.__name__, verb.__doc__
         wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + added
@@ -127,3 +125,23 @@ def metavar(annotation: Any) -> str:
     if parts:
         return "|".join(dict.fromkeys(metavar(part) for part in parts if part is not types.NoneType))
     return {int: "N", float: "X"}.get(annotation, "TEXT")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read options from a TOML or JSON file, or from a run.json; raises ConfigError naming what is wrong in it."""
+    try:
+        text = path.read_text("utf-8")
+        found = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror or error}; a TOML or JSON file is accepted") from None
+    except ValueError as error:
+        raise ConfigError(f"--config {path}: {error}; a TOML or JSON file is accepted") from None
+    if isinstance(found, dict) and isinstance(found.get("config"), dict):
+        found = {k: v for k, v in found["config"].items() if k not in INTERNAL or k == "strategy_options"}
+    if not isinstance(found, dict):
+        raise ConfigError(f"--config {path}: a table of options is accepted")
+    known = [name for name in RunConfig.model_fields if name not in INTERNAL or name == "strategy_options"]
+    for name in found:
+        if name not in known:
+            raise unknown(f"option in {path}", name, known)
+    return found

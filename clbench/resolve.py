@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from clbench.config import EXCLUSIVE, RunConfig, Setting, file_digest, make_config
+from clbench.config import EXCLUSIVE, SCENARIO_FIELDS, RunConfig, Setting, file_digest, make_config
 from clbench.errors import ConfigError, unknown
 from clbench.registry import entry_point_names, load_entry_point, parse_spec, read_text
 from clbench.scenario import Scenario, ScenarioSpec
@@ -18,14 +18,8 @@ from clbench.strategy import Strategy
 _given: dict[str, type[Strategy]] = {}
 # Fields that no strategy's brackets can set: they say what is compared, not how a strategy trains.
 _SHARED = {
-    "scenario",
-    "strategy",
-    "strategy_options",
-    "label",
-    "data_fingerprint",
-    "seed",
-    "data_root",
-    "offline",
+    *("scenario", "strategy", "strategy_options", "label", "data_fingerprint", "seed", "data_root", "offline"),
+    *SCENARIO_FIELDS,
 }
 
 
@@ -175,20 +169,7 @@ def _trainable_fields() -> list[str]:
 
 
 def _refuse_scenario_fields(asked: Mapping[str, Any]) -> None:
-    fields = (
-        "setting",
-        "tasks",
-        "task_sizes",
-        "class_order",
-        "class_order_seed",
-        "limit",
-        "validation",
-        "blurry",
-        "imbalance",
-        "shots",
-        "image_size",
-    )
-    for name in fields:
+    for name in SCENARIO_FIELDS:
         if name in asked:
             raise ConfigError(
                 f"{name}={asked[name]!r} is part of the scenario that was handed over; give it to split()"

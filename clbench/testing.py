@@ -114,7 +114,7 @@ def _call(self: Strategy, hook: Callable[..., Any], original: Callable[..., Any]
 
 def same(one: Result, other: Result) -> bool:
     """Whether two runs have the same matrices, to the byte."""
-    return one.record["classifiers"] == other.record["classifiers"]
+    return bool(one.record["classifiers"] == other.record["classifiers"])
 
 
 # The checks. Each has one sentence that says what it holds a strategy to; an AssertionError says what is wrong.
@@ -137,7 +137,8 @@ def check_hyper_parameters(bench: Bench) -> None:
     made = cls()
     extra = set(vars(made)) - set(cls._options.model_fields)
     assert not extra, f"the constructor made {', '.join(sorted(extra))}; it may only store hyper-parameters"
-    for options in ({"no_such_option": 1}, *({name: object()} for name in cls._options.model_fields)):
+    wrong: list[dict[str, object]] = [{"no_such_option": 1}, *({name: object()} for name in cls._options.model_fields)]
+    for options in wrong:
         try:
             cls(**options)
         except ConfigError:
@@ -155,13 +156,13 @@ def check_picklable(bench: Bench) -> None:
 def check_settings(bench: Bench) -> None:
     """Every declared setting runs, and every other one is refused before training."""
     for setting in SETTINGS:
-        sizes = {"task_sizes": [2, 2, 2, 2, 2]}
+        sizes = [2, 2, 2, 2, 2]
         if setting in bench.strategy.settings:
-            result = bench.run(setting=setting, **sizes)
+            result = bench.run(setting=setting, task_sizes=sizes)
             assert result.status == "done", f"setting {setting!r} did not finish"
         else:
             try:
-                bench.config(setting=setting, **sizes)
+                bench.config(setting=setting, task_sizes=sizes)
             except ConfigError:
                 continue
             raise AssertionError(f"setting {setting!r} is not declared, and was not refused")
@@ -185,8 +186,8 @@ def check_neutral_at_zero(bench: Bench) -> None:
         assert not same(naive, large), "strength 10000 is the naive run: the term has no effect"
     if cls.needs_memory:
         applies = True
-        options = {"strategy_options": {"strength": 0.0}} if "strength" in cls._options.model_fields else {}
-        assert same(naive, bench.run(memory_size=0, **options)), "a memory of budget 0 differs from naive"
+        off = {"strength": 0.0} if "strength" in cls._options.model_fields else {}
+        assert same(naive, bench.run(memory_size=0, strategy_options=off)), "a memory of budget 0 differs from naive"
     if not applies:
         raise NotApplicableError("it has neither an additive term with a strength nor a memory it lives on")
 
@@ -218,7 +219,7 @@ def check_resume_at_task_boundaries(bench: Bench) -> None:
 
 def check_state_in_the_middle_of_a_stage(bench: Bench) -> None:
     """In the middle of a stage, the state is saved without executable content and read back equal."""
-    tried = []
+    tried: list[bool] = []
 
     def after_step(original: Any, self: Strategy, batch: Any) -> None:
         original(self, batch)

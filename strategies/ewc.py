@@ -14,9 +14,10 @@ from clbench.strategy import Strategy, Strength
 class EWC(Strategy):
     """penalty = strength / 2 * sum_k sum_i F_k,i (w_i - w*_k,i)^2, F_k the diagonal Fisher information after task k.
 
-    mode: "separate" keeps a penalty for every task; "online" one, around the latest weights, of a Fisher that
-    decays: F <- decay * F + F_k (Schwarz et al. 2018, arXiv:1805.06370). fisher_labels: labels that are true ("empirical"), drawn from the model ("sampled"),
-    or the expectation over all of them ("exact"). fisher_samples: at most so many, the whole task by default.
+    mode: "separate" keeps a penalty for every task; "online" one, around the latest weights, of a Fisher that decays:
+    F <- decay * F + F_k (Schwarz et al. 2018, arXiv:1805.06370). fisher_labels: labels that are true ("empirical"),
+    drawn from the model ("sampled"), or the expectation over all of them ("exact"). fisher_samples: at most so many,
+    the whole task by default.
     """
 
     family = "regularisation"

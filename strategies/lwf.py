@@ -19,8 +19,9 @@ class LwF(Strategy):
 
     The teacher is the model as it was before the task. softmax: one over all old outputs ("joint"), one for each old
     task ("per-task", as in the paper), or what the setting implies. squared_temperature: multiply KL by temperature^2
-    (Hinton et al. 2015; off in the paper). warmup_epochs: the paper's first stage, in which only the new outputs train.
-    recorded: the teacher's answers to the task's images are recorded once, before training, as in the paper's Algorithm 1.
+    (Hinton et al. 2015; off in the paper). warmup_epochs: the paper's first stage, in which only the new outputs
+    train. recorded: the teacher's answers to the task's images are recorded once, before training, as in the paper's
+    Algorithm 1.
     """
 
     family = "distillation"

@@ -35,8 +35,7 @@ def spatial_distillation(student: list[Tensor], teacher: list[Tensor]) -> Tensor
 def hinge_nca(similarities: Tensor, labels: Tensor, eta: Tensor, margin: float) -> Tensor:
     """Return the mean of [-log(exp(eta (s_y - margin)) / sum over i != y of exp(eta s_i))]_+."""
     own = similarities.gather(1, labels[:, None])
-    # A finite stand-in for -inf: with one class there is no other, and the loss is 0.
-    others = (eta * similarities).scatter(1, labels[:, None], -1e9).logsumexp(1)
+    others = (eta * similarities).scatter(1, labels[:, None], -torch.inf).logsumexp(1)
     return F.relu(others - eta * (own[:, 0] - margin)).mean()
 
 

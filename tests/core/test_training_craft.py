@@ -375,13 +375,13 @@ def test_every_schedule_has_the_rates_worked_out_by_hand(options, first, second,
 
 
 def test_plateau_lowers_the_rate_after_epochs_without_progress_and_begins_again(losses, run, cut):
-    """Losses 3 2 2 2 1 1 1: after epochs 2, 3 no progress, so from epoch 4 half; after 5, 6 a quarter from 7 on."""
-    losses([3.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 0.5])
+    """No progress in epochs 2 and 3, so half from epoch 4 on; none in 4 and 5 either, so a quarter from 6 on."""
+    losses([3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1.0])
     options = {"schedule": "plateau", "lr_patience": 2, "lr_factor": 0.5}
     result = run(scenario=cut(validation=0.2), epochs=8, lr=0.4, **options)
     for task in range(5):
         found = [entry["lr"] for entry in result.record["training"] if entry["task"] == task]
-        assert found == pytest.approx([0.4] * 4 + [0.2] * 3 + [0.1])
+        assert found == pytest.approx([0.4] * 4 + [0.2] * 2 + [0.1] * 2)
     assert "best" not in result.record["training"][0]
 
 
