@@ -151,7 +151,7 @@ def find_device(name: str) -> str:
     if torch.backends.mps.is_available():
         available.append("mps")
     if name not in available:
-        raise ConfigError(f"device={name!r} is not there; accepted on this machine: {', '.join(available)}")
+        raise ConfigError(f"device={name} is not there; accepted on this machine: {', '.join(available)}")
     return name
 
 

@@ -160,7 +160,7 @@ def test_podnet_distils_all_blocks_but_the_last_and_the_features(model, run, cut
                 spatial = spatial_distillation(now[:1], was[:1])
                 assert terms["spatial"].item() == pytest.approx(factor * 2.0 * spatial.item(), rel=1e-4, abs=1e-6)
                 assert flags == [m.training for m in self.model.modules()]
-                checked.append(float(flat))
+                checked.append(flat.item())
             return terms
 
     weights = {"spatial": 2.0, "flat": 0.5}
