@@ -1,5 +1,6 @@
 """The command line: verbs only. torch is imported by the verbs that train, and by no other."""
 
+import contextlib
 import inspect
 import json
 import signal
@@ -455,15 +456,23 @@ class _Terminated(BaseException):
     """SIGTERM, as Slurm and Ray send it before they kill."""
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise _Terminated
+def _interrupt(number: int, _: object) -> NoReturn:
+    # Worker processes go first: waiting for one that was interrupted itself can take for ever.
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any("popen_loky" in word for word in child.cmdline()):
+                child.kill()
+    raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 a run failed, 2 the request can't be met, 130/143 interrupted."""
     # Typer brings its own copy of click, or uses the installed one, by version; the base class tells which.
     click_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
     command = typer.main.get_command(app)
     try:
         code = command.main(

@@ -290,7 +290,7 @@ def test_quiet_says_nothing_but_the_result(capsys: pytest.CaptureFixture[str]) -
 
 def test_a_terminal_sees_progress() -> None:
     ours, theirs = pty.openpty()
-    command = [CLBENCH, "run", SCENARIO, "er", "--epochs", "3", "--limit", "50", "--threads", "1", "--out", "out"]
+    command = [CLBENCH, "run", SCENARIO, "er", "--epochs", "40", "--limit", "50", "--threads", "1", "--out", "out"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
         os.close(theirs)
