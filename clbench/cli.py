@@ -283,13 +283,28 @@ def check_verb(
 @app.command("list")
 def list_verb(
     what: Annotated[str | None, typer.Argument(help="strategies, scenarios or models; all of them by default.")] = None,
+    family: Annotated[str | None, typer.Option(help="Only strategies of this family.")] = None,
+    setting: Annotated[
+        str | None, typer.Option(help="Only strategies for this setting: class, task or domain.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List what is installed: strategies, scenarios, models."""
     kinds = ("strategies", "scenarios", "models")
     if what is not None and what not in kinds:
         raise unknown("list", what, kinds)
+    if (family is not None or setting is not None) and what != "strategies":
+        raise ConfigError("--family and --setting are for strategies; clbench list strategies is accepted")
     found = {kind: _LISTINGS[kind]() for kind in kinds if what in (None, kind)}
+    if family is not None:
+        families = list(dict.fromkeys(row["family"] for row in found["strategies"]))
+        if family not in families:
+            raise unknown("family", family, families)
+        found["strategies"] = [row for row in found["strategies"] if row["family"] == family]
+    if setting is not None:
+        if setting not in ("class", "task", "domain"):
+            raise unknown("setting", setting, ("class", "task", "domain"))
+        found["strategies"] = [row for row in found["strategies"] if setting in row["settings"]]
     if as_json:
         print(json.dumps(found))
         return
@@ -297,7 +312,7 @@ def list_verb(
 
     for kind, rows in found.items():
         table = Table(title=kind)
-        for column in rows[0]:
+        for column in rows[0] if rows else ():
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*(_plain(", ".join(v) if isinstance(v, list) else str(v)) for v in row.values()))

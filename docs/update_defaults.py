@@ -87,6 +87,8 @@ def _strategies() -> Iterator[str]:
         yield f"- settings: {', '.join(cls.settings)}"
         yield f"- data: {_DATA[cls.data_access]}"
         yield f"- memory: {_MEMORY[cls.memory_use]}" + (f"; {cls.memory_policy} by default" if cls.needs_memory else "")
+        for check, reason in cls.not_applicable.items():
+            yield f"- the check `{check}` does not apply: {reason}"
         yield from ("", "```text", inspect.getdoc(cls) or "", "```")
         if options := cls._options.model_fields:
             yield ""

@@ -16,7 +16,8 @@ class DER(Strategy):
     """L = CE(current batch) + alpha * mean over samples and outputs of (z - h(x))^2, the replayed batch being as large.
 
     z: the logits of the sample's augmented view when it last passed by, before the weights moved; the replayed view is
-    augmented anew (algorithm 1). An output that is added later answers for the samples in the memory before it trains.
+    augmented anew (algorithm 1). The paper's head has all outputs from the start, and those of classes to come learn to
+    be low. Where the head grows, an output that is added later has the sample's lowest logit in z.
     """
 
     family = "replay"
@@ -43,12 +44,10 @@ class DER(Strategy):
             self.answers: Tensor | None = None
 
     def stages(self, task: Task) -> list[Stage]:
-        """Outputs that are new answer for the samples in the memory."""
-        if len(self.ids) and self.logits.shape[1] < self.model.head.out_features:
-            self.model.eval()
-            with torch.no_grad():
-                answers = torch.cat([self.model(batch.images).float() for batch in self.passes(self.exemplars())])
-            self.logits = torch.cat([self.logits, answers[:, self.logits.shape[1] :]], 1)
+        """Extend what is stored by the outputs that are new."""
+        if len(self.ids):
+            n_new = self.model.head.out_features - self.logits.shape[1]
+            self.logits = torch.cat([self.logits, self.logits.amin(1, keepdim=True).expand(-1, n_new)], 1)
         return super().stages(task)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

@@ -84,6 +84,9 @@ REFUSED = [
     (f"run {SCENARIO} naive --epoch 3", "--epoch", "--epochs"),
     (f"describe {SCENARIO} --epochs 3", "--epochs"),
     ("list strategys", "'strategys'", "'strategies'"),
+    ("list strategies --family replays", "'replays'", "'replay'"),
+    ("list strategies --setting tasks", "'tasks'", "'task'"),
+    ("list models --family replay", "--family", "strategies"),
     ("report", "folders"),
     ("report nowhere", "nowhere"),
     ("report .", "no finished run"),
@@ -435,6 +438,15 @@ def test_a_published_class_order_is_given_by_name(capsys: pytest.CaptureFixture[
         ended = call(capsys, "describe", "hundred.npz", "--tasks", "20", "--class-order", name, "--json")
         assert ended.code == 0, ended.err
         assert json.loads(ended.out)["tasks"][0]["classes"] == first
+
+
+def test_the_list_of_strategies_is_filtered_by_family_and_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(call(capsys, "list", "strategies", "--family", "isolation", "--setting", "task", "--json").out)
+    # All four are told the task at test.
+    assert {row["name"] for row in found["strategies"]} == {"packnet", "hat", "pnn", "xdg"}
+    assert json.loads(
+        call(capsys, "list", "strategies", "--family", "isolation", "--setting", "class", "--json").out
+    ) == {"strategies": []}
 
 
 def test_lists_name_everything_that_is_installed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -251,9 +251,7 @@ def test_der_stores_the_training_logits_from_before_the_step_RP10(model, tmp_pat
 
 
 def test_der_keeps_the_logits_of_old_tasks_and_adds_the_new_outputs(tmp_path):
-    """Rows of earlier tasks never change in the columns they had; the columns that are new are the answers of the
-    model before it trains on the task.
-    """
+    """Rows of earlier tasks never change in the columns they had; columns that are new hold the row's lowest value."""
     checked = []
 
     class Spy(DER):
@@ -261,10 +259,9 @@ def test_der_keeps_the_logits_of_old_tasks_and_adds_the_new_outputs(tmp_path):
             before = dict(zip(self.ids.tolist(), self.logits.clone(), strict=True))
             made = super().stages(task)
             self._rows = dict(zip(self.ids.tolist(), self.logits.clone(), strict=True))
-            source = self._context.scenario.train
             for sample, row in before.items():
-                new = self.model(self.normalize(source.images[[sample]])).detach()[0]
-                torch.testing.assert_close(self._rows[sample], torch.cat([row, new[len(row) :]]))
+                new = [min(row.tolist())] * (self.model.head.out_features - len(row))
+                assert self._rows[sample].tolist() == row.tolist() + new
             return made
 
         def end_task(self, task):
@@ -383,7 +380,7 @@ def test_mir_picks_the_samples_whose_loss_rises_most(setting, tmp_path):
             candidates = self.replay(min(self.candidates, len(self.memory)))
             twin = copy.deepcopy(self.model)
             before = [self.one(twin, candidates, i) for i in range(len(candidates))]
-            optimizer = torch.optim.SGD(twin.parameters(), lr=0.05)
+            optimizer = torch.optim.SGD(twin.parameters(), lr=0.8)
             width = batch.active
             F.cross_entropy(twin(batch.images)[:, width], batch.labels - width.start).backward()
             optimizer.step()
@@ -403,7 +400,7 @@ def test_mir_picks_the_samples_whose_loss_rises_most(setting, tmp_path):
             return float(F.cross_entropy(logits, batch.labels[i : i + 1]))
 
     options = {"candidates": 16, "share": 0.3}
-    run(Spy, scenario((2, 2), setting), tmp_path, options, optimizer="sgd", lr=0.05)
+    run(Spy, scenario((2, 2), setting), tmp_path, options, optimizer="sgd", lr=0.8)
     assert len(compared) > 5
     # Two candidates that rise equally much to the last digit may change places.
     assert sum(compared) <= 2
@@ -412,12 +409,13 @@ def test_mir_picks_the_samples_whose_loss_rises_most(setting, tmp_path):
 @pytest.mark.parametrize("policy", ["balanced", "random"])
 def test_gdumb_trains_on_the_memory_alone_and_keeps_classes_balanced(policy, tmp_path):
     """20 slots are 5 each for 4 classes, and 4 + 4 + 3 + 3 + 3 + 3 for 6; as many steps as 2 epochs of 24 in eights."""
-    trained, counts, first = {}, {}, {}
+    trained, counts = {}, {}
 
     class Spy(GDumb):
         def loss(self, batch):
             if self.progress.step == 0:
-                first[self.progress.task] = [p.detach().clone() for p in self.model.parameters()]
+                fresh = new_model(self._context, self.progress.task)
+                assert torch.equal(flat(self.model.backbone.parameters()), flat(fresh.backbone.parameters()))
             trained.setdefault(self.progress.task, []).extend(batch.ids.tolist())
             return super().loss(batch)
 
@@ -428,8 +426,6 @@ def test_gdumb_trains_on_the_memory_alone_and_keeps_classes_balanced(policy, tmp
     result = run(Spy, scenario((2, 2, 2)), tmp_path, memory_policy=policy)
     assert counts == {0: [10, 10], 1: [5, 5, 5, 5], 2: [4, 4, 3, 3, 3, 3]}
     assert [task["steps"] for task in result.record["tasks"]] == [6, 6, 6]
-    # A new model each time, drawn anew.
-    assert not torch.equal(first[0][0], first[1][0])
 
 
 def test_gdumb_memory_epochs(tmp_path):
@@ -803,7 +799,7 @@ def test_herding_is_under_5_percent_at_10_epochs_SP01(tmp_path):
 # Class-incremental average accuracy on split-mnist-5k: 3 epochs, 200 exemplars, seed 0, one thread. What these give was
 # recorded when the methods were written; a test set of 1,000 images has a standard error of 1 to 1.6 points.
 RECORDED = {
-    ERACE: 0.849, AGEM: 0.205, GEM: 0.846, GDumb: 0.800, DER: 0.783, DERpp: 0.840,
+    ERACE: 0.849, AGEM: 0.205, GEM: 0.846, GDumb: 0.800, DER: 0.859, DERpp: 0.865,
     MIR: 0.826, BiC: 0.873, WA: 0.828, LUCIR: 0.670, IL2M: 0.793,
 }  # fmt: skip
 
