@@ -62,7 +62,7 @@ class PODNet(Strategy):
     flat: Annotated[float, Field(ge=0)] = 1.0
     proxies_per_class: Annotated[int, Field(ge=1)] = 10
     margin: Annotated[float, Field(ge=0)] = 0.6
-    scale: Annotated[float, Field(gt=0)] = 10.0
+    scale: Annotated[float, Field(gt=0)] = 20.0
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """The margin is taken against every class seen so far."""
