@@ -3,8 +3,11 @@
 import contextlib
 import inspect
 import json
+import os
 import signal
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -90,7 +93,9 @@ def compare_verb(
     scenario: Annotated[str, typer.Argument(help="A scenario, an .npz file or a folder of images.")],
     strategies: Annotated[list[str], typer.Argument(help="Strategies, such as lwf er\\[memory_size=500].")],
     fields: dict[str, Any],
-    seeds: Annotated[str, typer.Option(help="A number of seeds, or the seeds: 0,1,2.")] = "5",
+    seeds: Annotated[
+        str | None, typer.Option(help="A number of seeds, or the seeds: 0,1,2 (default: 5, or the --config file's).")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
     param: Params = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs; the report goes to OUT/report.")] = Path("runs"),
@@ -108,7 +113,7 @@ def compare_verb(
     planned = plan(
         scenario,
         strategies,
-        seeds=read_seeds(seeds),
+        seeds=_given_seeds(seeds, fields),
         out=out,
         references=references,
         strategy_options=fields.pop("strategy_options", {}) | pairs(param),
@@ -189,13 +194,16 @@ def pretrain_verb(
     """Train a backbone on some classes as one task, and write its weights."""
     from clbench.resolve import parse_fields, prepare, resolve
     from clbench.runner import execute
-    from clbench.store import RunFolder, default_folder
+    from clbench.store import RunFolder, default_folder, make_folder
     from clbench.weights import save_backbone
 
     one_task = {"setting": "class", "tasks": 1, **parse_fields({"class_order": classes})}
     if not isinstance(one_task["class_order"], list):
         raise ConfigError(f"--classes {classes}: classes such as 0,1,2 are accepted")
     config, tasks = prepare(resolve(scenario, "naive", {**fields, **one_task}))
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: this is a folder; the file of the weights is accepted")
+    make_folder(out.parent)
     folder = RunFolder(default_folder(config))
     with _Progress(_console(quiet or as_json)) as progress:
         result = execute(config, tasks, folder, resume=not force, force=force, observer=progress.observer())
@@ -220,7 +228,10 @@ def report_verb(
     """Make tables and plots from finished runs, without torch."""
     from clbench.result import load_results
 
-    results = load_results(folders)
+    with warnings.catch_warnings(record=True) as noted:
+        results = load_results(folders)
+    for note in noted:
+        print(f"note: {note.message}", file=sys.stderr)
     if not results:
         raise ConfigError(
             f"{', '.join(map(str, folders))}: no finished run there; folders with a run.json are accepted"
@@ -467,6 +478,12 @@ class _Progress:
         self.console.print(f"{config.label}, seed {config.seed}: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _given_seeds(text: str | None, fields: dict[str, Any]) -> int | list[int]:
+    """Return the seeds asked for; a seed in a --config file counts where the command line names none."""
+    seed = fields.pop("seed", None)
+    return read_seeds(text) if text is not None else 5 if seed is None else [seed]
+
+
 class _Terminated(BaseException):
     """SIGTERM, as Slurm and Ray send it before they kill."""
 
@@ -510,7 +527,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(0 if isinstance(ended.__context__, BrokenPipeError) else ended.code)
     except Exception as error:
         if not isinstance(error, click_error):
-            raise
+            if os.environ.get("CLBENCH_TRACEBACK"):
+                raise
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            _end(
+                f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno}); "
+                "CLBENCH_TRACEBACK=1 shows where it came from",
+                1,
+            )
         message: str = error.format_message()  # type: ignore[attr-defined]
         # No arguments at all: click raises the help text as an error.
         if error.__class__.__name__ == "NoArgsIsHelpError":

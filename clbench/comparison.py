@@ -59,7 +59,7 @@ def plan(
         seeds = range(seeds)
     if len(set(seeds)) != len(seeds) or not seeds:
         raise ConfigError(f"seeds={','.join(map(str, seeds))}: at least one seed, each once, is accepted")
-    named = [s if isinstance(s, type) else s.replace(" ", "") for s in strategies]
+    named = [s if isinstance(s, type) or ".py:" in s else s.replace(" ", "") for s in strategies]
     added = [name for name in REFERENCES if name not in named] if references else []
     options.setdefault("threads", 1)
     memory = {k: options.pop(k) for k in MEMORY_OPTIONS if options.get(k) is not None}
@@ -72,7 +72,7 @@ def plan(
         # Hyper-parameters are for the strategies that were named, not for references that were added.
         extra = {**extra, "strategy_options": None} if strategy in added else extra
         for seed in seeds:
-            config = resolve(scenario, strategy, {**options, **extra, "seed": seed})
+            config = resolve(scenario, strategy, {**options, **extra, "seed": seed}, shared=True)
             if isinstance(scenario, Scenario):
                 tasks = scenario
             else:
@@ -154,6 +154,8 @@ def _do(item: PlannedRun, scenario: Scenario | None, force: bool, observer: Obse
         return Outcome(item, result)
     except (ConfigError, RunError) as error:
         return Outcome(item, None, str(error))
+    except Exception as error:  # whatever a strategy raises: the other runs go on
+        return Outcome(item, None, f"{type(error).__name__}: {error}")
 
 
 def _lives_on_memory(strategy: str | type[Strategy]) -> bool:

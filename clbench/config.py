@@ -14,7 +14,7 @@ from clbench.registry import explain
 
 Setting = Literal["class", "task", "domain"]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 
 # Pairs of fields of which at most one is given; the one a user names displaces a preset's other one.
 EXCLUSIVE = (
@@ -71,7 +71,7 @@ class RunConfig(BaseModel):
         default="none", description="random crop (padding 4) and flip of the training images"
     )
 
-    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of every random stream of the run")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="seed of every random stream of the run")
     model: str = Field(default="mlp", description="network, such as mlp:400-400 or resnet32[shortcut=B]")
     weights: str | None = Field(default=None, description="file of pre-trained weights for the backbone")
     head: Literal["growing", "full"] = Field(
@@ -123,10 +123,10 @@ class RunConfig(BaseModel):
     )
     clip: Annotated[float, Field(gt=0)] | None = Field(default=None, description="largest norm of the gradient")
 
-    memory_size: Annotated[int, Field(ge=0)] | None = Field(
+    memory_size: Annotated[int, Field(ge=0, le=10**9)] | None = Field(
         default=None, description="exemplars in all; 0 is no memory"
     )
-    memory_per_class: Annotated[int, Field(ge=0)] | None = Field(
+    memory_per_class: Annotated[int, Field(ge=0, le=10**9)] | None = Field(
         default=None, description="exemplars of each class; 0 is no memory"
     )
     memory_policy: Literal["reservoir", "balanced", "herding", "random"] | None = Field(
@@ -142,7 +142,9 @@ class RunConfig(BaseModel):
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="fp32, or bf16 autocast")
     deterministic: bool = Field(default=False, description="on a GPU: refuse operations that can't be repeated")
-    threads: Count | None = Field(default=None, description="CPU threads; part of what fixes the numbers")
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="CPU threads; part of what fixes the numbers"
+    )
     data_root: str = Field(default="data", description="folder in which data sets are looked for")
     offline: bool = Field(default=False, description="never download a data set")
 
@@ -162,6 +164,19 @@ class RunConfig(BaseModel):
             raise ValueError(f"momentum={self.momentum:g} is for optimizer='sgd', not {self.optimizer!r}")
         if not re.fullmatch(r"all|head|last-[1-9]\d*", self.train):
             raise ValueError(f"train={self.train} given, all, head or last-N (such as last-1) accepted")
+        rated = self.schedule in ("step", "multistep", "plateau")
+        for name, used, needs in (
+            ("lr_factor", rated, "schedule step, multistep or plateau"),
+            ("lr_patience", self.schedule == "plateau", "schedule='plateau'"),
+            ("schedule_scope", self.schedule != "constant" or self.lr_warmup > 0, "a schedule or lr_warmup"),
+            ("min_delta", self.watches_validation, "patience or schedule='plateau'"),
+            ("decay_head", self.weight_decay > 0, "weight_decay above 0"),
+            ("decay_norms", self.weight_decay > 0, "weight_decay above 0"),
+            ("backbone_lr_factor", self.train != "head", "a backbone that trains, and train='head' freezes it"),
+        ):
+            value = getattr(self, name)
+            if not used and value != type(self).model_fields[name].default:
+                raise ValueError(f"{name}={value} has no effect here; it needs {needs}")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs optimizer='sgd' with momentum above 0")
         for option, schedule in (("milestones", "multistep"), ("step_epochs", "step")):

@@ -140,6 +140,8 @@ def read_config(path: Path) -> dict[str, Any]:
         found = {k: v for k, v in found["config"].items() if k not in INTERNAL or k == "strategy_options"}
     if not isinstance(found, dict):
         raise ConfigError(f"--config {path}: a table of options is accepted")
+    if not isinstance(found.get("strategy_options", {}), dict):
+        raise ConfigError(f"--config {path}: strategy_options={found['strategy_options']!r}; a table is accepted")
     known = [name for name in RunConfig.model_fields if name not in INTERNAL or name == "strategy_options"]
     for name in found:
         if name not in known:

@@ -28,6 +28,8 @@ def strategy_class(name: str) -> type[Strategy]:
     if name in _given:
         return _given[name]
     loaded = _from_file(name) if ".py:" in name else load_entry_point("clbench.strategies", "strategy", name)
+    if isinstance(loaded, type) and issubclass(loaded, Strategy) and not hasattr(loaded, "family"):
+        raise ConfigError(f"strategy {name!r} declares no family, such as family = 'replay'")
     if not (isinstance(loaded, type) and issubclass(loaded, Strategy)):
         raise ConfigError(f"strategy {name!r} is {loaded!r}; a subclass of clbench.Strategy is accepted")
     return loaded
@@ -51,7 +53,7 @@ def _from_file(name: str) -> object:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises
+    except (Exception, SystemExit) as error:  # whatever a user's file raises
         raise ConfigError(f"strategy {name!r}: {path} can't be imported ({type(error).__name__}: {error})") from error
     if not hasattr(module, attribute):
         classes = [n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == spec.name]
@@ -69,23 +71,32 @@ def scenario_spec(name: str) -> ScenarioSpec:
     return loaded
 
 
-def resolve(scenario: "str | Scenario", strategy: "str | type[Strategy]", options: Mapping[str, Any]) -> RunConfig:
+def resolve(
+    scenario: "str | Scenario",
+    strategy: "str | type[Strategy]",
+    options: Mapping[str, Any],
+    *,
+    shared: bool = False,
+) -> RunConfig:
     """Return the complete config of one run: what was asked for, over the scenario's preset, over the defaults.
 
     `strategy` may carry options in brackets, its own and training ones: `er[memory_size=500,share=0.25]`.
-    `options["strategy_options"]` holds options of the strategy alone. Raises ConfigError.
+    `options["strategy_options"]` holds options of the strategy alone. shared: the options are those of a whole
+    comparison, and brackets come before them. Raises ConfigError.
     """
     if isinstance(strategy, type):
         name = label = give(strategy)
         bracket: dict[str, str] = {}
     else:
         name, bracket = parse_spec(strategy)
-        label = strategy.replace(" ", "")
+        label = strategy if ".py:" in strategy else strategy.replace(" ", "")
     cls = strategy_class(name)
     own: dict[str, Any] = dict(options.get("strategy_options") or {})
     asked = {k: v for k, v in options.items() if v is not None and k != "strategy_options"}
     special: dict[str, Any] = {}
     for key, value in bracket.items():
+        if key in own or (key in asked and not shared):
+            raise ConfigError(f"{key} is given twice, in the brackets of {name} and outside; once is accepted")
         if key in cls._options.model_fields:
             own[key] = value
         elif key in RunConfig.model_fields and key not in _SHARED:

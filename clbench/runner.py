@@ -83,6 +83,8 @@ def execute(
     """Run a complete config in a folder, or return what is there already; see run(). `trainer` fits the stages."""
     strategy = strategy_class(config.strategy)(**config.strategy_options)
     check(config, scenario, strategy)
+    if force and not folder.is_ours():
+        raise ConfigError(f"{folder.path} holds files that no run of clbench left; name another folder")
     with folder.lock(), process_settings(config):
         if force:
             folder.clear()
@@ -91,6 +93,8 @@ def execute(
             if (made_by := found.record["clbench"]) != metadata.version("clbench"):
                 warnings.warn(f"{folder.path}: reused, a run of clbench {made_by}", stacklevel=2)
             return found
+        if found is not None and found.record["tasks"] and not folder.has_checkpoint():
+            raise ConfigError(f"{folder.path} holds an unfinished run without its checkpoint; --force begins it again")
         if found is not None and not resume:
             raise ConfigError(f"{folder.path} holds an unfinished run; --resume continues it, --force begins it again")
         return _Run(config, scenario, strategy, folder, observer or Observer(), trainer).go()
@@ -130,13 +134,17 @@ class _Run:
         try:
             for task in self.scenario.tasks[first:]:
                 self._learn(task)
-        except (RunError, ConfigError) as error:
-            self.record |= {"status": "failed", "error": str(error)}
+        except Exception as error:  # whatever a strategy raises
+            kind = "" if isinstance(error, RunError | ConfigError) else f"{type(error).__name__}: "
+            self.record |= {"status": "failed", "error": f"{kind}{error}"}
             self._write()
             raise
+        self.folder.save_model(self.strategy.model.state_dict())
         self.record["status"] = "done"
-        self.folder.finish(self.strategy.model.state_dict())
-        return self._write()
+        result = self._write()
+        # Only now: a kill before this line leaves a run that can be continued.
+        self.folder.drop_checkpoint()
+        return result
 
     def _learn(self, task: Task) -> None:
         strategy, scenario, progress = self.strategy, self.scenario, self.context.progress

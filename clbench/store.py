@@ -18,7 +18,7 @@ from clbench.result import Result
 
 def default_folder(config: RunConfig, root: str | os.PathLike[str] = "runs") -> Path:
     """Return root/SCENARIO/STRATEGY/SEED-HASH; the hash is of everything that can change the numbers."""
-    scenario = Path(config.scenario).stem if config.data_fingerprint else config.scenario
+    scenario = Path(config.scenario).resolve().stem if config.data_fingerprint else config.scenario
     strategy = config.strategy.rpartition(":")[2]
     return Path(root) / scenario / strategy / f"{config.seed}-{config.identity()[:8]}"
 
@@ -111,14 +111,35 @@ class RunFolder:
             raise ConfigError(f"{self._checkpoint}: not a checkpoint of clbench; --force starts the run again")
         return payload
 
-    def finish(self, model_state: dict[str, Any]) -> None:
-        """Write the final weights and drop the checkpoint, which a finished run no longer needs."""
+    def is_ours(self) -> bool:
+        """Whether nothing is here, or what a run of clbench left; anything else is not ours to overwrite."""
+        if not any((self.path / name).exists() for name in ("run.json", "model.pt", "accuracy.csv", "training.csv")):
+            return True
+        return (self.path / ".lock").exists() or self._checkpoint.exists() or _is_run(self.path)
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is a state to continue from."""
+        return self._checkpoint.exists()
+
+    def drop_checkpoint(self) -> None:
+        """Drop the checkpoint, which a finished run no longer needs."""
+        self._checkpoint.unlink(missing_ok=True)
+
+    def save_model(self, model_state: dict[str, Any]) -> None:
+        """Write the final weights."""
         import torch
 
         buffer = io.BytesIO()
         torch.save(model_state, buffer)
         write_atomically(self.path / "model.pt", buffer.getvalue())
-        self._checkpoint.unlink(missing_ok=True)
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        Result.load(path)
+    except ConfigError:
+        return False
+    return True
 
 
 def _differences(stored: dict[str, Any], config: RunConfig) -> str:

@@ -254,7 +254,9 @@ def _build(dataset: str | None, config: RunConfig) -> Scenario:
     if dataset:
         return split_by_config(data, config)
     # Content, not name, says what a user's own data are.
-    return replace(split_by_config(data, config, name=Path(config.scenario).stem), fingerprint=fingerprint(data))
+    return replace(
+        split_by_config(data, config, name=Path(config.scenario).resolve().stem), fingerprint=fingerprint(data)
+    )
 
 
 @functools.cache

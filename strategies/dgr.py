@@ -1,52 +1,20 @@
 """Deep generative replay: Shin et al. 2017, arXiv:1705.08690; as here: van de Ven et al. 2022."""
 
 import copy
-import math
 from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from clbench.batches import Batch
 from clbench.config import RunConfig
 from clbench.errors import ConfigError
 from clbench.losses import cross_entropy, distillation
+from clbench.models.vae import VAE
 from clbench.scenario import Scenario, Task
 from clbench.strategy import Strategy
-
-
-class VAE(nn.Module):
-    """A variational autoencoder of fully connected layers, its decoder the mirror image of its encoder."""
-
-    def __init__(self, image_shape: tuple[int, int, int], hidden: int, latent: int) -> None:
-        super().__init__()
-        self.image_shape, n = image_shape, math.prod(image_shape)
-        self.encoder = nn.Sequential(nn.Linear(n, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
-        self.moments = nn.Linear(hidden, 2 * latent)
-        self.decoder = nn.Sequential(
-            *[nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, n)]
-        )
-
-    def loss(self, pixels: Tensor, noise: Tensor) -> Tensor:
-        """Return (BCE summed over pixels + KL(q(z | x) || N(0, 1))) / number of pixels for each sample, float [B].
-
-        pixels: float [B, C, H, W] in [0, 1]; noise: draws from N(0, 1), float [B, latent].
-        """
-        pixels = pixels.flatten(1)
-        mean, log_variance = self.moments(self.encoder(pixels)).float().chunk(2, dim=1)
-        decoded = self.decoder(mean + noise * torch.exp(log_variance / 2)).float()
-        reconstruction = F.binary_cross_entropy_with_logits(decoded, pixels, reduction="none").sum(1)
-        divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(1)
-        loss: Tensor = (reconstruction + divergence) / pixels.shape[1]
-        return loss
-
-    @torch.no_grad()
-    def generate(self, noise: Tensor) -> Tensor:
-        """Decode draws from N(0, 1), float [B, latent], to pixels in [0, 1], float [B, C, H, W]."""
-        pixels: Tensor = torch.sigmoid(self.decoder(noise).float()).unflatten(1, self.image_shape)
-        return pixels
 
 
 class DGR(Strategy):

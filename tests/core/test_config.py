@@ -335,7 +335,7 @@ def test_what_can_not_change_the_numbers_is_not_in_the_identity(changed):
         {"drop_last": True},
         {"optimizer": "adamw"},
         {"weight_decay": 0.1},
-        {"decay_head": False},
+        {"weight_decay": 0.1, "decay_head": False},
         {"optimizer_state": "keep"},
         {"clip": 1.0},
         {"model": "mlp:20"},

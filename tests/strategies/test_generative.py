@@ -10,7 +10,8 @@ import torch
 from torch import distributions
 from torch.nn import functional as F
 
-from clbench.strategies.dgr import DGR, VAE
+from clbench.models.vae import VAE
+from clbench.strategies.dgr import DGR
 
 ADAM = {"optimizer": "adam", "lr": 0.005}
 SMALL = {"hidden": 16, "latent": 4}
