@@ -20,11 +20,11 @@ from clbench.strategy import Strategy
 class DGR(Strategy):
     """Replay what a generator of the earlier tasks makes up, labelled by the model as it was before the task.
 
-    As in van de Ven, Tuytelaars & Tolias 2022, doi:10.1038/s42256-022-00568-3.
-    With N tasks so far, L = 1/N L(current) + (1 - 1/N) L(replayed) for the classifier, whose L is cross-entropy, and
-    for the generator, whose L is that of a VAE; each step replays as many samples as it has current ones. targets: the
-    old model's most likely class ("hard"), or its probabilities at `temperature` ("soft": DGR+distill). In the
-    task-incremental setting the old model answers for each earlier task, and the losses are averaged.
+    As in van de Ven, Tuytelaars & Tolias 2022, doi:10.1038/s42256-022-00568-3. With N tasks so far,
+    L = 1/N L(current) + (1 - 1/N) L(replayed) for the classifier, whose L is cross-entropy, and for the generator,
+    whose L is that of a VAE; each step replays as many samples as it has current ones. targets: the old model's most
+    likely class ("hard"), or its probabilities at `temperature` ("soft": DGR+distill). In the task-incremental
+    setting the old model answers for each earlier task, and the losses are averaged.
     """
 
     family = "replay"

@@ -16,7 +16,7 @@ class VAE(nn.Module):
         self.encoder = nn.Sequential(nn.Linear(n, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())
         self.moments = nn.Linear(hidden, 2 * latent)
         self.decoder = nn.Sequential(
-            *[nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, n)]
+            nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, n)
         )
 
     def loss(self, pixels: Tensor, noise: Tensor) -> Tensor:
