@@ -70,13 +70,11 @@ class Bench:
     def config(self, strategy: str | None = None, **options: Any) -> RunConfig:
         """Return the config of a small run."""
         values = BASE | {"setting": self.setting} | options
-        if any(k in options for k in ("task_sizes",)):
-            values.pop("tasks")
+        if "task_sizes" in options:
+            del values["tasks"]
         name = strategy or self.name
         if strategy_class(name).needs_memory:
             values.setdefault("memory_size", MEMORY)
-        elif not strategy_class(name).needs_memory and "memory_size" not in options:
-            values.pop("memory_size", None)
         return resolve("split-mnist-5k", name, values)
 
     def new(self, config: RunConfig) -> tuple[_Run, Scenario, RunFolder]:

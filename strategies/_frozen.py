@@ -1,5 +1,6 @@
 """What the strategies on frozen features share: where the features come from, and linear classifiers in closed form."""
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from clbench.strategy import Stage, Strategy
 UNKNOWN = -1e30
 
 
-class FrozenBackbone(Strategy):
+class FrozenBackbone(Strategy, ABC):
     """A classifier that is linear in a representation h(x) of frozen features, solved for from sums over the samples.
 
     The backbone has given weights, or trains on the first task; from then on nothing trains, batch-norm statistics
@@ -60,9 +61,9 @@ class FrozenBackbone(Strategy):
         """Map features, float [B, feature_dim], to what the classifier is linear in, float [B, M]."""
         return features
 
+    @abstractmethod
     def classifier(self) -> tuple[Tensor, Tensor]:
         """Return weight [outputs, M] and bias [outputs], float64, from the sums."""
-        raise NotImplementedError
 
     def means(self) -> Tensor:
         """Return the mean h of each output, float64 [outputs, M], 0 where there is no sample."""
