@@ -56,12 +56,15 @@ $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# Installing takes a minute or two, so it is done again only when pyproject.toml has changed.
+# Installing takes a minute or two, so it is done again only when pyproject.toml has changed. An old egg-info in this
+# folder would hide entry points that are new.
 $(VENV)/installed: pyproject.toml | $(VENV)/made
+	@rm -rf clbench.egg-info
 	$(RUN) -m pip install --quiet --editable .
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/made
+	@rm -rf clbench.egg-info
 	$(RUN) -m pip install --quiet --editable ".[dev]"
 	@touch $(VENV)/installed $@
 

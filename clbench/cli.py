@@ -324,19 +324,40 @@ def list_verb(
     for kind, rows in found.items():
         table = Table(title=kind)
         for column in rows[0] if rows else ():
-            table.add_column(column, overflow="fold")
+            table.add_column(
+                column.replace("_bytes", " kB").replace("_", " "), overflow="fold", no_wrap=column == "name"
+            )
         for row in rows:
-            table.add_row(*(_plain(", ".join(v) if isinstance(v, list) else str(v)) for v in row.values()))
+            table.add_row(*(_plain(_listed(name, value)) for name, value in row.items()))
         _stdout().print(table)
+        if kind == "strategies":
+            _stdout().print(
+                "extra kB: kept beside the network after 5 tasks of split-mnist-5k (mlp:400-400, 200 exemplars); "
+                "per task: what each further task adds; both measured",
+                highlight=False,
+            )
+
+
+def _listed(name: str, value: Any) -> str:
+    if name.startswith("extra_bytes"):
+        return "" if value is None else f"{value / 1000:,.1f}"
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _list_strategies() -> list[dict[str, Any]]:
+    import csv
+    from importlib import resources
+
     from clbench.registry import entry_point_names
     from clbench.resolve import strategy_class
 
+    measured = resources.files("clbench.strategies").joinpath("storage.csv").read_text("utf-8").splitlines()
+    storage = {row["strategy"]: row for row in csv.DictReader(measured)}
     rows = []
     for name in entry_point_names("clbench.strategies"):
         cls = strategy_class(name)
+        # Of a strategy from elsewhere nothing was measured.
+        kept = storage.get(name)
         rows.append(
             {
                 "name": name,
@@ -346,6 +367,8 @@ def _list_strategies() -> list[dict[str, Any]]:
                 if not cls.needs_memory
                 else "yes",
                 "data": cls.data_access,
+                "extra_bytes": None if kept is None else int(kept["extra_bytes"]),
+                "extra_bytes_per_task": None if kept is None else int(kept["extra_bytes_per_task"]),
                 "options": [f"{k}={text_of(v.default)}" for k, v in cls._options.model_fields.items()],
                 "paper": cls.paper,
             }

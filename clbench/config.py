@@ -30,6 +30,8 @@ SCENARIO_FIELDS = (
 )
 # Recorded with a run, but no part of its identity: they can't change its numbers.
 NOT_IDENTITY = frozenset({"data_root", "offline", "label"})
+# Weights that torchvision knows by name, such as ResNet18_Weights.IMAGENET1K_V1; anything else is a file.
+NAMED_WEIGHTS = re.compile(r"\w+_Weights\.\w+")
 
 
 class RunConfig(BaseModel):
@@ -73,7 +75,9 @@ class RunConfig(BaseModel):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="seed of every random stream of the run")
     model: str = Field(default="mlp", description="network, such as mlp:400-400 or resnet32[shortcut=B]")
-    weights: str | None = Field(default=None, description="file of pre-trained weights for the backbone")
+    weights: str | None = Field(
+        default=None, description="pre-trained weights for the backbone: a file, or torchvision's name of some"
+    )
     head: Literal["growing", "full"] = Field(
         default="growing", description="outputs are added with each task, or all exist from the start"
     )
@@ -211,7 +215,7 @@ class RunConfig(BaseModel):
     def identity_fields(self) -> dict[str, Any]:
         """Return the fields that can change the numbers of a run; a file counts by its content."""
         fields = {k: v for k, v in self.model_dump(mode="json").items() if k not in NOT_IDENTITY}
-        if self.weights is not None:
+        if self.weights is not None and not NAMED_WEIGHTS.fullmatch(self.weights):
             fields["weights"] = file_digest(self.weights, "weights")
         if ".py:" in self.strategy:
             path, _, name = self.strategy.rpartition(":")

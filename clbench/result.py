@@ -62,6 +62,7 @@ class _Strategy(_Part):
     family: str = ""
     reference: bool = False
     data_access: str = "task"
+    features: str | None = None
 
 
 class _Task(_Part):
@@ -95,6 +96,7 @@ class _Training(_Part):
     seconds: Number = None
     images: int | None = None
     losses: dict[str, Number] = {}
+    validation_loss: Number = None
 
 
 class _Ledger(_Part):
@@ -217,6 +219,11 @@ class Result:
     def family(self) -> str:
         """The strategy's family, such as `regularisation`."""
         return self._run.strategy.family
+
+    @property
+    def features(self) -> str | None:
+        """Where the features come from, as the end of a sentence; None where they are learnt from all tasks."""
+        return self._run.strategy.features
 
     @property
     def scenario(self) -> str:
@@ -409,6 +416,8 @@ class Result:
         entries = self._run.training
         terms = list(dict.fromkeys(term for entry in entries for term in entry.losses))
         columns = ("task", "stage", "epoch", "steps", "lr", "seconds", "images")
+        if any(entry.validation_loss is not None for entry in entries):
+            columns = (*columns, "validation_loss")
         return _csv(
             (*columns, *(f"loss_{term}" for term in terms)),
             ((*(getattr(entry, c) for c in columns), *(entry.losses.get(t) for t in terms)) for entry in entries),

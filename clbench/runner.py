@@ -346,6 +346,7 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> dic
             "family": kind.family,
             "reference": kind.data_access == "all",
             "data_access": kind.data_access,
+            "features": _features(config, kind),
             "options": config.strategy_options,
             "paper": kind.paper,
         },
@@ -380,6 +381,13 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> dic
         "metrics_task_aware": {},
         "warnings": run_warnings(config, scenario, strategy),
     }
+
+
+def _features(config: RunConfig, kind: type[Strategy]) -> str | None:
+    """Say where features come from that are not learnt from all tasks; None where they are."""
+    if config.weights is not None:
+        return f"start from {config.weights}"
+    return "come from the first task" if kind.family == "frozen" else None
 
 
 def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> list[dict[str, str]]:

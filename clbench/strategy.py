@@ -33,7 +33,8 @@ class Stage:
 
     parameters: what trains; everything else is frozen, batch-norm statistics and dropout included (default: all).
     head_rows: the only rows of the head that move. epochs, iterations, lr: the config's where None.
-    loss: replaces the strategy's. before: run once at the start, before the optimizer is made.
+    loss: replaces the strategy's. before: run once at the start, before the optimizer is made. watched: early stopping
+    and plateau schedules apply, which judge by the current task alone; not so where old tasks count as much.
     """
 
     data: ImageSet
@@ -45,6 +46,7 @@ class Stage:
     lr: float | None = None
     loss: Callable[[Batch], Terms] | None = None
     before: Callable[[], None] | None = None
+    watched: bool = True
 
 
 @dataclass
@@ -322,7 +324,7 @@ def new_model(context: Context, task: int) -> Network:
     config = context.config
     model = build_model(config.model, context.scenario.image_shape, stream_seed(config.seed, "initialisation", task))
     if config.weights is not None:
-        load_backbone(model, config.weights)
+        load_backbone(model, config.weights, offline=config.offline)
     return model.to(context.device)
 
 

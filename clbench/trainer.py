@@ -66,7 +66,7 @@ class Trainer:
         best_record: Record | None = None
         while (epochs is None or progress.epoch < epochs) and (steps is None or progress.step < steps):
             records.append(self._epoch(fit, plateau.factor, after_step))
-            if config.watches_validation:
+            if config.watches_validation and stage.watched:
                 records[-1]["validation_loss"] = loss = validation_loss(strategy, self.context)
                 plateau.update(loss)
                 if config.patience is not None and waiting.better(loss):
@@ -74,7 +74,7 @@ class Trainer:
                     best_record = records[-1]
             after_epoch(records[-1])
             progress.epoch += 1
-            if config.patience is not None and waiting.count >= config.patience:
+            if config.patience is not None and stage.watched and waiting.count >= config.patience:
                 break
         if best_record is not None:
             best.restore()

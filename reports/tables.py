@@ -362,6 +362,11 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
         notes.append("No joint run: there is no upper reference, and intransigence is undefined.")
     if "naive" not in names:
         notes.append("No naive run: there is no lower reference.")
+    sources: dict[str, list[str]] = {}
+    for label, group in groups:
+        if group[0].features is not None:
+            sources.setdefault(group[0].features, []).append(label)
+    notes += [f"Features {source}: {', '.join(labels)}." for source, labels in sources.items()]
     warned: dict[str, dict[str, list[int]]] = {}
     for label, group in groups:
         for run in group:

@@ -58,7 +58,15 @@ class BiC(Strategy):
         network = Stage(data, parameters=list(self.model.parameters()))
         if not len(held):
             return [network]
-        bias = Stage(held, "bias", [self.correction], epochs=self.bias_epochs, lr=self.bias_lr, loss=self._bias_loss)
+        bias = Stage(
+            held,
+            "bias",
+            [self.correction],
+            epochs=self.bias_epochs,
+            lr=self.bias_lr,
+            loss=self._bias_loss,
+            watched=False,  # the current task alone is best served by no correction
+        )
         return [network, bias]
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:

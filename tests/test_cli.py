@@ -449,6 +449,21 @@ def test_the_list_of_strategies_is_filtered_by_family_and_setting(capsys: pytest
     ) == {"strategies": []}
 
 
+def test_the_list_says_what_a_strategy_keeps_beside_the_network_RP10(capsys: pytest.CaptureFixture[str]) -> None:
+    """By hand, in bytes, for mlp:400-400 (478,410 weights with ten outputs, of 4 bytes) and 200 exemplars of 784.
+
+    ewc keeps importances and anchors, two of each weight; a further task adds two outputs of 401 weights to both. slda
+    keeps a 400 x 400 moment, ten sums of 400 and ten counts in float64, ten weights of 400 and biases in float32.
+    """
+    listed = json.loads(call(capsys, "list", "strategies", "--json").out)["strategies"]
+    rows = {row["name"]: (row["extra_bytes"], row["extra_bytes_per_task"]) for row in listed}
+    assert rows["naive"] == (0, 0)
+    assert rows["er"] == (200 * 784, 0)
+    assert rows["ewc"] == (2 * 4 * 478_410, 2 * 4 * 2 * 401)
+    assert rows["slda"] == (8 * (400 * 400 + 10 * 400 + 10) + 4 * 10 * 401, 2 * (8 * 401 + 4 * 401))
+    assert all(row[0] is not None for row in rows.values())
+
+
 def test_lists_name_everything_that_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(call(capsys, "list", "--json").out)
     for kind in ("strategies", "scenarios", "models"):

@@ -26,6 +26,18 @@ def test_the_study_of_own_data_writes_its_report(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.slow
+def test_a_class_in_a_notebook_runs_in_worker_processes_too_and_passes_the_kit(tmp_path: Path) -> None:
+    """The code cells, one after the other, as a kernel has them: in __main__."""
+    cells = json.loads((EXAMPLES / "notebook.ipynb").read_text("utf-8"))["cells"]
+    code = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("CautiousHead ") for line in lines) == 2
+    assert lines[-1] == "[]"
+
+
+@pytest.mark.slow
 def test_a_package_brings_a_strategy_and_a_scenario_through_entry_points(tmp_path: Path) -> None:
     target = tmp_path / "site"
     source = tmp_path / "plugin"

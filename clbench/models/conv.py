@@ -5,14 +5,13 @@ from typing import Annotated
 from pydantic import Field
 from torch import nn
 
-from clbench.errors import ConfigError
 from clbench.models.network import Network
 
 
 class ConvNet(Network):
     """One 3x3 convolution, batch norm, ReLU and 2x2 max pooling per width; the last maps are the features.
 
-    Raises ConfigError where the widths would halve an image to nothing.
+    Usual widths are a pyramid such as 64-128-256-128-64. Once the maps are one pixel high or wide, pooling is left out.
     """
 
     def __init__(
@@ -23,16 +22,15 @@ class ConvNet(Network):
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ) -> None:
         inputs, height, width = image_shape
-        if min(height, width) < 2 ** len(widths):
-            most = min(height, width).bit_length() - 1
-            raise ConfigError(
-                f"conv: {len(widths)} widths given, at most {most} accepted for images of {height} x {width}"
-            )
         blocks: list[nn.Module] = []
         for outputs in widths:
-            convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-            blocks.append(nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)))
-            inputs, height, width = outputs, height // 2, width // 2
+            layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
+            if min(height, width) > 1:
+                layers.append(nn.MaxPool2d(2))
+                height, width = height // 2, width // 2
+            blocks.append(nn.Sequential(*layers))
+            inputs = outputs
         end: list[nn.Module] = [nn.Flatten()]
         if dropout:
             end.append(nn.Dropout(dropout))

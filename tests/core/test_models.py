@@ -313,13 +313,28 @@ def test_convolutions_are_initialised_as_the_papers_say(init, variance):
         ),
         ("resnet18:20", "resnet18:20 given, but resnet18 has no widths; options accepted: width"),
         ("resnet32[bn_eps=0]", "resnet32: bn_eps=0 given, greater than 0 accepted"),
-        ("conv:8-8-8-8-8-8", "conv: 6 widths given, at most 5 accepted for images of 32 x 32"),
+        (
+            "torchvision[name=resnet19]",
+            "torchvision: name=resnet19 given, 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', "
+            "'resnext50_32x4d', 'resnext101_32x8d', 'resnext101_64x4d', 'wide_resnet50_2' or "
+            "'wide_resnet101_2' accepted",
+        ),
     ],
 )
 def test_a_wrong_spec_is_refused_in_one_sentence(spec, sentence):
     with pytest.raises(ConfigError) as caught:
         build_model(spec, (3, 32, 32), seed=0)
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(("side", "pools", "features"), [(28, 4, 64), (32, 5, 64), (64, 5, 256)])
+def test_a_pyramid_of_convolutions_pools_while_there_is_something_to_pool(side, pools, features):
+    """28 px halve to 14, 7, 3, 1; 32 px to 16, 8, 4, 2, 1; 64 px to 32, 16, 8, 4, 2: 2 x 2 x 64 features."""
+    model = build_model("conv:64-128-256-128-64", (1, side, side), seed=0).eval()
+    assert sum(isinstance(module, nn.MaxPool2d) for module in model.modules()) == pools
+    assert model.features(torch.zeros(2, 1, side, side)).shape == (2, features)
+    kinds = [type(layer) for layer in model.blocks()[0]]
+    assert kinds == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d]
 
 
 def test_widths_may_be_written_three_ways():

@@ -232,7 +232,22 @@ def test_strategies_of_all_kinds_can_be_stopped_early(strategy, run, cut):
     result = run(strategy, cut(validation=0.2, setting=setting, tasks=3), epochs=3, patience=1, lr=0.01, **memory)
     for task in result.record["tasks"]:
         assert task["best_epochs"]
-    assert all(math.isfinite(e["validation_loss"]) for e in result.record["training"])
+    # BiC's second stage balances old and new classes: the current task alone is no judge of it.
+    watched = [entry for entry in result.record["training"] if entry["stage"] != "bias"]
+    assert all(math.isfinite(entry["validation_loss"]) for entry in watched)
+
+
+def test_a_stage_that_old_tasks_count_in_is_not_stopped_early(run, cut, tmp_path):
+    """BiC's fit of its two parameters: all of its epochs, none of them judged on the current task."""
+    options = {"strategy_options": {"bias_epochs": 7}, "memory_size": 20, "patience": 1, "epochs": 2}
+    result = run("bic", cut(validation=0.2, tasks=3), out=tmp_path / "bic", **options)
+    bias = [entry for entry in result.record["training"] if entry["stage"] == "bias"]
+    assert len(bias) == 2 * 7
+    assert all("validation_loss" not in entry for entry in bias)
+    header, *lines = (tmp_path / "bic" / "training.csv").read_text().splitlines()
+    column = header.split(",").index("validation_loss")
+    empty = [line.split(",")[column] == "" for line in lines]
+    assert empty == [entry["stage"] == "bias" for entry in result.record["training"]]
 
 
 def test_watching_without_a_validation_split_is_refused_with_the_remedy(refused):
@@ -874,3 +889,71 @@ def test_weights_of_another_model_name_the_layer(run, refused, tmp_path):
     run(out=tmp_path / "source", model="mlp:8")
     with refused("backbone.0.1.weight", "[8, 784]", "[32, 784]"):
         run(model="mlp:32", weights=str(tmp_path / "source" / "model.pt"))
+
+
+# Weights that torchvision knows by name
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache of torch.hub, and no network."""
+
+    def no_network(*_: Any, **__: Any) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
+    checkpoints = Path(torch.hub.get_dir()) / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    return checkpoints
+
+
+def test_weights_by_their_torchvision_name_start_the_backbone(hub, run, cut):
+    """A file of the published name holds a ResNet-18 of torchvision's own; its features are the ones that come out."""
+    from torchvision.models import resnet18
+
+    torch.manual_seed(5)
+    published = resnet18(weights=None)
+    torch.save(published.state_dict(), hub / "resnet18-f37072fd.pth")
+    found: dict[str, Any] = {}
+
+    class Look(Strategy):
+        family = "reference"
+
+        def begin_task(self, task: Any) -> None:
+            if task.index == 0:
+                images = self.normalize(task.train.images[:2])
+                found["ours"] = self.features(images).detach()
+                published.fc = nn.Identity()
+                found["theirs"] = published(images.expand(-1, 3, -1, -1)).detach()
+                found["blocks"] = len(self.model.blocks())
+
+    options = {"model": "torchvision[name=resnet18]", "weights": "ResNet18_Weights.IMAGENET1K_V1", "train": "last-1"}
+    result = run(Look, cut(tasks=2, limit=2), **options)
+    assert torch.equal(found["ours"], found["theirs"])
+    assert found["blocks"] == 5  # the stem and four stages
+    assert result.record["strategy"]["features"] == "start from ResNet18_Weights.IMAGENET1K_V1"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, ["Network is unreachable", "resnet18-f37072fd.pth", "checkpoints"]),
+        ({"offline": True}, ["offline", "https://download.pytorch.org/models/resnet18-f37072fd.pth"]),
+        ({"weights": "ResNet18_Weights.IMAGENET1K_V9"}, ["IMAGENET1K_V9", "IMAGENET1K_V1"]),
+        ({"weights": "ResNet81_Weights.DEFAULT"}, ["ResNet81_Weights", "ResNet18_Weights"]),
+    ],
+    ids=["no network", "offline", "version", "network"],
+)
+def test_weights_that_are_not_to_be_had_are_refused_with_the_remedy(options, words, hub, run, refused):
+    options = {"model": "torchvision", "weights": "ResNet18_Weights.IMAGENET1K_V1"} | options
+    with refused(*words):
+        run(**options)
+
+
+def test_weights_of_another_torchvision_network_name_the_layer(hub, run, refused):
+    from torchvision.models import resnet18
+
+    torch.save(resnet18(weights=None).state_dict(), hub / "resnet18-f37072fd.pth")
+    with refused("weights=ResNet18_Weights.IMAGENET1K_V1", "backbone.layer1"):
+        run(model="torchvision[name=resnet34]", weights="ResNet18_Weights.IMAGENET1K_V1")

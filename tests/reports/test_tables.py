@@ -242,6 +242,18 @@ def test_of_a_repeated_run_the_newest_counts_and_the_other_is_noted(make_result:
         assert "1 older run(s)" in tables.to_markdown(results)
 
 
+def test_the_table_says_where_frozen_features_came_from(make_result: Make) -> None:
+    results = [make_result(name, 0) for name in ("naive", "slda", "ranpac", "lwf")]
+    for result, source in zip(
+        results, (None, "come from the first task", "come from the first task", "start from w.pt"), strict=True
+    ):
+        result.record["strategy"]["features"] = source
+    notes = tables.compare([Result(result.record) for result in results])[0].notes
+    assert "Features come from the first task: slda, ranpac." in notes
+    assert "Features start from w.pt: lwf." in notes
+    assert not any("naive" in note for note in notes if note.startswith("Features"))
+
+
 def test_warnings_of_runs_are_listed_with_strategy_and_seeds(make_result: Make) -> None:
     results = [make_result("lwf", seed, warnings=("memory is above 10 %",)) for seed in (0, 1)]
     assert "memory is above 10 % (lwf, seed 0, 1)" in tables.compare(results)[0].notes
