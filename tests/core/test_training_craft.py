@@ -4,6 +4,7 @@ import copy
 import gc
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -649,6 +650,32 @@ def test_bf16_has_finite_losses_and_importances_in_float32_LW10(strategy, run):
     tensors += [t for v in state.values() if isinstance(v, dict) for t in v.values() if isinstance(t, Tensor)]
     tensors += list(state["model"].state_dict().values())
     assert all(t.dtype == torch.float32 for t in tensors if t.is_floating_point())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["lwf", "er", "ewc"])
+def test_three_seeds_in_bf16_land_where_float32_lands_LW10(strategy, tmp_path):
+    """split-mnist-5k, task-incremental, a convolutional network with batch norm: the means of three seeds differ by at
+    most 2 points or two standard errors of their difference.
+    """
+    fields = {"model": "conv:16-32", "setting": "task", "epochs": 1, "limit": 100, "threads": 1}
+    means, variances = {}, 0.0
+    for precision in ("fp32", "bf16"):
+        found = [
+            clbench.run(
+                "split-mnist-5k",
+                strategy,
+                seed=seed,
+                precision=precision,
+                out=tmp_path / f"{precision}-{seed}",
+                **fields,
+            ).metrics["average_accuracy"]
+            for seed in range(3)
+        ]
+        means[precision] = statistics.mean(found)
+        variances += statistics.variance(found) / 3
+    assert means["fp32"] > 0.75  # chance is 0.5
+    assert abs(means["bf16"] - means["fp32"]) <= max(0.02, 2 * math.sqrt(variances))
 
 
 def test_the_gradient_of_one_batch_in_bf16_is_close_to_float32_LW10(run):
