@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from clbench.comparison import Outcome
     from clbench.result import Result
 
+# Seconds in which worker processes may save what they are at when they are interrupted; Slurm gives 30 by default.
+WORKERS_END = 20
+
 app = typer.Typer(
     help="Which continual-learning strategy forgets least, by how much, and can the number be trusted?",
     no_args_is_help=True,
@@ -228,10 +231,7 @@ def report_verb(
     """Make tables and plots from finished runs, without torch."""
     from clbench.result import load_results
 
-    with warnings.catch_warnings(record=True) as noted:
-        results = load_results(folders)
-    for note in noted:
-        print(f"note: {note.message}", file=sys.stderr)
+    results = load_results(folders)
     if not results:
         raise ConfigError(
             f"{', '.join(map(str, folders))}: no finished run there; folders with a run.json are accepted"
@@ -515,10 +515,16 @@ def _interrupt(number: int, _: object) -> NoReturn:
     # Worker processes go first: waiting for one that was interrupted itself can take for ever.
     import psutil
 
+    workers = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if any("popen_loky" in word for word in child.cmdline()):
-                child.kill()
+                # It saves where it is after the step that it is at.
+                child.terminate()
+                workers.append(child)
+    for child in psutil.wait_procs(workers, timeout=WORKERS_END)[1]:
+        with contextlib.suppress(psutil.Error):
+            child.kill()
     raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
@@ -530,17 +536,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGINT, _interrupt)
     command = typer.main.get_command(app)
     try:
-        code = command.main(
-            args=None if arguments is None else list(arguments), prog_name="clbench", standalone_mode=False
-        )
+        with warnings.catch_warnings():
+            warnings.showwarning = _note
+            code = command.main(
+                args=None if arguments is None else list(arguments), prog_name="clbench", standalone_mode=False
+            )
         # Typer turns Ctrl-C into this code.
         if code == 130:
             raise KeyboardInterrupt
         sys.exit(0)
     except (typer.Abort, KeyboardInterrupt):
-        _end("interrupted; what was finished is kept", 130)
+        _end("interrupted; what was done is kept and can be continued", 130)
     except _Terminated:
-        _end("terminated; what was finished is kept", 143)
+        _end("terminated; what was done is kept and can be continued", 143)
     except ConfigError as error:
         _end(str(error), 2)
     except RunError as error:
@@ -564,6 +572,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             print(message)
             sys.exit(0)
         _end(message, 2)
+
+
+def _note(message: Warning | str, *_: object) -> None:
+    print(f"note: {message}", file=sys.stderr)
 
 
 def _end(message: str, code: int) -> NoReturn:

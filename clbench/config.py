@@ -29,7 +29,7 @@ SCENARIO_FIELDS = (
     *("blurry", "imbalance", "shots", "image_size"),
 )
 # Recorded with a run, but no part of its identity: they can't change its numbers.
-NOT_IDENTITY = frozenset({"data_root", "offline", "label"})
+NOT_IDENTITY = frozenset({"data_root", "offline", "label", "checkpoint_every"})
 # Weights that torchvision knows by name, such as ResNet18_Weights.IMAGENET1K_V1; anything else is a file.
 NAMED_WEIGHTS = re.compile(r"\w+_Weights\.\w+")
 
@@ -143,6 +143,11 @@ class RunConfig(BaseModel):
     eval_every: Literal["task", "epoch"] | Count = Field(
         default="task", description="evaluate after each task, also after each epoch, or every N steps"
     )
+    checkpoint_every: Annotated[float, Field(gt=0)] | Literal["epoch", "task"] | str = Field(
+        default=10.0,
+        description="save the state within a task every so many minutes, each epoch, or every N-steps; "
+        "it is saved after each task in any case",
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="fp32, or bf16 autocast")
     deterministic: bool = Field(default=False, description="on a GPU: refuse operations that can't be repeated")
@@ -168,6 +173,12 @@ class RunConfig(BaseModel):
             raise ValueError(f"momentum={self.momentum:g} is for optimizer='sgd', not {self.optimizer!r}")
         if not re.fullmatch(r"all|head|last-[1-9]\d*", self.train):
             raise ValueError(f"train={self.train} given, all, head or last-N (such as last-1) accepted")
+        every = self.checkpoint_every
+        if isinstance(every, str) and not re.fullmatch(r"epoch|task|[1-9]\d{0,8}-steps", every):
+            raise ValueError(
+                f"checkpoint_every={every[:40]!r} given, minutes above 0, epoch, task or N-steps (such as 50-steps) "
+                "accepted"
+            )
         rated = self.schedule in ("step", "multistep", "plateau")
         for name, used, needs in (
             ("lr_factor", rated, "schedule step, multistep or plateau"),

@@ -33,11 +33,11 @@ class Best:
 
     def __init__(self, strategy: Strategy) -> None:
         self._strategy = strategy
-        self._state: dict[str, Any] = {}
+        self.state: dict[str, Any] = {}
 
     def keep(self) -> None:
         """Copy the present state."""
-        self._state = {
+        self.state = {
             name: copy.deepcopy(value.state_dict() if isinstance(value, nn.Module) else value)
             for name, value in self._strategy.state().items()
             if not isinstance(value, Memory)
@@ -46,7 +46,7 @@ class Best:
     @torch.no_grad()
     def restore(self) -> None:
         """Put the kept state back; modules and parameters stay the same objects."""
-        for name, value in self._state.items():
+        for name, value in self.state.items():
             current = getattr(self._strategy, name)
             if isinstance(current, nn.Module):
                 current.load_state_dict(value)

@@ -5,10 +5,12 @@ import uuid
 from pathlib import Path
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
+def write_atomically(
+    path: str | os.PathLike[str], data: bytes | str, *, previous: str | os.PathLike[str] | None = None
+) -> None:
     """Write `data` (text as UTF-8) to `path` in one step, creating its folder; raises OSError when it can't.
 
-    The old content stays until the new one is on the disk.
+    The old content stays until the new one is on the disk, and is kept as `previous` where that is given.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -19,7 +21,22 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> None:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+    if hasattr(os, "O_DIRECTORY"):
+        # The new name itself is on the disk only when its folder is.
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process left that was killed while it wrote; nobody else may be writing there."""
+    for unfinished in folder.glob(f".{'[0-9a-f]' * 32}.tmp"):
+        unfinished.unlink(missing_ok=True)

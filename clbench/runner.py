@@ -7,7 +7,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -19,16 +21,19 @@ from clbench.batches import Pipeline
 from clbench.config import RunConfig
 from clbench.errors import ConfigError, RunError
 from clbench.evaluation import MATRICES, Evaluation, evaluate
+from clbench.interruption import Interruption
 from clbench.memory import MEMORIES, Memory
 from clbench.resolve import prepare, resolve, strategy_class
 from clbench.result import SCHEMA_VERSION, Result
 from clbench.scenario import ImageSet, Scenario, Task
-from clbench.store import RunFolder, default_folder
-from clbench.strategy import Context, Progress, Strategy, grow_head, new_model
+from clbench.store import RunFolder, default_folder, pack, unpack
+from clbench.strategy import Context, Progress, Stage, Strategy, grow_head, new_model
 from clbench.streams import stream
 from clbench.trainer import Trainer, backbone_below
 
 PACKAGES = ("torch", "torchvision", "numpy", "avalanche-lib")
+# The form of a checkpoint; one of another form is refused.
+FORM = 1
 
 
 class Observer:
@@ -97,7 +102,7 @@ def execute(
             raise ConfigError(f"{folder.path} holds an unfinished run without its checkpoint; --force begins it again")
         if found is not None and not resume:
             raise ConfigError(f"{folder.path} holds an unfinished run; --resume continues it, --force begins it again")
-        return _Run(config, scenario, strategy, folder, observer or Observer(), trainer).go()
+        return _Run(config, scenario, strategy, folder, observer or Observer(), trainer).go(found)
 
 
 class _Run:
@@ -125,15 +130,27 @@ class _Run:
             assert config.memory_policy is not None
             strategy.memory = MEMORIES[config.memory_policy](size=config.memory_size, per_class=config.memory_per_class)
         self.record = new_record(config, scenario, strategy)
+        # What was learnt before the task under way, packed: a checkpoint within a task begins the task again with it.
+        self._start: bytes | None = None
+        self._saved = time.monotonic()
+        self._interruption = Interruption()
 
-    def go(self) -> Result:
-        """Learn the tasks that are left; return the result."""
-        first = self._restore()
+    def go(self, found: Result | None) -> Result:
+        """Learn the tasks that are left of the run that was found, if any; return the result."""
+        first, within = self._restore(found)
         self.observer.begin(self.config, self.scenario, first)
-        self._write()
+        if found is None or len(found.record["tasks"]) <= len(self.record["tasks"]):
+            self._write()
+        with self._interruption:
+            return self._go(first, within)
+
+    def _go(self, first: int, within: dict[str, Any] | None) -> Result:
         try:
             for task in self.scenario.tasks[first:]:
-                self._learn(task)
+                self._learn(task, within)
+                within = None
+                if self._interruption.signal is not None:
+                    self._interruption.pass_on()
         except Exception as error:  # whatever a strategy raises
             kind = "" if isinstance(error, RunError | ConfigError) else f"{type(error).__name__}: "
             self.record |= {"status": "failed", "error": f"{kind}{error}"}
@@ -146,11 +163,12 @@ class _Run:
         self.folder.drop_checkpoint()
         return result
 
-    def _learn(self, task: Task) -> None:
+    def _learn(self, task: Task, within: dict[str, Any] | None = None) -> None:
+        """Learn one task, or what is left of it: `within` is what _at_rest() saved."""
         strategy, scenario, progress = self.strategy, self.scenario, self.context.progress
         if self.context.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.context.device)
-        progress.task, progress.stage, progress.epoch, progress.step = task.index, "", 0, 0
+        vars(progress).update(vars(Progress(task=task.index)))
         self.context.logged.clear()
         # The strategy's view of the data ends with the task.
         view = Task(
@@ -161,18 +179,14 @@ class _Run:
             ImageSet(scenario.train, task.validation.ids),
             ImageSet(scenario.test, task.test.ids[:0]),
         )
-        self.evaluating = 0.0
-        started = time.perf_counter()
+        self.evaluating, self._started = 0.0, time.perf_counter()
         strategy.begin_task(view)
         full = self.config.head == "full"
         grow_head(strategy.model, self.context, scenario.n_outputs if full else scenario.seen_outputs(task.index))
-        if task.index == 0:
+        if task.index == 0 and within is None:
             self._untrained()
-        epochs: list[dict[str, Any]] = []
-        n_train = 0
-        for stage in strategy.stages(view):
-            n_train = max(n_train, len(stage.data))
-            epochs += self.trainer.fit(stage, after_step=self._after_step, after_epoch=self._after_epoch)
+        stages = strategy.stages(view)
+        epochs = self._fit(stages, within)
         trained = time.perf_counter()
         self._fill_memory(view)
         strategy.end_task(view)
@@ -180,23 +194,95 @@ class _Run:
         before = self.evaluating
         self._evaluate(task.index)
         seconds = {
-            "train": trained - started - before,
+            "train": trained - self._started - before,
             "evaluation": self.evaluating,
             "memory": remembered - trained,
         }
         for data in (view.train, view.validation):
             data.expire()
-        self._log_task(task.index, n_train, epochs, seconds)
-        checkpoint = {
-            "identity": self.config.identity(),
-            "task": task.index,
-            "strategy": strategy.state(),
-            "optimizer": self.trainer.optimizer_state,
-            "record": self.record,
-        }
-        self.folder.save_checkpoint(checkpoint)
+        self._log_task(task.index, max((len(stage.data) for stage in stages), default=0), epochs, seconds)
+        self._start = pack({"strategy": strategy.state(), "optimizer_state": self.trainer.optimizer_state})
+        self._save(task.index + 1, None)
         self._write()
         self.observer.task(task.index, self.record["accuracy"][self.record["headline"]["matrix"]][task.index])
+
+    def _fit(self, stages: list[Stage], within: dict[str, Any] | None) -> list[dict[str, Any]]:
+        """Fit a task's stages, or what is left of them, and return a record per epoch.
+
+        Where the task was interrupted, its stages have been declared again, by the strategy as it was when the task
+        began. So data and losses are the same; what was learnt since is put in place now.
+        """
+        first, epochs, stored = 0, list[dict[str, Any]](), None
+        if within is not None:
+            stages = self._go_back(within, stages)
+            first, epochs, stored = within["stage"], within["epochs"], within["trainer"]
+        for index, stage in enumerate(stages[first:], first):
+            epochs += self.trainer.fit(
+                stage,
+                after_step=self._after_step,
+                after_epoch=self._after_epoch,
+                at_rest=partial(self._at_rest, stages, index, epochs),
+                stored=stored,
+            )
+            stored = None
+        return epochs
+
+    def _at_rest(self, stages: list[Stage], index: int, epochs: list[dict[str, Any]], epoch_is_over: bool) -> None:
+        """Between two steps: save where the task is when it is time to, and end where an interruption waits."""
+        if not self._is_due(epoch_is_over):
+            return
+        started = time.perf_counter()
+        # One file, so that parameters in several places are one object each when it is read.
+        within = {
+            "stages": [stage.name for stage in stages],
+            "parameters": [stage.parameters for stage in stages],
+            "stage": index,
+            "epochs": epochs,
+            "strategy": self.strategy.state(),
+            "trainer": self.trainer.state(),
+            "logged": dict(self.context.logged),
+            "seconds": (started - self._started, self.evaluating),
+        }
+        try:
+            self._save(self.context.progress.task, within)
+        except RunError as error:
+            # The disk may have room again by the end of the task; what is there already can be continued.
+            warnings.warn(f"{error}; the run goes on", stacklevel=2)
+            self._saved = time.monotonic()
+        if self._interruption.signal is not None:
+            self._interruption.pass_on()
+        self._started += time.perf_counter() - started
+
+    def _is_due(self, epoch_is_over: bool) -> bool:
+        every = self.config.checkpoint_every
+        if self._interruption.signal is not None:
+            return True
+        if isinstance(every, float):
+            return time.monotonic() - self._saved >= 60 * every
+        if every in ("epoch", "task"):
+            return every == "epoch" and epoch_is_over
+        return not epoch_is_over and self.context.progress.step % int(every.removesuffix("-steps")) == 0
+
+    def _save(self, task: int, within: dict[str, Any] | None) -> None:
+        start = None if self._start is None else torch.frombuffer(bytearray(self._start), dtype=torch.uint8)
+        identity = self.config.identity()
+        self.folder.save_checkpoint(
+            {"form": FORM, "identity": identity, "task": task, "start": start, "within": within, "record": self.record}
+        )
+        self._saved = time.monotonic()
+
+    def _go_back(self, within: dict[str, Any], stages: list[Stage]) -> list[Stage]:
+        """Put the strategy back to where it was within the task; return its stages with the parameters it has now."""
+        if within["stages"] != [stage.name for stage in stages]:
+            raise ConfigError(
+                f"{self.folder.path}: its checkpoint is within stages {', '.join(within['stages'])}, and "
+                f"{self.config.strategy} has others now; --force begins the run again"
+            )
+        self.strategy.load_state(within["strategy"])
+        self.context.logged.update(within["logged"])
+        trained, self.evaluating = within["seconds"]
+        self._started = time.perf_counter() - trained
+        return [replace(stage, parameters=p) for stage, p in zip(stages, within["parameters"], strict=True)]
 
     def _after_step(self, loss: float | None) -> None:
         every, progress = self.config.eval_every, self.context.progress
@@ -302,17 +388,32 @@ class _Run:
         )
         record["ledger"].append({"task": task, **measure(self.strategy, self.scenario)})
 
-    def _restore(self) -> int:
-        """Take up the run at its last checkpoint; return the first task that is left."""
-        stored = self.folder.load_checkpoint(safe_classes(self.strategy), self.context.device)
+    def _restore(self, found: Result | None) -> tuple[int, dict[str, Any] | None]:
+        """Take up the run at its last checkpoint; return the first task that is left, and where it is within it."""
+        path, classes = self.folder.path, safe_classes(self.strategy)
+        stored = self.folder.load_checkpoint(classes)
         if stored is None:
-            return 0
+            if found is not None:
+                warnings.warn(f"{path}: nothing had been saved to continue from; the run begins again", stacklevel=2)
+            return 0, None
         if stored.get("identity") != self.config.identity():
-            raise ConfigError(f"{self.folder.path}: its checkpoint is of another run; --force begins this one again")
-        vars(self.strategy).update(stored["strategy"])
-        self.trainer.optimizer_state = stored["optimizer"]
-        self.record = stored["record"]
-        return int(stored["task"]) + 1
+            raise ConfigError(f"{path}: its checkpoint is of another run; --force begins this one again")
+        if stored.get("form") != FORM:
+            raise ConfigError(f"{path}: its checkpoint is of another clbench; --force begins the run again")
+        if stored["start"] is not None:
+            self._start = stored["start"].numpy().tobytes()
+            start = unpack(self._start, classes)
+            self.strategy.load_state(start["strategy"])
+            self.trainer.optimizer_state = start["optimizer_state"]
+        here, self.record = self.record, stored["record"]
+        task, within = stored["task"], stored["within"]
+        at = {"stage": "", "epoch": 0, "step": 0} if within is None else within["trainer"]["progress"]
+        self.record["resumes"].append({"task": task, **{name: at[name] for name in ("stage", "epoch", "step")}})
+        if elsewhere := differences(self.record, here):
+            text = f"begun with {elsewhere}: the last bits may differ from those of a run in one go"
+            self.record["warnings"].append({"rule": "continued-elsewhere", "text": f"{self.config.label}: {text}"})
+            warnings.warn(f"{path}: {text}", stacklevel=2)
+        return task, within
 
     def _write(self) -> Result:
         result = Result(self.record)
@@ -321,6 +422,16 @@ class _Run:
         except OSError as error:
             raise RunError(f"{self.folder.path}: {error.strerror or error}; the results so far are kept") from None
         return result
+
+
+def differences(begun: dict[str, Any], here: dict[str, Any]) -> str:
+    """Return in what of clbench, torch and processor two records differ, as "torch 2.6, here 2.7"; "" for nothing."""
+    named = {
+        "clbench": [r["clbench"] for r in (begun, here)],
+        "torch": [r["environment"]["packages"]["torch"] for r in (begun, here)],
+        "processor": [r["environment"]["device"] for r in (begun, here)],
+    }
+    return "; ".join(f"{name} {then}, here {now}" for name, (then, now) in named.items() if then != now)
 
 
 def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> dict[str, Any]:
@@ -377,6 +488,7 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> dic
         "training": [],
         "evaluations": [],
         "ledger": [],
+        "resumes": [],
         "metrics": {},
         "metrics_task_aware": {},
         "warnings": run_warnings(config, scenario, strategy),

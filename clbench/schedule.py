@@ -41,15 +41,19 @@ class Progressless:
         self.count += 1
         return False
 
+    def state(self) -> tuple[float, int]:
+        """Return the lowest loss and the count."""
+        return self.lowest, self.count
+
 
 class Plateau:
     """Lowers the rate by lr_factor after lr_patience epochs in a row without progress of the validation loss."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.factor, self._config, self._waiting = 1.0, config, Progressless(config.min_delta)
+        self.factor, self._config, self.waiting = 1.0, config, Progressless(config.min_delta)
 
     def update(self, loss: float) -> None:
         """Take up the validation loss of an epoch."""
-        if not self._waiting.better(loss) and self._waiting.count >= self._config.lr_patience:
+        if not self.waiting.better(loss) and self.waiting.count >= self._config.lr_patience:
             self.factor *= self._config.lr_factor
-            self._waiting.count = 0
+            self.waiting.count = 0

@@ -2,8 +2,9 @@
 
 import io
 import os
+import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from clbench.config import RunConfig
-from clbench.errors import ConfigError
-from clbench.files import write_atomically
+from clbench.errors import ConfigError, RunError
+from clbench.files import remove_unfinished, write_atomically
 from clbench.result import Result
 
 
@@ -40,11 +41,11 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 class RunFolder:
-    """The folder of one run: run.json, accuracy.csv, training.csv, model.pt; checkpoint.pt while it is unfinished."""
+    """The folder of one run: run.json, accuracy.csv, training.csv, model.pt; two checkpoints while it is unfinished."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._checkpoint = self.path / "checkpoint.pt"
+        self._checkpoints = (self.path / "checkpoint.pt", self.path / "checkpoint-previous.pt")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -57,6 +58,7 @@ class RunFolder:
         except Timeout:
             raise ConfigError(f"{self.path} is in use by another process; wait for it or name another folder") from None
         try:
+            remove_unfinished(self.path)
             yield
         finally:
             held.release()
@@ -75,63 +77,86 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run left here, and nothing else."""
-        for name in ("run.json", "accuracy.csv", "training.csv", "model.pt", "checkpoint.pt"):
+        for name in ("run.json", "accuracy.csv", "training.csv", "model.pt"):
             (self.path / name).unlink(missing_ok=True)
+        self.drop_checkpoint()
 
     def save_checkpoint(self, payload: dict[str, Any]) -> None:
-        """Write the state at the end of a task in one step."""
-        import torch
+        """Write a state to continue from in one step, and keep the one before; raises RunError when it can't."""
+        self._save(self._checkpoints[0], payload, previous=self._checkpoints[1])
 
-        buffer = io.BytesIO()
-        torch.save(payload, buffer)
-        write_atomically(self._checkpoint, buffer.getvalue())
+    def load_checkpoint(self, classes: Sequence[type]) -> dict[str, Any] | None:
+        """Read the newest checkpoint that is whole, None when there is none, with a warning where one is damaged.
 
-    def load_checkpoint(self, classes: list[type], device: Any) -> dict[str, Any] | None:
-        """Read the checkpoint, None when there is none; only tensors, plain values and `classes` are unpacked.
-
-        Raises ConfigError, naming the file, when it is damaged or holds anything else.
+        Only tensors, plain values and `classes` are unpacked. Raises ConfigError when no checkpoint is whole.
         """
-        import torch
-
-        if not self._checkpoint.exists():
+        problems: list[str] = []
+        for path in self._checkpoints:
+            try:
+                payload = unpack(path.read_bytes(), classes)
+            except FileNotFoundError:
+                problems.append(f"{path.name} is missing")
+            except Exception as error:  # torch.load has no error of its own for what isn't a checkpoint
+                problems.append(f"{path.name} is damaged ({(str(error) or type(error).__name__).splitlines()[0][:50]})")
+            else:
+                if problems:
+                    warnings.warn(
+                        f"{self.path}: {problems[0]}; going on from {path.name}, the one before", stacklevel=2
+                    )
+                return payload
+        if not self.has_checkpoint():
             return None
-        try:
-            with zipfile.ZipFile(self._checkpoint) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise ValueError(f"{damaged} does not match its checksum")
-            with torch.serialization.safe_globals(list(classes)):
-                payload = torch.load(self._checkpoint, map_location=device, weights_only=True)
-        except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-            raise ConfigError(
-                f"{self._checkpoint}: can't be read ({reason}); restore the file, or --force to start the run again"
-            ) from None
-        if not isinstance(payload, dict):
-            raise ConfigError(f"{self._checkpoint}: not a checkpoint of clbench; --force starts the run again")
-        return payload
+        raise ConfigError(f"{self.path}: {' and '.join(problems)}; restore one, or --force to start the run again")
 
     def is_ours(self) -> bool:
         """Whether nothing is here, or what a run of clbench left; anything else is not ours to overwrite."""
         if not any((self.path / name).exists() for name in ("run.json", "model.pt", "accuracy.csv", "training.csv")):
             return True
-        return (self.path / ".lock").exists() or self._checkpoint.exists() or _is_run(self.path)
+        return (self.path / ".lock").exists() or self.has_checkpoint() or _is_run(self.path)
 
     def has_checkpoint(self) -> bool:
         """Whether there is a state to continue from."""
-        return self._checkpoint.exists()
+        return any(path.exists() for path in self._checkpoints)
 
     def drop_checkpoint(self) -> None:
-        """Drop the checkpoint, which a finished run no longer needs."""
-        self._checkpoint.unlink(missing_ok=True)
+        """Drop the checkpoints, which a finished run no longer needs."""
+        for path in self._checkpoints:
+            path.unlink(missing_ok=True)
 
     def save_model(self, model_state: dict[str, Any]) -> None:
-        """Write the final weights."""
-        import torch
+        """Write the final weights; raises RunError when it can't."""
+        self._save(self.path / "model.pt", model_state)
 
-        buffer = io.BytesIO()
-        torch.save(model_state, buffer)
-        write_atomically(self.path / "model.pt", buffer.getvalue())
+    def _save(self, path: Path, payload: dict[str, Any], previous: Path | None = None) -> None:
+        content = pack(payload)
+        try:
+            write_atomically(path, content, previous=previous)
+        except OSError as error:
+            raise RunError(f"{path}: {error.strerror or error}; what was saved before is kept") from None
+
+
+def pack(payload: dict[str, Any]) -> bytes:
+    """Return tensors, plain values and known classes as bytes, with a checksum of each tensor."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(payload, buffer)
+    return buffer.getvalue()
+
+
+def unpack(content: bytes, classes: Sequence[type]) -> dict[str, Any]:
+    """Return what was packed; raises an exception of some kind for anything else, and executes nothing."""
+    import torch
+
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} does not match its checksum")
+    with torch.serialization.safe_globals(list(classes)):
+        payload = torch.load(io.BytesIO(content), weights_only=True)
+    if not isinstance(payload, dict):
+        raise ValueError("not a checkpoint of clbench")
+    return payload
 
 
 def _is_run(path: Path) -> bool:

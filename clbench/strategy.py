@@ -33,8 +33,9 @@ class Stage:
 
     parameters: what trains; everything else is frozen, batch-norm statistics and dropout included (default: all).
     head_rows: the only rows of the head that move. epochs, iterations, lr: the config's where None.
-    loss: replaces the strategy's. before: run once at the start, before the optimizer is made. watched: early stopping
-    and plateau schedules apply, which judge by the current task alone; not so where old tasks count as much.
+    loss: replaces the strategy's. before: run once at the start, before the optimizer is made. Both reach modules
+    through the strategy: after an interruption these are other objects. watched: early
+    stopping and plateau schedules apply, which judge by the current task alone; not so where old tasks count as much.
     """
 
     data: ImageSet
@@ -301,8 +302,15 @@ class Strategy:
         return found
 
     def state(self) -> dict[str, Any]:
-        """Return the learnt state: what was assigned to self, the model and the memory among it."""
-        return {n: v for n, v in vars(self).items() if n not in self._options.model_fields and n not in self._lent}
+        """Return the learnt state: what was assigned to self, model and memory among it, but views of data."""
+        known = {*self._options.model_fields, *self._lent}
+        return {n: v for n, v in vars(self).items() if n not in known and not isinstance(v, ImageSet | Task)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put a state() in the place of the present one, in its order, which is that of the optimizer's parameters."""
+        for name in self.state():
+            del vars(self)[name]
+        vars(self).update(state)
 
 
 @contextmanager

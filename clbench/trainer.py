@@ -2,9 +2,7 @@
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Any
@@ -32,6 +30,7 @@ class Trainer:
         self.config = context.config
         # Momentum, Adam statistics: {parameter name: {statistic: tensor}}, for optimizer_state = "keep".
         self.optimizer_state: dict[str, dict[str, Tensor]] = {}
+        self._fit: _Fit | None = None
 
     def fit(
         self,
@@ -39,69 +38,115 @@ class Trainer:
         *,
         after_step: Callable[[float | None], None] = lambda loss: None,
         after_epoch: Callable[[Record], None] = lambda record: None,
+        at_rest: Callable[[bool], None] = lambda epoch_is_over: None,
+        stored: dict[str, Any] | None = None,
     ) -> list[Record]:
         """Fit one stage and return a record per epoch; raises RunError when the loss is no longer finite.
 
         With early stopping the record of the epoch whose state was kept says so ("best").
         after_step: called after each step; its argument is the mean loss of the epoch so far, read every 50 steps.
+        at_rest: called where state() can be taken: after each step and, with True, each epoch. stored: a state() of
+        this stage to go on from; the strategy's own was put back before.
         """
-        strategy, progress, config = self.strategy, self.context.progress, self.config
+        progress, config = self.context.progress, self.config
         progress.stage, progress.epoch, progress.step = stage.name, 0, 0
-        if stage.before is not None:
-            model = strategy.model
+        if stored is None and stage.before is not None:
+            model = self.strategy.model
             stage.before()
-            if strategy.model is not model:
+            if self.strategy.model is not model:
                 # Statistics of another model's weights mean nothing to a fresh one.
                 self.optimizer_state.clear()
         if len(stage.data) == 0:
             return []
-        trained, frozen = self._freeze(stage)
-        optimizer = self._optimizer(trained, config.scaled_lr if stage.lr is None else stage.lr)
-        rows = _Rows(strategy.model.head, stage.head_rows) if stage.head_rows is not None else None
-        epochs = stage.epochs or (None if stage.iterations else config.epochs)
-        steps = stage.iterations or (None if epochs else config.iterations)
-        fit = _Fit(stage, trained, optimizer, [group["lr"] for group in optimizer.param_groups], rows, epochs, steps)
-        plateau, waiting, best = Plateau(config), Progressless(config.min_delta), Best(strategy)
-        records: list[Record] = []
-        best_record: Record | None = None
-        while (epochs is None or progress.epoch < epochs) and (steps is None or progress.step < steps):
-            records.append(self._epoch(fit, plateau.factor, after_step))
+        self._fit = fit = self._begin(stage) if stored is None else self._go_on(stage, stored)
+        while not fit.is_over(progress, config.patience):
+            record = self._epoch(fit, after_step, at_rest)
+            fit.records.append(record)
             if config.watches_validation and stage.watched:
-                records[-1]["validation_loss"] = loss = validation_loss(strategy, self.context)
-                plateau.update(loss)
-                if config.patience is not None and waiting.better(loss):
-                    best.keep()
-                    best_record = records[-1]
-            after_epoch(records[-1])
+                record["validation_loss"] = loss = validation_loss(self.strategy, self.context)
+                fit.plateau.update(loss)
+                if config.patience is not None and fit.waiting.better(loss):
+                    fit.best.keep()
+                    fit.best_epoch = progress.epoch
+            after_epoch(record)
             progress.epoch += 1
-            if config.patience is not None and stage.watched and waiting.count >= config.patience:
-                break
-        if best_record is not None:
-            best.restore()
-            best_record["best"] = True
+            fit.losses, fit.steps_done, fit.images, fit.seconds = _Losses(), 0, 0, 0.0
+            at_rest(True)
+        if fit.best_epoch is not None:
+            fit.best.restore()
+            fit.records[fit.best_epoch]["best"] = True
         if config.optimizer_state == "keep":
-            self._keep(optimizer, trained)
-        for parameter in frozen:
+            self._keep(fit.optimizer, fit.trained)
+        for parameter in fit.frozen:
             parameter.requires_grad_(True)
-        optimizer.zero_grad(set_to_none=True)
-        return records
+        fit.optimizer.zero_grad(set_to_none=True)
+        self._fit = None
+        return fit.records
 
-    def _epoch(self, fit: "_Fit", plateau: float, after_step: Callable[[float | None], None]) -> Record:
+    def state(self) -> dict[str, Any]:
+        """Return where the stage under way is, to be saved in one file with the strategy, whose parameters it shares.
+
+        Random streams are no part of it: each is a function of the position.
+        """
+        fit, progress = self._fit, self.context.progress
+        assert fit is not None
+        fit.losses.read(progress)
+        return {
+            "progress": dict(vars(progress)),
+            "optimizer": fit.optimizer.state_dict(),
+            "optimizer_state": self.optimizer_state,
+            "trained": fit.trained,
+            "frozen": fit.frozen,
+            "fixed_rows": fit.rows and fit.rows.saved,
+            "plateau": (fit.plateau.factor, *fit.plateau.waiting.state()),
+            "waiting": fit.waiting.state(),
+            "best": fit.best.state,
+            "best_epoch": fit.best_epoch,
+            "records": fit.records,
+            "epoch": (fit.losses.sums, fit.losses.counts, fit.steps_done, fit.images, fit.seconds),
+        }
+
+    def _begin(self, stage: Stage) -> "_Fit":
+        trained, frozen = self._freeze(stage)
+        optimizer = self._optimizer(trained, self._rate(stage))
+        return _Fit(stage, trained, frozen, optimizer, self.strategy, self.config)
+
+    def _go_on(self, stage: Stage, stored: dict[str, Any]) -> "_Fit":
+        vars(self.context.progress).update(stored["progress"])
+        optimizer = self._optimizer(stored["trained"], self._rate(stage))
+        fit = _Fit(stage, stored["trained"], stored["frozen"], optimizer, self.strategy, self.config)
+        optimizer.load_state_dict(stored["optimizer"])
+        self.optimizer_state = stored["optimizer_state"]
+        if fit.rows is not None:
+            fit.rows.saved = stored["fixed_rows"]
+        fit.plateau.factor, fit.plateau.waiting.lowest, fit.plateau.waiting.count = stored["plateau"]
+        fit.waiting.lowest, fit.waiting.count = stored["waiting"]
+        fit.best.state, fit.best_epoch, fit.records = stored["best"], stored["best_epoch"], stored["records"]
+        fit.losses.sums, fit.losses.counts, fit.steps_done, fit.images, fit.seconds = stored["epoch"]
+        return fit
+
+    def _rate(self, stage: Stage) -> float:
+        return self.config.scaled_lr if stage.lr is None else stage.lr
+
+    def _epoch(
+        self, fit: "_Fit", after_step: Callable[[float | None], None], at_rest: Callable[[bool], None]
+    ) -> Record:
         strategy, progress, config, context = self.strategy, self.context.progress, self.config, self.context
         stage, optimizer = fit.stage, fit.optimizer
         loss_of = stage.loss or strategy.loss
         keys = (progress.task, stage.name, progress.epoch)
         order = torch.randperm(len(stage.data), generator=stream(config.seed, "shuffle", *keys))
         batches = cut(stage.data.ids[order], config.batch_size, drop_last=config.drop_last)
-        progress.steps_per_epoch, progress.replayed = len(batches), 0
+        if fit.steps_done == 0:
+            progress.steps_per_epoch, progress.replayed = len(batches), 0
         # Dropout draws from torch's global stream: a seed per step makes it independent of what else draws from it.
         dropout = stream_seed(config.seed, "dropout", *keys) >> 1
         fill = self._fills_memory(stage)
-        losses = _Losses()
-        images, paused = 0, 0.0
         started = time.perf_counter()
-        for step, ids in enumerate(batches):
-            fit.set_rate(progress, config, len(context.scenario.tasks), plateau)
+        while fit.steps_done < len(batches) and (fit.steps is None or progress.step < fit.steps):
+            step = fit.steps_done
+            ids = batches[step]
+            fit.set_rate(progress, config, len(context.scenario.tasks))
             batch = context.pipeline.batch(ids, strategy.active_outputs(ids), (*keys, step))
             seed_global_stream(dropout + step, context.device)
             with context.autocast():
@@ -122,28 +167,27 @@ class Trainer:
             if fill:
                 self._fill_memory(ids, step)
             strategy.after_step(batch)
-            losses.add(terms)
-            images += len(ids)
+            fit.losses.add(terms)
+            fit.images += len(ids)
+            fit.steps_done += 1
             progress.step += 1
             # The only place where a step waits for the device.
-            loss = losses.read(progress) if step % 50 == 49 else None
-            before = time.perf_counter()
+            loss = fit.losses.read(progress) if step % 50 == 49 else None
+            fit.seconds += time.perf_counter() - started
             after_step(loss)
-            paused += time.perf_counter() - before
-            if fit.steps is not None and progress.step >= fit.steps:
-                break
-        losses.read(progress)
-        seconds = time.perf_counter() - started - paused
+            at_rest(False)
+            started = time.perf_counter()
+        fit.losses.read(progress)
         return {
             "task": progress.task,
             "stage": stage.name,
             "epoch": progress.epoch,
-            "steps": step + 1,
+            "steps": fit.steps_done,
             "lr": progress.learning_rate,
-            "seconds": seconds,
-            "images": images,
+            "seconds": fit.seconds + time.perf_counter() - started,
+            "images": fit.images,
             "replayed": progress.replayed,
-            "losses": losses.means(),
+            "losses": fit.losses.means(),
         }
 
     def _freeze(self, stage: Stage) -> tuple[dict[str, nn.Parameter], list[nn.Parameter]]:
@@ -205,19 +249,38 @@ class Trainer:
         self.strategy.memory.update(ids, classes, generator)
 
 
-@dataclass
 class _Fit:
-    """One stage under way."""
+    """One stage under way: how far it is, and what it goes on with."""
 
-    stage: Stage
-    trained: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    rates: list[float]
-    rows: "_Rows | None"
-    epochs: int | None
-    steps: int | None
+    def __init__(
+        self,
+        stage: Stage,
+        trained: dict[str, nn.Parameter],
+        frozen: list[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        strategy: Strategy,
+        config: RunConfig,
+    ) -> None:
+        self.stage, self.trained, self.frozen, self.optimizer = stage, trained, frozen, optimizer
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.rows = _Rows(strategy.model.head, stage.head_rows) if stage.head_rows is not None else None
+        self.epochs = stage.epochs or (None if stage.iterations else config.epochs)
+        self.steps = stage.iterations or (None if self.epochs else config.iterations)
+        self.plateau, self.waiting, self.best = Plateau(config), Progressless(config.min_delta), Best(strategy)
+        self.records: list[Record] = []
+        self.best_epoch: int | None = None
+        # Of the epoch under way.
+        self.losses, self.steps_done, self.images, self.seconds = _Losses(), 0, 0, 0.0
 
-    def set_rate(self, progress: Progress, config: RunConfig, n_tasks: int, plateau: float) -> None:
+    def is_over(self, progress: Progress, patience: int | None) -> bool:
+        """Whether the stage has had its epochs or steps, or has waited long enough for progress."""
+        if patience is not None and self.waiting.count >= patience:
+            return True
+        return (self.epochs is not None and progress.epoch >= self.epochs) or (
+            self.steps is not None and progress.step >= self.steps
+        )
+
+    def set_rate(self, progress: Progress, config: RunConfig, n_tasks: int) -> None:
         """Set the learning rate of the step to come."""
         progress.learning_rate = self.optimizer.param_groups[-1]["lr"]
         if config.schedule == "constant" and not config.lr_warmup:
@@ -227,7 +290,7 @@ class _Fit:
         position = progress.step / per_epoch
         if config.schedule_scope == "run":
             position, total = position + progress.task * total, total * n_tasks
-        factor = lr_multiplier(config, position, 1 / per_epoch, total) * plateau
+        factor = lr_multiplier(config, position, 1 / per_epoch, total) * self.plateau.factor
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         progress.learning_rate = self.optimizer.param_groups[-1]["lr"]
@@ -238,8 +301,8 @@ class _Losses:
 
     def __init__(self) -> None:
         self._pending: list[dict[str, Tensor]] = []
-        self._sums: dict[str, float] = {}
-        self._counts: Counter[str] = Counter()
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Take up the terms of a step without reading them."""
@@ -258,14 +321,14 @@ class _Losses:
                         f"{progress.epoch}, step {step} at learning rate {progress.learning_rate:g}; "
                         "try a smaller learning rate"
                     )
-                self._sums[name] = self._sums.get(name, 0.0) + value
-                self._counts[name] += 1
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.counts[name] = self.counts.get(name, 0) + 1
             self._pending.clear()
         return sum(self.means().values())
 
     def means(self) -> dict[str, float]:
         """Return the mean of each term over the steps that had it."""
-        return {name: total / self._counts[name] for name, total in self._sums.items()}
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
 
 
 class _Rows:

@@ -218,7 +218,7 @@ def test_no_data_and_no_network_is_refused_with_what_to_put_where_DA04(
 OF_ALL_RUNS = """
 --setting --tasks --task-sizes --class-order --class-order-seed --epochs --iterations --batch-size --lr --optimizer
 --model --head --loss-outputs --drop-last --memory-size --memory-per-class -p --limit --validation --evaluate
---eval-every --device --precision --threads --data-root --out --force --quiet --json
+--eval-every --checkpoint-every --device --precision --threads --data-root --out --force --quiet --json
 """
 OPTIONS = {
     "run": f"{OF_ALL_RUNS} --seed --resume",

@@ -80,9 +80,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def comparable(folder: Path) -> dict[str, Any]:
-    """The record of a run without what is a matter of clocks."""
+    """The record of a run without what is a matter of clocks, and where it was taken up again."""
     record = json.loads((folder / "run.json").read_text())
-    del record["created"]
+    del record["created"], record["resumes"]
     for entry in record["tasks"] + record["training"]:
         del entry["seconds"]
         entry.pop("peak_memory_bytes", None)
@@ -222,13 +222,21 @@ def test_stopped_and_resumed_at_every_task_boundary_IC13(strategy, options, run,
     assert same_model(tmp_path / "whole", tmp_path / "parts")
 
 
-@pytest.mark.parametrize("at", [(0, 1), (1, 2), (4, 3)])
-def test_stopped_within_a_task_the_task_begins_again(at, run, tmp_path):
+@pytest.mark.parametrize("at", [(1, 2), (4, 3)])
+def test_stopped_within_a_task_without_checkpoints_there_the_task_begins_again(at, run, tmp_path):
     run("icarl", out=tmp_path / "whole", memory_size=20)
     with pytest.raises(StoppedError):
         run("icarl", out=tmp_path / "parts", memory_size=20, observer=StopAfter(*at))
     run("icarl", out=tmp_path / "parts", memory_size=20, resume=True)
+    assert Result.load(tmp_path / "parts").record["resumes"] == [{"task": at[0], "stage": "", "epoch": 0, "step": 0}]
     assert comparable(tmp_path / "whole") == comparable(tmp_path / "parts")
+
+
+def test_a_run_that_was_stopped_before_anything_was_saved_begins_again_and_says_so(run, tmp_path):
+    with pytest.raises(StoppedError):
+        run(out=tmp_path / "run", observer=StopAfter(0, 1))
+    with pytest.warns(UserWarning, match="nothing had been saved to continue from; the run begins again"):
+        run(out=tmp_path / "run", resume=True)
 
 
 def test_a_run_that_failed_can_be_resumed_when_its_cause_is_gone(run, tmp_path, monkeypatch):
@@ -375,6 +383,9 @@ def test_a_folder_in_use_by_another_process_is_refused_and_a_killed_one_gives_it
 
 
 def spoil(file: Path, how: str) -> None:
+    if how == "missing":
+        file.unlink()
+        return
     content = bytearray(file.read_bytes())
     if how == "empty":
         content = bytearray()
@@ -391,16 +402,42 @@ def spoil(file: Path, how: str) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("how", ["empty", "cut", "cut at the end", "text", "one bit", "zeros"])
-def test_a_damaged_checkpoint_is_refused_in_one_sentence(how, unfinished, run, refused):
+DAMAGE = ["missing", "empty", "cut", "cut at the end", "text", "one bit", "zeros"]
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_and_says_so(how, unfinished, run, tmp_path):
+    """What run.json holds stays there until the run is as far again."""
     spoil(unfinished / "checkpoint.pt", how)
-    with refused("checkpoint.pt", "--force"):
+    begun: list[tuple[int, int]] = []
+
+    class Watch(Observer):
+        def begin(self, config: Any, scenario: Any, first_task: int) -> None:
+            begun.append((first_task, len(Result.load(unfinished).record["tasks"])))
+
+        def step(self, progress: Any, loss: float | None) -> None:
+            assert len(Result.load(unfinished).record["tasks"]) >= 2
+
+    with pytest.warns(UserWarning, match=r"checkpoint\.pt is (missing|damaged).*going on from checkpoint-previous\.pt"):
+        run("icarl", out=unfinished, memory_size=20, resume=True, observer=Watch())
+    assert begun == [(1, 2)]
+    run("icarl", out=tmp_path / "whole", memory_size=20)
+    assert comparable(unfinished) == comparable(tmp_path / "whole")
+    assert same_model(unfinished, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_run_whose_checkpoints_are_both_damaged_is_refused_in_one_sentence(how, unfinished, run, refused):
+    spoil(unfinished / "checkpoint.pt", how)
+    spoil(unfinished / "checkpoint-previous.pt", "cut")
+    with refused("checkpoint.pt", "checkpoint-previous.pt", "--force"):
         run("icarl", out=unfinished, memory_size=20, resume=True)
     assert run("icarl", out=unfinished, memory_size=20, force=True).status == "done"
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"identity": "?"}, {}, torch.zeros(3)], ids=str)
 def test_a_checkpoint_that_is_something_else_is_refused(content, unfinished, run, refused):
+    (unfinished / "checkpoint-previous.pt").unlink()
     torch.save(content, unfinished / "checkpoint.pt")
     with refused("--force"):
         run("icarl", out=unfinished, memory_size=20, resume=True)
@@ -440,6 +477,7 @@ def test_a_checkpoint_that_would_run_code_does_not_CK03(form, unfinished, run, r
         (unfinished / "checkpoint.pt").write_bytes(pickle.dumps(bomb))
     else:
         torch.save(bomb, unfinished / "checkpoint.pt", _use_new_zipfile_serialization=form == "zip")
+    (unfinished / "checkpoint-previous.pt").write_bytes((unfinished / "checkpoint.pt").read_bytes())
     with refused("checkpoint.pt", "--force"):
         run("icarl", out=unfinished, memory_size=20, resume=True)
     assert not marker.exists()
