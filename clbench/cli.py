@@ -47,6 +47,9 @@ def run_verb(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
     force: Force = False,
+    explain_on_cpu: Annotated[
+        bool, typer.Option("--explain-on-cpu", help="After a device error: replay on the CPU, and say what it says.")
+    ] = False,
     overfit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Only check that N images can be learnt by heart.")
     ] = None,
@@ -56,8 +59,8 @@ def run_verb(
     """Run one strategy on one scenario."""
     if resume and force:
         raise ConfigError("--resume and --force exclude each other; give one of them")
-    if overfit is not None and (out or resume or force):
-        raise ConfigError("--overfit leaves no run behind; give it without --out, --resume and --force")
+    if overfit is not None and (out or resume or force or explain_on_cpu):
+        raise ConfigError("--overfit leaves no run behind; give it without --out, --resume, --force, --explain-on-cpu")
     from clbench.resolve import prepare, resolve
     from clbench.runner import execute
     from clbench.store import RunFolder, default_folder
@@ -78,8 +81,16 @@ def run_verb(
         return
     folder = RunFolder(out or default_folder(config))
     console = _console(quiet or as_json)
-    with _Progress(console) as progress:
-        result = execute(config, tasks, folder, resume=resume, force=force, observer=progress.observer())
+    try:
+        with _Progress(console) as progress:
+            result = execute(config, tasks, folder, resume=resume, force=force, observer=progress.observer())
+    except Exception as error:
+        from clbench.explain import explain, is_device_error
+
+        if not is_device_error(error):
+            raise
+        hint = "--resume --explain-on-cpu replays it on the CPU, where errors are clear"
+        raise RunError(explain(folder.path) if explain_on_cpu else f"{str(error).splitlines()[0]}; {hint}") from error
     if as_json:
         print(json.dumps(result.record))
         return

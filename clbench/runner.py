@@ -153,7 +153,9 @@ class _Run:
                     self._interruption.pass_on()
         except Exception as error:  # whatever a strategy raises
             kind = "" if isinstance(error, RunError | ConfigError) else f"{type(error).__name__}: "
-            self.record |= {"status": "failed", "error": f"{kind}{error}"}
+            progress = self.context.progress
+            at = {name: getattr(progress, name) for name in ("task", "stage", "epoch", "step")}
+            self.record |= {"status": "failed", "error": f"{kind}{error}", "failed_at": at}
             self._write()
             raise
         self.folder.save_model(self.strategy.model.state_dict())
