@@ -532,7 +532,7 @@ def _stdout() -> "Console":
 
 
 class _Progress:
-    """Progress on stderr: what became of the runs, and task, epoch, loss, images/s of the one under way in this process.
+    """Progress on stderr: what became of the runs, and task, epoch, loss, images/s of one in this process.
 
     Off a terminal there is a line for each run that ends, and no bar.
     """

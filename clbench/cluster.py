@@ -1,5 +1,6 @@
 """Planned runs on a Ray cluster, whose nodes see the same files; a run of a lost node is done again on another."""
 
+import logging
 import os
 import signal
 import warnings
@@ -29,7 +30,7 @@ def on_ray(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcome]], c
         # Ray takes over the signals of its driver; how a command of ours ends is for the command line to say.
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0][:120]
             raise ConfigError(

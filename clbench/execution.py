@@ -15,7 +15,7 @@ from filelock import SoftFileLease, Timeout
 
 from clbench.config import SCENARIO_FIELDS, RunConfig
 from clbench.errors import ConfigError, RunError
-from clbench.locks import InUse, is_held, lease
+from clbench.locks import InUseError, is_held, lease
 from clbench.resolve import give, prepare, resolve, strategy_class
 from clbench.result import Result
 from clbench.runner import Observer, check, execute
@@ -113,17 +113,17 @@ def plan_requests(
     return planned
 
 
-def seed_list(seeds: int | Sequence[int]) -> Sequence[int]:
+def seed_list(seeds: Any) -> Sequence[int]:
     """Return the seeds: those given, or as many as the number says (0, 1, ...); raises ConfigError."""
-    if isinstance(seeds, bool) or not isinstance(seeds, int | Sequence) or isinstance(seeds, str):
-        raise ConfigError(f"seeds={seeds!r}: a number of seeds, or a list of them, is accepted")
     if isinstance(seeds, int):
-        if seeds < 1:
+        if isinstance(seeds, bool) or seeds < 1:
             raise ConfigError(f"seeds={seeds}: a number of at least 1, or a list of seeds, is accepted")
         return range(seeds)
+    if not isinstance(seeds, list | tuple | range):
+        raise ConfigError(f"seeds={seeds!r}: a number of seeds, or a list of them, is accepted")
     if len(set(seeds)) != len(seeds) or not seeds:
         raise ConfigError(f"seeds={','.join(map(str, seeds))}: at least one seed, each once, is accepted")
-    return seeds
+    return list(seeds)
 
 
 def lives_on_memory(strategy: str | type[Strategy]) -> bool:
@@ -225,7 +225,7 @@ def _do(
         tasks = scenario or prepare(item.config)[1]
         execute(item.config, tasks, RunFolder(item.folder), resume=not force, force=force, observer=observer)
         return Outcome(item)
-    except InUse:
+    except InUseError:
         return Outcome(item, source="held")
     except (ConfigError, RunError) as error:
         return Outcome(item, str(error))

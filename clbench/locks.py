@@ -18,13 +18,13 @@ LEASE_SECONDS = 180.0
 NAME = ".lease"
 
 
-class InUse(ConfigError):
+class InUseError(ConfigError):
     """Another process holds the folder."""
 
 
-def lease(folder: str | os.PathLike[str], lease_seconds: float = LEASE_SECONDS) -> SoftFileLease:
+def lease(folder: str | os.PathLike[str]) -> SoftFileLease:
     """Return the lock of a run folder, not held yet; `acquire` raises filelock.Timeout while another holds it."""
-    return SoftFileLease(Path(folder) / NAME, lease_duration=lease_seconds, timeout=0, thread_local=False)
+    return SoftFileLease(Path(folder) / NAME, lease_duration=LEASE_SECONDS, timeout=0, thread_local=False)
 
 
 def is_held(folder: str | os.PathLike[str]) -> bool:
@@ -34,14 +34,14 @@ def is_held(folder: str | os.PathLike[str]) -> bool:
 
 @contextmanager
 def held(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a folder that exists; raises InUse, naming the holder, when another process does, OSError for no access."""
+    """Hold a folder that exists; raises InUseError when another process does, OSError where a lease can't be written."""
     lock = lease(folder)
     try:
         lock.acquire()
     except Timeout:
         owner = lock.owner
         by = "another process" if owner is None else f"process {owner.pid} on {owner.hostname.partition('?')[0]}"
-        raise InUse(
+        raise InUseError(
             f"{folder} is in use by {by}; wait for it, name another folder, or remove its {NAME} if that one is dead"
         ) from None
     try:

@@ -20,14 +20,15 @@ def natural_sorted(names: Iterable[str]) -> list[str]:
 
 
 # Reading what all installed packages declare takes 10 to 40 ms, and every config of a sweep asks.
-@functools.lru_cache(maxsize=1)
-def _declared(path: tuple[str, ...]) -> EntryPoints:
-    return metadata.entry_points()
+@functools.lru_cache(maxsize=8)
+def _declared(group: str, path: tuple[str, ...]) -> EntryPoints:
+    return metadata.entry_points(group=group)
 
 
-def entry_points(**selection: str) -> EntryPoints:
-    """Return what installed packages declare, read once for each sys.path."""
-    return _declared(tuple(sys.path)).select(**selection)
+def entry_points(group: str, name: str | None = None) -> EntryPoints:
+    """Return what installed packages declare in a group, read once for each sys.path."""
+    found = _declared(group, tuple(sys.path))
+    return found if name is None else found.select(name=name)
 
 
 def entry_point_names(group: str) -> list[str]:

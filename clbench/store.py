@@ -48,8 +48,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder, also against other hosts; raises locks.InUse when another process does, ConfigError when it
-        can't be written."""
+        """Hold the folder, also against other hosts; raises ConfigError, locks.InUseError when another process does."""
         with ExitStack() as stack:
             with _writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)

@@ -231,7 +231,8 @@ def _takes_list(annotation: Any) -> bool:
 
 def _own_options(strategy: str | type[Strategy]) -> Mapping[str, Any]:
     cls = strategy if isinstance(strategy, type) else strategy_class(_spec(strategy)[0])
-    return cls._options.model_fields
+    options: Mapping[str, Any] = cls._options.model_fields
+    return options
 
 
 def _spec(strategy: str | type[Strategy]) -> tuple[str, dict[str, str]]:
@@ -245,7 +246,8 @@ def _excludes(one: str, other: str) -> bool:
 def _asked(request: Request) -> dict[str, Any]:
     """Return what the grid gives a run beside scenario, strategy and seed."""
     options = {k: v for k, v in request.options.items() if k not in ("seed", "strategy_options")}
-    return options | request.options["strategy_options"]
+    own: dict[str, Any] = request.options["strategy_options"]
+    return options | own
 
 
 def _facts(request: Request) -> dict[str, Any]:
