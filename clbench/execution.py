@@ -11,11 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import SoftFileLease, Timeout
-
 from clbench.config import SCENARIO_FIELDS, RunConfig
 from clbench.errors import ConfigError, RunError
-from clbench.locks import InUseError, is_held, lease
+from clbench.locks import InUseError, Watched, is_held
 from clbench.resolve import give, prepare, resolve, strategy_class
 from clbench.result import Result
 from clbench.runner import Observer, check, execute
@@ -161,7 +159,7 @@ def run_planned(
     versions.pop(metadata.version("clbench"), None)
     for version, n in versions.items():
         warnings.warn(f"{n} finished runs of clbench {version} are reused", stacklevel=2)
-    waiting: dict[Path, tuple[PlannedRun, SoftFileLease]] = {}
+    waiting: dict[Path, tuple[PlannedRun, Watched]] = {}
     seen = {item.folder: _stamp(item.folder) for item in left}
     while left or waiting:
         if not left:
@@ -178,7 +176,7 @@ def run_planned(
             outcomes = (do(observer) for do in work)
         for outcome in outcomes:
             if outcome.source == "held":
-                waiting[outcome.planned.folder] = outcome.planned, lease(outcome.planned.folder)
+                waiting[outcome.planned.folder] = outcome.planned, Watched(outcome.planned.folder)
             else:
                 yield outcome
         left = []
@@ -284,16 +282,14 @@ def _stamp(folder: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _wait_for_any(waiting: Mapping[Path, tuple[PlannedRun, SoftFileLease]]) -> list[Path]:
-    """Return the folders that are free, when some are; how long each lease was seen unchanged is kept in the lease."""
+def _wait_for_any(waiting: Mapping[Path, tuple[PlannedRun, Watched]]) -> list[Path]:
+    """Return the folders that are free, when some are."""
     while True:
         free = []
-        for folder, (_, held) in waiting.items():
+        for folder, (_, watched) in waiting.items():
             try:
-                with held:
+                if watched.is_free():
                     free.append(folder)
-            except Timeout:
-                continue
             except OSError:  # the run itself will say what is wrong with its folder
                 free.append(folder)
         if free:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from filelock import Timeout
 
 from clbench import locks
 
@@ -46,15 +45,13 @@ def holder(folder: Path, seconds: float, host: str = "", end: str = "") -> Itera
 
 
 def taken_within(folder: Path, seconds: float) -> float | None:
-    """Try to take a lease as a waiting sweep does; return after how many seconds it was had."""
-    lease = locks.lease(folder)
+    """Watch a folder as a waiting sweep does; return after how many seconds it was free."""
+    watched = locks.Watched(folder)
     started = time.monotonic()
     while time.monotonic() - started < seconds:
-        try:
-            with lease:
-                return time.monotonic() - started
-        except Timeout:
-            time.sleep(0.05)
+        if watched.is_free():
+            return time.monotonic() - started
+        time.sleep(0.05)
     return None
 
 
@@ -97,3 +94,11 @@ def test_a_dead_holder_on_another_host_is_followed_when_its_lease_was_seen_to_ru
     assert seconds >= 0.6
 
 
+def test_a_holder_that_was_killed_before_it_wrote_its_name_is_followed_SW02(tmp_path: Path, monkeypatch) -> None:
+    """As a kill between creating the file and writing into it leaves it."""
+    monkeypatch.setattr(locks, "EMPTY_SECONDS", 0.5)
+    (tmp_path / locks.NAME).touch()
+    seconds = taken_within(tmp_path, 20)
+    assert seconds is not None
+    assert seconds >= 0.5
+    assert not locks.is_held(tmp_path)
