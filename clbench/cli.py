@@ -8,7 +8,8 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -21,7 +22,7 @@ from clbench.options import seeds as read_seeds
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from clbench.comparison import Outcome
+    from clbench.execution import Outcome, PlannedRun
     from clbench.result import Result
 
 # Seconds in which worker processes may save what they are at when they are interrupted; Slurm gives 30 by default.
@@ -122,7 +123,8 @@ def compare_verb(
     as_json: Json = False,
 ) -> None:
     """Compare strategies over seeds: a table on screen, a report on disk."""
-    from clbench.comparison import plan, run_planned
+    from clbench.comparison import plan
+    from clbench.execution import raise_first_failure, run_planned
 
     planned = plan(
         scenario,
@@ -134,7 +136,7 @@ def compare_verb(
         **fields,
     )
     outcomes: list[Outcome] = []
-    with _Progress(_console(quiet or as_json), runs=len(planned)) as progress:
+    with _notes(), _Progress(_console(quiet or as_json), planned) as progress:
         for outcome in run_planned(
             planned, jobs=jobs, force=force, observer=progress.observer() if jobs == 1 else None
         ):
@@ -144,12 +146,116 @@ def compare_verb(
     results = [result for item in planned if (result := found[item.folder]) is not None]
     if results:
         _report(results, out / "report", as_json)
-    failed = [outcome for outcome in outcomes if outcome.result is None]
-    if failed:
-        first = failed[0].planned.config
-        raise RunError(
-            f"{len(failed)} of {len(outcomes)} runs failed; {first.label}, seed {first.seed}: {failed[0].error}"
-        )
+    raise_first_failure(outcomes)
+
+
+@app.command("sweep")
+def sweep_verb(
+    grid: Annotated[Path, typer.Argument(metavar="FILE.toml", help="The grid of runs; docs/sweeps.md shows one.")],
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes (default: 1).")] = None,
+    shard: Annotated[str | None, typer.Option(metavar="K/N", help="Only the K-th of N parts, K from 1 to N.")] = None,
+    backend: Annotated[str, typer.Option(metavar="processes|ray", help="Where the runs are done.")] = "processes",
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Ray: the cluster (default: RAY_ADDRESS, or this machine).")
+    ] = None,
+    gpus_per_run: Annotated[
+        float | None, typer.Option(min=0, help="Ray: GPUs of a run, such as 0.25 (default: 0).")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check and print the runs.")] = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Do any grid of runs, on this machine or a cluster; what is done already is left alone."""
+    if backend not in ("processes", "ray"):
+        raise unknown("backend", backend, ("processes", "ray"))
+    if backend == "ray":
+        if jobs is not None:
+            raise ConfigError(f"--jobs {jobs} is for --backend processes; a Ray cluster does as many as fit on it")
+        from clbench.cluster import require_ray
+
+        require_ray()
+    elif address is not None or gpus_per_run is not None:
+        raise ConfigError("--address and --gpus-per-run are for --backend ray; give it too")
+    from clbench.execution import Cluster, raise_first_failure, run_planned
+    from clbench.sweeps import plan_sweep
+
+    cluster = Cluster(address, gpus_per_run or 0.0) if backend == "ray" else None
+    planned = plan_sweep(grid, out=out, shard=None if shard is None else _shard(shard), cluster=cluster)
+    if dry_run:
+        _show_runs(planned, as_json)
+        return
+    outcomes: list[Outcome] = []
+    with _notes(), _Progress(_console(quiet or as_json), planned) as progress:
+        one = progress.observer() if (jobs or 1) == 1 and cluster is None else None
+        for outcome in run_planned(planned, jobs=jobs or 1, force=force, observer=one, cluster=cluster):
+            outcomes.append(outcome)
+            progress.finished(outcome)
+    n = Counter("failed" if outcome.error is not None else outcome.source for outcome in outcomes)
+    if as_json:
+        print(json.dumps([_outcome_row(outcome) for outcome in outcomes]))
+    else:
+        told = [
+            f"{n[key]} {text}"
+            for key, text in (
+                ("here", "done now"),
+                ("before", "done before"),
+                ("elsewhere", "done by others meanwhile"),
+                ("failed", "failed"),
+            )
+            if n[key]
+        ]
+        print(f"{len(outcomes)} runs in {out}: {', '.join(told)}; clbench report {out} makes the tables")
+    raise_first_failure(outcomes)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    k, _, n = text.partition("/")
+    if not (k.isdecimal() and n.isdecimal()):
+        raise ConfigError(f"--shard {text}: K/N such as 1/10 is accepted")
+    return int(k), int(n)
+
+
+def _show_runs(planned: "Sequence[PlannedRun]", as_json: bool) -> None:
+    from clbench.execution import run_status
+
+    rows = [_run_row(item) | {"status": run_status(item)} for item in planned]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    from rich.table import Table
+
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(_plain(str(value)) for value in row.values()))
+    stdout = _stdout()
+    stdout.print(table)
+    print(f"{len(rows)} runs, {sum(row['status'] != 'done' for row in rows)} to do")
+
+
+def _run_row(item: "PlannedRun") -> dict[str, Any]:
+    config = item.config
+    return {
+        "scenario": config.scenario,
+        "setting": config.setting,
+        "strategy": config.label,
+        "seed": config.seed,
+        "folder": str(item.folder),
+    }
+
+
+def _outcome_row(outcome: "Outcome") -> dict[str, Any]:
+    status = "done" if outcome.error is None else "failed"
+    return _run_row(outcome.planned) | {"status": status, "source": outcome.source, "error": outcome.error}
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """Show warnings as one line each, without the place in the code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+        yield
 
 
 @app.command("plan")
@@ -163,6 +269,7 @@ def plan_verb(
 ) -> None:
     """Tell updates, exemplars, time and bytes of runs before training, from a few timed steps."""
     from clbench.plan import plan_run
+    from clbench.progress import duration
     from clbench.resolve import prepare, resolve
 
     options = {**fields, "strategy_options": fields.get("strategy_options", {}) | pairs(param)}
@@ -181,12 +288,12 @@ def plan_verb(
             fewest, most = task["exemplars_per_class"]
             counts = (task["task"], len(task["classes"]), task["images"], task["updates"], task["exemplars"])
             each = str(most) if fewest == most else f"{fewest}-{most}"
-            table.add_row(*map(str, counts), each, _duration(task["seconds"]))
+            table.add_row(*map(str, counts), each, duration(task["seconds"]))
         stdout = _stdout()
         stdout.print(table)
         held = ", ".join(f"{name} {_megabytes(n)}" for name, n in plan["bytes"].items() if n)
         stdout.print(
-            f"in all {plan['updates']} updates, about {_duration(plan['seconds'])} on {plan['device']}; "
+            f"in all {plan['updates']} updates, about {duration(plan['seconds'])} on {plan['device']}; "
             f"holds at most {_megabytes(plan['peak_bytes'])} beside the activations of a step: {held}",
             highlight=False,
             markup=False,
@@ -434,13 +541,6 @@ def _report(results: "list[Result]", folder: Path, as_json: bool) -> None:
     stdout.print(f"report: {folder / 'report.md'}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def _megabytes(n: int) -> str:
     return f"{n / 1e6:,.1f} MB"
 
@@ -466,30 +566,29 @@ def _stdout() -> "Console":
 
 
 class _Progress:
-    """Progress on stderr: runs done, and task, epoch, loss, images/s of the run under way; silent off a terminal."""
+    """Progress on stderr: what became of the runs, and task, epoch, loss, images/s of one in this process.
 
-    def __init__(self, console: "Console", runs: int = 1) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+    Off a terminal there is a line for each run that ends, and no bar.
+    """
+
+    def __init__(self, console: "Console", planned: "Sequence[PlannedRun]" = ()) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from clbench.progress import RunCount, TimeLeft
 
         self.console = console
+        self.count = RunCount(planned)
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TimeLeft(),
             console=console,
             transient=True,
             disable=not console.is_terminal or console.quiet,
         )
-        self.runs = self.bars.add_task("runs", total=runs) if runs > 1 else None
+        self.runs = self.bars.add_task("runs", total=len(planned), count=self.count) if len(planned) > 1 else None
 
     def __enter__(self) -> "_Progress":
         self.bars.start()
@@ -504,12 +603,21 @@ class _Progress:
         return None if self.bars.disable else BarObserver(self.bars)
 
     def finished(self, outcome: "Outcome") -> None:
-        config, result = outcome.planned.config, outcome.result
+        self.count.finished(outcome)
         if self.runs is not None:
             self.bars.advance(self.runs)
+        if outcome.source == "before":
+            return
+        config, result = outcome.planned.config, outcome.result
         average = None if result is None else result.metrics.get("average_accuracy")
         text = outcome.error if result is None else "no accuracy" if average is None else f"{100 * average:.1f} %"
-        self.console.print(f"{config.label}, seed {config.seed}: {text}", markup=False, highlight=False, soft_wrap=True)
+        where = ", by another process" if outcome.source == "elsewhere" else ""
+        self.console.print(
+            f"{config.label}, seed {config.seed}: {text}{where} ({self.count})",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _given_seeds(text: str | None, fields: dict[str, Any]) -> int | list[int]:

@@ -40,7 +40,7 @@ def explain(folder: Path) -> str:
     at = record["failed_at"]
     where = f"task {at['task']}, stage {at['stage']!r}, epoch {at['epoch']}, step {at['step']}"
     with tempfile.TemporaryDirectory() as copy:
-        shutil.copytree(folder, Path(copy) / "run", ignore=shutil.ignore_patterns(".lock*"))
+        shutil.copytree(folder, Path(copy) / "run", ignore=shutil.ignore_patterns(".lease*"))
         command = [sys.executable, "-m", "clbench.explain", str(Path(copy) / "run")]
         done = subprocess.run(command, capture_output=True, text=True)
     lines = done.stdout.splitlines()

@@ -1,10 +1,16 @@
-"""A run under way as progress bars."""
+"""Runs under way as progress bars."""
 
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.progress import Progress as Bars
+from rich.progress import ProgressColumn, Task, TimeRemainingColumn
+from rich.text import Text
 
 from clbench.config import RunConfig
+from clbench.execution import Outcome, PlannedRun
+from clbench.locks import is_held
 from clbench.runner import Observer
 from clbench.scenario import Scenario
 from clbench.strategy import Progress
@@ -45,3 +51,53 @@ class BarObserver(Observer):
     def task(self, task: int, row: list[float | None]) -> None:
         """Move the task bar."""
         self.bars.update(self.tasks, completed=task + 1)
+
+
+class RunCount:
+    """How many of the planned runs are done, running, failed and left, and for how long at the pace so far."""
+
+    def __init__(self, planned: Sequence[PlannedRun]) -> None:
+        self.left = {item.folder for item in planned}
+        self.done, self.failed, self.here = 0, 0, 0
+        self.started = time.monotonic()
+
+    def finished(self, outcome: Outcome) -> None:
+        """Count a run."""
+        self.left.discard(outcome.planned.folder)
+        self.done += outcome.error is None
+        self.failed += outcome.error is not None
+        self.here += outcome.source == "here"
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds that the runs that are left take at the pace of those done here; None before the first."""
+        return (time.monotonic() - self.started) / self.here * len(self.left) if self.here else None
+
+    def __str__(self) -> str:
+        running = sum(is_held(folder) for folder in self.left)
+        parts = [f"{self.done} done", f"{running} running", f"{self.failed} failed", f"{len(self.left) - running} left"]
+        seconds = self.seconds_left
+        return ", ".join(parts + ([] if seconds is None or not self.left else [f"about {duration(seconds)}"]))
+
+
+class TimeLeft(ProgressColumn):
+    """The time left; for a bar of many runs, what became of them too."""
+
+    max_refresh = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = TimeRemainingColumn()
+
+    def render(self, task: Task) -> Text:
+        """Return the text of one bar."""
+        count = task.fields.get("count")
+        return self.plain.render(task) if count is None else Text(str(count))
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: `12.3 s`, `5 min`, `2 h 7 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,9 +1,12 @@
 """Names and options: entry points by name, `NAME[key=value,...]`, and options checked against their types."""
 
+import functools
 import re
+import sys
 import types
 from collections.abc import Iterable, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib import metadata
+from importlib.metadata import EntryPoint, EntryPoints
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pydantic
@@ -14,6 +17,18 @@ from clbench.errors import ConfigError, unknown
 def natural_sorted(names: Iterable[str]) -> list[str]:
     """Sort names with their digit runs compared as numbers: `task2` comes before `task10`."""
     return sorted(names, key=lambda name: ([int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)], name))
+
+
+# Reading what all installed packages declare takes 10 to 40 ms, and every config of a sweep asks.
+@functools.lru_cache(maxsize=8)
+def _declared(group: str, path: tuple[str, ...]) -> EntryPoints:
+    return metadata.entry_points(group=group)
+
+
+def entry_points(group: str, name: str | None = None) -> EntryPoints:
+    """Return what installed packages declare in a group, read once for each sys.path."""
+    found = _declared(group, tuple(sys.path))
+    return found if name is None else found.select(name=name)
 
 
 def entry_point_names(group: str) -> list[str]:

@@ -77,12 +77,14 @@ def resolve(
     options: Mapping[str, Any],
     *,
     shared: bool = False,
+    elsewhere: bool = False,
 ) -> RunConfig:
     """Return the complete config of one run: what was asked for, over the scenario's preset, over the defaults.
 
     `strategy` may carry options in brackets, its own and training ones: `er[memory_size=500,share=0.25]`.
     `options["strategy_options"]` holds options of the strategy alone. shared: the options are those of a whole
-    comparison, and brackets come before them. Raises ConfigError.
+    comparison, and brackets come before them. elsewhere: the run is for other machines, whose devices are not known
+    here. Raises ConfigError.
     """
     if isinstance(strategy, type):
         name = label = give(strategy)
@@ -141,7 +143,7 @@ def resolve(
         raise ConfigError(
             f"{name} can't work in a {config.setting}-incremental scenario; supported: {', '.join(cls.settings)}"
         )
-    return config.model_copy(update={"device": find_device(config.device)})
+    return config if elsewhere else config.model_copy(update={"device": find_device(config.device)})
 
 
 def prepare(config: RunConfig) -> tuple[RunConfig, Scenario]:

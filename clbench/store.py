@@ -5,16 +5,18 @@ import os
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from clbench.config import RunConfig
 from clbench.errors import ConfigError, RunError
 from clbench.files import remove_unfinished, write_atomically
+from clbench.locks import held
 from clbench.result import Result
+
+# Left in every run folder, so that a damaged run is known as one of ours.
+MARK = ".clbench"
 
 
 def default_folder(config: RunConfig, root: str | os.PathLike[str] = "runs") -> Path:
@@ -34,8 +36,6 @@ def make_folder(path: str | os.PathLike[str]) -> None:
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
-    except Timeout:
-        raise
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}; a folder that can be written is accepted") from None
 
@@ -49,19 +49,14 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder; raises ConfigError when another process does, or when it can't be written."""
-        held = FileLock(self.path / ".lock", timeout=0)
-        try:
+        """Hold the folder, also against other hosts; raises ConfigError, locks.InUseError when another process does."""
+        with ExitStack() as stack:
             with _writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-                held.acquire()
-        except Timeout:
-            raise ConfigError(f"{self.path} is in use by another process; wait for it or name another folder") from None
-        try:
+                (self.path / MARK).touch()
+                stack.enter_context(held(self.path))
             remove_unfinished(self.path)
             yield
-        finally:
-            held.release()
 
     def existing(self, config: RunConfig) -> Result | None:
         """Return the run that is there, None for a new folder; raises ConfigError when it is another one's."""
@@ -112,7 +107,7 @@ class RunFolder:
         """Whether nothing is here, or what a run of clbench left; anything else is not ours to overwrite."""
         if not any((self.path / name).exists() for name in ("run.json", "model.pt", "accuracy.csv", "training.csv")):
             return True
-        return (self.path / ".lock").exists() or self.has_checkpoint() or _is_run(self.path)
+        return (self.path / MARK).exists() or self.has_checkpoint() or _is_run(self.path)
 
     def has_checkpoint(self) -> bool:
         """Whether there is a state to continue from."""

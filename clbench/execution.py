@@ -1,0 +1,301 @@
+"""Planned runs: checked all together, then done in one process, in several or on a cluster; none twice, none lost."""
+
+import functools
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from clbench.config import SCENARIO_FIELDS, RunConfig
+from clbench.errors import ConfigError, RunError
+from clbench.locks import InUseError, Watched, is_held
+from clbench.resolve import give, prepare, resolve, strategy_class
+from clbench.result import Result
+from clbench.runner import Observer, check, execute
+from clbench.scenario import Scenario
+from clbench.store import RunFolder, default_folder, make_folder
+from clbench.strategy import Strategy
+
+# How a run.json begins: what is there already is found without parsing a thousand of them.
+_HEAD = re.compile(rb'\{\s*"schema_version": 1,\s*"clbench": "([^"]*)",\s*"status": "(\w+)",\s*"identity": "(\w+)"')
+# Seconds between looks at the runs that other processes hold.
+_LOOK_EVERY = 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run as it was asked for, and the words that name it in an error."""
+
+    scenario: str | Scenario
+    strategy: str | type[Strategy]
+    options: Mapping[str, Any]
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run, complete and checked, the folder it goes to, and the class where one was handed over."""
+
+    config: RunConfig
+    folder: Path
+    given: type[Strategy] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a planned run: the sentence that says why it failed, and where it was done.
+
+    source: `here`; `before`, which was finished already; `elsewhere`, by another process meanwhile; `held`, not yet.
+    """
+
+    planned: PlannedRun
+    error: str | None = None
+    source: Literal["here", "before", "elsewhere", "held"] = "here"
+
+    @property
+    def result(self) -> Result | None:
+        """The result, read from the run's folder; None for a failed run."""
+        return Result.load(self.planned.folder) if self.error is None else None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster: its address (None: RAY_ADDRESS, or one on this machine), and the GPUs, or the part, a run gets."""
+
+    address: str | None = None
+    gpus_per_run: float = 0.0
+
+
+def plan_requests(
+    requests: Sequence[Request], out: str | os.PathLike[str], *, elsewhere: bool = False
+) -> list[PlannedRun]:
+    """Return the runs that were asked for, all checked before any is started; raises ConfigError for the first wrong.
+
+    elsewhere: they are not run on this machine, so its devices don't count.
+    """
+    planned: list[PlannedRun] = []
+    owner: dict[str, str] = {}
+    checked: set[str] = set()
+    made: tuple[tuple[Any, ...], Scenario] | None = None
+    for request in requests:
+        try:
+            config = resolve(request.scenario, request.strategy, request.options, shared=True, elsewhere=elsewhere)
+            if isinstance(request.scenario, Scenario):
+                tasks = request.scenario
+            else:
+                # Seeds draw which images are held out, not how many: the same tasks serve to check them all.
+                drawn = config.seed if config.class_order_seed == "per-seed" else None
+                key = (config.scenario, config.data_root, config.offline, drawn, *_scenario_fields(config))
+                if made is None or made[0] != key:
+                    made = key, prepare(config)[1]
+                tasks = made[1]
+                config = config.model_copy(update={"data_fingerprint": tasks.fingerprint})
+            kind = config.identity(without_seed=True)
+            if kind not in checked:
+                check(config, tasks, strategy_class(config.strategy)(**config.strategy_options))
+                checked.add(kind)
+            identity = config.identity()
+            if identity in owner:
+                raise ConfigError(f"{config.label} and {owner[identity]} are the same run; name it once")
+            owner[identity] = config.label
+        except ConfigError as error:
+            raise ConfigError(f"{request.place}: {error}" if request.place else str(error)) from None
+        given = request.strategy if isinstance(request.strategy, type) else None
+        planned.append(PlannedRun(config, default_folder(config, out), given))
+    make_folder(out)
+    return planned
+
+
+def seed_list(seeds: Any) -> Sequence[int]:
+    """Return the seeds: those given, or as many as the number says (0, 1, ...); raises ConfigError."""
+    if isinstance(seeds, int):
+        if isinstance(seeds, bool) or seeds < 1:
+            raise ConfigError(f"seeds={seeds}: a number of at least 1, or a list of seeds, is accepted")
+        return range(seeds)
+    if not isinstance(seeds, list | tuple | range):
+        raise ConfigError(f"seeds={seeds!r}: a number of seeds, or a list of them, is accepted")
+    if len(set(seeds)) != len(seeds) or not seeds:
+        raise ConfigError(f"seeds={','.join(map(str, seeds))}: at least one seed, each once, is accepted")
+    return list(seeds)
+
+
+def lives_on_memory(strategy: str | type[Strategy]) -> bool:
+    """Whether the strategy can't work without a memory, so that a memory option given for all is meant for it."""
+    from clbench.registry import parse_spec
+
+    cls = strategy if isinstance(strategy, type) else strategy_class(parse_spec(strategy)[0])
+    return cls.needs_memory
+
+
+def run_planned(
+    planned: Sequence[PlannedRun],
+    *,
+    scenario: Scenario | None = None,
+    jobs: int = 1,
+    force: bool = False,
+    observer: Observer | None = None,
+    cluster: Cluster | None = None,
+) -> Iterator[Outcome]:
+    """Do the planned runs, in any order, and yield each one's outcome as it ends; finished runs are not repeated.
+
+    jobs: worker processes, which stay up between runs; the results do not depend on it. A run that another process is
+    doing is waited for at the end, and taken over if that process is gone.
+    """
+    left: list[PlannedRun] = []
+    versions: dict[str, int] = {}
+    for item in planned:
+        # What is done already costs neither a worker process nor its data.
+        version = None if force else _finished(item)
+        if version is None:
+            left.append(item)
+        else:
+            versions[version] = versions.get(version, 0) + 1
+            yield Outcome(item, source="before")
+    versions.pop(metadata.version("clbench"), None)
+    for version, n in versions.items():
+        warnings.warn(f"{n} finished runs of clbench {version} are reused", stacklevel=2)
+    waiting: dict[Path, tuple[PlannedRun, Watched]] = {}
+    seen = {item.folder: _stamp(item.folder) for item in left}
+    while left or waiting:
+        if not left:
+            warnings.warn(f"{len(waiting)} runs are being done by other processes; waiting for them", stacklevel=2)
+            left = [waiting.pop(folder)[0] for folder in _wait_for_any(waiting)]
+        work = [functools.partial(_do, item, scenario, force, seen[item.folder]) for item in left]
+        if cluster is not None:
+            from clbench.cluster import on_ray
+
+            outcomes = on_ray(left, work, cluster)
+        elif jobs > 1:
+            outcomes = _in_processes(left, work, jobs)
+        else:
+            outcomes = (do(observer) for do in work)
+        for outcome in outcomes:
+            if outcome.source == "held":
+                waiting[outcome.planned.folder] = outcome.planned, Watched(outcome.planned.folder)
+            else:
+                yield outcome
+        left = []
+
+
+def run_status(item: PlannedRun) -> str:
+    """Return what is in the run's folder: `done`, `failed`, `running` (held, or unfinished) or `missing`."""
+    if _finished(item) is not None:
+        return "done"
+    try:
+        found = RunFolder(item.folder).existing(item.config)
+    except ConfigError:
+        return "failed"
+    return "missing" if found is None else found.status
+
+
+def raise_first_failure(outcomes: Sequence[Outcome]) -> None:
+    """Raise RunError, which names the first, if any run failed."""
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if failed:
+        first = failed[0].planned.config
+        raise RunError(
+            f"{len(failed)} of {len(outcomes)} runs failed; {first.label}, seed {first.seed}: {failed[0].error}"
+        )
+
+
+def _do(
+    item: PlannedRun,
+    scenario: Scenario | None,
+    force: bool,
+    seen: tuple[int, int] | None,
+    observer: Observer | None = None,
+) -> Outcome:
+    """Do one run; `seen` is its run.json as it was when everything began."""
+    try:
+        if item.given is not None:
+            give(item.given)  # to a worker process, which has not seen it
+        if not force and seen != _stamp(item.folder):
+            if _finished(item) is not None:
+                return Outcome(item, source="elsewhere")
+            found = RunFolder(item.folder).existing(item.config)
+            if found is not None and found.status == "failed":
+                return Outcome(item, str(found.record.get("error")), source="elsewhere")
+        tasks = scenario or prepare(item.config)[1]
+        execute(item.config, tasks, RunFolder(item.folder), resume=not force, force=force, observer=observer)
+        return Outcome(item)
+    except InUseError:
+        return Outcome(item, source="held")
+    except (ConfigError, RunError) as error:
+        return Outcome(item, str(error))
+    except Exception as error:  # whatever a strategy raises: the other runs go on
+        return Outcome(item, f"{type(error).__name__}: {error}")
+
+
+def _in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcome]], jobs: int) -> Iterator[Outcome]:
+    from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    left = dict(zip((item.folder for item in items), work, strict=True))
+    named = {item.folder: item for item in items}
+
+    def start(folders: list[Path]) -> Iterator[Outcome]:
+        parallel = Parallel(
+            n_jobs=jobs, backend="loky", return_as="generator_unordered", pre_dispatch="all", batch_size=1
+        )
+        outcomes: Iterator[Outcome] = parallel(delayed(left[folder])() for folder in folders)
+        return outcomes
+
+    while left:
+        try:
+            for outcome in start(list(left)):
+                del left[outcome.planned.folder]
+                yield outcome
+        except TerminatedWorkerError:
+            # A process that is killed takes all others with it, so each run that was under way has one to itself.
+            for folder in [f for f in left if is_held(f)] or list(left)[:1]:
+                try:
+                    yield from start([folder])
+                except TerminatedWorkerError:
+                    yield Outcome(named[folder], "its process was killed, as it is when memory runs out")
+                del left[folder]
+
+
+def _finished(item: PlannedRun) -> str | None:
+    """Return the version of clbench that finished the run, None where it is not known to be finished."""
+    try:
+        with open(item.folder / "run.json", "rb") as file:
+            head = _HEAD.match(file.read(400))
+            file.seek(-2, os.SEEK_END)
+            whole = file.read() == b"}\n"
+    except OSError:
+        return None
+    if head is None or not whole or head[2] != b"done" or head[3].decode() != item.config.identity():
+        return None
+    return head[1].decode()
+
+
+def _stamp(folder: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(folder / "run.json")
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _wait_for_any(waiting: Mapping[Path, tuple[PlannedRun, Watched]]) -> list[Path]:
+    """Return the folders that are free, when some are."""
+    while True:
+        free = []
+        for folder, (_, watched) in waiting.items():
+            try:
+                if watched.is_free():
+                    free.append(folder)
+            except OSError:  # the run itself will say what is wrong with its folder
+                free.append(folder)
+        if free:
+            return free
+        time.sleep(_LOOK_EVERY)
+
+
+def _scenario_fields(config: RunConfig) -> list[str]:
+    return [repr(getattr(config, name)) for name in SCENARIO_FIELDS]

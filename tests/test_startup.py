@@ -1,0 +1,85 @@
+"""What a command imports before it does anything: the time of a start is that of its imports."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = (
+    "torch",
+    "torchvision",
+    "avalanche",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "joblib",
+    "ray",
+    "numpy",
+    "sklearn",
+    "PIL",
+)
+SCRIPT = """
+import sys
+try:
+    {do}
+except SystemExit:
+    pass
+print(*sys.modules, file=sys.stderr)
+"""
+# A command with one option, as typer and rich show its help: what any command of this make imports.
+BARE = """
+    import typer
+    app = typer.Typer()
+    app.command()(lambda name=typer.Option("x", rich_help_panel="Panel"): None)
+    sys.argv = ["bare", "--help"]
+    app()
+"""
+
+
+def imported(do: str, folder: Path) -> set[str]:
+    script = SCRIPT.format(do=do.strip())
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=True, timeout=120
+    )
+    return set(ended.stderr.splitlines()[-1].split())
+
+
+def command(line: str) -> str:
+    return f"from clbench.cli import main; main({line.split()!r})"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run."""
+    import clbench
+
+    folder = tmp_path_factory.mktemp("start")
+    clbench.run("split-mnist-5k", "naive", out=folder / "run", limit=5, epochs=1, threads=1)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("do", "needed"),
+    [
+        ("import clbench", ()),
+        (command("--help"), ()),
+        (command("run --help"), ()),
+        (command("sweep --help"), ()),
+        (command("report run"), ("pandas", "matplotlib", "numpy", "PIL")),
+        (command("list"), ("torch", "numpy")),
+        (command("describe split-mnist-5k"), ("torch", "numpy")),
+    ],
+)
+def test_a_command_imports_the_heavy_packages_that_it_needs_and_no_other(
+    do: str, needed: tuple[str, ...], finished: Path
+) -> None:
+    assert imported(do, finished) & set(HEAVY) == set(needed)
+
+
+def test_the_help_imports_little_beside_typer_and_rich(finished: Path) -> None:
+    """pydantic and its core are about a hundred modules; strategies, scenarios and reports are none of them."""
+    ours, bare = imported(command("--help"), finished), imported(BARE, finished)
+    added = {name for name in ours - bare if not name.startswith("pydantic")}
+    assert len([name for name in added if name.startswith("clbench")]) < 10
+    assert len(added) < 80, sorted(added)
