@@ -4,9 +4,13 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from math import isnan, sqrt
 from statistics import fmean, stdev
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from clbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 # With fewer pairs no two-sided exact test reaches 0.05: of 2^5 sign patterns, the two most extreme are 0.0625.
 FEWEST_PAIRS = 6
@@ -16,8 +20,9 @@ FEWEST_SCENARIOS = 5
 BOOTSTRAP_FROM = 20
 # Efron & Tibshirani 1993, sec. 14.3: some 2,000 resamples for BCa.
 RESAMPLES = 2000
-# Up to 2^13 sign patterns are counted out; beyond, so many are drawn.
-FLIPS = 9999
+# Up to so many pairs all sign patterns are counted out; beyond, so many patterns are drawn.
+EXACT_UP_TO = 17
+FLIPS = 99_999
 
 
 class Spread(NamedTuple):
@@ -118,7 +123,7 @@ def paired(
     """Compare two strategies by the differences of their runs with the same key, (seed, class order).
 
     Runs of one class order are not independent: where there are several orders, the mean difference of each counts
-    as one pair. p is exact for up to 13 pairs and from 9,999 random flips (fixed seed) beyond. Below six pairs there
+    as one pair. p is exact for up to 17 pairs and from 99,999 random flips (fixed seed) beyond. Below six pairs there
     is no test: with five the smallest exact two-sided p is 0.0625.
     """
     by_order: dict[Hashable, list[float]] = {}
@@ -138,7 +143,7 @@ def paired(
         n=n,
         difference=mean,
         interval=interval(differences),
-        p=None if reason else _sign_flip(tuple(sorted(differences))),
+        p=None if reason else float(sign_flip(differences)),
         wilcoxon_p=None if reason else _wilcoxon(differences),
         effect_size=mean / sd if mean is not None and sd else None,
         probability_of_improvement=fmean(1.0 if d > 0 else 0.0 if d else 0.5 for d in differences) if n else None,
@@ -146,9 +151,29 @@ def paired(
     )
 
 
+def sign_flip(differences: "npt.ArrayLike") -> "npt.NDArray[np.float64]":
+    """Return the two-sided p [...] of the mean of paired differences [n, ...] when each sign is as likely as the other.
+
+    Fisher 1935, The Design of Experiments, sec. 21. As scipy's permutation_test, but some fifty times as fast, for each
+    pattern serves all columns. Drawn patterns count the observed one too (Phipson & Smyth 2010).
+    """
+    import numpy as np
+
+    columns = np.asarray(differences, dtype=np.float64)
+    signs = _signs(len(columns))
+    # Sums that are equal but for rounding are as extreme.
+    observed = np.abs(columns.sum(axis=0)) * (1 - 1e-9)
+    extreme = np.zeros(observed.shape)
+    for start in range(0, len(signs), 4096):
+        sums = np.tensordot(signs[start : start + 4096].astype(np.float64), columns, axes=1)
+        extreme += (np.abs(sums) >= observed).sum(axis=0)
+    drawn = len(columns) > EXACT_UP_TO
+    return np.asarray((extreme + drawn) / (len(signs) + drawn))
+
+
 def smallest_p(n: int, tests: int = 1) -> float:
     """Return the smallest p that `paired` can give for n pairs, after Holm's correction for so many tests."""
-    return min(1.0, tests * 2 / min(1 << n, FLIPS + 1))
+    return min(1.0, tests * (2 / 2**n if n <= EXACT_UP_TO else 1 / (FLIPS + 1)))
 
 
 def holm(pvalues: Sequence[float | None]) -> list[float | None]:
@@ -275,14 +300,15 @@ def _bootstrap(values: tuple[float, ...], level: float) -> tuple[float, float]:
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-@lru_cache(maxsize=10_000)
-def _sign_flip(differences: tuple[float, ...]) -> float:
-    """Return the two-sided p of the mean under random signs (Fisher 1935; Good 2005, sec. 3.2)."""
+@lru_cache(maxsize=2)
+def _signs(n: int) -> "npt.NDArray[np.int8]":
+    """Return sign patterns [k, n]: all of them but mirror images up to 17 pairs, else random ones."""
     import numpy as np
-    from scipy import stats
 
-    found = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=FLIPS, rng=0)
-    return float(found.pvalue)
+    if n > EXACT_UP_TO:
+        return np.random.default_rng(0).integers(0, 2, (FLIPS, n), dtype=np.int8) * np.int8(2) - np.int8(1)
+    bits = np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1
+    return (1 - 2 * bits).astype(np.int8)
 
 
 def _wilcoxon(differences: Sequence[float]) -> float:

@@ -126,6 +126,16 @@ def test_the_signed_rank_test_is_that_of_R():
     assert paired(runs(first), runs(second)).wilcoxon_p / 2 == pytest.approx(0.01953, abs=5e-6)
 
 
+@pytest.mark.parametrize("n", [7, 12])
+def test_the_permutation_test_is_that_of_scipy(n):
+    """Several columns at once, ties among them."""
+    from scipy import stats
+
+    columns = np.random.default_rng(n).integers(-3, 6, (n, 4)) / 10
+    expected = stats.permutation_test((columns,), np.mean, permutation_type="samples", axis=0).pvalue
+    assert statistics.sign_flip(columns) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("n", [6, 9, 13])
 def test_the_permutation_test_counts_out_every_sign(n):
     """By brute force over all 2^n sign patterns."""
@@ -143,7 +153,7 @@ def test_with_many_pairs_signs_are_drawn_the_same_each_time():
     theirs = runs([0.0] * 30)
     found = paired(runs(differences), theirs).p
     assert found == pytest.approx(stats.ttest_1samp(differences, 0).pvalue, abs=0.01)
-    statistics._sign_flip.cache_clear()
+    statistics._signs.cache_clear()
     assert paired(runs(differences), theirs).p == found
 
 
