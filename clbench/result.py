@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,14 @@ from clbench import metrics
 from clbench.errors import ConfigError, unknown
 from clbench.files import write_atomically
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 SCHEMA_VERSION = 1
 
 Floats = NDArray[np.float64]
 MatrixName = Literal["class_incremental", "task_aware"]
+MATRICES: tuple[MatrixName, ...] = ("class_incremental", "task_aware")
 
 
 def _none_for_nan(value: object) -> object:
@@ -99,6 +103,20 @@ class _Training(_Part):
     validation_loss: Number = None
 
 
+class Evaluation(_Part):
+    """Accuracies [T] in the middle of a task, under both rules: after `step` optimizer steps of it, in `epoch`."""
+
+    task: Count
+    stage: str = ""
+    epoch: int = 0
+    step: int = 0
+    class_incremental: list[Accuracy] | None = None
+    task_aware: list[Accuracy] | None = None
+
+    def __getitem__(self, name: MatrixName) -> list[Accuracy] | None:
+        return self.class_incremental if name == "class_incremental" else self.task_aware
+
+
 class _Ledger(_Part):
     task: Count
     bytes: dict[str, Count] = {}
@@ -129,6 +147,7 @@ class _Run(_Part):
     classifiers: dict[str, _Accuracies] = {}
     tasks: list[_TaskRecord] = []
     training: list[_Training] = []
+    evaluations: list[Evaluation] = []
     ledger: list[_Ledger] = []
     metrics: dict[str, Number] = {}
     warnings: list[_Warning] = []
@@ -145,6 +164,9 @@ class _Run(_Part):
                     raise ValueError(f"untrained accuracies of {n_tasks} tasks are accepted")
             if getattr(accuracies, self.headline.matrix) is None:
                 raise ValueError(f"the headline matrix accuracy.{self.headline.matrix} is missing")
+        for evaluation in self.evaluations:
+            if any(row is not None and len(row) != n_tasks for row in (evaluation[m] for m in MATRICES)):
+                raise ValueError(f"evaluations of {n_tasks} tasks are accepted")
         return self
 
 
@@ -306,6 +328,11 @@ class Result:
         return {name: self._matrices(accuracies) for name, accuracies in named.items()}
 
     @property
+    def evaluations(self) -> list[Evaluation]:
+        """The evaluations within tasks, of the headline classifier, in order; none without `eval_every`."""
+        return list(self._run.evaluations)
+
+    @property
     def metrics(self) -> dict[str, float | None]:
         """The metrics of the headline matrix by name, as recorded; None is undefined."""
         return dict(self._run.metrics)
@@ -334,6 +361,10 @@ class Result:
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
         return sum(task.steps for task in self._run.tasks)
+
+    def steps_of(self, task: int) -> int:
+        """Return the optimizer steps of one task, 0 where it is not done."""
+        return sum(entry.steps for entry in self._run.tasks if entry.task == task)
 
     @property
     def stored_bytes(self) -> dict[str, int]:
@@ -375,11 +406,17 @@ class Result:
             baseline=self.classifiers[name].untrained[which],
             test_sizes=[task.n_test for task in self._run.scenario.tasks],
             joint=best,
+            minima=self._minima(name, which, accuracy),
         )
         if name != self.headline_classifier or which != self.headline:
             return computed
-        # The minima between the ends of tasks are known to the run alone.
+        # Of a record without its evaluations the minima within tasks are known by their metrics alone.
         return {key: self._run.metrics.get(key) if v is None else v for key, v in computed.items()}
+
+    def _minima(self, classifier: str, matrix: MatrixName, accuracy: Floats) -> Floats | None:
+        if classifier != self.headline_classifier:
+            return None  # evaluations within tasks are of the headline classifier
+        return metrics.minima(accuracy, ((e.task, row) for e in self.evaluations if (row := e[matrix]) is not None))
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write accuracy.csv, training.csv and run.json, each in one step; raises OSError when it can't."""
@@ -400,11 +437,10 @@ class Result:
 
     def accuracy_rows(self) -> list[tuple[str, str, int, int, float | None]]:
         """Return every number of the matrices as (matrix, classifier, after, task, accuracy)."""
-        names: tuple[MatrixName, ...] = ("class_incremental", "task_aware")
         return [
             (name, classifier, after, task, None if np.isnan(value) else float(value))
             for classifier, matrices in self.classifiers.items()
-            for name in names
+            for name in MATRICES
             if (matrix := matrices[name]) is not None
             for (after, task), value in np.ndenumerate(matrix)
         ]
@@ -439,23 +475,65 @@ class Result:
 def load_results(paths: str | Path | Iterable[str | Path]) -> list[Result]:
     """Read the finished runs in and below the folders, in natural order of their paths.
 
-    An unfinished run is left out with a UserWarning. Raises ConfigError for a damaged run.json and when
-    there is no finished run at all.
+    An unfinished or damaged run is left out with a UserWarning. Raises ConfigError for a path that is not there, and
+    when no finished run is left.
     """
     given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     results = {}
+    damage: list[ConfigError] = []
     for path in given:
         files = sorted(path.rglob("run.json"), key=_natural) if path.is_dir() else [path]
         for file in files:
-            result = Result.load(file)
+            try:
+                result = Result.load(file)
+            except ConfigError as error:
+                if not file.exists():
+                    raise
+                damage.append(error)
+                continue
             if result.status == "done":
                 results[file.resolve()] = result
             else:
                 warnings.warn(f"{file}: left out, the run is not finished ({result.status})", stacklevel=2)
     if not results:
         where = ", ".join(map(str, given)) or "no folder"
-        raise ConfigError(f"{where}: no finished run; a folder with a run.json in or below it is accepted")
+        raise (
+            damage or [ConfigError(f"{where}: no finished run; a folder with a run.json in or below it is accepted")]
+        )[0]
+    for damaged in damage:
+        warnings.warn(f"left out: {damaged}", stacklevel=2)
     return list(results.values())
+
+
+def load(paths: str | Path | Iterable[str | Path]) -> "pd.DataFrame":
+    """Return the finished runs in and below the folders as one tidy table, a row for each (run, after, task).
+
+    Columns: scenario, setting, strategy, family, reference, seed, class_order, identity say which run; classifier (the
+    headline one), after and task which cell; class_incremental, task_aware and accuracy (the setting's headline matrix
+    again) hold accuracies in [0, 1], NaN where a task was not tested. Warns and raises as `load_results` does.
+    """
+    import pandas as pd
+
+    parts = []
+    for result in load_results(paths):
+        n = len(result.task_classes)
+        after, task = np.divmod(np.arange(n * n), n)
+        found = result.classifiers[result.headline_classifier]
+        run = {
+            "scenario": result.scenario,
+            "setting": result.setting,
+            "strategy": result.strategy,
+            "family": result.family,
+            "reference": result.is_reference,
+            "seed": result.seed,
+            "class_order": " ".join(map(str, result.class_order)),
+            "identity": result.identity,
+            "classifier": result.headline_classifier,
+        }
+        cells = {name: np.nan if (matrix := found[name]) is None else matrix.ravel() for name in MATRICES}
+        columns = run | {"after": after, "task": task} | cells | {"accuracy": result.accuracy.ravel()}
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:
