@@ -66,12 +66,14 @@ class _Strategy(_Part):
 
 class _Task(_Part):
     classes: list[int]
+    outputs: list[int] = []
     n_test: Count
 
 
 class _Scenario(_Part):
     name: str
     setting: Literal["class", "task", "domain"]
+    class_names: list[str] = []
     tasks: Annotated[list[_Task], Field(min_length=1)]
 
 
@@ -95,6 +97,14 @@ class _Training(_Part):
     seconds: Number = None
     images: int | None = None
     losses: dict[str, Number] = {}
+
+
+class _Evaluation(_Part):
+    task: Count
+    stage: str = ""
+    step: Count
+    class_incremental: list[Accuracy] | None = None
+    task_aware: list[Accuracy] | None = None
 
 
 class _Ledger(_Part):
@@ -127,6 +137,9 @@ class _Run(_Part):
     classifiers: dict[str, _Accuracies] = {}
     tasks: list[_TaskRecord] = []
     training: list[_Training] = []
+    evaluations: list[_Evaluation] = []
+    confusion: list[list[Count]] | None = None
+    environment: dict[str, Any] = {}
     ledger: list[_Ledger] = []
     metrics: dict[str, Number] = {}
     warnings: list[_Warning] = []
@@ -143,6 +156,12 @@ class _Run(_Part):
                     raise ValueError(f"untrained accuracies of {n_tasks} tasks are accepted")
             if getattr(accuracies, self.headline.matrix) is None:
                 raise ValueError(f"the headline matrix accuracy.{self.headline.matrix} is missing")
+        for evaluation in self.evaluations:
+            for vector in (evaluation.class_incremental, evaluation.task_aware):
+                if vector is not None and len(vector) != n_tasks:
+                    raise ValueError(f"evaluations of {n_tasks} tasks are accepted")
+        if self.confusion is not None and any(len(row) != len(self.confusion) for row in self.confusion):
+            raise ValueError("a confusion matrix of as many columns as rows is accepted")
         return self
 
 
@@ -156,6 +175,25 @@ class Matrices:
 
     def __getitem__(self, name: MatrixName) -> Floats | None:
         return self.class_incremental if name == "class_incremental" else self.task_aware
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation within a task: the task, the optimizer steps of the run so far, the headline accuracies [T]."""
+
+    task: int
+    step: int
+    accuracy: Floats
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of training: task, stage, its number within the stage (None: none), mean of each loss term."""
+
+    task: int
+    stage: str
+    epoch: int | None
+    losses: Mapping[str, float | None]
 
 
 class Result:
@@ -299,6 +337,72 @@ class Result:
         return {name: self._matrices(accuracies) for name, accuracies in named.items()}
 
     @property
+    def evaluations(self) -> list[Evaluation]:
+        """The evaluations within tasks (`eval_every`), of the headline classifier and matrix, in their order."""
+        # A recorded step counts from the beginning of its stage.
+        before: dict[tuple[int, str], int] = {}
+        total = 0
+        for entry in self._run.training:
+            before.setdefault((entry.task, entry.stage), total)
+            total += entry.steps or 0
+        return [
+            Evaluation(entry.task, before.get((entry.task, entry.stage), 0) + entry.step, values)
+            for entry in self._run.evaluations
+            if (values := _vector(getattr(entry, self.headline))) is not None
+        ]
+
+    def minima(self, matrix: MatrixName) -> Floats | None:
+        """Return the lowest accuracy on each task but the last at any evaluation after it was learned, [T-1].
+
+        Of the headline classifier; the ends of tasks count as evaluations. None without evaluations within tasks
+        and for a single task. De Lange et al. 2023, arXiv:2205.13452, sec. 3.
+        """
+        accuracy = self.classifiers[self.headline_classifier][matrix]
+        within = [(entry.task, getattr(entry, matrix)) for entry in self._run.evaluations]
+        if accuracy is None or len(accuracy) == 1 or not within:
+            return None
+        rows = [*enumerate(accuracy), *((task, _vector(row)) for task, row in within if row is not None)]
+        lowest = [
+            min((row[j] for task, row in rows if task > j and not np.isnan(row[j])), default=np.nan)
+            for j in range(len(accuracy) - 1)
+        ]
+        return np.array(lowest)
+
+    @property
+    def training(self) -> list[Epoch]:
+        """The epochs of training in their order."""
+        return [Epoch(entry.task, entry.stage, entry.epoch, entry.losses) for entry in self._run.training]
+
+    @property
+    def confusion(self) -> NDArray[np.int64] | None:
+        """Test images of head output (row) that were taken for output (column) by the final model; None: not known."""
+        return None if self._run.confusion is None else np.array(self._run.confusion, dtype=np.int64)
+
+    @property
+    def task_outputs(self) -> list[list[int]]:
+        """Head outputs of each task, in the order of its classes; empty where they were not recorded."""
+        return [list(task.outputs) for task in self._run.scenario.tasks]
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Name of each original class; the number itself where none was recorded."""
+        names = dict(enumerate(self._run.scenario.class_names))
+        return {c: names.get(c, str(c)) for classes in self.task_classes for c in classes}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Where the run was made: Python, platform, device, the packages' versions, by name."""
+        flat: dict[str, str] = {}
+        for key, value in self._run.environment.items():
+            flat |= {k: str(v) for k, v in value.items()} if isinstance(value, dict) else {key: str(value)}
+        return flat
+
+    @property
+    def ledger(self) -> list[dict[str, int]]:
+        """Bytes kept after each task, by what is kept."""
+        return [dict(entry.bytes) for entry in self._run.ledger]
+
+    @property
     def metrics(self) -> dict[str, float | None]:
         """The metrics of the headline matrix by name, as recorded; None is undefined."""
         return dict(self._run.metrics)
@@ -368,10 +472,11 @@ class Result:
             baseline=self.classifiers[name].untrained[which],
             test_sizes=[task.n_test for task in self._run.scenario.tasks],
             joint=best,
+            minima=self.minima(which) if name == self.headline_classifier else None,
         )
         if name != self.headline_classifier or which != self.headline:
             return computed
-        # The minima between the ends of tasks are known to the run alone.
+        # A run may know more than its matrices: the minima at every iteration.
         return {key: self._run.metrics.get(key) if v is None else v for key, v in computed.items()}
 
     def write(self, folder: str | os.PathLike[str]) -> None:
