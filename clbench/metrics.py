@@ -8,7 +8,7 @@ NaN) everything is computed up to its last complete row, the last one with a val
 far.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 import numpy as np
@@ -235,6 +235,24 @@ def intransigence_by_task(R: npt.ArrayLike, joint: npt.ArrayLike) -> list[float 
 def intransigence(R: npt.ArrayLike, joint: npt.ArrayLike) -> float | None:
     """Return the intransigence of the last task, as published. RWalk, arXiv:1801.10112, eq. 4."""
     return _last(intransigence_by_task(R, joint))
+
+
+def minima(R: npt.ArrayLike, evaluations: Iterable[tuple[int, Sequence[float | None]]]) -> Floats | None:
+    """Return for each task but the last [T-1] its lowest accuracy since it was learned; None without evaluations.
+
+    `evaluations` are (task under way, accuracies [T]) from within tasks; beside them the rows of R count, that of the
+    task itself not. A task that no evaluation within a later task saw has NaN. De Lange et al. 2023, arXiv:2205.13452.
+    """
+    within = list(evaluations)
+    if not within:
+        return None
+    matrix = np.asarray(R, dtype=np.float64)
+    lowest = np.full(len(matrix) - 1, np.nan)
+    for j in range(len(lowest)):
+        seen = [value for task, row in within if task > j and (value := row[j]) is not None]
+        if seen:
+            lowest[j] = np.fmin.reduce([*seen, *matrix[j + 1 :, j]])
+    return lowest
 
 
 def min_accuracy(minima: npt.ArrayLike) -> float | None:

@@ -24,6 +24,7 @@ SCHEMA_VERSION = 1
 
 Floats = NDArray[np.float64]
 MatrixName = Literal["class_incremental", "task_aware"]
+MATRICES: tuple[MatrixName, ...] = ("class_incremental", "task_aware")
 
 
 def _none_for_nan(value: object) -> object:
@@ -88,7 +89,9 @@ class _TaskRecord(_Part):
     seconds: dict[str, Number] = {}
 
 
-class _Training(_Part):
+class Epoch(_Part):
+    """One epoch of training: task, stage, its number within the stage, and the mean of each loss term by name."""
+
     task: Count
     stage: str
     epoch: int | None = None
@@ -99,12 +102,18 @@ class _Training(_Part):
     losses: dict[str, Number] = {}
 
 
-class _Evaluation(_Part):
+class Evaluation(_Part):
+    """Accuracies [T] in the middle of a task, under both rules: after `step` optimizer steps of it, in `epoch`."""
+
     task: Count
     stage: str = ""
-    step: Count
+    epoch: int = 0
+    step: int = 0
     class_incremental: list[Accuracy] | None = None
     task_aware: list[Accuracy] | None = None
+
+    def __getitem__(self, name: MatrixName) -> list[Accuracy] | None:
+        return self.class_incremental if name == "class_incremental" else self.task_aware
 
 
 class _Ledger(_Part):
@@ -136,8 +145,8 @@ class _Run(_Part):
     accuracy: _Accuracies
     classifiers: dict[str, _Accuracies] = {}
     tasks: list[_TaskRecord] = []
-    training: list[_Training] = []
-    evaluations: list[_Evaluation] = []
+    training: list[Epoch] = []
+    evaluations: list[Evaluation] = []
     confusion: list[list[Count]] | None = None
     environment: dict[str, Any] = {}
     ledger: list[_Ledger] = []
@@ -157,9 +166,8 @@ class _Run(_Part):
             if getattr(accuracies, self.headline.matrix) is None:
                 raise ValueError(f"the headline matrix accuracy.{self.headline.matrix} is missing")
         for evaluation in self.evaluations:
-            for vector in (evaluation.class_incremental, evaluation.task_aware):
-                if vector is not None and len(vector) != n_tasks:
-                    raise ValueError(f"evaluations of {n_tasks} tasks are accepted")
+            if any(row is not None and len(row) != n_tasks for row in (evaluation[m] for m in MATRICES)):
+                raise ValueError(f"evaluations of {n_tasks} tasks are accepted")
         if self.confusion is not None and any(len(row) != len(self.confusion) for row in self.confusion):
             raise ValueError("a confusion matrix of as many columns as rows is accepted")
         return self
@@ -175,25 +183,6 @@ class Matrices:
 
     def __getitem__(self, name: MatrixName) -> Floats | None:
         return self.class_incremental if name == "class_incremental" else self.task_aware
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One evaluation within a task: the task, the optimizer steps of the run so far, the headline accuracies [T]."""
-
-    task: int
-    step: int
-    accuracy: Floats
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch of training: task, stage, its number within the stage (None: none), mean of each loss term."""
-
-    task: int
-    stage: str
-    epoch: int | None
-    losses: Mapping[str, float | None]
 
 
 class Result:
@@ -338,69 +327,8 @@ class Result:
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """The evaluations within tasks (`eval_every`), of the headline classifier and matrix, in their order."""
-        # A recorded step counts from the beginning of its stage.
-        before: dict[tuple[int, str], int] = {}
-        total = 0
-        for entry in self._run.training:
-            before.setdefault((entry.task, entry.stage), total)
-            total += entry.steps or 0
-        return [
-            Evaluation(entry.task, before.get((entry.task, entry.stage), 0) + entry.step, values)
-            for entry in self._run.evaluations
-            if (values := _vector(getattr(entry, self.headline))) is not None
-        ]
-
-    def minima(self, matrix: MatrixName) -> Floats | None:
-        """Return the lowest accuracy on each task but the last at any evaluation after it was learned, [T-1].
-
-        Of the headline classifier; the ends of tasks count as evaluations. None without evaluations within tasks
-        and for a single task. De Lange et al. 2023, arXiv:2205.13452, sec. 3.
-        """
-        accuracy = self.classifiers[self.headline_classifier][matrix]
-        within = [(entry.task, getattr(entry, matrix)) for entry in self._run.evaluations]
-        if accuracy is None or len(accuracy) == 1 or not within:
-            return None
-        rows = [*enumerate(accuracy), *((task, _vector(row)) for task, row in within if row is not None)]
-        lowest = [
-            min((row[j] for task, row in rows if task > j and not np.isnan(row[j])), default=np.nan)
-            for j in range(len(accuracy) - 1)
-        ]
-        return np.array(lowest)
-
-    @property
-    def training(self) -> list[Epoch]:
-        """The epochs of training in their order."""
-        return [Epoch(entry.task, entry.stage, entry.epoch, entry.losses) for entry in self._run.training]
-
-    @property
-    def confusion(self) -> NDArray[np.int64] | None:
-        """Test images of head output (row) that were taken for output (column) by the final model; None: not known."""
-        return None if self._run.confusion is None else np.array(self._run.confusion, dtype=np.int64)
-
-    @property
-    def task_outputs(self) -> list[list[int]]:
-        """Head outputs of each task, in the order of its classes; empty where they were not recorded."""
-        return [list(task.outputs) for task in self._run.scenario.tasks]
-
-    @property
-    def class_names(self) -> dict[int, str]:
-        """Name of each original class; the number itself where none was recorded."""
-        names = dict(enumerate(self._run.scenario.class_names))
-        return {c: names.get(c, str(c)) for classes in self.task_classes for c in classes}
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Where the run was made: Python, platform, device, the packages' versions, by name."""
-        flat: dict[str, str] = {}
-        for key, value in self._run.environment.items():
-            flat |= {k: str(v) for k, v in value.items()} if isinstance(value, dict) else {key: str(value)}
-        return flat
-
-    @property
-    def ledger(self) -> list[dict[str, int]]:
-        """Bytes kept after each task, by what is kept."""
-        return [dict(entry.bytes) for entry in self._run.ledger]
+        """The evaluations within tasks, of the headline classifier, in order; none without `eval_every`."""
+        return list(self._run.evaluations)
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -431,6 +359,45 @@ class Result:
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
         return sum(task.steps for task in self._run.tasks)
+
+    @property
+    def steps_of_tasks(self) -> list[int]:
+        """Optimizer steps of each task that was trained on, in order."""
+        return [task.steps for task in self._run.tasks]
+
+    @property
+    def training(self) -> list[Epoch]:
+        """The epochs of training in their order."""
+        return list(self._run.training)
+
+    @property
+    def confusion(self) -> NDArray[np.int64] | None:
+        """Test images of a head output (row) that the final model took for another (column); None: not known."""
+        return None if self._run.confusion is None else np.array(self._run.confusion, dtype=np.int64)
+
+    @property
+    def task_outputs(self) -> list[list[int]]:
+        """Head outputs of each task, in the order of its classes; empty where they were not recorded."""
+        return [list(task.outputs) for task in self._run.scenario.tasks]
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Name of each original class; its number where none was recorded."""
+        names = dict(enumerate(self._run.scenario.class_names))
+        return {c: names.get(c, str(c)) for classes in self.task_classes for c in classes}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Where the run was made, by name: Python, platform, device, the packages' versions."""
+        flat: dict[str, str] = {}
+        for key, value in self._run.environment.items():
+            flat |= {k: str(v) for k, v in value.items()} if isinstance(value, dict) else {key: str(value)}
+        return flat
+
+    @property
+    def ledger(self) -> list[dict[str, int]]:
+        """Bytes kept after each task, by what is kept."""
+        return [dict(entry.bytes) for entry in self._run.ledger]
 
     @property
     def stored_bytes(self) -> dict[str, int]:
@@ -472,12 +439,17 @@ class Result:
             baseline=self.classifiers[name].untrained[which],
             test_sizes=[task.n_test for task in self._run.scenario.tasks],
             joint=best,
-            minima=self.minima(which) if name == self.headline_classifier else None,
+            minima=self._minima(name, which, accuracy),
         )
         if name != self.headline_classifier or which != self.headline:
             return computed
-        # A run may know more than its matrices: the minima at every iteration.
+        # Of a record without its evaluations the minima within tasks are known by their metrics alone.
         return {key: self._run.metrics.get(key) if v is None else v for key, v in computed.items()}
+
+    def _minima(self, classifier: str, matrix: MatrixName, accuracy: Floats) -> Floats | None:
+        if classifier != self.headline_classifier:
+            return None  # evaluations within tasks are of the headline classifier
+        return metrics.minima(accuracy, ((e.task, row) for e in self.evaluations if (row := e[matrix]) is not None))
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write accuracy.csv, training.csv and run.json, each in one step; raises OSError when it can't."""
@@ -498,11 +470,10 @@ class Result:
 
     def accuracy_rows(self) -> list[tuple[str, str, int, int, float | None]]:
         """Return every number of the matrices as (matrix, classifier, after, task, accuracy)."""
-        names: tuple[MatrixName, ...] = ("class_incremental", "task_aware")
         return [
             (name, classifier, after, task, None if np.isnan(value) else float(value))
             for classifier, matrices in self.classifiers.items()
-            for name in names
+            for name in MATRICES
             if (matrix := matrices[name]) is not None
             for (after, task), value in np.ndenumerate(matrix)
         ]
@@ -535,22 +506,33 @@ class Result:
 def load_results(paths: str | Path | Iterable[str | Path]) -> list[Result]:
     """Read the finished runs in and below the folders, in natural order of their paths.
 
-    An unfinished run is left out with a UserWarning. Raises ConfigError for a damaged run.json and when
-    there is no finished run at all.
+    An unfinished or damaged run is left out with a UserWarning. Raises ConfigError for a path that is not there, and
+    when no finished run is left.
     """
     given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     results = {}
+    damage: list[ConfigError] = []
     for path in given:
         files = sorted(path.rglob("run.json"), key=_natural) if path.is_dir() else [path]
         for file in files:
-            result = Result.load(file)
+            try:
+                result = Result.load(file)
+            except ConfigError as error:
+                if not file.exists():
+                    raise
+                damage.append(error)
+                continue
             if result.status == "done":
                 results[file.resolve()] = result
             else:
                 warnings.warn(f"{file}: left out, the run is not finished ({result.status})", stacklevel=2)
     if not results:
         where = ", ".join(map(str, given)) or "no folder"
-        raise ConfigError(f"{where}: no finished run; a folder with a run.json in or below it is accepted")
+        raise (
+            damage or [ConfigError(f"{where}: no finished run; a folder with a run.json in or below it is accepted")]
+        )[0]
+    for damaged in damage:
+        warnings.warn(f"left out: {damaged}", stacklevel=2)
     return list(results.values())
 
 

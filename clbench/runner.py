@@ -259,7 +259,12 @@ class _Run:
         for key, matrix in (("metrics", record["headline"]["matrix"]), ("metrics_task_aware", "task_aware")):
             rows = record["accuracy"][matrix]
             untrained = record["accuracy"]["untrained"][matrix]
-            record[key] = {} if rows is None else metrics.summarize(rows, baseline=untrained, test_sizes=sizes)
+            within = [(evaluation["task"], evaluation[matrix]) for evaluation in record["evaluations"]]
+            record[key] = (
+                {}
+                if rows is None
+                else metrics.summarize(rows, baseline=untrained, test_sizes=sizes, minima=metrics.minima(rows, within))
+            )
 
     def _fill_memory(self, task: Task) -> None:
         """Offer the task's samples to the memory, unless it was filled while they went by."""

@@ -3,7 +3,7 @@
 import math
 import shlex
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -17,10 +17,13 @@ from clbench.errors import ConfigError
 from clbench.metrics import DEFINITIONS, average_accuracies
 from clbench.registry import entry_point_names, parse_spec
 from clbench.reports import charts
-from clbench.reports.charts import Axis, Line, Point, Style
-from clbench.reports.tables import LOWER_IS_BETTER, MATRICES, METRICS, Comparison, Row, is_best, printable, words
-from clbench.result import Floats, MatrixName, Result
-from clbench.statistics import Spread, spread
+from clbench.reports.charts import Line, Point, Style
+from clbench.reports.tables import MATRICES, Comparison, Row
+from clbench.reports.tables import _is_best as is_best
+from clbench.reports.tables import _printable as printable
+from clbench.reports.tables import _words as words
+from clbench.result import Evaluation, Floats, MatrixName, Result
+from clbench.statistics import Spread, interval, spread
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -165,7 +168,6 @@ def _section(part: Comparison, anchor: str, styles: Mapping[str, Style]) -> Sect
     differing, common = _configs(part)
     runs, orders = _runs(part)
     within, within_table = _within_tasks(part, looks)
-    rows = len(part.rows)
     legend = [
         Entry(i, row.label, look, _role(row), _is_line(row) or i - sum(map(_is_line, part.rows[:i])) < MOST_DRAWN)
         for i, (row, look) in enumerate(zip(part.rows, looks, strict=True))
@@ -201,7 +203,7 @@ def _section(part: Comparison, anchor: str, styles: Mapping[str, Style]) -> Sect
         common=common,
         commands=[(row.label, _command(row)) for row in part.rows if row.is_headline],
         environment=_machines(part),
-        omitted=omitted if rows else [],
+        omitted=omitted,
     )
 
 
@@ -266,8 +268,8 @@ def _metric(row: Row, name: str, *, best: bool = False) -> Cell:
 
 
 def _bounds(row: Row, name: str) -> tuple[float | None, float | None]:
-    mean, sd, n = row.spread(name)
-    return (None, None) if mean is None or sd is None else (mean - sd, mean + sd)
+    found = interval(numbers.get(name) for numbers in row.numbers)
+    return (None, None) if found is None else (found.low, found.high)
 
 
 # --- charts over strategies -------------------------------------------------------------------------------------------
@@ -483,8 +485,6 @@ def _within_tasks(part: Comparison, looks: Sequence[Style]) -> tuple[list[Figure
         used = curves if together else curves[:1]
         mean = 100 * _mean(np.array([[values for _, values in curve] for curve in used]))
         kept = _thin(np.array([np.nanmean(values) if not np.isnan(values).all() else math.nan for values in mean]))
-        ends = np.cumsum([0] + [sum(e["steps"] for e in ()) for _ in ()])
-        del ends
         starts = _task_starts(row.runs[0])
         series = [
             Line(
@@ -532,17 +532,31 @@ def _within_tasks(part: Comparison, looks: Sequence[Style]) -> tuple[list[Figure
 def _course(run: Result) -> list[tuple[int, Floats]]:
     """Return every evaluation of a run as (step, accuracies [T]), the ends of tasks included."""
     starts = [*_task_starts(run)[1:], run.steps]
-    found = {evaluation.step: evaluation.accuracy for evaluation in run.evaluations}
-    found |= {step: row for step, row in zip(starts, run.accuracy, strict=True)}
+    # A recorded step counts from the beginning of its stage.
+    before: dict[tuple[int, str], int] = {}
+    total = 0
+    for epoch in run.training:
+        before.setdefault((epoch.task, epoch.stage), total)
+        total += epoch.steps or 0
+    found = {
+        before.get((evaluation.task, evaluation.stage), starts[evaluation.task]) + evaluation.step: values
+        for evaluation in run.evaluations
+        if (values := _within(run, evaluation)) is not None
+    }
+    found |= dict(zip(starts, run.accuracy, strict=True))
     return sorted(found.items())
 
 
+def _within(run: Result, evaluation: Evaluation) -> Floats | None:
+    """Return the headline accuracies [T] of an evaluation within a task."""
+    row = evaluation[run.headline]
+    return None if row is None else np.array(row, dtype=np.float64)
+
+
 def _task_starts(run: Result) -> list[int]:
-    steps = [0] * len(run.task_classes)
-    for task, n in run.steps_of_tasks.items():
-        for later in range(task + 1, len(steps)):
-            steps[later] += n
-    return steps
+    """Return after how many optimizer steps of the run each task begins."""
+    steps = [*run.steps_of_tasks, *[0] * len(run.task_classes)]
+    return [sum(steps[:task]) for task in range(len(run.task_classes))]
 
 
 def _falls(run: Result) -> tuple[float | None, float | None]:
@@ -550,7 +564,8 @@ def _falls(run: Result) -> tuple[float | None, float | None]:
     accuracy = run.accuracy
     falls, regained = [], []
     for task in range(1, len(accuracy)):
-        within = [evaluation.accuracy for evaluation in run.evaluations if evaluation.task == task]
+        rows = [_within(run, evaluation) for evaluation in run.evaluations if evaluation.task == task]
+        within = [row for row in rows if row is not None]
         if not within:
             continue
         lowest = np.fmin.reduce([*within, accuracy[task]])[:task]

@@ -338,6 +338,16 @@ def test_evaluations_during_training_are_separate_and_stamped_ME12(every, run):
                 assert evaluation[matrix] == often.record["accuracy"][matrix][task]
     rows = {tuple(e["class_incremental"]) for e in often.record["evaluations"]}
     assert len(rows) > 5
+    # The lowest accuracy on each task from when the next one began, by hand; without these evaluations there is none.
+    for key, matrix in (("metrics", "class_incremental"), ("metrics_task_aware", "task_aware")):
+        later = [(e["task"], e[matrix]) for e in often.record["evaluations"]]
+        later += list(enumerate(often.record["accuracy"][matrix]))
+        lowest = [min(row[t] for task, row in later if task > t) for t in range(4)]
+        final = often.record["accuracy"][matrix][4][4]
+        assert often.record[key]["min_accuracy"] == pytest.approx(sum(lowest) / 4)
+        assert often.record[key]["worst_case_accuracy"] == pytest.approx(final / 5 + sum(lowest) / 5)
+        assert plain.record[key]["min_accuracy"] is plain.record[key]["worst_case_accuracy"] is None
+    assert often.summary()["min_accuracy"] == often.metrics["min_accuracy"]
 
 
 def test_every_number_of_a_run_is_in_its_files_ME09(tmp_path, capsys):

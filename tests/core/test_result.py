@@ -163,6 +163,13 @@ HOSTILE = {
     "untrained of other tasks": json.dumps(
         record(training=[], accuracy={"class_incremental": [], "untrained": {"class_incremental": [0.1]}})
     ).encode(),
+    "an evaluation of other tasks": json.dumps(
+        record(
+            training=[],
+            accuracy={"class_incremental": []},
+            evaluations=[{"task": 0, "class_incremental": [0.1]}],
+        )
+    ).encode(),
     "no tasks": json.dumps(
         record(training=[], accuracy={}, scenario={"name": "toy", "setting": "class", "tasks": []})
     ).encode(),
@@ -205,6 +212,55 @@ def test_load_results_refuses_folders_without_a_finished_run(tmp_path: Path) -> 
         load_results(tmp_path)
     with pytest.raises(ConfigError, match="absent"):
         load_results([tmp_path / "absent"])
+
+
+def test_load_results_goes_on_without_a_damaged_run_and_says_so(tmp_path: Path) -> None:
+    """Named itself or found in a folder; only where nothing is left is it an error."""
+    Result(record()).write(tmp_path / "whole")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "run.json").write_bytes(HOSTILE["truncated"])
+    for paths in (tmp_path, [tmp_path / "torn" / "run.json", tmp_path / "whole"]):
+        with pytest.warns(UserWarning, match=r"left out: .*torn.*damaged"):
+            assert [result.seed for result in load_results(paths)] == [3]
+    with pytest.raises(ConfigError, match=r"torn.*damaged"):
+        load_results(tmp_path / "torn")
+
+
+def evaluations(*rows: tuple[int, list[float | None]]) -> list[dict[str, object]]:
+    return [
+        {"task": task, "stage": "train", "epoch": 0, "step": step, "class_incremental": row, "task_aware": None}
+        for step, (task, row) in enumerate(rows)
+    ]
+
+
+def test_evaluations_within_tasks_give_the_minimal_accuracies() -> None:
+    """De Lange et al. 2023, the worked example: task 0 falls to .40 in task 1 and to .35 in task 2, task 1 to .45.
+
+    min-ACC (.35 + .45) / 2 = .40, WC-ACC .90 / 3 + 2/3 * .40 = .566667; what came before a task was learned, and the
+    value when just learned, do not count.
+    """
+    within = evaluations(
+        (0, [0.01, None, None]), (1, [0.40, 0.02, None]), (1, [0.70, 0.5, None]), (2, [0.35, 0.45, 0.1])
+    )
+    result = Result(record(evaluations=within))
+    assert [(e.task, e.step) for e in result.evaluations] == [(0, 0), (1, 1), (1, 2), (2, 3)]
+    assert result.summary()["min_accuracy"] == pytest.approx(0.40)
+    assert result.summary()["worst_case_accuracy"] == pytest.approx(0.566667, abs=1e-6)
+    # After two tasks: the lowest of task 0 is .40, and .80 / 2 + .40 / 2 = .60.
+    half = Result(record(status="running", accuracy={"class_incremental": R[:2]}, evaluations=within[:3]))
+    assert half.summary()["min_accuracy"] == pytest.approx(0.40)
+    assert half.summary()["worst_case_accuracy"] == pytest.approx(0.60)
+
+
+def test_the_end_of_a_task_counts_as_an_evaluation_too() -> None:
+    """Within tasks nothing is below R[2, 0] = .50 and R[2, 1] = .60: min-ACC .55 by hand."""
+    within = evaluations((1, [0.9, 0.1, None]), (2, [0.9, 0.9, 0.1]))
+    assert Result(record(evaluations=within)).summary()["min_accuracy"] == pytest.approx(0.55)
+
+
+def test_without_evaluations_within_tasks_there_are_no_minimal_accuracies() -> None:
+    summary = Result(record(metrics={})).summary()
+    assert (summary["min_accuracy"], summary["worst_case_accuracy"]) == (None, None)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
