@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clbench.files import write_atomically
-from clbench.reports import figures, tables
+from clbench.reports import figures, page, tables
 from clbench.result import Result
 
 __all__ = ["write_report"]
 
 
 def write_report(results: Sequence[Result], folder: str | Path) -> list[Path]:
-    """Write report.md, comparison.csv, runs.csv, matrices.csv and the figures; return their paths.
+    """Write report.html, report.md, comparison.csv, runs.csv, matrices.csv and the figures; return their paths.
 
     A figure that fails is left out and named in report.md and on stderr. Raises ConfigError for no results.
     """
@@ -29,7 +29,9 @@ def write_report(results: Sequence[Result], folder: str | Path) -> list[Path]:
     write("matrices.csv", tables.to_csv(tables.matrices(results)))
     report = ["# Comparison of continual-learning strategies", ""]
     stems: list[str] = []
-    for part in tables.compare(results):
+    parts = tables.compare(results)
+    write("report.html", page.render(parts))
+    for part in parts:
         stems.append(_stem(part, stems))
         pictures = []
         for name in figures.FIGURES:

@@ -141,9 +141,11 @@ def lines(
         known = [(a, b, d) for (a, b), d in _with_deviations(line) if math.isfinite(b)]
         if not known:
             continue
-        about = f'class="ln {line.style.css}" data-s="{line.row}" data-n="{escape(line.name)}"'
+        # A line of one point is drawn as a dot: its ends are round.
+        dot = " dot" if len(known) == 1 else ""
+        about = f'class="ln {line.style.css}{dot}" data-s="{line.row}" data-n="{escape(line.name)}"'
         spread = f' data-e="{" ".join(_n(d) for *_, d in known)}"' if line.deviations else ""
-        points = " ".join(f"{_n(a)},{_n(b)}" for a, b, _ in known)
+        points = " ".join(f"{_n(a)},{_n(b)}" for a, b, _ in (known * 2 if dot else known))
         drawn.append(f'<polyline {about}{spread} points="{points}"/>')
         if any(d > 0 for *_, d in known):
             edge = [(a, b + d) for a, b, d in known] + [(a, b - d) for a, b, d in reversed(known)]
@@ -245,7 +247,7 @@ def _with_deviations(line: Line) -> Iterable[tuple[tuple[float, float], float]]:
 
 
 def _ticks(low: float, high: float) -> list[tuple[float, str]]:
-    rough = (high - low) / 4
+    rough = (high - low) / 6
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * k for k in (1, 2, 5, 10) if unit * k >= rough)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
