@@ -65,9 +65,7 @@ class Section:
 
 def render(parts: Sequence[Comparison]) -> str:
     """Return the page of these comparisons as HTML; text from runs stands in it as text, whatever it holds."""
-    labels = list(dict.fromkeys(row.label for part in parts for row in part.rows if not is_line(row)))
-    styles = {label: svg.style(i) for i, label in enumerate(labels)}
-    sections = [_section(part, f"s{i + 1}", styles) for i, part in enumerate(parts)]
+    shown = sections(parts)
     shades = "".join(
         f".h{i}{{background:{colour};color:{'#000' if i >= page_panels.BLACK_FROM else '#fff'}}}"
         for i, colour in enumerate(page_panels.SHADES)
@@ -77,13 +75,20 @@ def render(parts: Sequence[Comparison]) -> str:
         _environment()
         .get_template("page.html")
         .render(
-            sections=sections,
+            sections=shown,
             shades=Markup(shades),
             definitions=[(words(name), text) for name, text in DEFINITIONS.items()],
             n_runs=len(runs),
             versions=sorted({run.version for run in runs}),
         )
     )
+
+
+def sections(parts: Sequence[Comparison]) -> list[Section]:
+    """Return what the page shows of each comparison; a strategy looks the same in all of them."""
+    labels = list(dict.fromkeys(row.label for part in parts for row in part.rows if not is_line(row)))
+    styles = {label: svg.style(i) for i, label in enumerate(labels)}
+    return [_section(part, f"s{i + 1}", styles) for i, part in enumerate(parts)]
 
 
 @cache

@@ -134,7 +134,7 @@ def test_report_writes_tables_and_figures_that_it_refers_to(seven: list[Result],
     names = {str(path.relative_to(tmp_path)) for path in paths}
     stem = "figures/split-mnist-5k-class-"
     pictures = {f"{stem}{name}.{kind}" for name in figures.FIGURES for kind in ("png", "svg")}
-    assert names == {"report.md", "comparison.csv", "runs.csv", "matrices.csv"} | pictures
+    assert names == {"report.html", "report.md", "comparison.csv", "runs.csv", "matrices.csv"} | pictures
     assert all(path.stat().st_size > 0 for path in paths)
     text = (tmp_path / "report.md").read_text()
     assert all(f"]({name})" in text for name in pictures if name.endswith("png"))
