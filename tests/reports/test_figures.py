@@ -143,7 +143,7 @@ def test_report_writes_tables_and_figures_that_it_refers_to(seven: list[Result],
 def test_scenarios_that_share_a_name_get_their_own_figures(make_result: Make, tmp_path: Path) -> None:
     results = [make_result("naive", sizes=(2, 2)), make_result("naive", sizes=(4,))]
     paths = write_report(results, tmp_path)
-    assert len(set(paths)) == len(paths) == 4 + 2 * 8
+    assert len(set(paths)) == len(paths) == 5 + 2 * 8
 
 
 def test_a_figure_that_fails_loses_no_result(
@@ -154,7 +154,7 @@ def test_a_figure_that_fails_loses_no_result(
 
     monkeypatch.setitem(figures.FIGURES, "forgetting", broken)
     paths = write_report([make_result("naive")], tmp_path)
-    assert len(paths) == 4 + 6
+    assert len(paths) == 5 + 6
     assert "'forgetting' could not be drawn: RuntimeError: no | ink" in capsys.readouterr().err
     text = (tmp_path / "report.md").read_text()
     assert "could not be drawn" in text
@@ -171,7 +171,7 @@ from clbench.result import load_results
 from clbench.reports import write_report
 paths = write_report(load_results(sys.argv[1]), sys.argv[2])
 import matplotlib
-assert len(paths) == 12, paths
+assert len(paths) == 13, paths
 assert not {"torch", "matplotlib.pyplot", "tkinter"} & set(sys.modules)
 assert os.environ["MPLBACKEND"] == sys.argv[3]
 assert matplotlib.rcParams["font.size"] == matplotlib.rcParamsDefault["font.size"]
