@@ -11,7 +11,7 @@ from clbench.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from clbench import augment, importance, losses, memory, metrics, statistics
     from clbench.comparison import compare
-    from clbench.result import Result
+    from clbench.result import Result, load
     from clbench.runner import Observer, run
     from clbench.scenario import ImageSet, Scenario, Task
     from clbench.strategy import Stage, Strategy
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "compare": "comparison",
     "Result": "result",
+    "load": "result",
     "Observer": "runner",
     "run": "runner",
     "ImageSet": "scenario",
@@ -52,6 +53,7 @@ __all__ = [
     "augment",
     "compare",
     "importance",
+    "load",
     "losses",
     "memory",
     "metrics",

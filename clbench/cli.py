@@ -223,10 +223,25 @@ def pretrain_verb(
 def report_verb(
     folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
+    figure: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Write this figure alone, such as average_accuracy; repeatable."),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option("--format", metavar="pdf|svg|png", help="Format of --figure (default: pdf).")
+    ] = None,
+    style: Annotated[
+        str | None, typer.Option(metavar="paper|talk|screen", help="Size and letters of --figure (default: paper).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make tables and plots from finished runs, without torch."""
     from clbench.result import load_results
+
+    if not figure and (kind or style):
+        raise ConfigError("--format and --style are for --figure NAME; give it too")
+    if figure and as_json:
+        raise ConfigError("--json prints the table, which --figure leaves out; give one of them")
 
     with warnings.catch_warnings(record=True) as noted:
         results = load_results(folders)
@@ -236,6 +251,15 @@ def report_verb(
         raise ConfigError(
             f"{', '.join(map(str, folders))}: no finished run there; folders with a run.json are accepted"
         )
+    if figure:
+        from clbench.reports import write_figures
+
+        try:
+            paths = write_figures(results, out, figure, kind=kind or "pdf", style=style or "paper")
+        except OSError as error:
+            raise RunError(f"{out}: {error.strerror or error}") from None
+        print(*paths, sep="\n")
+        return
     _report(results, out, as_json)
 
 

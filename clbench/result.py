@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from clbench import metrics
 from clbench.errors import ConfigError, unknown
 from clbench.files import write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA_VERSION = 1
 
@@ -360,6 +363,10 @@ class Result:
         """Optimizer steps of the whole run."""
         return sum(task.steps for task in self._run.tasks)
 
+    def steps_of(self, task: int) -> int:
+        """Return the optimizer steps of one task, 0 where it is not done."""
+        return sum(entry.steps for entry in self._run.tasks if entry.task == task)
+
     @property
     def steps_of_tasks(self) -> list[int]:
         """Optimizer steps of each task that was trained on, in order."""
@@ -534,6 +541,37 @@ def load_results(paths: str | Path | Iterable[str | Path]) -> list[Result]:
     for damaged in damage:
         warnings.warn(f"left out: {damaged}", stacklevel=2)
     return list(results.values())
+
+
+def load(paths: str | Path | Iterable[str | Path]) -> "pd.DataFrame":
+    """Return the finished runs in and below the folders as one tidy table, a row for each (run, after, task).
+
+    Columns: scenario, setting, strategy, family, reference, seed, class_order, identity say which run; classifier (the
+    headline one), after and task which cell; class_incremental, task_aware and accuracy (the setting's headline matrix
+    again) hold accuracies in [0, 1], NaN where a task was not tested. Warns and raises as `load_results` does.
+    """
+    import pandas as pd
+
+    parts = []
+    for result in load_results(paths):
+        n = len(result.task_classes)
+        after, task = np.divmod(np.arange(n * n), n)
+        found = result.classifiers[result.headline_classifier]
+        run = {
+            "scenario": result.scenario,
+            "setting": result.setting,
+            "strategy": result.strategy,
+            "family": result.family,
+            "reference": result.is_reference,
+            "seed": result.seed,
+            "class_order": " ".join(map(str, result.class_order)),
+            "identity": result.identity,
+            "classifier": result.headline_classifier,
+        }
+        cells = {name: np.nan if (matrix := found[name]) is None else matrix.ravel() for name in MATRICES}
+        columns = run | {"after": after, "task": task} | cells | {"accuracy": result.accuracy.ravel()}
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:

@@ -4,13 +4,16 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from math import isnan, sqrt
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from clbench.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+# Seed and class order of a run.
+Key = TypeVar("Key", bound=tuple[Hashable, Hashable])
 
 # With fewer pairs no two-sided exact test reaches 0.05: of 2^5 sign patterns, the two most extreme are 0.0625.
 FEWEST_PAIRS = 6
@@ -117,8 +120,8 @@ def interval(values: Iterable[float | None], level: float = 0.95) -> Interval | 
 
 
 def paired(
-    ours: Mapping[tuple[Hashable, Hashable], float | None],
-    theirs: Mapping[tuple[Hashable, Hashable], float | None],
+    ours: Mapping[Key, float | None],
+    theirs: Mapping[Key, float | None],
 ) -> Paired:
     """Compare two strategies by the differences of their runs with the same key, (seed, class order).
 
@@ -143,9 +146,10 @@ def paired(
         n=n,
         difference=mean,
         interval=interval(differences),
-        p=None if reason else float(sign_flip(differences)),
+        p=None if reason else _flipped(tuple(sorted(differences if (mean or 0.0) > 0 else (-d for d in differences)))),
         wilcoxon_p=None if reason else _wilcoxon(differences),
-        effect_size=mean / sd if mean is not None and sd else None,
+        # Where nothing varies but rounding, there is none.
+        effect_size=mean / sd if mean is not None and sd and abs(mean) < 1e9 * sd else None,
         probability_of_improvement=fmean(1.0 if d > 0 else 0.0 if d else 0.5 for d in differences) if n else None,
         reason=reason,
     )
@@ -225,7 +229,7 @@ def mean_ranks(
     return Ranks(mean, critical, _groups(mean, critical), p, n)
 
 
-def variances(values: Mapping[tuple[Hashable, Hashable], float | None]) -> Variances | None:
+def variances(values: Mapping[Key, float | None]) -> Variances | None:
     """Split the variance of runs with keys (seed, class order), every seed with every order; None if not so crossed.
 
     Two-way random effects with one run a cell, by the method of moments (Searle, Casella & McCulloch 1992, sec. 4.4);
@@ -233,7 +237,9 @@ def variances(values: Mapping[tuple[Hashable, Hashable], float | None]) -> Varia
     """
     import numpy as np
 
-    defined = {key: value for key, value in values.items() if value is not None and not isnan(value)}
+    defined: dict[tuple[Hashable, Hashable], float] = {
+        (seed, order): value for (seed, order), value in values.items() if value is not None and not isnan(value)
+    }
     orders = list(dict.fromkeys(order for _, order in defined))
     seeds = [s for s in dict.fromkeys(seed for seed, _ in defined) if all((s, order) in defined for order in orders)]
     a, b = len(orders), len(seeds)
@@ -258,17 +264,18 @@ def runs_needed(difference: float, sd: float, power: float = 0.8, alpha: float =
     """Return the pairs of runs with which a two-sided paired t test at level alpha finds a difference of this size.
 
     `sd` is that of the differences, in the same unit; never below the six that a test takes. From the noncentral t
-    distribution (Cohen 1988, ch. 2). Raises ConfigError for a difference of 0, a negative sd, or a power or level
-    outside (0, 1).
+    distribution (Cohen 1988, ch. 2). Raises ConfigError for a difference below a thousandth of the sd, which millions
+    of runs would not show, a negative sd, or a power or level outside (0, 1).
     """
     from scipy.special import nctdtr, stdtrit
 
     for name, value in (("power", power), ("alpha", alpha)):
         if not 0 < value < 1:
             raise ConfigError(f"{name}={value!r}: a number between 0 and 1 is accepted")
-    if difference == 0 or isnan(difference) or not sd >= 0:
+    if difference == 0 or isnan(difference) or not 0 <= sd <= 1000 * abs(difference):
         raise ConfigError(
-            f"difference={difference!r}, sd={sd!r}: accepted: a difference other than 0 and an sd of 0 or more"
+            f"difference={difference!r}, sd={sd!r}: accepted: a difference other than 0 and an sd of at least 0 and at "
+            "most 1,000 times the difference"
         )
 
     def reaches(n: int) -> bool:
@@ -276,7 +283,8 @@ def runs_needed(difference: float, sd: float, power: float = 0.8, alpha: float =
         # Below -limit lies next to nothing.
         return bool(1 - nctdtr(n - 1, shift, limit) >= power)
 
-    if sd == 0 or reaches(FEWEST_PAIRS):
+    # An sd of nothing but rounding is more than the distribution can be computed for.
+    if 1000 * sd <= abs(difference) or reaches(FEWEST_PAIRS):
         return FEWEST_PAIRS
     low, high = FEWEST_PAIRS, 2 * FEWEST_PAIRS
     while not reaches(high):
@@ -309,6 +317,11 @@ def _signs(n: int) -> "npt.NDArray[np.int8]":
         return np.random.default_rng(0).integers(0, 2, (FLIPS, n), dtype=np.int8) * np.int8(2) - np.int8(1)
     bits = np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1
     return (1 - 2 * bits).astype(np.int8)
+
+
+@lru_cache(maxsize=10_000)
+def _flipped(differences: tuple[float, ...]) -> float:
+    return float(sign_flip(differences))
 
 
 def _wilcoxon(differences: Sequence[float]) -> float:

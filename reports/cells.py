@@ -11,7 +11,7 @@ from clbench.reports.svg import Style
 from clbench.reports.tables import METRICS, Row
 from clbench.reports.tables import _percent as percent
 from clbench.result import Floats
-from clbench.statistics import Spread, interval
+from clbench.statistics import Spread
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its columns, and of each row its index among the strategies (-1: none), its classes and cells."""
+    """A table: its columns, and of each row its index among the strategies (-1: none) and its cells."""
 
     columns: Sequence[Column]
-    rows: Sequence[tuple[int, str, Sequence[Cell]]]
+    rows: Sequence[tuple[int, Sequence[Cell]]]
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,11 @@ def metric(row: Row, name: str, *, best: bool = False) -> Cell:
         return Cell("-")
     if name not in METRICS:
         return Cell(f"{mean / 1000:,.1f}" if name.endswith("bytes") else f"{mean:.1f}", mean)
-    low, high = bounds(row, name)
-    small = "" if low is None or high is None else f"{percent(low)} to {percent(high)}"
+    ends = row.interval(name)
+    small = "" if ends is None else f"{percent(ends.low)} to {percent(ends.high)}"
     if n < len(row.runs):
         small = f"{small} n={n}".strip()
     return Cell(plus(Spread(mean, sd, n)), mean, small, "best" if best else "")
-
-
-def bounds(row: Row, name: str) -> tuple[float | None, float | None]:
-    """Return the ends of the 95 % interval of a row's mean, None where there is none."""
-    found = interval(numbers.get(name) for numbers in row.numbers)
-    return (None, None) if found is None else (found.low, found.high)
 
 
 def or_dash(value: float | None) -> str:
@@ -98,7 +92,7 @@ def spread_cell(value: Spread) -> Cell:
 
 def is_line(row: Row) -> bool:
     """Tell whether the row is a reference line: the upper one (joint) or the lower one (naive)."""
-    return row.is_reference or row.runs[0].strategy_name == "naive"
+    return row.is_reference or row.is_naive
 
 
 def role(row: Row) -> str:

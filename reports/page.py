@@ -10,9 +10,10 @@ from markupsafe import Markup
 
 from clbench.metrics import DEFINITIONS
 from clbench.reports import page_charts, page_panels, provenance, svg
-from clbench.reports.cells import Cell, Column, Figure, Table, bounds, is_line, metric, named, role
+from clbench.reports.cells import Cell, Column, Figure, Table, is_line, metric, named, percent, role
+from clbench.reports.differences import all_ranks, differences, verdict
 from clbench.reports.svg import Style
-from clbench.reports.tables import MATRICES, Comparison
+from clbench.reports.tables import SETTINGS, Comparison, Row
 from clbench.reports.tables import _is_best as is_best
 from clbench.reports.tables import _words as words
 from clbench.result import MatrixName
@@ -47,6 +48,8 @@ class Section:
     legend: Sequence[Entry]
     table: Table
     references: Table
+    differences: Table | None
+    tested: str
     main: Sequence[Figure]
     tasks: Sequence[Figure]
     confusion: Sequence[Figure]
@@ -78,6 +81,7 @@ def render(parts: Sequence[Comparison]) -> str:
             sections=shown,
             shades=Markup(shades),
             definitions=[(words(name), text) for name, text in DEFINITIONS.items()],
+            ranks=_ranks(parts),
             n_runs=len(runs),
             versions=sorted({run.version for run in runs}),
         )
@@ -112,6 +116,7 @@ def _section(part: Comparison, anchor: str, styles: Mapping[str, Style]) -> Sect
     looks = [svg.UPPER if row.is_reference else svg.LOWER if is_line(row) else styles[row.label] for row in part.rows]
     omitted: list[str] = []
     competitors, references = _comparison_tables(part, looks)
+    differing_pairs, tested = _differences(part)
     differing, common = provenance.configs(part)
     runs, orders = provenance.runs(part)
     within, within_table = page_panels.within_tasks(part, looks)
@@ -125,12 +130,14 @@ def _section(part: Comparison, anchor: str, styles: Mapping[str, Style]) -> Sect
     return Section(
         anchor=anchor,
         title=part.title,
-        verdict=_verdict(part),
-        about=f"The headline is the {MATRICES[part.headline]} average accuracy: {rule}.",
+        verdict=verdict(part),
+        about=f"The headline is the {part.matrix(part.headline)} average accuracy: {rule}.",
         notes=part.notes,
         legend=legend,
         table=competitors,
         references=references,
+        differences=differing_pairs,
+        tested=tested,
         main=[
             page_charts.average_accuracy(part, looks),
             page_charts.plasticity(part, looks),
@@ -154,14 +161,6 @@ def _section(part: Comparison, anchor: str, styles: Mapping[str, Style]) -> Sect
     )
 
 
-def _verdict(part: Comparison) -> str:
-    ranked = [row for row in part.rows if not row.is_reference]
-    best = max(ranked, key=lambda row: row.spread("average_accuracy").mean or 0.0, default=None)
-    if best is None:
-        return "There are references alone, nothing to compare."
-    return f"{best.label} has the highest mean accuracy."
-
-
 def _comparison_tables(part: Comparison, looks: Sequence[Style]) -> tuple[Table, Table]:
     """Return the table of the competitors and that of the references, with the same columns."""
     other: MatrixName = "task_aware" if part.headline == "class_incremental" else "class_incremental"
@@ -169,14 +168,14 @@ def _comparison_tables(part: Comparison, looks: Sequence[Style]) -> tuple[Table,
     names = [*first, "seconds", "extra_bytes", *(name for name in DEFINITIONS if name not in first)]
     names = [name for name in names if any(row.spread(name).n for row in part.rows)]
     titles = {
-        "average_accuracy": f"{MATRICES[part.headline]} accuracy %",
-        f"{other}_accuracy": f"{MATRICES[other]} accuracy %",
+        "average_accuracy": f"{part.matrix(part.headline)} accuracy %",
+        f"{other}_accuracy": f"{part.matrix(other)} accuracy %",
         "average_incremental_accuracy_without_first": "average incremental without first %",
         "seconds": "seconds",
         "extra_bytes": "kB stored",
     }
-    ends = [b for row in part.rows for b in bounds(row, "average_accuracy") if b is not None]
-    scale = svg.axis("", [min(max(100 * b, 0.0), 100.0) for b in ends])
+    ends = [_ends(row) for row in part.rows]
+    scale = svg.axis("", [min(max(value, 0.0), 100.0) for of_row in ends for value in of_row])
     columns = [Column("strategy", text=True), Column("n", note="runs")]
     for name in names:
         columns.append(Column(titles.get(name, f"{words(name)} %"), note=DEFINITIONS.get(name, "")))
@@ -184,18 +183,76 @@ def _comparison_tables(part: Comparison, looks: Sequence[Style]) -> tuple[Table,
             columns.append(
                 Column(f"{max(scale.low, 0):.0f} to {min(scale.high, 100):.0f} %", text=True, note="95 % interval")
             )
-    tables: tuple[list[tuple[int, str, list[Cell]]], ...] = ([], [])
+    tables: tuple[list[tuple[int, list[Cell]]], ...] = ([], [])
     for i, (row, look) in enumerate(zip(part.rows, looks, strict=True)):
         cells = [named(row, look), Cell(str(len(row.runs)), len(row.runs))]
         for name in names:
             cells.append(metric(row, name, best=is_best(part, row, name)))
             if name == "average_accuracy":
-                low, high = bounds(row, name)
-                mean = row.spread(name).mean
-                drawn = [100 * (mean or 0.0) if v is None else 100 * v for v in (low, mean, high)]
-                cells.append(Cell(svg.interval(look, drawn[0], drawn[1], drawn[2], scale), mean))
-        tables[is_line(row)].append((i, "", cells))
+                cells.append(Cell(svg.interval(look, *ends[i], scale), row.spread(name).mean))
+        tables[is_line(row)].append((i, cells))
     return Table(columns, tables[0]), Table(columns, tables[1])
+
+
+def _ends(row: Row) -> tuple[float, float, float]:
+    """Return the interval of the average accuracy in percent, with the mean in its middle."""
+    mean, ends = row.spread("average_accuracy").mean or 0.0, row.interval("average_accuracy")
+    return (100 * mean,) * 3 if ends is None else (100 * ends.low, 100 * mean, 100 * ends.high)
+
+
+def _differences(part: Comparison) -> tuple[Table | None, str]:
+    """Return each competitor minus the best one and minus naive, and what is to say about the tests."""
+    found = differences(part)
+    index = {row.label: i for i, row in enumerate(part.rows)}
+    rows = []
+    for one in (*found.against_best, *found.against_naive):
+        pair = one.paired
+        ends = "" if pair.interval is None else f"{percent(pair.interval.low)} to {percent(pair.interval.high)}"
+        difference = "-" if pair.difference is None else f"{round(100 * pair.difference, 1) + 0.0:+.1f}"
+        cells = [
+            Cell(one.ours.label),
+            Cell(one.theirs.label),
+            Cell(str(pair.n), pair.n),
+            Cell(difference, pair.difference, ends, "best" if one.is_real else ""),
+            Cell("-" if one.p is None else f"{one.p:.2g}", one.p),
+            Cell("-" if pair.effect_size is None else f"{pair.effect_size:.1f}", pair.effect_size),
+            Cell(
+                "-" if pair.probability_of_improvement is None else f"{pair.probability_of_improvement:.0%}",
+                pair.probability_of_improvement,
+            ),
+            Cell("-" if one.runs_needed is None else str(one.runs_needed), one.runs_needed),
+        ]
+        rows.append((index[one.ours.label], cells))
+    columns = [
+        Column("strategy", text=True),
+        Column("minus", text=True),
+        Column("n", note="pairs of runs of the same seed and class order"),
+        Column("difference", note="of average accuracy, percentage points, with its 95 % interval"),
+        Column("p", note="two-sided sign-flip permutation test, corrected by Holm"),
+        Column("effect size", note="mean over standard deviation of the differences"),
+        Column("ahead in", note="share of the pairs in which the strategy is ahead"),
+        Column("runs needed", note="pairs that would find a difference of this size (power 0.8)"),
+    ]
+    said = [found.note] if found.note else []
+    if found.smallest_p is not None and not found.note:
+        said.append(f"Holm's correction counts {found.tests} pairs; the smallest p possible is {found.smallest_p:.2g}.")
+    return (Table(columns, rows) if rows else None), " ".join(said)
+
+
+def _ranks(parts: Sequence[Comparison]) -> list[tuple[str, str, Table]]:
+    """Return the mean ranks of each setting with scenarios enough: a title, what is to say, the table."""
+    made = []
+    for setting, found in all_ranks(parts).items():
+        groups = "; ".join(", ".join(group) for group in found.groups) or "none"
+        friedman = "" if found.p is None else f" Friedman's test that all are equal: p = {found.p:.2g}."
+        text = (
+            f"By average accuracy, 1 is best. Ranks nearer than {found.critical_difference:.2f} (Nemenyi, 0.05; Demsar "
+            f"2006) are not told apart: {groups}.{friedman}"
+        )
+        rows = [(-1, [Cell(label), Cell(f"{rank:.2f}", rank)]) for label, rank in found.mean.items()]
+        title = f"Mean ranks over {found.n} scenarios, {SETTINGS[setting]}"
+        made.append((title, text, Table([Column("strategy", text=True), Column("mean rank")], rows)))
+    return made
 
 
 def _ledger(part: Comparison) -> Table:
@@ -217,5 +274,5 @@ def _ledger(part: Comparison) -> Table:
             for name in ([f"{kind}_items"] if kind in items else []) + [f"{kind}_bytes"]:
                 mean = row.spread(name).mean
                 cells.append(Cell("-" if mean is None else f"{mean:,.0f}", mean))
-        rows.append((i, "", cells))
+        rows.append((i, cells))
     return Table(columns, rows)

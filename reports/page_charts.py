@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from clbench.metrics import average_accuracies
 from clbench.reports import svg
 from clbench.reports.cells import Cell, Column, Figure, Table, is_line, plus, spread_cell
+from clbench.reports.differences import pareto
 from clbench.reports.svg import Line, Point, Style
-from clbench.reports.tables import MATRICES, Comparison
+from clbench.reports.tables import Comparison
 from clbench.statistics import Spread, spread
 
 
@@ -21,7 +22,7 @@ def average_accuracy(part: Comparison, looks: Sequence[Style]) -> Figure:
         points = [(k, math.nan if s.mean is None else 100 * s.mean) for k, s in enumerate(at)]
         deviations = [100 * (s.sd or 0.0) for s in at] if len(row.runs) > 1 else []
         series.append(Line(i, row.label, look, points, deviations))
-        rows.append((i, "", [Cell(row.label), *(spread_cell(s) for s in at)]))
+        rows.append((i, [Cell(row.label), *(spread_cell(s) for s in at)]))
     chart = svg.lines(
         series,
         svg.steps_axis("after task", n_tasks),
@@ -29,7 +30,7 @@ def average_accuracy(part: Comparison, looks: Sequence[Style]) -> Figure:
         title="Average accuracy on the tasks learned so far, after each task",
     )
     columns = [Column("strategy", text=True), *(Column(f"after task {k}") for k in range(n_tasks))]
-    caption = f"Mean {MATRICES[part.headline]} accuracy on the tasks learned so far; band: ± one sd over the runs."
+    caption = f"Mean {part.matrix(part.headline)} accuracy on the tasks learned so far; band: ± one sd over the runs."
     return Figure("Average accuracy after each task", chart, caption, Table(columns, rows))
 
 
@@ -38,7 +39,7 @@ def plasticity(part: Comparison, looks: Sequence[Style]) -> Figure:
     points, rows = [], []
     for i, (row, look) in enumerate(zip(part.rows, looks, strict=True)):
         learned, forgotten = row.spread("learning_accuracy"), row.spread("forgetting")
-        rows.append((i, "", [Cell(row.label), spread_cell(learned), spread_cell(forgotten)]))
+        rows.append((i, [Cell(row.label), spread_cell(learned), spread_cell(forgotten)]))
         if learned.mean is None or forgotten.mean is None:
             continue
         text = f"{row.label}: learning accuracy {plus(learned)} %, forgetting {plus(forgotten)}"
@@ -64,11 +65,9 @@ def cost(part: Comparison, looks: Sequence[Style], name: str, label: str, unit: 
         shown = svg.quantity(cost.mean, unit)
         text = f"{row.label}: {plus(accuracy)} %, {shown}"
         points.append(Point(i, look, cost.mean, 100 * accuracy.mean, text, dy=100 * (accuracy.sd or 0.0)))
-        rows.append((i, "", [Cell(row.label), Cell(shown, cost.mean), spread_cell(accuracy)]))
-    front: list[tuple[float, float]] = []
-    for point in sorted((p for p in points if not is_line(part.rows[p.row])), key=lambda p: (p.x, -p.y)):
-        if not front or point.y > front[-1][1]:
-            front.append((point.x, point.y))
+        rows.append((i, [Cell(row.label), Cell(shown, cost.mean), spread_cell(accuracy)]))
+    competing = [(p.x, p.y) for p in points if not is_line(part.rows[p.row])]
+    front = [competing[place] for place in pareto(competing)]
     title = f"Accuracy against {label.split()[0]}"
     x = svg.cost_axis(label, [p.x for p in points] or [0.0], unit)
     y = svg.axis("average accuracy (%)", [p.y + d for p in points for d in (-p.dy, p.dy)])
@@ -97,7 +96,7 @@ def stored(part: Comparison, looks: Sequence[Style]) -> Figure:
         for i, of_row in kept.items()
     ]
     rows = [
-        (i, "", [Cell(part.rows[i].label), *(Cell("-" if s.mean is None else f"{s.mean:.0f}") for s in of_row)])
+        (i, [Cell(part.rows[i].label), *(Cell("-" if s.mean is None else f"{s.mean:.0f}") for s in of_row)])
         for i, of_row in kept.items()
     ]
     title = "Bytes stored beside the model"

@@ -19,7 +19,7 @@ MOST_CELLS = 40_000
 # Classes up to which a confusion matrix shows each; beyond, it shows tasks.
 MOST_CLASSES = 20
 # Points of a curve of the training, or of evaluations within tasks.
-MOST_POINTS = 120
+MOST_POINTS = 80
 SHADES = (
     *("#00224e", "#002b62", "#083370", "#243c6e", "#35456c", "#434e6c", "#4f576c", "#5b606e", "#666970", "#727274"),
     *("#7d7c78", "#888578", "#948e77", "#a19975", "#aea371", "#bcae6c", "#c8b866", "#d6c35d", "#e5cf52", "#f3db42"),
@@ -160,9 +160,7 @@ def within_tasks(part: Comparison, looks: Sequence[Style]) -> tuple[list[Figure]
             size=svg.SMALL,
             boundaries=starts[1:],
         )
-        cells = [
-            (-1, "", [Cell(str(steps[k])), *(Cell(or_dash(means[k, t] / 100)) for t in range(n_tasks))]) for k in kept
-        ]
+        cells = [(-1, [Cell(str(steps[k])), *(Cell(or_dash(means[k, t] / 100)) for t in range(n_tasks))]) for k in kept]
         columns = [Column("step", text=True), *(Column(f"task {t}") for t in range(n_tasks))]
         caption = (
             f"mean of {len(used)} runs" if together else f"seed {row.runs[0].seed} alone: the others' steps differ"
@@ -173,7 +171,7 @@ def within_tasks(part: Comparison, looks: Sequence[Style]) -> tuple[list[Figure]
         falls = [_falls(run) for run in row.runs]
         values = [row.spread("min_accuracy"), row.spread("worst_case_accuracy")]
         values += [spread(fall for fall, _ in falls), spread(regained for _, regained in falls)]
-        rows.append((i, "", [named(row, look), *(spread_cell(v) for v in values)]))
+        rows.append((i, [named(row, look), *(spread_cell(v) for v in values)]))
     if not figures:
         return [], None
     columns = [
@@ -256,7 +254,6 @@ def training(part: Comparison, looks: Sequence[Style]) -> list[Figure]:
         rows = [
             (
                 -1,
-                "",
                 [
                     Cell(str(keys[k][0])),
                     Cell(printable(keys[k][1])),
@@ -290,7 +287,7 @@ def _heat_map(values: Floats, rows: Sequence[str], columns: Sequence[str]) -> Ta
             Cell("") if math.isnan(v) else Cell(f"{v:.{digits}f}", css=f"h{round(v / 100 * (len(SHADES) - 1))}")
             for v in line
         ]
-        body.append((-1, "", [Cell(name), *cells]))
+        body.append((-1, [Cell(name), *cells]))
     return Table([Column("", text=True), *(Column(name) for name in columns)], body)
 
 

@@ -34,7 +34,7 @@ def runs(part: Comparison) -> tuple[Table, list[tuple[str, str]]]:
                 Cell(printable(run.created)[:19]),
                 Cell(printable(run.identity)[:16]),
             ]
-            rows.append((i, "", cells))
+            rows.append((i, cells))
     columns = [
         Column("strategy", text=True),
         Column("seed"),
@@ -64,7 +64,7 @@ def configs(part: Comparison) -> tuple[Table | None, list[tuple[str, str]]]:
             usual = max(dict.fromkeys(values[key]), key=values[key].count)
             value = values[key][place]
             cells.append(Cell(value, css="" if value == usual else "differs"))
-        body.append((i, "", cells))
+        body.append((i, cells))
     columns = [Column("strategy", text=True), Column("seeds", text=True)]
     return Table([*columns, *(Column(printable(key), text=True) for key in differing)], body), common
 

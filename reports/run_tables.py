@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from clbench.reports.tables import MATRICES
+from clbench.reports.tables import MATRICES, matrix_label
 from clbench.result import Floats, Result
 
 # More columns than this do not fit on a terminal; the tasks' accuracies are then in accuracy.csv only.
@@ -15,10 +15,11 @@ WIDEST = 12
 
 def render_run(result: Result) -> Group:
     """Return a run's accuracies after each task (percent, both matrices) and its metrics."""
-    headline = MATRICES[result.headline]
+    headline = matrix_label(result.headline, result.setting)
     title = f"{result.strategy} on {result.scenario}, {result.setting}-incremental, seed {result.seed}"
     parts: list[Table | Text] = [Text(title, style="bold")]
-    for name, label in MATRICES.items():
+    for name in MATRICES:
+        label = matrix_label(name, result.setting)
         for classifier, matrices in result.classifiers.items():
             matrix = matrices[name]
             if matrix is not None:

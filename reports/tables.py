@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from rich.text import Text
 from clbench.config import NOT_IDENTITY
 from clbench.errors import ConfigError
 from clbench.metrics import DEFINITIONS
+from clbench.reports import differences
 from clbench.result import Floats, MatrixName, Result
-from clbench.statistics import Spread, spread
+from clbench.statistics import Interval, Spread, interval, spread, variances
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -32,7 +34,12 @@ SHOWN = {"strategy", "strategy_options", "scenario"}
 # These count only where they are set: a strategy without a memory has no budget to differ in.
 MEMORY = {"memory_size", "memory_per_class"}
 
+# Where the Markdown tables have room for an interval; comparison.csv has those of every metric.
+WITH_INTERVAL = {"average_accuracy", "forgetting"}
+
 Numbers = dict[str, float | None]
+# Seed, and class order with the seed it was drawn from.
+Repetition = tuple[int, tuple[tuple[int, ...], str]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,11 @@ class Row:
         return self.runs[0].is_reference
 
     @property
+    def is_naive(self) -> bool:
+        """Whether the strategy is the lower reference: training goes on with nothing against forgetting."""
+        return self.runs[0].strategy_name == "naive"
+
+    @property
     def is_headline(self) -> bool:
         """Whether this is the strategy's headline classifier."""
         return self.classifier == self.runs[0].headline_classifier
@@ -62,7 +74,21 @@ class Row:
 
     def spread(self, name: str) -> Spread:
         """Return mean, sd and n of a number over the runs that define it."""
-        return spread(numbers.get(name) for numbers in self.numbers)
+        return self._spreads.get(name, Spread(None, None, 0))
+
+    @cached_property
+    def _spreads(self) -> dict[str, Spread]:
+        # Made once: a report asks for the same ones again and again.
+        names = dict.fromkeys(name for numbers in self.numbers for name in numbers)
+        return {name: spread(numbers.get(name) for numbers in self.numbers) for name in names}
+
+    def interval(self, name: str) -> Interval | None:
+        """Return the 95 % confidence interval of the mean of a number; None below two runs that define it."""
+        return interval(numbers.get(name) for numbers in self.numbers)
+
+    def by_repetition(self, name: str) -> dict[Repetition, float | None]:
+        """Return a number of each run by (seed, class order), as `clbench.statistics.paired` takes it."""
+        return {_repetition(run): n.get(name) for run, n in zip(self.runs, self.numbers, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -84,10 +110,19 @@ class Comparison:
         tasks, classes = "task" if n == 1 else "tasks", "class" if each == "1" else "classes"
         return f"{self.scenario}, {SETTINGS[self.setting]}, {n} {tasks} of {each} {classes}"
 
+    def matrix(self, name: MatrixName) -> str:
+        """Return what a matrix is called in this setting."""
+        return matrix_label(name, self.setting)
+
     def names(self, ending: str) -> list[str]:
         """Return the names of the numbers that end so, in order of first appearance."""
         every = (name for row in self.rows for numbers in row.numbers for name in numbers)
         return list(dict.fromkeys(name for name in every if name.endswith(ending)))
+
+
+def matrix_label(name: MatrixName, setting: str) -> str:
+    """Return what a matrix is called in a setting: where all tasks have the same outputs, no classes are told apart."""
+    return SETTINGS["domain"] if setting == "domain" and name == "class_incremental" else MATRICES[name]
 
 
 def compare(results: Sequence[Result]) -> list[Comparison]:
@@ -102,7 +137,10 @@ def compare(results: Sequence[Result]) -> list[Comparison]:
 
 
 def comparison(results: Sequence[Result]) -> "DataFrame":
-    """Return one row a strategy and classifier: the mean of each number under its name, `_sd` (n-1), `_n`."""
+    """Return one row a strategy and classifier: the mean of each number under its name, `_sd` (n-1), `_n`.
+
+    `_low` and `_high`, the 95 % confidence interval of the mean, are there for metrics, not for costs.
+    """
     import pandas as pd
 
     return pd.DataFrame(
@@ -122,12 +160,20 @@ def comparison(results: Sequence[Result]) -> "DataFrame":
             | {
                 name + ending: value
                 for name in dict.fromkeys(name for numbers in row.numbers for name in numbers)
-                for ending, value in zip(("", "_sd", "_n"), row.spread(name), strict=True)
+                for ending, value in _columns(row, name).items()
             }
             for part in compare(results)
             for row in part.rows
         ]
     )
+
+
+def _columns(row: Row, name: str) -> Numbers:
+    columns = dict(zip(("", "_sd", "_n"), row.spread(name), strict=True))
+    if name in METRICS:
+        ends = row.interval(name)
+        columns |= {"_low": ends and ends.low, "_high": ends and ends.high}
+    return columns
 
 
 def runs(results: Sequence[Result]) -> "DataFrame":
@@ -176,6 +222,74 @@ def matrices(results: Sequence[Result]) -> "DataFrame":
     )
 
 
+def differences_frame(results: Sequence[Result]) -> "DataFrame":
+    """Return every competitor minus the best one and minus naive, one a row: `differences.Difference` in full."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {
+                "scenario": part.scenario,
+                "setting": part.setting,
+                "task_sizes": " ".join(map(str, part.task_sizes)),
+                "strategy": one.ours.label,
+                "minus": one.theirs.label,
+                "n": one.paired.n,
+                "difference": one.paired.difference,
+                "low": one.paired.interval and one.paired.interval.low,
+                "high": one.paired.interval and one.paired.interval.high,
+                "p": one.paired.p,
+                "p_holm": one.p,
+                "tests": found.tests,
+                "smallest_p_holm": found.smallest_p,
+                "wilcoxon_p": one.paired.wilcoxon_p,
+                "effect_size": one.paired.effect_size,
+                "probability_of_improvement": one.paired.probability_of_improvement,
+                "runs_needed": one.runs_needed,
+            }
+            for part in compare(results)
+            for found in [differences.differences(part)]
+            for one in (*found.against_best, *found.against_naive)
+        ],
+        columns=[
+            *(
+                "scenario",
+                "setting",
+                "task_sizes",
+                "strategy",
+                "minus",
+                "n",
+                "difference",
+                "low",
+                "high",
+                "p",
+                "p_holm",
+            ),
+            *("tests", "smallest_p_holm", "wilcoxon_p", "effect_size", "probability_of_improvement", "runs_needed"),
+        ],
+    )
+
+
+def rank_section(parts: Sequence[Comparison]) -> str:
+    """Return the mean ranks over the scenarios of each setting as Markdown; nothing below five scenarios."""
+    lines: list[str] = []
+    for setting, found in differences.all_ranks(parts).items():
+        groups = "; ".join(", ".join(map(_code, group)) for group in found.groups) or "none"
+        friedman = "" if found.p is None else f" Friedman's test that all are equal: p = {found.p:.2g}."
+        lines += [
+            f"## Mean ranks over {found.n} scenarios, {SETTINGS[setting]}",
+            "",
+            f"By average accuracy, 1 is best. Ranks nearer than {found.critical_difference:.2f} (Nemenyi, 0.05; Demsar "
+            f"2006) are not told apart: {groups}.{friedman}",
+            "",
+            "| strategy | mean rank |",
+            "|---|---:|",
+            *(f"| {_code(label)} | {rank:.2f} |" for label, rank in found.mean.items()),
+            "",
+        ]
+    return "\n".join(lines)
+
+
 def to_csv(frame: "DataFrame") -> str:
     """Return a table as CSV: unrounded, undefined numbers empty."""
     return frame.to_csv(index=False, lineterminator="\n")
@@ -186,6 +300,7 @@ def render(results: Sequence[Result]) -> Group:
     parts: list[Table | Text] = []
     for part in compare(results):
         parts.append(_terminal_table(part))
+        parts.append(Text(f"verdict: {differences.verdict(part)}", style="bold"))
         parts.extend(Text(f"note: {note}", style="yellow") for note in part.notes)
     return Group(*parts)
 
@@ -199,8 +314,8 @@ def section(part: Comparison) -> str:
     """Return the tables and notes of one scenario and setting as Markdown."""
     other: MatrixName = "task_aware" if part.headline == "class_incremental" else "class_incremental"
     accuracies = [
-        ("average_accuracy", f"**{MATRICES[part.headline]} (headline)**"),
-        (f"{other}_accuracy", MATRICES[other]),
+        ("average_accuracy", f"**{part.matrix(part.headline)} (headline)**"),
+        (f"{other}_accuracy", part.matrix(other)),
     ]
     of_accuracy = [name for name in DEFINITIONS if name.endswith(("accuracy", "without_first"))]
     rest = [name for name in DEFINITIONS if name not in of_accuracy]
@@ -210,9 +325,12 @@ def section(part: Comparison) -> str:
         [
             f"## {escape(part.title)}",
             "",
-            f"The headline is the {MATRICES[part.headline]} average accuracy: {_RULE[part.headline]} "
+            f"**{escape(differences.verdict(part))}**",
+            "",
+            f"The headline is the {part.matrix(part.headline)} average accuracy: {_rule(part)} "
             "A row such as `icarl (linear)` is a further classifier of the same runs. "
-            "Mean ± standard deviation (n-1) over n runs; one run has no standard deviation. "
+            "Mean ± standard deviation (n-1) over n runs, in brackets the 95 % confidence interval of the mean "
+            "(Student's t; BCa bootstrap from n = 20); one run has neither. "
             "The best competitor is bold. What is undefined is -, and for all rows left out.",
             "",
             "### Accuracy (%)",
@@ -220,6 +338,8 @@ def section(part: Comparison) -> str:
             *_markdown_table(part, columns),
             "",
             *_marks(part),
+            *_differences(part),
+            *_sources(part),
             "### Forgetting and transfer (percentage points; of forgetting and intransigence less is better)",
             "",
             *_markdown_table(part, [(name, _words(name)) for name in rest]),
@@ -232,9 +352,9 @@ def section(part: Comparison) -> str:
             "",
             *_markdown_table(part, [(name, _words(name)) for name in (*part.names("_items"), *part.names("_bytes"))]),
             "",
-            f"### Each run: {MATRICES[part.headline]} average accuracy (%)",
+            f"### Each run: {part.matrix(part.headline)} average accuracy (%)",
             "",
-            "| strategy | " + " | ".join(f"seed {seed}" for seed, *_ in seeds) + " |",
+            "| strategy | " + " | ".join(f"seed {seed}" for seed, _ in seeds) + " |",
             "|---|" + "---:|" * len(seeds),
             *(_runs_line(row, seeds) for row in part.rows),
             "",
@@ -259,10 +379,81 @@ def definitions() -> str:
     )
 
 
-_RULE: dict[MatrixName, str] = {
-    "class_incremental": "the outputs of all tasks seen so far compete.",
-    "task_aware": "the task is known and only its own outputs compete.",
-}
+def _rule(part: Comparison) -> str:
+    if part.headline == "task_aware":
+        return "the task is known and only its own outputs compete."
+    if part.setting == "domain":
+        return "all tasks have the same outputs, and which task an image is from is not known."
+    return "the outputs of all tasks seen so far compete."
+
+
+def _differences(part: Comparison) -> list[str]:
+    """Return the lines on which differences are real; none where there is nothing to compare."""
+    found = differences.differences(part)
+    lines = [
+        f"| {_code(one.ours.label)}{_mark(one.ours)} | {_code(one.theirs.label)} | {one.paired.n} | "
+        f"{_signed(one.paired.difference)}{_bracket(one.paired.interval)} | {_digits(one.p)} | "
+        f"{_digits(one.paired.wilcoxon_p)} | {_digits(one.paired.effect_size, '.1f')} | "
+        f"{_digits(one.paired.probability_of_improvement, '.0%')} | {_digits(one.runs_needed, 'd')} |"
+        for one in (*found.against_best, *found.against_naive)
+    ]
+    if not lines:
+        return []
+    smallest = (
+        "" if found.smallest_p is None else f" The smallest p that these runs can give is {found.smallest_p:.2g}."
+    )
+    return [
+        "### Which differences are real?",
+        "",
+        "Average accuracy of a strategy minus that of the best one, then that of naive, in percentage points, over "
+        "the runs of the same seed and class order, with the 95 % confidence interval. p: two-sided sign-flip "
+        f"permutation test of the pairs; as the best is picked by the same numbers, Holm's correction counts all "
+        f"{found.tests} pairs of competitors. At most 0.05 is called real.{smallest} "
+        "Wilcoxon: signed-rank p, not corrected, for comparison. d: mean / standard deviation of the differences. "
+        "Better: the share of pairs in which the strategy is ahead. Runs: how many pairs would find a difference of "
+        "this size (power 0.8); from few pairs a rough figure.",
+        "",
+        *([f"**{escape(found.note)}**", ""] if found.note else []),
+        "| strategy | minus | n | difference | p | Wilcoxon | d | better | runs |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        *lines,
+        "",
+    ]
+
+
+def _sources(part: Comparison) -> list[str]:
+    """Return the lines on class order and initialisation, of the strategies that have every seed with every order."""
+    lines = []
+    for row in part.rows:
+        found = variances(row.by_repetition("average_accuracy"))
+        if found is not None:
+            sds = " | ".join(_percent(np.sqrt(v)) for v in (found.class_order, found.initialisation, found.rest))
+            lines.append(f"| {_code(row.label)} | {found.n_orders} | {found.n_initialisations} | {sds} |")
+    if not lines:
+        return []
+    return [
+        "### Class order or initialisation?",
+        "",
+        "Standard deviations of the average accuracy (percentage points) by their source, from every seed with every "
+        "class order: two-way random effects, method of moments; what would be negative is 0.",
+        "",
+        "| strategy | orders | seeds | class order | seed | rest |",
+        "|---|---:|---:|---:|---:|---:|",
+        *lines,
+        "",
+    ]
+
+
+def _bracket(ends: Interval | None) -> str:
+    return "" if ends is None else f" [{_percent(ends.low)}, {_percent(ends.high)}]"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{round(100 * value, 1) + 0.0:+.1f}"
+
+
+def _digits(value: float | None, form: str = ".2g") -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _comparison(key: tuple[str, str, MatrixName, tuple[int, ...]], results: list[Result]) -> Comparison:
@@ -308,7 +499,7 @@ def _latest(label: str, results: list[Result], notes: list[str]) -> list[Result]
     return sorted(newest.values(), key=lambda run: (run.seed, run.class_order))
 
 
-def _row(label: str, classifier: str, runs: list[Result], joints: dict[Any, Result]) -> Row:
+def _row(label: str, classifier: str, runs: list[Result], joints: dict[Repetition, Result]) -> Row:
     known = [run for run in runs if classifier in run.classifiers]
     numbers = [_numbers(run, classifier, joints.get(_repetition(run))) for run in known]
     headline = classifier == runs[0].headline_classifier
@@ -327,6 +518,7 @@ def _numbers(run: Result, classifier: str, joint: Result | None) -> Numbers:
     numbers |= {f"{purpose}_seconds": value for purpose, value in run.seconds.items()}
     numbers |= {f"{kind}_items": value for kind, value in run.stored_items.items()}
     numbers |= {f"{kind}_bytes": value for kind, value in run.stored_bytes.items()}
+    numbers["all_bytes"] = sum(run.stored_bytes.values())
     numbers["extra_bytes"] = sum(value for kind, value in run.stored_bytes.items() if kind != "model")
     return numbers
 
@@ -347,9 +539,9 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
     seeds = {label: ", ".join(str(run.seed) for run in group) for label, group in groups}
     if len(set(seeds.values())) > 1:
         notes.append(f"Not the same seeds for all strategies: {_by_value(seeds)}.")
-    orders: dict[int, set[tuple[Any, ...]]] = {}
+    orders: dict[int, set[tuple[tuple[int, ...], str]]] = {}
     for run in runs:
-        orders.setdefault(run.seed, set()).add(_repetition(run)[1:])
+        orders.setdefault(run.seed, set()).add(_repetition(run)[1])
     if len(groups) > 1 and any(len(of_seed) > 1 for of_seed in orders.values()):
         notes.append("Runs of the same seed have different class orders.")
     versions = {f"{label} seed {run.seed}": run.version for label, group in groups for run in group}
@@ -388,9 +580,9 @@ def _by_value(values: dict[str, str]) -> str:
     return ", ".join([*parts, f"{most} ({'the others' if len(labels[most]) > 1 else labels[most][0]})"])
 
 
-def _repetition(run: Result) -> tuple[int, tuple[int, ...], str]:
+def _repetition(run: Result) -> Repetition:
     # Where tasks differ in more than their classes (permutations, say), the seed of the order is all that tells them.
-    return run.seed, tuple(run.class_order), str(run.config.get("class_order_seed"))
+    return run.seed, (tuple(run.class_order), str(run.config.get("class_order_seed")))
 
 
 def _text(value: object) -> str:
@@ -443,7 +635,7 @@ def _is_best(part: Comparison, row: Row, name: str) -> bool:
 
 
 def _mark(row: Row) -> str:
-    return " †" if row.is_reference else " ‡" if row.runs[0].strategy_name == "naive" else ""
+    return " †" if row.is_reference else " ‡" if row.is_naive else ""
 
 
 def _marks(part: Comparison) -> list[str]:
@@ -466,14 +658,15 @@ def _markdown_table(part: Comparison, columns: list[tuple[str, str]]) -> list[st
         cells = []
         for name, _ in columns:
             cell = _cell(row, name)
-            cells.append(f"**{cell}**" if _is_best(part, row, name) else cell)
+            cell = f"**{cell}**" if _is_best(part, row, name) else cell
+            cells.append(cell + _bracket(row.interval(name) if name in WITH_INTERVAL else None))
         head = f"| {_code(row.label)}{_mark(row)} | {escape(row.runs[0].family)} | {len(row.runs)} | "
         lines.append(head + " | ".join(cells) + " |")
     return lines
 
 
-def _runs_line(row: Row, repetitions: list[tuple[int, tuple[int, ...], str]]) -> str:
-    values = {_repetition(run): numbers["average_accuracy"] for run, numbers in zip(row.runs, row.numbers, strict=True)}
+def _runs_line(row: Row, repetitions: list[Repetition]) -> str:
+    values = row.by_repetition("average_accuracy")
     cells = ["-" if (value := values.get(key)) is None else _percent(value) for key in repetitions]
     return f"| {_code(row.label)}{_mark(row)} | " + " | ".join(cells) + " |"
 
@@ -491,8 +684,8 @@ def escape(text: str) -> str:
 def _terminal_table(part: Comparison) -> Table:
     other: MatrixName = "task_aware" if part.headline == "class_incremental" else "class_incremental"
     columns = [
-        ("average_accuracy", f"{MATRICES[part.headline]}".replace("incremental", "incr.") + "\naccuracy"),
-        (f"{other}_accuracy", f"{MATRICES[other]}".replace("incremental", "incr.") + "\naccuracy"),
+        ("average_accuracy", part.matrix(part.headline).replace("incremental", "incr.") + "\naccuracy"),
+        (f"{other}_accuracy", part.matrix(other).replace("incremental", "incr.") + "\naccuracy"),
         ("average_incremental_accuracy", "average\nincremental"),
         ("forgetting", "\nforgetting"),
         ("learning_accuracy", "learning\naccuracy"),

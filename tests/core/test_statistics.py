@@ -296,10 +296,10 @@ def test_runs_needed_are_those_of_published_tables(effect, power, n):
 
 
 def test_runs_needed_of_a_difference_that_never_varies():
-    assert runs_needed(0.1, 0) == 6
+    assert runs_needed(0.1, 0) == runs_needed(-0.5, 6e-17) == 6
 
 
-@pytest.mark.parametrize("arguments", [(0, 1), (NAN, 1), (1, -1), (1, 1, 1), (1, 1, 0.8, 0)])
+@pytest.mark.parametrize("arguments", [(0, 1), (NAN, 1), (1e-17, 1), (1, -1), (1, 1, 1), (1, 1, 0.8, 0)])
 def test_runs_needed_refuses_what_has_no_answer(arguments):
     with pytest.raises(ConfigError, match="accepted"):
         runs_needed(*arguments)
