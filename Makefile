@@ -23,8 +23,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/clbench compare split-mnist-5k naive joint feature-extraction lwf ewc er icarl \
 		--seeds 3 --jobs 2 --out runs/demo
 	@echo
-	@echo "The report: runs/demo/report/report.md"
-	@echo "The pictures: runs/demo/report/figures"
+	@echo "The report, to look at in a browser: runs/demo/report/report.html"
 
 test: lint types
 	$(RUN) -m pytest -m "$(FASTER)"

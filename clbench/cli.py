@@ -562,7 +562,7 @@ def _report(results: "list[Result]", folder: Path, as_json: bool) -> None:
         return
     stdout = _stdout()
     stdout.print(tables.render(results))
-    stdout.print(f"report: {folder / 'report.md'}", soft_wrap=True, highlight=False, markup=False)
+    stdout.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _megabytes(n: int) -> str:

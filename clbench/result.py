@@ -71,12 +71,14 @@ class _Strategy(_Part):
 
 class _Task(_Part):
     classes: list[int]
+    outputs: list[int] = []
     n_test: Count
 
 
 class _Scenario(_Part):
     name: str
     setting: Literal["class", "task", "domain"]
+    class_names: list[str] = []
     tasks: Annotated[list[_Task], Field(min_length=1)]
 
 
@@ -91,7 +93,9 @@ class _TaskRecord(_Part):
     seconds: dict[str, Number] = {}
 
 
-class _Training(_Part):
+class Epoch(_Part):
+    """One epoch of training: task, stage, its number within the stage, and the mean of each loss term by name."""
+
     task: Count
     stage: str
     epoch: int | None = None
@@ -146,8 +150,10 @@ class _Run(_Part):
     accuracy: _Accuracies
     classifiers: dict[str, _Accuracies] = {}
     tasks: list[_TaskRecord] = []
-    training: list[_Training] = []
+    training: list[Epoch] = []
     evaluations: list[Evaluation] = []
+    confusion: list[list[Count]] | None = None
+    environment: dict[str, Any] = {}
     ledger: list[_Ledger] = []
     metrics: dict[str, Number] = {}
     warnings: list[_Warning] = []
@@ -167,6 +173,8 @@ class _Run(_Part):
         for evaluation in self.evaluations:
             if any(row is not None and len(row) != n_tasks for row in (evaluation[m] for m in MATRICES)):
                 raise ValueError(f"evaluations of {n_tasks} tasks are accepted")
+        if self.confusion is not None and any(len(row) != len(self.confusion) for row in self.confusion):
+            raise ValueError("a confusion matrix of as many columns as rows is accepted")
         return self
 
 
@@ -365,6 +373,45 @@ class Result:
     def steps_of(self, task: int) -> int:
         """Return the optimizer steps of one task, 0 where it is not done."""
         return sum(entry.steps for entry in self._run.tasks if entry.task == task)
+
+    @property
+    def steps_of_tasks(self) -> list[int]:
+        """Optimizer steps of each task that was trained on, in order."""
+        return [task.steps for task in self._run.tasks]
+
+    @property
+    def training(self) -> list[Epoch]:
+        """The epochs of training in their order."""
+        return list(self._run.training)
+
+    @property
+    def confusion(self) -> NDArray[np.int64] | None:
+        """Test images of a head output (row) that the final model took for another (column); None: not known."""
+        return None if self._run.confusion is None else np.array(self._run.confusion, dtype=np.int64)
+
+    @property
+    def task_outputs(self) -> list[list[int]]:
+        """Head outputs of each task, in the order of its classes; empty where they were not recorded."""
+        return [list(task.outputs) for task in self._run.scenario.tasks]
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Name of each original class; its number where none was recorded."""
+        names = dict(enumerate(self._run.scenario.class_names))
+        return {c: names.get(c, str(c)) for classes in self.task_classes for c in classes}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Where the run was made, by name: Python, platform, device, the packages' versions."""
+        flat: dict[str, str] = {}
+        for key, value in self._run.environment.items():
+            flat |= {k: str(v) for k, v in value.items()} if isinstance(value, dict) else {key: str(value)}
+        return flat
+
+    @property
+    def ledger(self) -> list[dict[str, int]]:
+        """Bytes kept after each task, by what is kept."""
+        return [dict(entry.bytes) for entry in self._run.ledger]
 
     @property
     def stored_bytes(self) -> dict[str, int]:

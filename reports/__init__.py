@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clbench.errors import ConfigError, unknown
 from clbench.files import write_atomically
-from clbench.reports import differences, figures, latex, tables
+from clbench.reports import differences, figures, latex, page, tables
 from clbench.result import Result
 
 __all__ = ["write_figures", "write_report"]
@@ -16,7 +16,7 @@ OVERVIEW = "critical_difference"
 
 
 def write_report(results: Sequence[Result], folder: str | Path) -> list[Path]:
-    """Write report.md, report.tex, the tables as CSV and the figures; return their paths.
+    """Write report.html, report.md, report.tex, the tables as CSV and the figures; return their paths.
 
     A figure that fails is left out and named in report.md and on stderr. Raises ConfigError for no results.
     """
@@ -46,6 +46,7 @@ def write_report(results: Sequence[Result], folder: str | Path) -> list[Path]:
     write("report.tex", latex.to_latex(results))
     report = ["# Comparison of continual-learning strategies", ""]
     parts = tables.compare(results)
+    write("report.html", page.render(parts))
     for stem, part in zip(_stems(parts), parts, strict=True):
         report.append(tables.section(part))
         for name in figures.FIGURES:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,7 +74,13 @@ class Row:
 
     def spread(self, name: str) -> Spread:
         """Return mean, sd and n of a number over the runs that define it."""
-        return spread(numbers.get(name) for numbers in self.numbers)
+        return self._spreads.get(name, Spread(None, None, 0))
+
+    @cached_property
+    def _spreads(self) -> dict[str, Spread]:
+        # Made once: a report asks for the same ones again and again.
+        names = dict.fromkeys(name for numbers in self.numbers for name in numbers)
+        return {name: spread(numbers.get(name) for numbers in self.numbers) for name in names}
 
     def interval(self, name: str) -> Interval | None:
         """Return the 95 % confidence interval of the mean of a number; None below two runs that define it."""

@@ -21,7 +21,7 @@ from clbench.result import Result
 
 Make = Callable[..., Result]
 NAMES = ("naive", "joint", "feature-extraction", "lwf", "ewc", "er", "icarl", "si", "mas", "der", "bic", "gdumb")
-TABLES = {"report.md", "report.tex", "comparison.csv", "differences.csv", "runs.csv", "matrices.csv"}
+TABLES = {"report.html", "report.md", "report.tex", "comparison.csv", "differences.csv", "runs.csv", "matrices.csv"}
 HOSTILE = ("naive", "<script>$x_1$</script>", r"$\frac{1", "_hidden", "n" * 200)
 
 
@@ -291,7 +291,7 @@ from clbench.result import load_results
 from clbench.reports import write_report
 paths = write_report(load_results(sys.argv[1]), sys.argv[2])
 import matplotlib
-assert len(paths) == 6 + 2 * 7, paths
+assert len(paths) == 7 + 2 * 7, paths
 assert not {"torch", "matplotlib.pyplot", "tkinter"} & set(sys.modules)
 assert os.environ["MPLBACKEND"] == sys.argv[3]
 assert matplotlib.rcParams["font.size"] == matplotlib.rcParamsDefault["font.size"]

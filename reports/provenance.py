@@ -1,0 +1,167 @@
+"""Where the numbers of a comparison come from: each run, configurations, commands to repeat them, environments."""
+
+import shlex
+import string
+from collections.abc import Iterable, Sequence
+
+from clbench.config import NOT_IDENTITY, RunConfig
+from clbench.errors import ConfigError
+from clbench.registry import entry_point_names, parse_spec
+from clbench.reports.cells import Cell, Column, Table, or_dash
+from clbench.reports.tables import Comparison, Row
+from clbench.reports.tables import _printable as printable
+from clbench.reports.tables import _words as words
+from clbench.result import Result
+
+
+def runs(part: Comparison) -> tuple[Table, list[tuple[str, str]]]:
+    """Return the table of the single runs, and the class orders by the letters that it calls them."""
+    orders: dict[tuple[int, ...], str] = {}
+    rows = []
+    shown = ("average_accuracy", "average_incremental_accuracy", "forgetting")
+    for i, row in enumerate(part.rows):
+        for run, numbers in zip(row.runs, row.numbers, strict=True):
+            order = tuple(run.class_order)
+            letter = orders.setdefault(order, _letter(len(orders)))
+            seconds = numbers.get("seconds") or 0.0
+            values = [numbers.get(name) for name in shown]
+            cells = [
+                Cell(row.label),
+                Cell(str(run.seed), run.seed),
+                Cell(letter),
+                *(Cell(or_dash(value), value) for value in values),
+                Cell(f"{seconds:.1f}", seconds),
+                Cell(printable(run.created)[:19]),
+                Cell(printable(run.identity)[:16]),
+            ]
+            rows.append((i, cells))
+    columns = [
+        Column("strategy", text=True),
+        Column("seed"),
+        Column("class order", text=True),
+        *(Column(words(name) + " %") for name in shown),
+        Column("seconds"),
+        Column("started", text=True),
+        Column("identity", text=True),
+    ]
+    named = [(letter, ", ".join(map(str, order))) for order, letter in orders.items()]
+    return Table(columns, rows), named
+
+
+def configs(part: Comparison) -> tuple[Table | None, list[tuple[str, str]]]:
+    """Return the fields of the configurations that differ between strategies as a table, and those that do not."""
+    rows = [(i, row) for i, row in enumerate(part.rows) if row.is_headline]
+    fields = [key for key in _fields(row.runs for _, row in rows) if key not in ("strategy", "label", "seed")]
+    values = {key: [_values(row.runs, key) for _, row in rows] for key in fields}
+    differing = [key for key in fields if len(set(values[key])) > 1]
+    common = [(key, values[key][0]) for key in fields if key not in differing]
+    if not differing:
+        return None, common
+    body = []
+    for place, (i, row) in enumerate(rows):
+        cells = [Cell(row.label), Cell(", ".join(str(run.seed) for run in row.runs))]
+        for key in differing:
+            usual = max(dict.fromkeys(values[key]), key=values[key].count)
+            value = values[key][place]
+            cells.append(Cell(value, css="" if value == usual else "differs"))
+        body.append((i, cells))
+    columns = [Column("strategy", text=True), Column("seeds", text=True)]
+    return Table([*columns, *(Column(printable(key), text=True) for key in differing)], body), common
+
+
+def _fields(runs: Iterable[Sequence[Result]]) -> list[str]:
+    return list(dict.fromkeys(key for group in runs for run in group for key in run.config))
+
+
+def _values(runs: Sequence[Result], key: str) -> str:
+    """Return the value of a field, or all its values where repetitions of a run differ in it."""
+    found = list(dict.fromkeys(_shown(run.config.get(key)) for run in runs))
+    return found[0] if len(found) == 1 else f"{len(found)} values: {'; '.join(found)}"[:400]
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{printable(str(k))}={_shown(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ",".join(map(_shown, value))
+    return "none" if value is None else printable(str(value))
+
+
+def command(row: Row) -> str:
+    """Return the commands that make the row's runs again, every option spelled out, one a line.
+
+    With everything given, no preset and no other version's default can change them.
+    """
+    lines: dict[str, list[str]] = {}
+    for run in row.runs:
+        lines.setdefault(_without_seed(run), []).append(str(run.seed))
+    texts = [
+        f"{text} --seed {seeds[0]}"
+        if len(set(seeds)) == 1
+        else f'for seed in {" ".join(dict.fromkeys(seeds))}; do {text} --seed "$seed"; done'
+        for text, seeds in lines.items()
+    ]
+    run = row.runs[0]
+    if fingerprint := run.config.get("data_fingerprint"):
+        texts.insert(0, f"# needs the data whose fingerprint is {printable(str(fingerprint))}")
+    if ".py:" not in run.strategy_name and run.strategy_name not in entry_point_names("clbench.strategies"):
+        name = printable(run.strategy_name)
+        texts.insert(
+            0, f"# {name} is not registered here: it needs its package, or clbench.run and the class in Python"
+        )
+    return "\n".join(texts)
+
+
+def _without_seed(run: Result) -> str:
+    config, strategy = run.config, run.strategy_name
+    try:
+        in_brackets = parse_spec(run.strategy)[1] if run.strategy.startswith(f"{strategy}[") else {}
+    except ConfigError:
+        in_brackets = {}
+    given = ["clbench", "run", str(config.get("scenario")), run.strategy if in_brackets else strategy]
+    for key, value in (config.get("strategy_options") or {}).items():
+        if key not in in_brackets:
+            given += ["-p", f"{key}={_typed(value)}"]
+    skipped = {"scenario", "strategy", "strategy_options", "data_fingerprint", "seed", *NOT_IDENTITY, *in_brackets}
+    for key in RunConfig.model_fields:
+        value = config.get(key)
+        if key in skipped or value is None:
+            continue
+        option = key.replace("_", "-")
+        given += [f"--{'' if value else 'no-'}{option}"] if isinstance(value, bool) else [f"--{option}", _typed(value)]
+    return " ".join(shlex.quote(printable(word)) for word in given)
+
+
+def _typed(value: object) -> str:
+    """Return a value as the command line takes it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_typed, value))
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return str(value)
+
+
+def machines(part: Comparison) -> list[tuple[str, Sequence[str]]]:
+    """Return each fact of the environments with its values, the number of runs beside them where they differ."""
+    runs = [run for row in part.rows if row.is_headline for run in row.runs]
+    facts: dict[str, dict[str, int]] = {"clbench": {}}
+    for run in runs:
+        for name, value in ({"clbench": run.version} | run.environment).items():
+            counts = facts.setdefault(printable(name), {})
+            counts[printable(value)] = counts.get(printable(value), 0) + 1
+    return [
+        (name, [v if n == len(runs) else f"{v} ({n} of {len(runs)} runs)" for v, n in counts.items()])
+        for name, counts in facts.items()
+    ]
+
+
+def _letter(index: int) -> str:
+    """Return A, B, ..., Z, AA, AB, ... for 0, 1, ..."""
+    letters = ""
+    while True:
+        letters = string.ascii_uppercase[index % 26] + letters
+        index = index // 26 - 1
+        if index < 0:
+            return letters
