@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from clbench.runner import Observer, run
     from clbench.scenario import ImageSet, Scenario, Task
     from clbench.strategy import Stage, Strategy
+    from clbench.tuning import tune
 
 _HOMES = {
     "compare": "comparison",
@@ -26,6 +27,7 @@ _HOMES = {
     "Task": "scenario",
     "Stage": "strategy",
     "Strategy": "strategy",
+    "tune": "tuning",
 }
 _MODULES = (
     "augment",
@@ -57,6 +59,7 @@ __all__ = [
     "metrics",
     "run",
     "statistics",
+    "tune",
 ]
 
 

@@ -152,6 +152,8 @@ class _Run:
             torch.cuda.reset_peak_memory_stats(self.context.device)
         progress.task, progress.stage, progress.epoch, progress.step = task.index, "", 0, 0
         self.context.logged.clear()
+        if self.config.per_task is not None:
+            self._take(self.config.per_task[task.index])
         # The strategy's view of the data ends with the task.
         view = Task(
             task.index,
@@ -197,6 +199,12 @@ class _Run:
         self.folder.save_checkpoint(checkpoint)
         self._write()
         self.observer.task(task.index, self.record["accuracy"][self.record["headline"]["matrix"]][task.index])
+
+    def _take(self, values: dict[str, Any]) -> None:
+        """Put the values in force that hold in the task to come."""
+        config = self.config.model_copy(update={k: v for k, v in values.items() if k == "lr"})
+        self.context.config = self.trainer.config = config
+        vars(self.strategy).update({k: v for k, v in values.items() if k != "lr"})
 
     def _after_step(self, loss: float | None) -> None:
         every, progress = self.config.eval_every, self.context.progress
@@ -393,6 +401,14 @@ def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> l
                 "class-incremental scenarios; their strengths are tuned for task-incremental ones",
             }
         )
+    if (config.tuned_by or "").startswith("oracle"):
+        found.append(
+            {
+                "rule": "tuned-by-oracle",
+                "text": f"{config.label}: hyper-parameters chosen by an oracle, on the validation data of all tasks, "
+                "which no learner of the stream has at once",
+            }
+        )
     n_classes = len(scenario.class_order)
     if config.memory_size and config.memory_size < n_classes:
         found.append(
@@ -449,6 +465,9 @@ def safe_classes(strategy: Strategy) -> list[type]:
 def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
     """Refuse, before any training, what only scenario and config together show; raises ConfigError."""
     strategy.check(config, scenario)
+    if config.per_task is not None and len(config.per_task) != len(scenario.tasks):
+        n = len(scenario.tasks)
+        raise ConfigError(f"per_task has {len(config.per_task)} tables for {n} tasks; one for each task is accepted")
     if scenario.blurred:
         if scenario.setting == "class" and config.loss_outputs != "all":
             raise ConfigError(
