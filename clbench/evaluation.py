@@ -32,14 +32,12 @@ class Evaluation:
     defined: dict[str, list[bool]]
 
     def row(self, classifier: str, matrix: str) -> list[float | None]:
-        """Return the accuracy on each task, None where it is not defined or there was nothing to test on."""
+        """Return the accuracy on each task, None where it is not defined or was not evaluated."""
         counts: Tensor | None = getattr(self.classifiers[classifier], matrix)
         if counts is None:
             return [None] * len(self.totals)
         right, total = counts.sum(1).tolist(), self.totals.sum(1).tolist()
-        return [
-            r / t if defined and t else None for r, t, defined in zip(right, total, self.defined[matrix], strict=True)
-        ]
+        return [r / t if defined else None for r, t, defined in zip(right, total, self.defined[matrix], strict=True)]
 
     def correct(self, classifier: str, matrix: str) -> list[dict[str, int] | None]:
         """Return for each task how many test images of each original class were right."""

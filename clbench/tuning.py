@@ -85,7 +85,9 @@ def tune(
         raise ConfigError(f"trials={trials}: 1 or more is accepted")
     _refuse(options)
     if isinstance(scenario, str):
-        if not options.setdefault("validation", VALIDATION):
+        if options.get("validation") is None:
+            options["validation"] = VALIDATION
+        if not options["validation"]:
             raise ConfigError("validation=0 holds nothing out to choose by; a share such as 0.1 is accepted")
         _, given = prepare(resolve(scenario, strategy, options))
     else:
@@ -100,7 +102,8 @@ def tune(
         base = resolve(tasks, strategy, options)
     check(base, tasks, strategy_class(base.strategy)(**base.strategy_options))
     own = _own_options(strategy, options)
-    spaces = _spaces(base, protocol, space, {*options, *own})
+    fixed = {name for name, value in options.items() if value is not None} | own
+    spaces = _spaces(base, protocol, space, fixed)
     key = hashlib.sha256(json.dumps([base.identity(), protocol, first, _texts(spaces)]).encode()).hexdigest()[:8]
     name = base.strategy.rpartition(":")[2]
     folder = Path(out or Path("tuning", given.name, name, f"{protocol}-{key}"))
@@ -189,6 +192,7 @@ class _Search:
         told: Callable[[Trial], None],
     ) -> None:
         self.base, self.scenario, self.spaces = base, scenario, spaces
+        self.kind = strategy_class(base.strategy)
         self.folder, self.observer, self.told = folder / "trials", observer, told
         self.trials: list[Trial] = []
 
@@ -273,7 +277,7 @@ class _Search:
         folder = RunFolder(self.folder / f"task-{task}" / name)
         with folder.lock(), process_settings(config):
             candidate = _Candidate(config, scenario, strategy, folder, self.observer or Observer())
-            classes = safe_classes(strategy_class(self.base.strategy)())
+            classes = safe_classes(self.kind())
             found = folder.load_checkpoint(classes, candidate.context.device)
             if found is None or found["task"] < task:
                 if before is not None:
@@ -316,9 +320,9 @@ class _Candidate(_Run):
 
     def _evaluate(self, task: int) -> None:
         evaluation = self._timed_evaluation()
-        self.record["score"] = evaluation.row(next(iter(evaluation.classifiers)), self.record["headline"]["matrix"])[
-            task
-        ]
+        # The other tasks have no images here, so no accuracy either.
+        counts = getattr(next(iter(evaluation.classifiers.values())), self.record["headline"]["matrix"])
+        self.record["score"] = float(counts[task].sum() / evaluation.totals[task].sum())
 
     def _write(self) -> Result:
         return Result(self.record)

@@ -94,14 +94,9 @@ def _strategies() -> Iterator[str]:
         if options := cls._options.model_fields:
             yield ""
             spaces = declared(cls._options)
+            searched = {k: _code(str(spaces[k])) if k in spaces else "" for k in options}
             rows = (
-                (
-                    f"`{k}`",
-                    _value(f.annotation),
-                    _code(text_of(f.default)),
-                    _code(str(spaces[k])) if k in spaces else "",
-                )
-                for k, f in options.items()
+                (_code(k), _value(f.annotation), _code(text_of(f.default)), searched[k]) for k, f in options.items()
             )
             yield from _table(("option", "value", "default", "searched by `clbench tune`"), rows)
 
