@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clbench.scenario import ImageSet, Scenario, Task
     from clbench.strategy import Stage, Strategy
     from clbench.sweeps import sweep
+    from clbench.tuning import tune
 
 _HOMES = {
     "compare": "comparison",
@@ -29,6 +30,7 @@ _HOMES = {
     "Stage": "strategy",
     "Strategy": "strategy",
     "sweep": "sweeps",
+    "tune": "tuning",
 }
 _MODULES = (
     "augment",
@@ -62,6 +64,7 @@ __all__ = [
     "run",
     "statistics",
     "sweep",
+    "tune",
 ]
 
 

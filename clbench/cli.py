@@ -340,6 +340,50 @@ def pretrain_verb(
     )
 
 
+@app.command("tune")
+@config_options(without=("tuned_by",))
+def tune_verb(
+    scenario: Annotated[str, typer.Argument(help="A scenario, an .npz file or a folder of images.")],
+    strategy: Annotated[str, typer.Argument(help="A strategy, such as lwf or er\\[memory_size=500].")],
+    fields: dict[str, Any],
+    protocol: Annotated[str, typer.Option(help="first-k-tasks, continual or oracle.")] = "first-k-tasks",
+    first_tasks: Annotated[int | None, typer.Option(metavar="K", help="Tasks of first-k-tasks (default: 3).")] = None,
+    trials: Annotated[int | None, typer.Option(metavar="N", help="Trials, not of continual (default: 20).")] = None,
+    space: Annotated[
+        str | None, typer.Option(help="What is searched, such as strength=log:0.1:1000,temperature=1|2|4.")
+    ] = None,
+    param: Params = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the search (default: tuning/SCENARIO/...).")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Choose hyper-parameters on validation images, never on test images."""
+    from clbench.reports.search_tables import render_search, trial_line
+    from clbench.tuning import tune
+
+    console = _console(quiet or as_json)
+    with _Progress(console) as progress:
+        found = tune(
+            scenario,
+            strategy,
+            protocol=protocol,
+            first_tasks=first_tasks,
+            trials=trials,
+            space=space,
+            out=out,
+            observer=progress.observer(),
+            told=lambda trial: console.print(trial_line(trial), markup=False, highlight=False, soft_wrap=True),
+            strategy_options=fields.pop("strategy_options", {}) | pairs(param),
+            **fields,
+        )
+    if as_json:
+        print(json.dumps(found.record))
+        return
+    stdout = _stdout()
+    stdout.print(render_search(found.record))
+    stdout.print(f"for --config: {found.folder / 'best.toml'}", soft_wrap=True, highlight=False, markup=False)
+
+
 @app.command("report")
 def report_verb(
     folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],

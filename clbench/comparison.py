@@ -49,7 +49,7 @@ def plan(
     for strategy in [*named, *added]:
         extra = memory if lives_on_memory(strategy) else {}
         # Hyper-parameters are for the strategies that were named, not for references that were added.
-        extra = {**extra, "strategy_options": None} if strategy in added else extra
+        extra = {**extra, "strategy_options": None, "per_task": None, "tuned_by": None} if strategy in added else extra
         requests += [Request(scenario, strategy, {**options, **extra, "seed": seed}) for seed in seeds]
     return plan_requests(requests, out)
 

@@ -29,7 +29,7 @@ SCENARIO_FIELDS = (
     *("blurry", "imbalance", "shots", "image_size"),
 )
 # Recorded with a run, but no part of its identity: they can't change its numbers.
-NOT_IDENTITY = frozenset({"data_root", "offline", "label", "checkpoint_every"})
+NOT_IDENTITY = frozenset({"data_root", "offline", "label", "checkpoint_every", "tuned_by"})
 # Weights that torchvision knows by name, such as ResNet18_Weights.IMAGENET1K_V1; anything else is a file.
 NAMED_WEIGHTS = re.compile(r"\w+_Weights\.\w+")
 
@@ -42,6 +42,9 @@ class RunConfig(BaseModel):
     scenario: str = Field(description="a registered scenario, an .npz file or a folder of images")
     strategy: str = Field(description="a registered strategy")
     strategy_options: dict[str, Any] = Field(default={}, description="the strategy's hyper-parameters")
+    per_task: list[dict[str, Any]] | None = Field(
+        default=None, description="for each task a table of lr and options of the strategy that hold in it"
+    )
     label: str = Field(default="", description="the name in tables; the strategy with its bracketed options")
     data_fingerprint: str | None = Field(default=None, description="digest of data that has no public name")
 
@@ -156,6 +159,7 @@ class RunConfig(BaseModel):
     )
     data_root: str = Field(default="data", description="folder in which data sets are looked for")
     offline: bool = Field(default=False, description="never download a data set")
+    tuned_by: str | None = Field(default=None, description="how the hyper-parameters were chosen, for the report")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

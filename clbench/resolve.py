@@ -18,7 +18,8 @@ from clbench.strategy import Strategy
 _given: dict[str, type[Strategy]] = {}
 # Fields that no strategy's brackets can set: they say what is compared, not how a strategy trains.
 _SHARED = {
-    *("scenario", "strategy", "strategy_options", "label", "data_fingerprint", "seed", "data_root", "offline"),
+    *("scenario", "strategy", "strategy_options", "per_task", "label", "data_fingerprint"),
+    *("seed", "data_root", "offline", "tuned_by"),
     *SCENARIO_FIELDS,
 }
 
@@ -137,6 +138,8 @@ def resolve(
         "threads", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     config = make_config(values)
+    if config.per_task is not None:
+        config = config.model_copy(update={"per_task": [_of_task(cls, config, v) for v in config.per_task]})
     if config.memory_policy == "reservoir" and config.memory_per_class:
         raise ConfigError("memory_policy='reservoir' has no quota per class; give memory_size, or another policy")
     if config.setting not in cls.settings:
@@ -171,6 +174,15 @@ def find_device(name: str) -> str:
 def parse_fields(texts: Mapping[str, str]) -> dict[str, Any]:
     """Read the texts of a command line as values of RunConfig's fields; what can't be read is left to be refused."""
     return {name: read_text(RunConfig.model_fields[name].annotation, text) for name, text in texts.items()}
+
+
+def _of_task(cls: type[Strategy], config: RunConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the values that hold in one task: the learning rate, and options of the strategy."""
+    own = {k: v for k, v in values.items() if k != "lr"}
+    checked = cls.validate({**config.strategy_options, **own}, config.strategy)
+    rate = {"lr": values["lr"]} if "lr" in values else {}
+    make_config({**config.model_dump(), **rate})
+    return rate | {name: checked[name] for name in own}
 
 
 def _excludes(one: str, other: str) -> bool:

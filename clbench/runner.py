@@ -172,6 +172,8 @@ class _Run:
             torch.cuda.reset_peak_memory_stats(self.context.device)
         vars(progress).update(vars(Progress(task=task.index)))
         self.context.logged.clear()
+        if self.config.per_task is not None:
+            self._take(self.config.per_task[task.index])
         # The strategy's view of the data ends with the task.
         view = Task(
             task.index,
@@ -285,6 +287,12 @@ class _Run:
         trained, self.evaluating = within["seconds"]
         self._started = time.perf_counter() - trained
         return [replace(stage, parameters=p) for stage, p in zip(stages, within["parameters"], strict=True)]
+
+    def _take(self, values: dict[str, Any]) -> None:
+        """Put the values in force that hold in the task to come."""
+        config = self.config.model_copy(update={k: v for k, v in values.items() if k == "lr"})
+        self.context.config = self.trainer.config = config
+        vars(self.strategy).update({k: v for k, v in values.items() if k != "lr"})
 
     def _after_step(self, loss: float | None) -> None:
         every, progress = self.config.eval_every, self.context.progress
@@ -520,6 +528,14 @@ def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> l
                 "class-incremental scenarios; their strengths are tuned for task-incremental ones",
             }
         )
+    if (config.tuned_by or "").startswith("oracle"):
+        found.append(
+            {
+                "rule": "tuned-by-oracle",
+                "text": f"{config.label}: hyper-parameters chosen by an oracle, on the validation data of all tasks, "
+                "which no learner of the stream has at once",
+            }
+        )
     n_classes = len(scenario.class_order)
     if config.memory_size and config.memory_size < n_classes:
         found.append(
@@ -576,6 +592,9 @@ def safe_classes(strategy: Strategy) -> list[type]:
 def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
     """Refuse, before any training, what only scenario and config together show; raises ConfigError."""
     strategy.check(config, scenario)
+    if config.per_task is not None and len(config.per_task) != len(scenario.tasks):
+        n = len(scenario.tasks)
+        raise ConfigError(f"per_task has {len(config.per_task)} tables for {n} tasks; one for each task is accepted")
     if scenario.blurred:
         if scenario.setting == "class" and config.loss_outputs != "all":
             raise ConfigError(

@@ -13,6 +13,7 @@ from clbench.config import EXCLUSIVE, NOT_IDENTITY, RunConfig
 from clbench.options import INTERNAL, metavar, text_of
 from clbench.registry import entry_point_names
 from clbench.resolve import strategy_class
+from clbench.space import declared
 
 PAGE = Path(__file__).with_name("defaults.md")
 
@@ -92,8 +93,12 @@ def _strategies() -> Iterator[str]:
         yield from ("", "```text", inspect.getdoc(cls) or "", "```")
         if options := cls._options.model_fields:
             yield ""
-            rows = ((f"`{k}`", _value(f.annotation), _code(text_of(f.default))) for k, f in options.items())
-            yield from _table(("option", "value", "default"), rows)
+            spaces = declared(cls._options)
+            searched = {k: _code(str(spaces[k])) if k in spaces else "" for k in options}
+            rows = (
+                (_code(k), _value(f.annotation), _code(text_of(f.default)), searched[k]) for k, f in options.items()
+            )
+            yield from _table(("option", "value", "default", "searched by `clbench tune`"), rows)
 
 
 _DATA = {"task": "that of the current task", "all": "that of all tasks so far (a reference, not a competitor)"}

@@ -358,9 +358,26 @@ def section(part: Comparison) -> str:
             "|---|" + "---:|" * len(seeds),
             *(_runs_line(row, seeds) for row in part.rows),
             "",
+            *_hyper_parameters(part),
             *(["### Notes", "", *(f"- {escape(note)}" for note in part.notes), ""] if part.notes else []),
         ]
     )
+
+
+def _hyper_parameters(part: Comparison) -> list[str]:
+    """Return the lines that say with which values each strategy, and the training of all of them, was run."""
+    runs = {row.label: row.runs[0] for row in part.rows if row.is_headline}
+    protocols = {label: {k: _text(v) for k, v in _protocol(run).items()} for label, run in runs.items()}
+    first = next(iter(protocols.values()))
+    same = {k: v for k, v in first.items() if all(protocol.get(k) == v for protocol in protocols.values())}
+    listed = {
+        label: {k: _text(v) for k, v in run.config.get("strategy_options", {}).items()}
+        | {k: v for k, v in protocols[label].items() if k not in same}
+        for label, run in runs.items()
+    }
+    lines = [f"- {_code(label)}: {_code(_pairs(values)) if values else 'none'}" for label, values in listed.items()]
+    shared = _pairs({k: v for k, v in same.items() if v != "none"})
+    return ["### Hyper-parameters", "", *lines, f"- the same for all: {_code(shared)}", ""]
 
 
 def definitions() -> str:
@@ -549,6 +566,10 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
         notes.append(f"Made by different versions of clbench: {', '.join(sorted(set(versions.values())))}.")
     if single := [label for label, group in groups if len(group) == 1]:
         notes.append(f"One run says little, there is no standard deviation: {', '.join(single)}.")
+    for label, group in groups:
+        for how in dict.fromkeys(run.config.get("tuned_by") for run in group):
+            if how:
+                notes.append(f"{label}: hyper-parameters chosen by {how}.")
     names = {run.strategy_name for run in runs}
     if "joint" not in names:
         notes.append("No joint run: there is no upper reference, and intransigence is undefined.")
@@ -588,6 +609,10 @@ def _by_value(values: dict[str, str]) -> str:
 def _repetition(run: Result) -> Repetition:
     # Where tasks differ in more than their classes (permutations, say), the seed of the order is all that tells them.
     return run.seed, (tuple(run.class_order), str(run.config.get("class_order_seed")))
+
+
+def _pairs(values: dict[str, str]) -> str:
+    return _printable(", ".join(f"{key}={value}" for key, value in values.items()))
 
 
 def _text(value: object) -> str:

@@ -11,6 +11,7 @@ from clbench.config import RunConfig
 from clbench.errors import ConfigError
 from clbench.losses import distillation
 from clbench.scenario import ImageSet, Scenario, Task
+from clbench.space import Choices
 from clbench.strategy import Stage, Strategy
 
 
@@ -28,10 +29,10 @@ class BiC(Strategy):
     needs_memory = True
     not_applicable: ClassVar[dict[str, str]] = {"neutral_at_zero": "it distils the old model also without a memory"}
 
-    temperature: Annotated[float, Field(gt=0)] = 2.0
+    temperature: Annotated[float, Field(gt=0), Choices(1.0, 2.0, 4.0)] = 2.0
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     bias_epochs: Annotated[int, Field(ge=1)] = 200
-    bias_lr: Annotated[float, Field(gt=0)] = 0.1
+    bias_lr: Annotated[float, Field(gt=0), Choices(0.01, 0.03, 0.1)] = 0.1
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """The bias shows only where old and new classes compete."""

@@ -1,5 +1,7 @@
 """Dark experience replay: Buzzega et al. 2020, arXiv:2004.07211."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +11,7 @@ from clbench.config import RunConfig
 from clbench.errors import ConfigError
 from clbench.memory import MEMORIES
 from clbench.scenario import Scenario, Task
+from clbench.space import Log
 from clbench.strategy import Stage, Strategy, Strength
 
 
@@ -26,7 +29,7 @@ class DER(Strategy):
     needs_memory = True
     memory_policy = "reservoir"
 
-    alpha: Strength = 0.3
+    alpha: Annotated[Strength, Log(0.01, 2)] = 0.3
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Logits are stored as samples pass by, so that is when the memory has to choose."""

@@ -1,8 +1,11 @@
 """Dark experience replay with labels: Buzzega et al. 2020, arXiv:2004.07211."""
 
+from typing import Annotated
+
 from torch import Tensor
 
 from clbench.batches import Batch
+from clbench.space import Log
 from clbench.strategies.der import DER
 from clbench.strategy import Strength
 
@@ -13,8 +16,8 @@ class DERpp(DER):
     See DER; algorithm 2.
     """
 
-    alpha: Strength = 0.1
-    beta: Strength = 0.5
+    alpha: Annotated[Strength, Log(0.01, 2)] = 0.1
+    beta: Annotated[Strength, Log(0.01, 2)] = 0.5
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """DER's loss, and the cross-entropy of a second replayed batch."""

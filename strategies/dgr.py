@@ -14,6 +14,7 @@ from clbench.errors import ConfigError
 from clbench.losses import cross_entropy, distillation
 from clbench.models.vae import VAE
 from clbench.scenario import Scenario, Task
+from clbench.space import Choices
 from clbench.strategy import Strategy
 
 
@@ -34,7 +35,7 @@ class DGR(Strategy):
     targets: Literal["hard", "soft"] = "hard"
     temperature: Annotated[float, Field(gt=0)] = 2.0
     hidden: Annotated[int, Field(ge=1)] = 400
-    latent: Annotated[int, Field(ge=1)] = 100
+    latent: Annotated[int, Field(ge=1), Choices(5, 20, 100)] = 100
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Replayed samples can be of any class seen so far."""

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from clbench.batches import Batch
+from clbench.space import Choices
 from clbench.strategy import Strategy
 
 
@@ -22,7 +23,7 @@ class ER(Strategy):
     needs_memory = True
     memory_policy = "reservoir"
 
-    share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    share: Annotated[float, Field(ge=0, lt=1), Choices(0.25, 0.5, 0.75)] = 0.5
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy over current and replayed samples."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clbench.importance import fisher_diagonal_of_batches, grown, quadratic_penalty
 from clbench.scenario import Task
+from clbench.space import Log
 from clbench.strategy import Strategy, Strength
 
 
@@ -23,7 +24,7 @@ class EWC(Strategy):
     family = "regularisation"
     paper = "Kirkpatrick et al. 2017, arXiv:1612.00796"
 
-    strength: Strength = 100.0
+    strength: Annotated[Strength, Log(1e-2, 1e6)] = 100.0
     mode: Literal["separate", "online"] = "separate"
     decay: Annotated[float, Field(ge=0, le=1)] = 1.0
     fisher_labels: Literal["empirical", "sampled", "exact"] = "empirical"

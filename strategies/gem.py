@@ -1,11 +1,14 @@
 """Gradient episodic memory: Lopez-Paz & Ranzato 2017, arXiv:1706.08840."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
 from clbench.batches import PASS_SIZE, Batch
 from clbench.projection import gradient_of, gradients, project_on_cone, replace_gradients
 from clbench.scenario import ImageSet
+from clbench.space import Choices
 from clbench.strategy import Strategy, Strength
 
 
@@ -22,7 +25,7 @@ class GEM(Strategy):
     needs_memory = True
     memory_policy = "random"
 
-    margin: Strength = 0.5
+    margin: Annotated[Strength, Choices(0.0, 0.5, 1.0)] = 0.5
 
     def after_backward(self, batch: Batch) -> None:
         """Project the gradient."""

@@ -10,6 +10,7 @@ from clbench.batches import Batch
 from clbench.blocks import block_outputs, chain, check_chain, widths
 from clbench.config import RunConfig
 from clbench.scenario import Scenario, Task
+from clbench.space import Choices
 from clbench.strategy import Stage, Strategy
 
 
@@ -29,8 +30,8 @@ class HAT(Strategy):
     memory_use = "none"
     needs_task_at_test = True
 
-    smax: Annotated[float, Field(ge=1)] = 400.0
-    sparsity: Annotated[float, Field(ge=0)] = 0.75
+    smax: Annotated[float, Field(ge=1), Choices(100.0, 200.0, 400.0, 800.0)] = 400.0
+    sparsity: Annotated[float, Field(ge=0), Choices(0.25, 0.75, 1.5, 2.5)] = 0.75
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Every layer needs gates at both ends."""

@@ -1,10 +1,13 @@
 """L2 to the previous weights: the baseline of Kirkpatrick et al. 2017, arXiv:1612.00796, figure 2."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from clbench.importance import copied_weights, quadratic_penalty
 from clbench.scenario import Task
+from clbench.space import Log
 from clbench.strategy import Strategy, Strength
 
 
@@ -17,7 +20,7 @@ class L2(Strategy):
     family = "regularisation"
     paper = "Kirkpatrick et al. 2017, arXiv:1612.00796, figure 2"
 
-    strength: Strength = 1.0
+    strength: Annotated[Strength, Log(1e-2, 1e6)] = 1.0
 
     def begin_task(self, task: Task) -> None:
         """Before the first task there is nothing to stay near to."""

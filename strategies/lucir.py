@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from clbench.batches import Batch
 from clbench.models.network import Network
 from clbench.scenario import Task
+from clbench.space import Choices, Log
 from clbench.strategy import Stage, Strategy, Strength
 
 
@@ -30,10 +31,10 @@ class LUCIR(Strategy):
         "neutral_at_zero": "its classifier is a cosine one, also without a memory"
     }
 
-    less_forget: Strength = 5.0
+    less_forget: Annotated[Strength, Log(0.5, 50)] = 5.0
     margin: Strength = 0.5
     top_k: Annotated[int, Field(ge=1)] = 2
-    initial_scale: Annotated[float, Field(gt=0)] = 1.0
+    initial_scale: Annotated[float, Field(gt=0), Choices(1.0, 5.0, 10.0)] = 1.0
 
     def begin_task(self, task: Task) -> None:
         """Keep the old model, whose features are to be kept."""

@@ -11,6 +11,7 @@ from clbench.config import RunConfig
 from clbench.errors import ConfigError
 from clbench.losses import distillation
 from clbench.scenario import ImageSet, Scenario, Task
+from clbench.space import Choices, Log
 from clbench.strategy import Stage, Strategy, Strength
 
 
@@ -27,8 +28,8 @@ class LwF(Strategy):
     family = "distillation"
     paper = "Li & Hoiem 2016, arXiv:1606.09282"
 
-    strength: Strength = 1.0
-    temperature: Annotated[float, Field(gt=0)] = 2.0
+    strength: Annotated[Strength, Log(0.1, 10)] = 1.0
+    temperature: Annotated[float, Field(gt=0), Choices(1.0, 2.0, 4.0)] = 2.0
     squared_temperature: bool = False
     softmax: Literal["setting", "joint", "per-task"] = "setting"
     warmup_epochs: Annotated[int, Field(ge=0)] = 0

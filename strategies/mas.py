@@ -1,9 +1,12 @@
 """Memory aware synapses: Aljundi et al. 2018, arXiv:1711.09601."""
 
+from typing import Annotated
+
 from torch import Tensor
 
 from clbench.importance import copied_weights, grown, mas_importance, quadratic_penalty
 from clbench.scenario import Task
+from clbench.space import Log
 from clbench.strategy import Strategy, Strength
 
 
@@ -17,7 +20,7 @@ class MAS(Strategy):
     family = "regularisation"
     paper = "Aljundi et al. 2018, arXiv:1711.09601"
 
-    strength: Strength = 1.0
+    strength: Annotated[Strength, Log(1e-2, 1e6)] = 1.0
 
     def begin_task(self, task: Task) -> None:
         """Before the first task nothing is important."""

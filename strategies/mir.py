@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from clbench.batches import Batch
 from clbench.losses import cross_entropy
+from clbench.space import Choices
 from clbench.strategy import Strategy
 
 
@@ -27,7 +28,7 @@ class MIR(Strategy):
     memory_policy = "reservoir"
 
     candidates: Annotated[int, Field(ge=1)] = 50
-    share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    share: Annotated[float, Field(ge=0, lt=1), Choices(0.25, 0.5, 0.75)] = 0.5
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy over the current and the chosen samples, as in experience replay."""

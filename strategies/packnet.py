@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from clbench.batches import Batch
 from clbench.scenario import Task
+from clbench.space import Choices
 from clbench.strategy import Stage, Strategy
 
 FREE = -1
@@ -31,7 +32,7 @@ class PackNet(Strategy):
     memory_use = "none"
     needs_task_at_test = True
 
-    prune: Annotated[float, Field(ge=0, lt=1)] = 0.75
+    prune: Annotated[float, Field(ge=0, lt=1), Choices(0.5, 0.75)] = 0.75
     retrain: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
 
     def begin_task(self, task: Task) -> None:

@@ -14,6 +14,7 @@ from clbench.blocks import block_outputs
 from clbench.config import RunConfig
 from clbench.errors import ConfigError
 from clbench.scenario import Scenario, Task
+from clbench.space import Log
 from clbench.strategy import Strategy, eval_mode
 
 
@@ -58,8 +59,8 @@ class PODNet(Strategy):
         "neutral_at_zero": "it classifies by similarity to proxies, with a loss of its own, also without a memory"
     }
 
-    spatial: Annotated[float, Field(ge=0)] = 3.0
-    flat: Annotated[float, Field(ge=0)] = 1.0
+    spatial: Annotated[float, Field(ge=0), Log(0.1, 10)] = 3.0
+    flat: Annotated[float, Field(ge=0), Log(0.1, 10)] = 1.0
     proxies_per_class: Annotated[int, Field(ge=1)] = 10
     margin: Annotated[float, Field(ge=0)] = 0.6
     scale: Annotated[float, Field(gt=0)] = 20.0

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clbench.scenario import ImageSet, Task
+from clbench.space import Choices
 from clbench.strategies._frozen import FrozenBackbone
 
 RIDGES = [10.0**power for power in range(-8, 9)]
@@ -25,7 +26,7 @@ class RanPAC(FrozenBackbone):
     paper = "McDonnell et al. 2023, arXiv:2307.02251"
     second_moment = True
 
-    projections: Annotated[int, Field(ge=1)] = 1000
+    projections: Annotated[int, Field(ge=1), Choices(500, 1000, 2000)] = 1000
     ridge: Annotated[float, Field(gt=0)] | None = None
 
     def begin_task(self, task: Task) -> None:

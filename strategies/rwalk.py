@@ -9,6 +9,7 @@ from torch import Tensor
 from clbench.batches import Batch
 from clbench.importance import copied_gradients, copied_weights, grown, loss_decrease, quadratic_penalty, zeros
 from clbench.scenario import Task
+from clbench.space import Log
 from clbench.strategy import Stage, Strategy, Strength
 
 
@@ -24,7 +25,7 @@ class RWalk(Strategy):
     family = "regularisation"
     paper = "Chaudhry et al. 2018, arXiv:1801.10112"
 
-    strength: Strength = 1.0
+    strength: Annotated[Strength, Log(1e-2, 1e6)] = 1.0
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.9
     interval: Annotated[int, Field(ge=1)] = 10
     epsilon: Annotated[float, Field(gt=0)] = 1e-3

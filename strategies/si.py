@@ -8,6 +8,7 @@ from torch import Tensor
 from clbench.batches import Batch
 from clbench.importance import copied_gradients, copied_weights, grown, loss_decrease, quadratic_penalty, zeros
 from clbench.scenario import Task
+from clbench.space import Log
 from clbench.strategy import Stage, Strategy, Strength
 
 
@@ -23,7 +24,7 @@ class SI(Strategy):
     family = "regularisation"
     paper = "Zenke et al. 2017, arXiv:1703.04200"
 
-    strength: Strength = 1.0
+    strength: Annotated[Strength, Log(1e-2, 1e6)] = 1.0
     xi: Annotated[float, Field(gt=0)] = 0.1
     relu: bool = True
 

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from clbench.space import Choices
 from clbench.strategies._frozen import FrozenBackbone
 
 
@@ -20,7 +21,7 @@ class SLDA(FrozenBackbone):
     paper = "Hayes & Kanan 2020, arXiv:1909.01520"
     second_moment = True
 
-    shrinkage: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    shrinkage: Annotated[float, Field(gt=0, le=1), Choices(1e-4, 1e-3, 1e-2, 1e-1)] = 1e-4
 
     def classifier(self) -> tuple[Tensor, Tensor]:
         """The discriminants of all classes."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from clbench.batches import Batch
 from clbench.losses import distillation
 from clbench.scenario import Task
+from clbench.space import Choices
 from clbench.strategy import Strategy
 
 
@@ -29,7 +30,7 @@ class WA(Strategy):
         "model_untouched_by_task_ends": "rescaling the new rows of the head is the method",
     }
 
-    temperature: Annotated[float, Field(gt=0)] = 2.0
+    temperature: Annotated[float, Field(gt=0), Choices(1.0, 2.0, 4.0)] = 2.0
     clip_weights: bool = True
 
     def begin_task(self, task: Task) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clbench.batches import Batch
 from clbench.blocks import block_outputs, widths
+from clbench.space import Choices
 from clbench.strategy import Strategy
 from clbench.streams import stream
 
@@ -25,7 +26,7 @@ class XdG(Strategy):
     memory_use = "none"
     needs_task_at_test = True
 
-    inactive: Annotated[float, Field(ge=0, lt=1)] = 0.8
+    inactive: Annotated[float, Field(ge=0, lt=1), Choices(0.2, 0.4, 0.6, 0.8)] = 0.8
 
     def gates(self, task: int) -> list[Tensor]:
         """Return the gates of a task for each block: float [units] of zeros and ones."""
