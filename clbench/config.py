@@ -77,6 +77,9 @@ class RunConfig(BaseModel):
     head: Literal["growing", "full"] = Field(
         default="growing", description="outputs are added with each task, or all exist from the start"
     )
+    head_init: Literal["default", "zeros", "he"] = Field(
+        default="default", description="new outputs: as torch draws them, all zeros, or N(0, 1/features) with bias 0"
+    )
     loss_outputs: Literal["new", "seen", "all"] = Field(
         default="seen", description="outputs that compete in the loss (class-incremental)"
     )
@@ -135,6 +138,9 @@ class RunConfig(BaseModel):
 
     evaluate: Literal["seen", "all"] = Field(
         default="all", description="test the tasks seen so far, or all tasks whose outputs exist"
+    )
+    evaluate_on: Literal["test", "train"] = Field(
+        default="test", description="test images, or the training images themselves, as some papers did"
     )
     eval_every: Literal["task", "epoch"] | Count = Field(
         default="task", description="evaluate after each task, also after each epoch, or every N steps"

@@ -81,6 +81,8 @@ def execute(
     trainer: Callable[[Context, Strategy], Trainer] = Trainer,
 ) -> Result:
     """Run a complete config in a folder, or return what is there already; see run(). `trainer` fits the stages."""
+    if config.evaluate_on == "train":
+        scenario = scenario.tested_on_training()
     strategy = strategy_class(config.strategy)(**config.strategy_options)
     check(config, scenario, strategy)
     if force and not folder.is_ours():
@@ -391,6 +393,14 @@ def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> l
                 "rule": "regularisation-in-class-incremental",
                 "text": f"{config.label}: methods that only regularise weights are not expected to help in "
                 "class-incremental scenarios; their strengths are tuned for task-incremental ones",
+            }
+        )
+    if config.evaluate_on == "train":
+        found.append(
+            {
+                "rule": "evaluated-on-training-data",
+                "text": f"{config.label}: accuracies are on training images, as evaluate_on='train' asks; "
+                "they say nothing about new ones",
             }
         )
     n_classes = len(scenario.class_order)

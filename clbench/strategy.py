@@ -330,5 +330,5 @@ def grow_head(model: Network, context: Context, n_outputs: int) -> Network:
     """Grow the head to `n_outputs`, drawing each new row from the stream of the present task; return the model."""
     if n_outputs > model.head.out_features:
         generator = stream(context.config.seed, "head", context.progress.task)
-        model.head.grow(n_outputs, generator)
+        model.head.grow(n_outputs, generator, context.config.head_init)
     return model
