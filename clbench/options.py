@@ -21,7 +21,9 @@ PANELS = {
     "memory_size": "Memory",
     "evaluate": "Evaluation and machine",
 }
-INTERNAL = {"scenario", "strategy", "strategy_options", "label", "data_fingerprint"}
+# What a run holds, but no option of the command line asks for; memory_rounding is for the protocols of claims.
+INTERNAL = {"scenario", "strategy", "strategy_options", "label", "data_fingerprint", "memory_rounding"}
+_IN_FILES = ("strategy_options", "memory_rounding")
 DESCRIBED = (*SCENARIO_FIELDS, "seed", "data_root", "offline")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -156,12 +158,12 @@ def read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"--config {path}: {error}; a TOML or JSON file is accepted") from None
     if isinstance(found, dict) and isinstance(found.get("config"), dict):
-        found = {k: v for k, v in found["config"].items() if k not in INTERNAL or k == "strategy_options"}
+        found = {k: v for k, v in found["config"].items() if k not in INTERNAL or k in _IN_FILES}
     if not isinstance(found, dict):
         raise ConfigError(f"--config {path}: a table of options is accepted")
     if not isinstance(found.get("strategy_options", {}), dict):
         raise ConfigError(f"--config {path}: strategy_options={found['strategy_options']!r}; a table is accepted")
-    known = [name for name in RunConfig.model_fields if name not in INTERNAL or name == "strategy_options"]
+    known = [name for name in RunConfig.model_fields if name not in INTERNAL or name in _IN_FILES]
     for name in found:
         if name not in known:
             raise unknown(f"option in {path}", name, known)

@@ -19,7 +19,7 @@ _given: dict[str, type[Strategy]] = {}
 # Fields that no strategy's brackets can set: they say what is compared, not how a strategy trains.
 _SHARED = {
     *("scenario", "strategy", "strategy_options", "label", "data_fingerprint", "seed", "data_root", "offline"),
-    "evaluate_on",
+    *("evaluate_on", "memory_rounding"),
     *SCENARIO_FIELDS,
 }
 

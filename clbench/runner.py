@@ -125,7 +125,9 @@ class _Run:
         backbone_below(strategy.model, config.train)
         if config.memory_budget:
             assert config.memory_policy is not None
-            strategy.memory = MEMORIES[config.memory_policy](size=config.memory_size, per_class=config.memory_per_class)
+            strategy.memory = MEMORIES[config.memory_policy](
+                size=config.memory_size, per_class=config.memory_per_class, rounding=config.memory_rounding
+            )
         self.record = new_record(config, scenario, strategy)
 
     def go(self) -> Result:
@@ -465,10 +467,10 @@ def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
                 f"loss_outputs={config.loss_outputs!r}: classes of later tasks come early where tasks are blurry; "
                 "loss_outputs='all' with head='full' is accepted"
             )
-        if config.memory_policy == "herding":
+        if config.memory_policy in ("herding", "herding-argmax"):
             raise ConfigError(
-                f"memory_policy='herding' of {config.label} needs each class in one task, and these tasks are blurry; "
-                "'balanced', 'random' and 'reservoir' are accepted"
+                f"memory_policy={config.memory_policy!r} of {config.label} needs each class in one task, and these "
+                "tasks are blurry; 'balanced', 'random' and 'reservoir' are accepted"
             )
     smallest = min(scenario.tasks, key=lambda task: len(task.train))
     n = len(smallest.train)

@@ -323,6 +323,8 @@ def new_model(context: Context, task: int) -> Network:
     model = build_model(config.model, context.scenario.image_shape, stream_seed(config.seed, "initialisation", task))
     if config.weights is not None:
         load_backbone(model, config.weights)
+    if config.precision == "bf16":
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.to(context.device)
 
 

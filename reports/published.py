@@ -18,7 +18,17 @@ _NOT_PROTOCOL = {
     *("scenario", "strategy", "strategy_options", "label", "data_fingerprint", "seed"),
     *("device", "deterministic", "data_root", "offline"),
 }
-_MEMORY = ("memory_size", "memory_per_class", "memory_policy")
+_MEMORY = ("memory_size", "memory_per_class", "memory_policy", "memory_rounding")
+
+
+class Baseline(BaseModel):
+    """What stands in for naive under a protocol whose loss naive does not have: the strategy without its remedies."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    strategy: str = "naive"
+    options: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
 
 
 class Claim(BaseModel):
@@ -52,6 +62,7 @@ class Claim(BaseModel):
     cost: Literal["minutes on CPU", "hours on CPU", "GPU"]
     seconds: Annotated[float, Field(gt=0)]
     naive_seconds: Annotated[float, Field(gt=0)]
+    naive: Baseline = Baseline()
     provenance: Literal["primary", "transcription", "two transcriptions", "re-implementation"]
     source: str
     note: str = ""
@@ -62,7 +73,7 @@ class Claim(BaseModel):
             raise ValueError(f"metric={self.metric} is none; accepted: {', '.join(DEFINITIONS)}")
         if (self.error_kind == "none") != (self.error == 0):
             raise ValueError(f"error={self.error:g} with error_kind={self.error_kind!r}; give both or neither")
-        for field in self.fields:
+        for field in (*self.fields, *self.naive.fields):
             if field not in RunConfig.model_fields or field in _NOT_PROTOCOL:
                 raise ValueError(f"{field} is no field of a protocol")
         return self
@@ -88,7 +99,7 @@ class Claim(BaseModel):
 
     def naive_fields(self) -> dict[str, Any]:
         """Return the protocol without a memory: what naive trains under."""
-        return {k: v for k, v in self.run_fields().items() if k not in _MEMORY}
+        return {k: v for k, v in self.run_fields().items() if k not in _MEMORY} | self.naive.fields
 
 
 @functools.cache
@@ -132,6 +143,7 @@ def read_claims(text: str, paper: str) -> list[Claim]:
             "citation": table.get("citation"),
             "name": values.get("strategy"),
             "naive_seconds": protocol.pop("naive_seconds", None),
+            "naive": Baseline(**protocol.pop("naive", {})),
             "scenario": protocol.pop("scenario", None),
             **values,
             "fields": protocol | values.get("fields", {}),
@@ -161,7 +173,10 @@ def chosen(names: list[str], tier: str | None = None) -> list[Claim]:
         raise unknown("tier", tier, get_args(Tier))
     for name in names:
         if not any(_fits(name, c) for c in known.values()):
-            raise unknown("claim", name, [*known, *{c.target for c in known.values() if c.target}])
+            papers = dict.fromkeys(c.paper for c in known.values())
+            raise unknown(
+                "claim", name, [*papers, *known, *dict.fromkeys(c.target for c in known.values() if c.target)]
+            )
     found = [
         c for c in known.values() if (not names or any(_fits(name, c) for name in names)) and tier in (None, c.tier)
     ]

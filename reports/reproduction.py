@@ -166,7 +166,8 @@ def needed(
             ("claim", claim.strategy, claim.run_fields(), claim.options, claim.seconds)
         ]
         if claim.strategy != "naive":
-            roles.append(("naive", "naive", claim.naive_fields(), {}, claim.naive_seconds))
+            fields_of_naive, options_of_naive = claim.naive_fields(), claim.naive.options
+            roles.append(("naive", claim.naive.strategy, fields_of_naive, options_of_naive, claim.naive_seconds))
         try:
             of_claim = []
             for role, strategy, given, own, seconds in roles:

@@ -47,14 +47,14 @@ seconds = 3
 def test_every_claim_resolves_to_the_run_that_it_describes(name: str) -> None:
     """The fields written in the file are those of the run, whatever presets say; its naive reference too."""
     claim = claims()[name]
-    for strategy, fields, options in (
-        (claim.strategy, claim.run_fields(), claim.options),
-        ("naive", claim.naive_fields(), {}),
+    for role, strategy, fields, options in (
+        ("claim", claim.strategy, claim.run_fields(), claim.options),
+        ("naive", claim.naive.strategy, claim.naive_fields(), claim.naive.options),
     ):
         config = resolve(claim.scenario, strategy, {**fields, "strategy_options": options})
         assert {key: getattr(config, key) for key in fields} == fields
         assert config.strategy_options == strategy_class(strategy).validate(options)
-        assert (config.memory_budget > 0) == ((strategy != "naive") and strategy_class(strategy).needs_memory)
+        assert (config.memory_budget > 0) == (role == "claim" and strategy_class(strategy).needs_memory)
 
 
 def test_no_preset_reaches_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:

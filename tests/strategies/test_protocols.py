@@ -9,6 +9,9 @@ import torch
 from torch.nn import functional as F
 
 import clbench
+from clbench.batches import Pipeline
+from clbench.memory import MEMORIES, argmax_herding, quotas
+from clbench.resolve import resolve
 from clbench.strategies.er import ER
 from clbench.strategies.icarl import ICaRL
 from clbench.strategies.lwf import LwF
@@ -205,3 +208,128 @@ def test_icarls_old_targets_can_be_softened(run):
 
     run(Watch, memory_size=30, head="full", strategy_options={"teacher_temperature": 2.0, "reduction": "sum"})
     assert set(checked) == {2, 4, 6, 8, 10}
+
+
+def test_the_mean_image_is_taken_away_before_a_crop_adds_zeros(tiny):
+    """x / 255 - mean over all training images, by numpy; an augmented image is one of its 81 crops, mirrored or not."""
+    config = resolve("split-mnist-5k", "naive", {"normalize": "pixel-mean", "augment": "crop-flip", "epochs": 1})
+    pipeline = Pipeline(tiny, config, torch.device("cpu"))
+    ids = tiny.tasks[0].train.ids[:6]
+    originals = tiny.train.images.numpy().astype("float64")
+    wanted = torch.from_numpy(originals[ids.numpy()] / 255 - originals.mean(0) / 255).float()
+    torch.testing.assert_close(pipeline.batch(ids, slice(0, 2), None).images, wanted, rtol=0, atol=1e-6)
+    padded = F.pad(wanted, (4, 4, 4, 4))
+    for image, big in zip(pipeline.batch(ids, slice(0, 2), ("x", 1)).images, padded, strict=True):
+        crops = [big[:, y : y + 28, x : x + 28] for y in range(9) for x in range(9)]
+        assert any(torch.allclose(image, c, atol=1e-6) or torch.allclose(image, c.flip(-1), atol=1e-6) for c in crops)
+
+
+@pytest.mark.parametrize(
+    ("options", "still"),
+    [
+        ({}, set()),
+        ({"decay_biases": False}, {"bias"}),
+        ({"decay_norms": False}, {"bias", "gamma"}),
+    ],
+)
+def test_weight_decay_reaches_what_it_is_asked_to(run, options, still):
+    """Without a gradient a step of rate 0.1 and decay 0.5 multiplies by 0.95; iCaRL's decays weights and gammas."""
+    before: dict[str, Any] = {}
+    after: dict[str, Any] = {}
+
+    class Still(clbench.Strategy):
+        family = "reference"
+
+        def loss(self, batch: Any) -> Any:
+            if not before:
+                before.update({n: p.detach().clone() for n, p in self.model.named_parameters()})
+            return 0 * sum(p.sum() for p in self.model.parameters())
+
+        def after_step(self, batch: Any) -> None:
+            if not after:
+                after.update({n: p.detach().clone() for n, p in self.model.named_parameters()})
+
+    run(Still, model="mlp[widths=[8],batch_norm=true]", lr=0.1, weight_decay=0.5, **options)
+    kinds = set()
+    for name, value in before.items():
+        kind = "bias" if name.endswith("bias") else "gamma" if value.dim() == 1 else "weight"
+        kinds.add(kind)
+        torch.testing.assert_close(after[name], value if kind in still else 0.95 * value)
+    assert kinds == {"bias", "gamma", "weight"}
+
+
+def test_biases_are_spared_only_where_they_would_decay(run, refused):
+    with refused("decay_biases", "no effect"):
+        run("naive", decay_biases=False)
+    with refused("decay_biases", "no effect"):
+        run("naive", weight_decay=0.1, decay_norms=False, decay_biases=False)
+
+
+def test_a_total_is_rounded_as_asked():
+    """2000 over 30 classes is 66.67: 67 each are 2010 (the authors' code), 66 each 1980, else 2000 in all."""
+    assert quotas(30, 2000, rounding="ceil") == [67] * 30
+    assert quotas(30, 2000, rounding="floor") == [66] * 30
+    assert quotas(30, 2000) == [67] * 20 + [66] * 10
+    assert quotas(4, 2000, rounding="ceil") == quotas(4, 2000, rounding="floor") == [500] * 4
+
+
+def test_the_authors_walk_meets_rows_again_by_hand():
+    """Rows (1,0), (0,2), (0,1), unit (1,0), (0,1), (0,1): mu = (1/3, 2/3).
+
+    w = mu picks row 1 (tie with 2); w = (2/3, 1/3) picks row 0; w = (0, 1) picks row 1 again, w = mu: so row 2 is never
+    met. A mean that is normalised again would give another walk.
+    """
+    rows = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 1.0]])
+    assert argmax_herding(rows, 3).tolist() == [1, 0]
+    assert argmax_herding(rows, 1).tolist() == [1]
+    assert argmax_herding(rows, 3, steps=1).tolist() == [1]
+
+
+def test_a_memory_herded_by_the_authors_walk_keeps_what_it_has_met_and_shrinks_from_the_end():
+    """The rows above and a row alone: 2 and 1 distinct exemplars; the counts say so."""
+    memory = MEMORIES["herding-argmax"](size=6)
+    rows = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 1.0]])
+    memory.update(torch.tensor([10, 11, 12]), torch.tensor([7, 7, 7]), torch.Generator(), rows)
+    assert (memory.ids.tolist(), memory.counts()) == ([11, 10], {7: 2})
+    for new in range(5):
+        memory.update(torch.tensor([20 + new]), torch.tensor([new]), torch.Generator(), rows[:1])
+    assert memory.counts() == {7: 1} | dict.fromkeys(range(5), 1)
+    assert memory.ids.tolist() == [11, 20, 21, 22, 23, 24]
+
+
+def test_permuted_images_may_stay_as_large_as_they_are(refused):
+    """28 x 28 in Zenke's experiment, 32 x 32 (a padding of 2, the default) in van de Ven's."""
+    from clbench.resolve import prepare
+
+    for padding, size in ((0, 28), (1, 30), (None, 32)):
+        _, scenario = prepare(resolve("permuted-mnist-5k", "naive", {"padding": padding, "tasks": 2}))
+        assert scenario.image_shape == (1, size, size)
+    for name in ("rotated-mnist-5k", "split-mnist-5k"):
+        with refused("padding"):
+            prepare(resolve(name, "naive", {"padding": 2}))
+
+
+def test_bf16_runs_have_their_channels_last_and_repeat_to_the_bit(run):
+    seen: list[bool] = []
+
+    class Watch(clbench.Strategy):
+        family = "reference"
+
+        def loss(self, batch: Any) -> Any:
+            weight = next(p for p in self.model.parameters() if p.dim() == 4 and p.shape[1] > 1)
+            seen.append(weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous())
+            return super().loss(batch)
+
+    options = {"model": "conv:4-4", "precision": "bf16"}
+    first, second = (run(Watch, **options).accuracy for _ in range(2))
+    assert seen
+    assert all(seen)
+    assert (first == second)[~torch.isnan(torch.from_numpy(first)).numpy()].all()
+
+
+def test_ceil_is_for_claims(refused):
+    """No option of the command line, and no brackets, ask for a memory above its budget; the run says that it is."""
+    with refused("memory_rounding"):
+        resolve("split-mnist-5k", "er[memory_rounding=ceil]", {})
+    with refused("memory_rounding", "memory_size"):
+        resolve("split-mnist-5k", "naive", {"memory_rounding": "ceil"})
