@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,7 +20,7 @@ from clbench.batches import Pipeline
 from clbench.config import RunConfig
 from clbench.errors import ConfigError, RunError
 from clbench.evaluation import MATRICES, Evaluation, evaluate
-from clbench.memory import MEMORIES, Memory
+from clbench.memory import MEMORIES, Memory, quotas
 from clbench.resolve import prepare, resolve, strategy_class
 from clbench.result import SCHEMA_VERSION, Result
 from clbench.scenario import ImageSet, Scenario, Task
@@ -397,6 +398,33 @@ def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> l
                 "class-incremental scenarios; their strengths are tuned for task-incremental ones",
             }
         )
+    if scenario.setting == "task" or strategy.needs_task_at_test:
+        found.append(
+            {
+                "rule": "task-given-at-test",
+                "text": "The task of each test image is given, so its classes alone compete; such accuracies don't "
+                "compare with class-incremental ones",
+            }
+        )
+    if strategy.data_access == "all" and strategy.family != "reference":
+        found.append(
+            {
+                "rule": "all-past-data",
+                "text": f"{config.label} reads the data of all tasks so far, as for class means: a reference, no "
+                "competitor",
+            }
+        )
+    if config.memory_size and config.memory_rounding == "ceil":
+        n_classes = np.cumsum([len(task.classes) for task in scenario.tasks]).tolist()
+        most = max(sum(quotas(n, config.memory_size, rounding="ceil")) for n in n_classes)
+        if most > config.memory_size:
+            found.append(
+                {
+                    "rule": "memory-above-budget",
+                    "text": f"{config.label}: rounding up lets the memory hold up to {most} exemplars, above its "
+                    f"{config.memory_size}",
+                }
+            )
     if config.evaluate_on == "train":
         found.append(
             {

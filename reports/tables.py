@@ -14,6 +14,7 @@ from rich.text import Text
 from clbench.config import NOT_IDENTITY
 from clbench.errors import ConfigError
 from clbench.metrics import DEFINITIONS
+from clbench.reports.protocol import broken_rules
 from clbench.result import Floats, MatrixName, Result
 from clbench.statistics import Spread, spread
 
@@ -357,6 +358,7 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
         notes.append(f"Made by different versions of clbench: {', '.join(sorted(set(versions.values())))}.")
     if single := [label for label, group in groups if len(group) == 1]:
         notes.append(f"One run says little, there is no standard deviation: {', '.join(single)}.")
+    notes += [f"{text} ({rule})" for rule, text in broken_rules(groups)]
     names = {run.strategy_name for run in runs}
     if "joint" not in names:
         notes.append("No joint run: there is no upper reference, and intransigence is undefined.")
@@ -369,6 +371,8 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
                 warned.setdefault(text, {}).setdefault(label, []).append(run.seed)
     for text, where in warned.items():
         who = "; ".join(f"{label}, seed {', '.join(map(str, seeds))}" for label, seeds in where.items())
+        if len(groups) > 1 and sum(map(len, where.values())) == len(runs):
+            who = "all runs"
         notes.append(f"{text} ({who})")
     return [_printable(note) for note in notes]
 
