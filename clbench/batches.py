@@ -44,11 +44,15 @@ class Pipeline:
         self._test = self._move(scenario.test)
         shape = (1, -1, 1, 1)
         mean, std = torch.tensor(scenario.mean), torch.tensor(scenario.std)
-        if config.normalize == "none":
+        if config.normalize != "channel":
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
         # (x / 255 - mean) / std as one multiplication and one addition.
         self._scale = (1 / (255 * std)).view(shape).to(device)
         self._shift = (-mean / std).view(shape).to(device)
+        if config.normalize == "pixel-mean":
+            self._shift = (-_mean_image(scenario.train.images) / 255)[None].to(device)
+        # oneDNN's and cuDNN's convolutions in bf16 want the channels last.
+        self._format = torch.channels_last if config.precision == "bf16" else torch.contiguous_format
         self._augment = AUGMENTATIONS[config.augment]
         self._own = torch.zeros(len(scenario.tasks), scenario.n_outputs, dtype=torch.bool)
         for task in scenario.tasks:
@@ -64,17 +68,23 @@ class Pipeline:
 
     def normalize(self, originals: Tensor) -> Tensor:
         """uint8 [B, C, H, W] on the device -> normalised float32 of the same shape."""
-        return torch.addcmul(self._shift, originals, self._scale)
+        return torch.addcmul(self._shift, originals, self._scale).contiguous(memory_format=self._format)
 
     def batch(self, ids: Tensor, active: slice | Tensor, keys: tuple[int | str, ...] | None) -> Batch:
         """Cut a batch of training samples; `keys` names the augmentation stream, None means no augmentation."""
         index = ids.to(self.device, non_blocking=True)
         originals = self._train.images.index_select(0, index)
-        images = originals
         if self._augment is not None and keys is not None:
-            images = self._augment(originals, stream(self.config.seed, "augmentation", *keys))
+            generator = stream(self.config.seed, "augmentation", *keys)
+            if self.config.normalize == "pixel-mean":
+                # A crop moves the image and its mean together, and what it adds at the border is the mean.
+                images = self._augment(self.normalize(originals), generator).contiguous(memory_format=self._format)
+            else:
+                images = self.normalize(self._augment(originals, generator))
+        else:
+            images = self.normalize(originals)
         return Batch(
-            self.normalize(images),
+            images,
             originals,
             self._train.labels.index_select(0, index),
             self._train.tasks.index_select(0, index),
@@ -114,3 +124,11 @@ class Pipeline:
         if scenario.setting == "class":
             table[:task, seen] = True
         return table[tasks].to(self.device, non_blocking=True)
+
+
+def _mean_image(images: Tensor) -> Tensor:
+    """Return the mean of images, uint8 [N, C, H, W] -> float32 [C, H, W], by parts that fit into memory."""
+    total = torch.zeros(images.shape[1:], dtype=torch.float64)
+    for part in images.split(4096):
+        total += part.double().sum(0)
+    return (total / max(len(images), 1)).float()

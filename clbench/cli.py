@@ -9,14 +9,15 @@ import sys
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from clbench.errors import ConfigError, RunError, unknown
-from clbench.options import DESCRIBED, Force, Json, Params, Quiet, config_options, pairs, text_of
+from clbench.options import DESCRIBED, Force, Json, Like, Params, Quiet, config_options, over, pairs, text_of
+from clbench.options import seconds as read_seconds
 from clbench.options import seeds as read_seeds
 
 if TYPE_CHECKING:
@@ -39,9 +40,12 @@ app = typer.Typer(
 @app.command("run")
 @config_options()
 def run_verb(
-    scenario: Annotated[str, typer.Argument(help="A scenario, an .npz file or a folder of images.")],
-    strategy: Annotated[str, typer.Argument(help="A strategy, such as lwf or er\\[memory_size=500].")],
     fields: dict[str, Any],
+    scenario: Annotated[
+        str | None, typer.Argument(help="A scenario, an .npz file or a folder of images; not with --like.")
+    ] = None,
+    strategy: Annotated[str | None, typer.Argument(help="A strategy, such as lwf or er\\[memory_size=500].")] = None,
+    like: Like = None,
     param: Params = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run (default: runs/SCENARIO/STRATEGY/SEED-HASH).")
@@ -66,9 +70,10 @@ def run_verb(
     from clbench.runner import execute
     from clbench.store import RunFolder, default_folder
 
-    config, tasks = prepare(
-        resolve(scenario, strategy, {**fields, "strategy_options": fields.get("strategy_options", {}) | pairs(param)})
-    )
+    scenario, names, fields = _begin(like, scenario, [] if strategy is None else [strategy], fields, pairs(param))
+    if len(names) > 1:
+        raise ConfigError(f"{' '.join(names)}: with --like one strategy or none is accepted; compare takes several")
+    config, tasks = prepare(resolve(scenario, names[0], fields))
     if overfit is not None:
         from clbench.overfit import learn_by_heart
 
@@ -105,9 +110,14 @@ def run_verb(
 @app.command("compare")
 @config_options(without=("seed",))
 def compare_verb(
-    scenario: Annotated[str, typer.Argument(help="A scenario, an .npz file or a folder of images.")],
-    strategies: Annotated[list[str], typer.Argument(help="Strategies, such as lwf er\\[memory_size=500].")],
     fields: dict[str, Any],
+    scenario: Annotated[
+        str | None, typer.Argument(help="A scenario, an .npz file or a folder of images; not with --like.")
+    ] = None,
+    strategies: Annotated[
+        list[str] | None, typer.Argument(help="Strategies, such as lwf er\\[memory_size=500].")
+    ] = None,
+    like: Like = None,
     seeds: Annotated[
         str | None, typer.Option(help="A number of seeds, or the seeds: 0,1,2 (default: 5, or the --config file's).")
     ] = None,
@@ -126,17 +136,11 @@ def compare_verb(
     from clbench.comparison import plan
     from clbench.execution import raise_first_failure, run_planned
 
-    planned = plan(
-        scenario,
-        strategies,
-        seeds=_given_seeds(seeds, fields),
-        out=out,
-        references=references,
-        strategy_options=fields.pop("strategy_options", {}) | pairs(param),
-        **fields,
-    )
+    scenario, names, fields = _begin(like, scenario, strategies or [], fields, pairs(param))
+    wanted = _given_seeds(seeds, fields)
+    planned = plan(scenario, names, seeds=wanted, out=out, references=references, **fields)
     outcomes: list[Outcome] = []
-    with _notes(), _Progress(_console(quiet or as_json), planned) as progress:
+    with _Progress(_console(quiet or as_json), planned) as progress:
         for outcome in run_planned(
             planned, jobs=jobs, force=force, observer=progress.observer() if jobs == 1 else None
         ):
@@ -187,7 +191,7 @@ def sweep_verb(
         _show_runs(planned, as_json)
         return
     outcomes: list[Outcome] = []
-    with _notes(), _Progress(_console(quiet or as_json), planned) as progress:
+    with _Progress(_console(quiet or as_json), planned) as progress:
         one = progress.observer() if (jobs or 1) == 1 and cluster is None else None
         for outcome in run_planned(planned, jobs=jobs or 1, force=force, observer=one, cluster=cluster):
             outcomes.append(outcome)
@@ -250,20 +254,87 @@ def _outcome_row(outcome: "Outcome") -> dict[str, Any]:
     return _run_row(outcome.planned) | {"status": status, "source": outcome.source, "error": outcome.error}
 
 
-@contextlib.contextmanager
-def _notes() -> Iterator[None]:
-    """Show warnings as one line each, without the place in the code."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
-        yield
+@app.command("reproduce")
+@config_options("device", "data_root", "offline")
+def reproduce_verb(
+    fields: dict[str, Any],
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Claims, or what their ids begin with (default: those of tier A).")
+    ] = None,
+    tier: Annotated[str | None, typer.Option(help="Only claims of this tier: A, B or C.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Run what fits into a time such as 10m, by estimate.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="So many seeds, instead of each claim's own number.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of claims.md, claims.csv and runs.csv (default: OUT/reproduction).")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run, and how long.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run published claims, compare, and give a verdict; what is done already is not run again."""
+    from clbench.reports import reproduction
+    from clbench.reports.published import chosen
+
+    limit = None if budget is None else read_seconds(budget)
+    wanted = chosen(names or [], tier or ("A" if not names and budget is None else None))
+    runs, refused = reproduction.needed(wanted, out=out, seeds=seeds, **fields)
+    console = _console(quiet or as_json)
+    for claim, reason in refused.items():
+        console.print(f"{claim} can't run here: {reason}", markup=False, highlight=False, soft_wrap=True)
+    if not runs:
+        kept = reproduction.committed()
+        if not kept:
+            raise ConfigError(next(iter(refused.values())))
+        console.print("none can run here; these are the results that are kept with the code", markup=False)
+        _judged(reproduction.judge_all(kept, wanted), reproduction.provenance(kept), as_json)
+        return
+    todo = runs if limit is None else reproduction.within(runs, limit, jobs)
+    if not as_json:
+        _stdout().print(_plan_table(wanted, runs, todo, jobs))
+    if dry_run:
+        return
+    from clbench.execution import raise_first_failure, run_planned
+
+    serves = {run.planned.folder: run.serves for run in runs}
+    ready = [run for run in runs if run in todo or not run.seconds]
+    outcomes: list[Outcome] = []
+    rows = []
+    with _Progress(console, [run.planned for run in ready]) as progress:
+        observer = progress.observer() if jobs == 1 else None
+        for outcome in run_planned([run.planned for run in ready], jobs=jobs, observer=observer):
+            outcomes.append(outcome)
+            progress.finished(outcome)
+            if (result := outcome.result) is not None:
+                rows += [reproduction.measure(c, role, result) for c, role in serves[outcome.planned.folder]]
+    folder = results or out / "reproduction"
+    try:
+        reproduction.write_results(rows, folder)
+    except OSError as error:
+        raise RunError(f"{folder}: {error.strerror or error}; the runs themselves are kept") from None
+    judgements = reproduction.judge_all(rows, wanted)
+    _judged(judgements, [*reproduction.provenance(rows), f"table: {folder / 'claims.md'}"], as_json)
+    raise_first_failure(outcomes)
+    if differ := [j.claim.id for j in judgements if j.verdict == "differs" and not j.provisional]:
+        raise RunError(f"{len(differ)} of {len(judgements)} claims differ: {', '.join(differ)}")
 
 
 @app.command("plan")
 @config_options()
 def plan_verb(
-    scenario: Annotated[str, typer.Argument(help="A scenario, an .npz file or a folder of images.")],
-    strategies: Annotated[list[str], typer.Argument(help="Strategies, such as lwf er\\[memory_size=500].")],
     fields: dict[str, Any],
+    scenario: Annotated[
+        str | None, typer.Argument(help="A scenario, an .npz file or a folder of images; not with --like.")
+    ] = None,
+    strategies: Annotated[
+        list[str] | None, typer.Argument(help="Strategies, such as lwf er\\[memory_size=500].")
+    ] = None,
+    like: Like = None,
     param: Params = None,
     as_json: Json = False,
 ) -> None:
@@ -272,8 +343,8 @@ def plan_verb(
     from clbench.progress import duration
     from clbench.resolve import prepare, resolve
 
-    options = {**fields, "strategy_options": fields.get("strategy_options", {}) | pairs(param)}
-    configs = [resolve(scenario, strategy, options) for strategy in strategies]
+    scenario, names, fields = _begin(like, scenario, strategies or [], fields, pairs(param))
+    configs = [resolve(scenario, name, fields) for name in names]
     plans = [plan_run(*prepare(config)) for config in configs]
     if as_json:
         print(json.dumps(plans))
@@ -479,20 +550,22 @@ def check_verb(
 
 @app.command("list")
 def list_verb(
-    what: Annotated[str | None, typer.Argument(help="strategies, scenarios or models; all of them by default.")] = None,
+    what: Annotated[
+        str | None, typer.Argument(help="strategies, scenarios, models or claims; all but claims by default.")
+    ] = None,
     family: Annotated[str | None, typer.Option(help="Only strategies of this family.")] = None,
     setting: Annotated[
         str | None, typer.Option(help="Only strategies for this setting: class, task or domain.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List what is installed: strategies, scenarios, models."""
-    kinds = ("strategies", "scenarios", "models")
+    """List what is installed: strategies, scenarios, models; and published claims."""
+    kinds = ("strategies", "scenarios", "models", "claims")
     if what is not None and what not in kinds:
         raise unknown("list", what, kinds)
     if (family is not None or setting is not None) and what != "strategies":
         raise ConfigError("--family and --setting are for strategies; clbench list strategies is accepted")
-    found = {kind: _LISTINGS[kind]() for kind in kinds if what in (None, kind)}
+    found = {kind: _LISTINGS[kind]() for kind in kinds if what == kind or (what is None and kind != "claims")}
     if family is not None:
         families = list(dict.fromkeys(row["family"] for row in found["strategies"]))
         if family not in families:
@@ -587,11 +660,106 @@ def _list_models() -> list[dict[str, Any]]:
     return rows
 
 
+def _list_claims() -> list[dict[str, Any]]:
+    from clbench.reports.published import chosen
+
+    return [
+        {
+            "claim": c.id,
+            "tier": c.tier,
+            "metric": c.metric,
+            "published": c.value,
+            "error": f"{c.error:g} {c.error_kind}" if c.error else "",
+            "tolerance": c.tolerance,
+            "seeds": c.seeds,
+            "cost": c.cost,
+            "citation": c.citation,
+        }
+        for c in chosen([])
+    ]
+
+
 _LISTINGS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "strategies": _list_strategies,
     "scenarios": _list_scenarios,
     "models": _list_models,
+    "claims": _list_claims,
 }
+
+
+def _begin(
+    like: str | None, scenario: str | None, strategies: list[str], fields: dict[str, Any], params: dict[str, str]
+) -> tuple[str, list[str], dict[str, Any]]:
+    """Return scenario, strategies and options as given, or those of a claim under what was given.
+
+    With a claim the first argument names a strategy too; the claim's own strategy has the claim's options.
+    """
+    given = {**fields.pop("strategy_options", {}), **params}
+    if like is None:
+        if scenario is None or not strategies:
+            raise ConfigError("a scenario and a strategy are needed, such as split-mnist-5k lwf, or --like CLAIM")
+        return scenario, strategies, {**fields, "strategy_options": given}
+    from clbench.registry import parse_spec
+    from clbench.reports.published import claim
+    from clbench.resolve import strategy_class
+
+    start = claim(like)
+    names = [name for name in (scenario, *strategies) if name is not None] or [start.strategy]
+    kept = start.run_fields()
+    if not any(strategy_class(parse_spec(name)[0]).needs_memory for name in names):
+        kept = start.naive_fields()
+    own = {name: text_of(value) for name, value in start.options.items() if name not in given}
+    for index, spec in enumerate(names):
+        name, bracket = parse_spec(spec)
+        if name == start.strategy and (own or bracket):
+            texts = ",".join(f"{k}={v if ',' not in v else f'[{v}]'}" for k, v in (own | bracket).items())
+            names[index] = f"{name}[{texts}]"
+    return start.scenario, names, {**over(kept, fields), "strategy_options": given}
+
+
+def _plan_table(wanted: Any, runs: Any, todo: Any, jobs: int) -> Any:
+    from rich.table import Table
+
+    from clbench.progress import duration
+
+    left = sum(run.seconds for run in todo)
+    table = Table(title=f"about {duration(left / jobs)} to go with {jobs} job(s), by estimate")
+    for column, justify in (
+        ("claim", "left"),
+        ("runs", "right"),
+        ("done", "right"),
+        ("to do", "right"),
+        ("time", "right"),
+    ):
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for claim in wanted:
+        own = [run for run in runs if any(c.id == claim.id for c, _ in run.serves)]
+        coming = [run for run in own if run in todo and run.seconds]
+        done = sum(not run.seconds for run in own)
+        time = duration(sum(run.seconds for run in coming))
+        table.add_row(claim.id, str(len(own)), str(done), str(len(coming)), time)
+    return table
+
+
+def _judged(judgements: Any, notes: list[str], as_json: bool) -> None:
+    from clbench.reports import reproduction
+
+    if as_json:
+        print(json.dumps([dict(zip(reproduction.COLUMNS, reproduction.cells(j), strict=True)) for j in judgements]))
+        return
+    from rich.table import Table
+
+    table = Table()
+    for column in reproduction.COLUMNS:
+        table.add_column(
+            column, justify="left" if column in ("target", "claim", "verdict") else "right", overflow="fold"
+        )
+    for judgement in judgements:
+        table.add_row(*map(_plain, reproduction.cells(judgement)))
+    stdout = _stdout()
+    stdout.print(table)
+    for note in notes:
+        stdout.print(note, soft_wrap=True, highlight=False, markup=False)
 
 
 def _report(results: "list[Result]", folder: Path, as_json: bool) -> None:

@@ -26,7 +26,7 @@ EXCLUSIVE = (
 # What a scenario is cut by; it is the same for all strategies of a comparison.
 SCENARIO_FIELDS = (
     *("setting", "tasks", "task_sizes", "class_order", "class_order_seed", "limit", "validation"),
-    *("blurry", "imbalance", "shots", "image_size"),
+    *("blurry", "imbalance", "shots", "image_size", "padding"),
 )
 # Recorded with a run, but no part of its identity: they can't change its numbers.
 NOT_IDENTITY = frozenset({"data_root", "offline", "label", "checkpoint_every", "tuned_by"})
@@ -69,8 +69,12 @@ class RunConfig(BaseModel):
     image_size: Annotated[int, Field(ge=4)] | None = Field(
         default=None, description="for folders of photos: resize the shorter side, crop the centre"
     )
-    normalize: Literal["channel", "none"] = Field(
-        default="channel", description="subtract the mean and divide by the deviation per channel, or neither"
+    padding: Annotated[int, Field(ge=0, le=64)] | None = Field(
+        default=None, description="zeros added on each side of permuted images (permuted-mnist: 2, to 32 x 32)"
+    )
+    normalize: Literal["channel", "pixel-mean", "none"] = Field(
+        default="channel",
+        description="subtract the mean and divide by the deviation per channel; subtract the mean image; or neither",
     )
     augment: Literal["none", "crop-flip"] = Field(
         default="none", description="random crop (padding 4) and flip of the training images"
@@ -83,6 +87,9 @@ class RunConfig(BaseModel):
     )
     head: Literal["growing", "full"] = Field(
         default="growing", description="outputs are added with each task, or all exist from the start"
+    )
+    head_init: Literal["default", "zeros", "he"] = Field(
+        default="default", description="new outputs: as torch draws them, all zeros, or N(0, 1/features) with bias 0"
     )
     loss_outputs: Literal["new", "seen", "all"] = Field(
         default="seen", description="outputs that compete in the loss (class-incremental)"
@@ -101,6 +108,9 @@ class RunConfig(BaseModel):
     weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight decay")
     decay_head: bool = Field(default=True, description="weight decay also on the head, so on rows of old classes too")
     decay_norms: bool = Field(default=True, description="weight decay also on biases and normalisation layers")
+    decay_biases: bool = Field(
+        default=True, description="weight decay also on biases, those of normalisation layers included"
+    )
     schedule: Literal["constant", "step", "multistep", "cosine", "plateau"] = Field(
         default="constant", description="course of the learning rate"
     )
@@ -136,12 +146,20 @@ class RunConfig(BaseModel):
     memory_per_class: Annotated[int, Field(ge=0, le=10**9)] | None = Field(
         default=None, description="exemplars of each class; 0 is no memory"
     )
-    memory_policy: Literal["reservoir", "balanced", "herding", "random"] | None = Field(
+    memory_policy: Literal["reservoir", "balanced", "herding", "herding-argmax", "random"] | None = Field(
         default=None, description="how exemplars are chosen; the default is the strategy's"
+    )
+    memory_rounding: Literal["spare", "floor", "ceil"] = Field(
+        default="spare",
+        description="what becomes of a total that doesn't divide by the classes: spare slots go to the first ones, "
+        "stay empty, or (published claims alone) every class gets one, above the total",
     )
 
     evaluate: Literal["seen", "all"] = Field(
         default="all", description="test the tasks seen so far, or all tasks whose outputs exist"
+    )
+    evaluate_on: Literal["test", "train"] = Field(
+        default="test", description="test images, or the training images themselves, as some papers did"
     )
     eval_every: Literal["task", "epoch"] | Count = Field(
         default="task", description="evaluate after each task, also after each epoch, or every N steps"
@@ -191,6 +209,8 @@ class RunConfig(BaseModel):
             ("min_delta", self.watches_validation, "patience or schedule='plateau'"),
             ("decay_head", self.weight_decay > 0, "weight_decay above 0"),
             ("decay_norms", self.weight_decay > 0, "weight_decay above 0"),
+            ("decay_biases", self.weight_decay > 0 and self.decay_norms, "weight_decay above 0 and decay_norms"),
+            ("memory_rounding", bool(self.memory_size), "memory_size"),
             ("backbone_lr_factor", self.train != "head", "a backbone that trains, and train='head' freezes it"),
         ):
             value = getattr(self, name)

@@ -1,6 +1,6 @@
 """How much each parameter matters to what was learned, and what moving it costs: pure functions."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call, grad, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from clbench.errors import ConfigError, unknown
 
@@ -32,8 +33,9 @@ def fisher_diagonal(
     outputs). `active` is the slice of outputs that the softmax is over; None is all.
 
     Per-sample gradients, so batch norm is in eval mode and the result does not depend on `chunk_size`, the
-    number of samples at once (None: 16 on the CPU, where that stays in the cache, else 128). Nothing of the
-    model changes. Raises ConfigError for no samples, an unknown mode and labels outside `active`.
+    number of samples at once (None: 16 on the CPU, where that stays in the cache, else 128; all where every
+    weight is a linear layer's). Nothing of the model changes. Raises ConfigError for no samples, an unknown mode
+    and labels outside `active`.
     Kirkpatrick et al. 2017, arXiv:1612.00796.
     """
     return fisher_diagonal_of_batches(
@@ -64,6 +66,7 @@ def fisher_diagonal_of_batches(
         raise ConfigError(f"chunk size {chunk_size}; accepted: 1 or more")
     outputs = active or slice(None)
     weights, constants = _tensors(model)
+    layers = _linear_layers(model, weights)
 
     def log_likelihood(weights: dict[str, Tensor], image: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         logits: Tensor = functional_call(model, (weights, constants), (image[None],))[0, outputs]
@@ -76,16 +79,73 @@ def fisher_diagonal_of_batches(
         for images, labels in batches:
             if len(images) == 0:
                 continue
-            step = chunk_size or _chunk_size(images)
+            step = chunk_size or (len(images) if layers else _chunk_size(images))
             with torch.autocast(images.device.type, enabled=False):
                 for chunk, given in zip(torch.split(images, step), torch.split(labels, step), strict=True):
-                    for label, weight in _labels(model, chunk, given, label_mode, outputs, generator):
+                    drawn = list(_labels(model, chunk, given, label_mode, outputs, generator))
+                    if layers and _add_linear_squares(model, layers, chunk, drawn, outputs, total):
+                        continue
+                    for label, weight in drawn:
                         for name, g in gradients(weights, chunk, label, weight).items():
                             total[name] += g.square_().sum(dim=0)
             n_samples += len(images)
     if n_samples == 0:
         raise ConfigError("the Fisher diagonal was asked of no samples; accepted: one or more")
     return {name: squares / n_samples for name, squares in total.items()}
+
+
+def _linear_layers(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, nn.Linear]:
+    """Return the linear layers by name where all `weights` are theirs and samples don't mix; else nothing."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    theirs = {f"{name}.{own}".lstrip("."): p for name, m in layers.items() for own, p in m.named_parameters()}
+    shared = len({id(p) for p in theirs.values()}) < len(theirs)
+    mixing = any(isinstance(m, _BatchNorm) and m.running_mean is None for m in model.modules())
+    return {} if shared or mixing or not set(theirs) >= set(weights) else layers
+
+
+def _add_linear_squares(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear],
+    images: Tensor,
+    drawn: list[tuple[Tensor, Tensor]],
+    outputs: slice,
+    total: dict[str, Tensor],
+) -> bool:
+    """Add the sums of squared per-sample gradients to `total`; return False, adding nothing, where that is no product.
+
+    A sample's gradient in a linear layer that is used once is the outer product of g, that of its output, and a, its
+    input; so the sum of squares over samples is (g^2)^T a^2, one product for the whole batch.
+    """
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            seen[name].append((inputs[0].detach(), output))
+            return output.clone()  # what follows may work in place
+
+        return hook
+
+    handles = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
+    try:
+        with torch.enable_grad():
+            log_p = model(images)[:, outputs].log_softmax(dim=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not all(len(uses) == 1 and uses[0][0].dim() == 2 and uses[0][1].requires_grad for uses in seen.values()):
+        return False
+    inputs = {name: uses[0][0].square() for name, uses in seen.items()}
+    for label, weight in drawn:
+        with torch.enable_grad():
+            likelihood = (weight * log_p.gather(1, label[:, None])[:, 0]).sum()
+        gradients = torch.autograd.grad(likelihood, [uses[0][1] for uses in seen.values()], retain_graph=True)
+        for name, gradient in zip(seen, gradients, strict=True):
+            squares, prefix = gradient.square(), f"{name}." if name else ""
+            if f"{prefix}weight" in total:
+                total[f"{prefix}weight"] += squares.T @ inputs[name]
+            if f"{prefix}bias" in total:
+                total[f"{prefix}bias"] += squares.sum(dim=0)
+    return True
 
 
 def _labels(

@@ -7,7 +7,7 @@ its slots empty.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,17 @@ _TIE = 1e-12
 _KEYS = 2**40
 
 
-def quotas(n_classes: int, size: int | None = None, per_class: int | None = None) -> list[int]:
+Rounding = Literal["spare", "floor", "ceil"]
+
+
+def quotas(
+    n_classes: int, size: int | None = None, per_class: int | None = None, rounding: Rounding = "spare"
+) -> list[int]:
     """Return how many samples each of `n_classes` classes, in order of appearance, may keep under the budget.
 
-    Raises ConfigError unless exactly one of `size` (in total) and `per_class` is given, as an integer of 0
-    or more.
+    rounding: of a total that doesn't divide, the spare slots go to the first classes ("spare") or stay empty
+    ("floor"; PyCIL); "ceil" gives every class one more and so exceeds the total (the iCaRL authors' code). Raises
+    ConfigError unless exactly one of `size` (in total) and `per_class` is given, as an integer of 0 or more.
     """
     if (size is None) == (per_class is None):
         given = "neither" if size is None else f"both {size} in total and {per_class} per class"
@@ -40,6 +46,8 @@ def quotas(n_classes: int, size: int | None = None, per_class: int | None = None
     if per_class is not None:
         return [per_class] * n_classes
     assert size is not None
+    if rounding != "spare":
+        return [size // n_classes if rounding == "floor" else -(-size // n_classes)] * n_classes
     return [size // n_classes + (index < size % n_classes) for index in range(n_classes)]
 
 
@@ -83,8 +91,30 @@ def herding(features: Tensor | npt.NDArray[np.floating], m: int) -> Tensor:
     return picked
 
 
+def argmax_herding(features: Tensor | npt.NDArray[np.floating], m: int, steps: int = 1000) -> Tensor:
+    """Return the indices of at most `m` rows of `features` [n, d], in the order in which a walk first meets them.
+
+    The rule of the iCaRL authors' code: rows are divided by their L2 norm, mu is their mean, not normalised again, and
+    w starts as mu. Each step takes the row with the largest dot product with w (ties: the first), which may be one that
+    it has met before, and adds mu - row to w; it ends with m different rows or after `steps` steps. So there can be
+    fewer than m. Computed in float64 on the CPU. Rebuffi et al. 2017, arXiv:1611.07725.
+    """
+    x = torch.as_tensor(features).detach().to(device="cpu", dtype=torch.float64)
+    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    x = x / torch.where(norms > 0, norms, 1.0)
+    mean = x.mean(dim=0)
+    w, met = mean.clone(), dict[int, None]()
+    for _ in range(steps):
+        if len(met) == min(m, len(x)):
+            break
+        best = int((x @ w).argmax())
+        met[best] = None
+        w += mean - x[best]
+    return torch.tensor(list(met), dtype=torch.int64)
+
+
 class Memory(ABC):
-    """Exemplar ids and original classes under a hard budget; offer every sample once.
+    """Exemplar ids and original classes under a hard budget (but for rounding="ceil"); offer every sample once.
 
     `ids` and `classes` are int64 [n] on the CPU. `seen` counts the samples offered of each original class,
     in order of appearance. The state is integers, tensors and dicts of them, so the safe loader of torch
@@ -96,10 +126,11 @@ class Memory(ABC):
     needs_features: ClassVar[bool] = False
     """`update` wants the features of the samples."""
 
-    def __init__(self, size: int | None = None, per_class: int | None = None) -> None:
+    def __init__(self, size: int | None = None, per_class: int | None = None, rounding: Rounding = "spare") -> None:
         """Raise ConfigError unless exactly one budget is given, as an integer of 0 or more."""
         quotas(1, size, per_class)
         self.size = size
+        self.rounding = rounding
         self.per_class = per_class
         self.ids = torch.empty(0, dtype=torch.int64)
         self.classes = torch.empty(0, dtype=torch.int64)
@@ -174,7 +205,9 @@ class ReservoirMemory(Memory):
 
     streaming = True
 
-    def __init__(self, size: int | None = None, per_class: int | None = None) -> None:
+    def __init__(self, size: int | None = None, per_class: int | None = None, rounding: Rounding = "spare") -> None:
+        if rounding != "spare":
+            raise ConfigError(f"a reservoir memory knows no classes, so no rounding {rounding!r}; 'spare' is accepted")
         if per_class is not None:
             raise ConfigError(
                 f"a reservoir memory can't keep {per_class} samples per class; accepted: a size in "
@@ -212,8 +245,8 @@ class _QuotaMemory(Memory):
     A quota never grows when a class joins, so the lowest keys kept are the lowest of all samples offered.
     """
 
-    def __init__(self, size: int | None = None, per_class: int | None = None) -> None:
-        super().__init__(size, per_class)
+    def __init__(self, size: int | None = None, per_class: int | None = None, rounding: Rounding = "spare") -> None:
+        super().__init__(size, per_class, rounding)
         self._priority = torch.empty(0, dtype=torch.int64)  # class index * _KEYS + key, ascending
 
     def _insert(
@@ -225,7 +258,7 @@ class _QuotaMemory(Memory):
         generator: torch.Generator,
         features: Tensor | None,
     ) -> None:
-        quota = torch.tensor(quotas(n_classes, self.size, self.per_class))
+        quota = torch.tensor(quotas(n_classes, self.size, self.per_class, self.rounding))
         priority = groups * _KEYS + self._keys(groups, quota, generator, features)
         priority, order = torch.cat([self._priority, priority]).sort(stable=True)
         groups = priority // _KEYS
@@ -280,15 +313,39 @@ class HerdingMemory(_QuotaMemory):
         keys = torch.full_like(groups, _KEYS - 1)
         for group in torch.unique(groups).tolist():
             members = (groups == group).nonzero()[:, 0]
-            chosen = herding(features[members.to(features.device)], int(quota[group]))
+            chosen = self._choose(features[members.to(features.device)], int(quota[group]))
             keys[members[chosen]] = torch.arange(len(chosen))
         return keys
+
+    def _choose(self, features: Tensor, m: int) -> Tensor:
+        return herding(features, m)
+
+
+class ArgmaxHerdingMemory(HerdingMemory):
+    """Of each class the images that the iCaRL authors' walk meets (see `argmax_herding`), which may be fewer."""
+
+    def _insert(
+        self,
+        ids: Tensor,
+        classes: Tensor,
+        groups: Tensor,
+        n_classes: int,
+        generator: torch.Generator,
+        features: Tensor | None,
+    ) -> None:
+        super()._insert(ids, classes, groups, n_classes, generator, features)
+        met = self._priority % _KEYS < _KEYS - 1
+        self._priority, self.ids, self.classes = self._priority[met], self.ids[met], self.classes[met]
+
+    def _choose(self, features: Tensor, m: int) -> Tensor:
+        return argmax_herding(features, m)
 
 
 MEMORIES: dict[str, type[Memory]] = {
     "reservoir": ReservoirMemory,
     "balanced": ClassBalancedMemory,
     "herding": HerdingMemory,
+    "herding-argmax": ArgmaxHerdingMemory,
     "random": RandomMemory,
 }
 """The memories by the names under which a user asks for them."""

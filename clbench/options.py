@@ -21,8 +21,9 @@ PANELS = {
     "memory_size": "Memory",
     "evaluate": "Evaluation and machine",
 }
-INTERNAL = {"scenario", "strategy", "strategy_options", "per_task", "label", "data_fingerprint"}
-IN_FILES = {"strategy_options", "per_task"}
+# What a run holds, but no option of the command line asks for; memory_rounding is for the protocols of claims.
+INTERNAL = {"scenario", "strategy", "strategy_options", "per_task", "label", "data_fingerprint", "memory_rounding"}
+IN_FILES = {"strategy_options", "per_task", "memory_rounding"}
 DESCRIBED = (*SCENARIO_FIELDS, "seed", "data_root", "offline")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -34,6 +35,10 @@ Params = Annotated[
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", help="TOML or JSON file of options (a run.json too); options given here come first."),
+]
+Like = Annotated[
+    str | None,
+    typer.Option(metavar="CLAIM", help="Begin with the protocol of a published claim; options given here come first."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Begin again; what a run left in its folder is overwritten.")]
 
@@ -66,10 +71,7 @@ def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Calla
             texts = {p.name: value for p in added if (value := given.pop(p.name)) is not None}
             flags = {name: value for name, value in texts.items() if isinstance(value, bool)}
             asked = parse_fields({k: v for k, v in texts.items() if k not in flags}) | flags
-            kept = {} if config is None else read_config(config)
-            pairs_ = [(a, b) for pair in EXCLUSIVE for a, b in (pair, pair[::-1])]
-            kept = {k: v for k, v in kept.items() if not any(k == a and b in asked for a, b in pairs_)}
-            verb(**given, fields=kept | asked)
+            verb(**given, fields=over({} if config is None else read_config(config), asked))
 
         if not fields:
             own.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile))
@@ -81,6 +83,24 @@ def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Calla
         return wrapped
 
     return decorate
+
+
+def over(kept: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """Return fields with what is asked over them; a field that excludes another displaces it."""
+    pairs_ = [(a, b) for pair in EXCLUSIVE for a, b in (pair, pair[::-1])]
+    return {k: v for k, v in kept.items() if not any(k == a and b in asked for a, b in pairs_)} | asked
+
+
+def seconds(text: str) -> float:
+    """Read a time such as 90s, 10m or 2h; raises ConfigError."""
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    try:
+        number = float(text[:-1])
+    except ValueError:
+        number = -1.0
+    if unit is None or not 0 < number < 1e6:
+        raise ConfigError(f"--budget {text}: a time such as 90s, 10m or 2h is accepted")
+    return number * unit
 
 
 def pairs(texts: list[str] | None) -> dict[str, str]:

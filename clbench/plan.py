@@ -33,6 +33,8 @@ def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
     gradients, optimizer, what the strategy keeps, all images), without the activations of a step. With early stopping
     updates and time are upper limits. Raises ConfigError as run() does.
     """
+    if config.evaluate_on == "train":
+        scenario = scenario.tested_on_training()
     rehearsals: list[_Rehearsal] = []
 
     def trainer(context: Context, strategy: Strategy) -> Trainer:
@@ -40,7 +42,7 @@ def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
         return rehearsals[-1]
 
     short = replace(scenario, tasks=[replace(task, test=_first(task.test)) for task in scenario.tasks])
-    quick = config.model_copy(update={"patience": None, "eval_every": "task"})
+    quick = config.model_copy(update={"patience": None, "eval_every": "task", "evaluate_on": "test"})
     with tempfile.TemporaryDirectory() as folder:
         record = execute(quick, short, RunFolder(folder), trainer=trainer).record
     rehearsal = rehearsals[0]

@@ -20,6 +20,7 @@ _given: dict[str, type[Strategy]] = {}
 _SHARED = {
     *("scenario", "strategy", "strategy_options", "per_task", "label", "data_fingerprint"),
     *("seed", "data_root", "offline", "tuned_by"),
+    *("evaluate_on", "memory_rounding"),
     *SCENARIO_FIELDS,
 }
 

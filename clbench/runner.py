@@ -13,6 +13,7 @@ from functools import partial
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,7 +23,7 @@ from clbench.config import RunConfig
 from clbench.errors import ConfigError, RunError
 from clbench.evaluation import MATRICES, Evaluation, evaluate
 from clbench.interruption import Interruption
-from clbench.memory import MEMORIES, Memory
+from clbench.memory import MEMORIES, Memory, quotas
 from clbench.resolve import prepare, resolve, strategy_class
 from clbench.result import SCHEMA_VERSION, Result
 from clbench.scenario import ImageSet, Scenario, Task
@@ -86,6 +87,8 @@ def execute(
     trainer: Callable[[Context, Strategy], Trainer] = Trainer,
 ) -> Result:
     """Run a complete config in a folder, or return what is there already; see run(). `trainer` fits the stages."""
+    if config.evaluate_on == "train":
+        scenario = scenario.tested_on_training()
     strategy = strategy_class(config.strategy)(**config.strategy_options)
     check(config, scenario, strategy)
     if force and not folder.is_ours():
@@ -128,7 +131,9 @@ class _Run:
         backbone_below(strategy.model, config.train)
         if config.memory_budget:
             assert config.memory_policy is not None
-            strategy.memory = MEMORIES[config.memory_policy](size=config.memory_size, per_class=config.memory_per_class)
+            strategy.memory = MEMORIES[config.memory_policy](
+                size=config.memory_size, per_class=config.memory_per_class, rounding=config.memory_rounding
+            )
         self.record = new_record(config, scenario, strategy)
         # What was learnt before the task under way, packed: a checkpoint within a task begins the task again with it.
         self._start: bytes | None = None
@@ -536,6 +541,41 @@ def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> l
                 "which no learner of the stream has at once",
             }
         )
+    if scenario.setting == "task" or strategy.needs_task_at_test:
+        found.append(
+            {
+                "rule": "task-given-at-test",
+                "text": "The task of each test image is given, so its classes alone compete; such accuracies don't "
+                "compare with class-incremental ones",
+            }
+        )
+    if strategy.data_access == "all" and strategy.family != "reference":
+        found.append(
+            {
+                "rule": "all-past-data",
+                "text": f"{config.label} reads the data of all tasks so far, as for class means: a reference, no "
+                "competitor",
+            }
+        )
+    if config.memory_size and config.memory_rounding == "ceil":
+        n_classes = np.cumsum([len(task.classes) for task in scenario.tasks]).tolist()
+        most = max(sum(quotas(n, config.memory_size, rounding="ceil")) for n in n_classes)
+        if most > config.memory_size:
+            found.append(
+                {
+                    "rule": "memory-above-budget",
+                    "text": f"{config.label}: rounding up lets the memory hold up to {most} exemplars, above its "
+                    f"{config.memory_size}",
+                }
+            )
+    if config.evaluate_on == "train":
+        found.append(
+            {
+                "rule": "evaluated-on-training-data",
+                "text": f"{config.label}: accuracies are on training images, as evaluate_on='train' asks; "
+                "they say nothing about new ones",
+            }
+        )
     n_classes = len(scenario.class_order)
     if config.memory_size and config.memory_size < n_classes:
         found.append(
@@ -601,10 +641,10 @@ def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
                 f"loss_outputs={config.loss_outputs!r}: classes of later tasks come early where tasks are blurry; "
                 "loss_outputs='all' with head='full' is accepted"
             )
-        if config.memory_policy == "herding":
+        if config.memory_policy in ("herding", "herding-argmax"):
             raise ConfigError(
-                f"memory_policy='herding' of {config.label} needs each class in one task, and these tasks are blurry; "
-                "'balanced', 'random' and 'reservoir' are accepted"
+                f"memory_policy={config.memory_policy!r} of {config.label} needs each class in one task, and these "
+                "tasks are blurry; 'balanced', 'random' and 'reservoir' are accepted"
             )
     smallest = min(scenario.tasks, key=lambda task: len(task.train))
     n = len(smallest.train)

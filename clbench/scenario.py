@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -138,6 +138,14 @@ class Scenario:
     def seen_outputs(self, task: int) -> int:
         """Outputs seen once `task` has begun; 0 before the first."""
         return max((int(t.outputs.stop) for t in self.tasks[: task + 1]), default=0)
+
+    def tested_on_training(self) -> "Scenario":
+        """Return the same scenario with each task's training images as its test."""
+        return replace(
+            self,
+            tasks=[replace(task, test=ImageSet(self.train, task.train.ids)) for task in self.tasks],
+            test=self.train,
+        )
 
     def digest(self) -> str:
         """Return a digest of everything in the scenario, for data that have no public name."""

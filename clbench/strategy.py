@@ -333,6 +333,8 @@ def new_model(context: Context, task: int) -> Network:
     model = build_model(config.model, context.scenario.image_shape, stream_seed(config.seed, "initialisation", task))
     if config.weights is not None:
         load_backbone(model, config.weights, offline=config.offline)
+    if config.precision == "bf16":
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.to(context.device)
 
 
@@ -340,5 +342,5 @@ def grow_head(model: Network, context: Context, n_outputs: int) -> Network:
     """Grow the head to `n_outputs`, drawing each new row from the stream of the present task; return the model."""
     if n_outputs > model.head.out_features:
         generator = stream(context.config.seed, "head", context.progress.task)
-        model.head.grow(n_outputs, generator)
+        model.head.grow(n_outputs, generator, context.config.head_init)
     return model

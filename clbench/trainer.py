@@ -209,9 +209,9 @@ class Trainer:
         head = {id(p) for p in self.strategy.model.head.parameters()}
         backbone = {id(p) for p in self.strategy.model.parameters()} - head
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for parameter in trained.values():
+        for name, parameter in trained.items():
             spared = (id(parameter) in head and not config.decay_head) or (
-                parameter.dim() < 2 and not config.decay_norms
+                parameter.dim() < 2 and not (config.decay_norms and (config.decay_biases or not name.endswith("bias")))
             )
             rate = lr * config.backbone_lr_factor if id(parameter) in backbone else lr
             groups.setdefault((rate, 0.0 if spared else config.weight_decay), []).append(parameter)

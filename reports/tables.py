@@ -16,6 +16,7 @@ from clbench.config import NOT_IDENTITY
 from clbench.errors import ConfigError
 from clbench.metrics import DEFINITIONS
 from clbench.reports import differences
+from clbench.reports.protocol import broken_rules
 from clbench.result import Floats, MatrixName, Result
 from clbench.statistics import Interval, Spread, interval, spread, variances
 
@@ -570,6 +571,7 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
         for how in dict.fromkeys(run.config.get("tuned_by") for run in group):
             if how:
                 notes.append(f"{label}: hyper-parameters chosen by {how}.")
+    notes += [f"{text} ({rule})" for rule, text in broken_rules(groups)]
     names = {run.strategy_name for run in runs}
     if "joint" not in names:
         notes.append("No joint run: there is no upper reference, and intransigence is undefined.")
@@ -587,6 +589,8 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
                 warned.setdefault(text, {}).setdefault(label, []).append(run.seed)
     for text, where in warned.items():
         who = "; ".join(f"{label}, seed {', '.join(map(str, seeds))}" for label, seeds in where.items())
+        if len(groups) > 1 and sum(map(len, where.values())) == len(runs):
+            who = "all runs"
         notes.append(f"{text} ({who})")
     return [_printable(note) for note in notes]
 

@@ -107,16 +107,23 @@ def _shown(
 
 # As for the data sets themselves: a worker process makes the images once for all its runs.
 @functools.lru_cache(maxsize=1)
-def _make(change: Callable[..., Dataset], dataset: str, tasks: int, seed: int, *source: Any) -> Dataset:
-    return change(load_once(dataset, *source), tasks, seed=seed)
+def _make(
+    change: Callable[..., Dataset], dataset: str, tasks: int, seed: int, pad: int | None, *source: Any
+) -> Dataset:
+    given = {} if pad is None else {"pad": pad}
+    return change(load_once(dataset, *source), tasks, seed=seed, **given)
 
 
 def _build(change: Callable[..., Dataset], dataset: str, config: RunConfig) -> Scenario:
     if config.tasks is None or config.class_order is not None:
         given = "class_order" if config.class_order is not None else "task_sizes"
         raise ConfigError(f"{config.scenario} has all classes in each task, so it takes tasks and no {given}")
+    if config.padding is not None and change is rotated:
+        raise ConfigError(f"{config.scenario} has no padding; permuted scenarios alone have one")
     seed = drawn_by(config) or 0
-    data = _make(change, dataset, config.tasks, seed, config.data_root, config.offline, config.image_size)
+    data = _make(
+        change, dataset, config.tasks, seed, config.padding, config.data_root, config.offline, config.image_size
+    )
     # The seed has drawn the change of the pixels; the classes stay grouped by task.
     order = list(range(len(data.class_names)))
     return split_by_config(data, config, class_order=order, class_order_seed=seed)

@@ -250,6 +250,8 @@ def drawn_by(config: RunConfig) -> int | None:
 
 
 def _build(dataset: str | None, config: RunConfig) -> Scenario:
+    if config.padding is not None:
+        raise ConfigError(f"{config.scenario} has no padding; permuted scenarios alone have one")
     data = load_once(dataset or config.scenario, config.data_root, config.offline, config.image_size)
     if dataset:
         return split_by_config(data, config)

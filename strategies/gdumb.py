@@ -34,7 +34,7 @@ class GDumb(Strategy):
         """Without a memory there is nothing to train on."""
         if not config.memory_budget:
             raise ConfigError("gdumb trains on its memory alone; give memory_size or memory_per_class, 1 or more")
-        if config.memory_policy == "herding":
+        if config.memory_policy in ("herding", "herding-argmax"):
             raise ConfigError(
                 "gdumb fills its memory before it has features; memory_policy 'balanced', 'random' and "
                 "'reservoir' are accepted, not 'herding'"

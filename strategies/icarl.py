@@ -22,8 +22,9 @@ class ICaRL(Strategy):
     loss_form: "sigmoid", as published: L = mean over batch and outputs of BCE(sigmoid(z), target), the target of an
     old output being the old model's sigmoid and one-hot otherwise (reduction="sum" adds over the outputs instead);
     or "softmax": L = CE + KL(old model || model; temperature) over the old outputs. distillation: off gives the
-    paper's hybrid2. classifier: the headline one; both are always reported. flip_means: a class mean is that of
-    exemplars and their mirror images, as in the authors' code.
+    paper's hybrid2. teacher_temperature: what the old model's logits are divided by before the sigmoid (1 in the paper;
+    2 in the code of van de Ven et al. 2022, doi:10.1038/s42256-022-00568-3). classifier: the headline one; both are
+    always reported. flip_means: a class mean is that of exemplars and their mirror images, as in the authors' code.
     """
 
     family = "replay"
@@ -36,6 +37,7 @@ class ICaRL(Strategy):
     reduction: Literal["mean", "sum"] = "mean"
     distillation: bool = True
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
     classifier: Literal["nearest_mean", "linear"] = "nearest_mean"
     flip_means: bool = False
 
@@ -45,6 +47,8 @@ class ICaRL(Strategy):
             raise ConfigError(
                 "label_smoothing has no meaning for icarl's sigmoid loss; icarl[loss_form=softmax] has one"
             )
+        if self.loss_form == "softmax" and self.teacher_temperature != 1:
+            raise ConfigError("icarl[teacher_temperature] is for loss_form=sigmoid; the softmax form has temperature")
         if config.loss_outputs == "new":
             raise ConfigError("icarl has no use for loss_outputs='new'; 'seen' and 'all' are accepted")
 
@@ -62,6 +66,7 @@ class ICaRL(Strategy):
             with torch.no_grad():
                 old = self.teacher(batch.images)[:, : self.old_task_outputs[-1].stop]
         if self.loss_form == "sigmoid":
+            old = None if old is None else old / self.teacher_temperature
             outputs = batch.active if self.setting == "class" else slice(0, self.outputs_of(self.progress.task).stop)
             return {"bce": binary_cross_entropy(logits[:, outputs], batch.labels, old, reduction=self.reduction)}
         terms = {"classification": self.classification_loss(logits, batch)}

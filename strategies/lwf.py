@@ -23,12 +23,19 @@ class LwF(Strategy):
     (Hinton et al. 2015; off in the paper). warmup_epochs: the paper's first stage, in which only the new outputs
     train. recorded: the teacher's answers to the task's images are recorded once, before training, as in the paper's
     Algorithm 1.
+
+    strength: one for all tasks, or a list with one for each. weighting, in the N-th task: CE + strength KL
+    ("constant"); CE + (N-1) strength KL ("old-tasks"), KL being one softmax over all old outputs; or
+    CE / N + (1 - 1/N) strength KL ("share"; van de Ven & Tolias 2019, arXiv:1904.07734). distilled: of a full head
+    all outputs, or only those of earlier tasks ("old").
     """
 
     family = "distillation"
     paper = "Li & Hoiem 2016, arXiv:1606.09282"
 
-    strength: Annotated[Strength, Log(0.1, 10)] = 1.0
+    strength: Annotated[Strength | list[Strength], Log(0.1, 10)] = 1.0
+    weighting: Literal["constant", "old-tasks", "share"] = "constant"
+    distilled: Literal["all", "old"] = "all"
     temperature: Annotated[float, Field(gt=0), Choices(1.0, 2.0, 4.0)] = 2.0
     squared_temperature: bool = False
     softmax: Literal["setting", "joint", "per-task"] = "setting"
@@ -39,12 +46,19 @@ class LwF(Strategy):
         """Answers that were recorded once fit images that stay the same."""
         if self.recorded and config.augment != "none":
             raise ConfigError(f"lwf[recorded=true] needs augment='none', not {config.augment!r}")
+        if isinstance(self.strength, list) and len(self.strength) != (n := len(scenario.tasks)):
+            raise ConfigError(f"lwf has {len(self.strength)} strengths, and there are {n} tasks; one each is accepted")
+        if self.distilled == "old" and (config.head != "full" or self._per_task(scenario.setting)):
+            raise ConfigError(
+                "lwf[distilled=old] is for head='full' and one softmax; else no other outputs are compared"
+            )
 
     def begin_task(self, task: Task) -> None:
         """Keep the old model as the teacher."""
         self.teacher: nn.Module | None = self.frozen_copy()
-        per_task = self.softmax == "per-task" or (self.softmax == "setting" and self.setting == "task")
-        self.groups = self.old_task_outputs if per_task else None
+        self.groups = self.old_task_outputs if self._per_task(self.setting) else None
+        if self.distilled == "old":
+            self.groups = [slice(0, outputs.stop) for outputs in self.old_task_outputs[-1:]]
 
     def stages(self, task: Task) -> list[Stage]:
         """The paper's warm-up of the new outputs, if asked for, then all parameters."""
@@ -62,7 +76,14 @@ class LwF(Strategy):
         logits = self.model(batch.images)
         terms = {"classification": self.classification_loss(logits, batch)}
         if self.teacher is not None:
-            terms["distillation"] = self.strength * distillation(
+            n = self.progress.task + 1
+            strength = self.strength[n - 1] if isinstance(self.strength, list) else self.strength
+            if self.weighting == "share":
+                terms["classification"] = terms["classification"] / n
+                strength *= 1 - 1 / n
+            elif self.weighting == "old-tasks":
+                strength *= n - 1
+            terms["distillation"] = strength * distillation(
                 logits,
                 self._teacher_logits(self.teacher, batch),
                 self.temperature,
@@ -74,6 +95,9 @@ class LwF(Strategy):
     def end_task(self, task: Task) -> None:
         """Recorded answers serve one task only."""
         self.record_ids = self.answers = torch.empty(0)
+
+    def _per_task(self, setting: str) -> bool:
+        return self.softmax == "per-task" or (self.softmax == "setting" and setting == "task")
 
     def _teacher_logits(self, teacher: nn.Module, batch: Batch) -> Tensor:
         if self.recorded:

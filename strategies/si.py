@@ -1,6 +1,6 @@
 """Synaptic intelligence: Zenke, Poole & Ganguli 2017, arXiv:1703.04200."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -18,7 +18,8 @@ class SI(Strategy):
     Omega_i = sum over the tasks of omega_i / (D_i^2 + xi) (eq. 5), D_i how far the parameter moved in the task;
     omega_i = -sum over its steps of g_i dw_i (eq. 3), g the gradient of the data terms alone and dw the step that was
     really made, so it holds for any optimizer. relu: no sum falls below 0, as in the authors' code; the paper has no
-    such rule, and where Omega is negative the penalty rewards moving away.
+    such rule, and where Omega is negative the penalty rewards moving away. gradient: "total" takes g as the gradient
+    of the data terms and the penalty, as the code of van de Ven et al. 2022 (doi:10.1038/s42256-022-00568-3) does.
     """
 
     family = "regularisation"
@@ -27,6 +28,7 @@ class SI(Strategy):
     strength: Annotated[Strength, Log(1e-2, 1e6)] = 1.0
     xi: Annotated[float, Field(gt=0)] = 0.1
     relu: bool = True
+    gradient: Literal["data", "total"] = "data"
 
     def begin_task(self, task: Task) -> None:
         """Before the first task nothing is important."""
@@ -55,6 +57,8 @@ class SI(Strategy):
 
     def after_step(self, batch: Batch) -> None:
         """Add the step to the path integral."""
+        if self.gradient == "total":
+            self.gradients = copied_gradients(self.model)
         for name, decrease in loss_decrease(self.gradients, self.before, self.model).items():
             self.path[name] += decrease
 

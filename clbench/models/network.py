@@ -1,6 +1,7 @@
 """What every model is: a backbone that makes features, and one linear head whose rows are the outputs."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +18,26 @@ class Head(nn.Linear):
         if self.out_features:
             super().reset_parameters()
 
-    def grow(self, n_outputs: int, generator: torch.Generator) -> None:
+    def grow(
+        self, n_outputs: int, generator: torch.Generator, init: Literal["default", "zeros", "he"] = "default"
+    ) -> None:
         """Add rows until there are `n_outputs` in all; the old rows keep their bits.
 
         New rows, bias included, are U(-1/sqrt(d), 1/sqrt(d)), nn.Linear's own initialisation, drawn row by
-        row from a CPU generator. `weight` and `bias` become new Parameters of the same dtype, device and
-        `requires_grad`. Raises ValueError for fewer outputs than there are.
+        row from a CPU generator; or zeros; or ("he") weights from N(0, 1/d) and a bias of 0 (He et al. 2015,
+        arXiv:1502.01852, with the gain of a layer that no ReLU follows). `weight` and `bias` become new Parameters
+        of the same dtype, device and `requires_grad`. Raises ValueError for fewer outputs than there are.
         """
         if n_outputs < self.out_features:
             raise ValueError(f"n_outputs={n_outputs} given, at least the {self.out_features} existing ones accepted")
         bound = 1 / math.sqrt(self.in_features)
         rows = torch.empty(n_outputs - self.out_features, self.in_features + 1)
-        rows.uniform_(-bound, bound, generator=generator)
+        if init == "default":
+            rows.uniform_(-bound, bound, generator=generator)
+        else:
+            rows.zero_()
+        if init == "he":
+            rows[:, :-1].normal_(0, bound, generator=generator)
         self.weight = _extended(self.weight, rows[:, :-1])
         self.bias = _extended(self.bias, rows[:, -1])
         self.out_features = n_outputs

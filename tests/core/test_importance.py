@@ -186,6 +186,62 @@ def test_fisher_leaves_no_trace_in_the_model(model, images, labels, mode):
     assert not any(f.requires_grad for f in fisher.values())
 
 
+class InPlace(nn.Module):
+    """Linear layers alone, their outputs changed in place, one of them frozen; `twice` uses one of them again."""
+
+    def __init__(self, twice: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.frozen = nn.Linear(8, 8).requires_grad_(False)
+        self.twice = twice
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.frozen(F.relu_(self.first(x)))
+        x = torch.tanh_(self.second(x))
+        return self.head(torch.tanh(self.second(x)) if self.twice else x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("twice", [False, True])
+def test_fisher_of_linear_layers_is_that_of_one_sample_at_a_time(twice, mode):
+    """Linear layers alone take a short cut, where each is used once; the reference is one backward pass a sample.
+
+    Exact: the sum over labels, weighted by their probability; sampled: labels that the same generator has drawn.
+    """
+    torch.manual_seed(3)
+    net = InPlace(twice)
+    x, y = torch.randn(20, 6), torch.arange(20) % 3 + 1
+    fisher = fisher_diagonal(net, x, y, label_mode=mode, active=slice(1, 4), generator=generator())
+    drawn = torch.rand(20, 1, dtype=torch.float64, generator=generator())
+    expected = {name: torch.zeros_like(p) for name, p in net.named_parameters() if p.requires_grad}
+    for i in range(20):
+        p = net(x[i : i + 1])[0, 1:].softmax(0).tolist()
+        cumulative = torch.tensor(p, dtype=torch.float64).cumsum(0)
+        sampled = int((cumulative <= drawn[i] * cumulative[-1]).sum())
+        labels = {"empirical": [(int(y[i]) - 1, 1.0)], "sampled": [(sampled, 1.0)], "exact": list(enumerate(p))}[mode]
+        for label, weight in labels:
+            net.zero_grad()
+            F.cross_entropy(net(x[i : i + 1])[:, 1:], torch.tensor([label])).backward()
+            for name in expected:
+                expected[name] += weight * net.get_parameter(name).grad ** 2 / 20
+    assert fisher.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(fisher[name], expected[name], rtol=1e-4, atol=1e-8)
+
+
+def test_fisher_of_tied_linear_layers_is_that_of_one_sample_at_a_time():
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    net[2].weight = net[0].weight
+    x, y = torch.randn(5, 4), torch.arange(5) % 4
+    expected = torch.zeros(4, 4)
+    for i in range(5):
+        net.zero_grad()
+        F.cross_entropy(net(x[i : i + 1]), y[i : i + 1]).backward()
+        expected += net[0].weight.grad ** 2 / 5
+    torch.testing.assert_close(fisher_diagonal(net, x, y)["0.weight"], expected)
+
+
 def test_fisher_is_computed_in_float32_whatever_surrounds_it(model, images, labels):
     expected = fisher_diagonal(model, images, labels)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):

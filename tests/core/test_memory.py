@@ -201,6 +201,7 @@ def test_memories_say_how_they_are_filled():
         "reservoir": (True, False),
         "balanced": (True, False),
         "herding": (False, True),
+        "herding-argmax": (False, True),
         "random": (False, False),
     }
 

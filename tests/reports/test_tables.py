@@ -213,13 +213,14 @@ def test_differing_budgets_and_seeds_are_noted(make_result: Make) -> None:
 def test_equal_budgets_give_no_note(make_result: Make, seven: list[Result]) -> None:
     """A memory that only some strategies have, and chosen each in its way, is no unequal budget; two sizes are."""
     (part,) = tables.compare(seven)
-    assert part.notes == []
+    (order,) = part.notes
+    assert order.endswith("(single-class-order)")
     others = [make_result("er", s, label="er[b]", config={"memory_policy": "reservoir"}) for s in range(3)]
     (part,) = tables.compare(seven + others)
-    assert part.notes == []
+    assert part.notes == [order]
     others = [make_result("er", s, label="er[b]", config={"memory_size": 500}) for s in range(3)]
     (part,) = tables.compare(seven + others)
-    assert part.notes == ["Not the same for all strategies: memory_size is 500 (er[b]), 200 (the others)."]
+    assert part.notes == ["Not the same for all strategies: memory_size is 500 (er[b]), 200 (the others).", order]
 
 
 def test_runs_of_one_label_with_other_epochs_are_not_pooled(make_result: Make) -> None:

@@ -82,7 +82,9 @@ def test_each_strategy_completes_or_is_refused_up_front(strategy, setting, sizes
         return
     result = run(strategy, "split-mnist-5k", optimizer="adam", lr=0.005, **options)
     assert result.status == "done"
-    assert result.warnings == [w for w in result.warnings if strategy == "ewc" and setting == "class"]
+    own = [text for text in result.warnings if not text.startswith("The task of each test image is given")]
+    assert own == [text for text in own if strategy == "ewc" and setting == "class"]
+    assert (own != result.warnings) == (setting == "task")
     for matrices in result.classifiers.values():
         n = len(SIZES[sizes])
         for matrix in (matrices.class_incremental, matrices.task_aware):
@@ -478,7 +480,7 @@ def test_a_note_says_not_to_expect_much_of_regularisation_in_class_incremental_E
     result = run("ewc", cut(setting=setting), strategy_options={"strength": 1.0})
     assert any("ewc" in text and "class-incremental" in text for text in result.warnings) == expected
     naive = run("naive", cut(setting=setting))
-    assert naive.warnings == []
+    assert not any("class-incremental scenarios" in text for text in naive.warnings)
 
 
 # ER

@@ -1,0 +1,402 @@
+"""Claims against runs: what is left to run, how near the numbers come, and a verdict that code alone gives."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from clbench.errors import ConfigError
+from clbench.files import write_atomically
+from clbench.metrics import average_accuracies
+from clbench.reports.published import Claim, claims
+from clbench.statistics import spread
+
+if TYPE_CHECKING:
+    from clbench.execution import PlannedRun
+    from clbench.result import Result
+
+Role = Literal["claim", "naive"]
+Verdict = Literal["reproduced", "differs", "not discriminating", "not run"]
+# Fewer runs give a verdict that is provisional.
+ENOUGH = 5
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run as a claim needs it: its value in percent, after each step the average accuracy, and where it is from.
+
+    role: whether it is the claim's own strategy or naive under the same protocol. seconds: of training, memory and
+    evaluation.
+    """
+
+    claim: str
+    role: Role
+    seed: int
+    value: float
+    seconds: float
+    curve: str
+    class_order: str
+    device: str
+    threads: int
+    clbench: str
+    torch: str
+    created: str
+    identity: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the runs say about a claim; numbers in points, None where there are too few runs.
+
+    interval: half the 95 % t interval of the mean. bound: how far the mean may be away. naive: the mean of naive under
+    the protocol; paired: the mean difference from it, seed by seed, and half its 95 % t interval.
+    """
+
+    claim: Claim
+    n: int
+    mean: float | None
+    sd: float | None
+    interval: float | None
+    difference: float | None
+    bound: float | None
+    naive: float | None
+    paired: float | None
+    paired_interval: float | None
+    seconds: float | None
+    verdict: Verdict
+    reason: str
+
+    @property
+    def provisional(self) -> bool:
+        """Whether there are fewer runs than a verdict needs."""
+        return 0 < self.n < min(ENOUGH, self.claim.seeds)
+
+
+def judge(claim: Claim, runs: Iterable[Measured]) -> Judgement:
+    """Decide a claim by its runs and those of naive.
+
+    It is reproduced where |mean - published| <= min(2 tol, max(tol, 2 sqrt(s^2 / n + SEM^2))), s being the standard
+    deviation of our n runs and SEM the published mean's standard error: too good is a difference too. It does not
+    discriminate where naive passes the same rule, or where the paired difference from naive may be 0.
+    """
+    ours = {run.seed: run for run in runs if run.role == "claim"}
+    naive = {run.seed: run for run in runs if run.role == "naive"}
+    values = [run.value for _, run in sorted(ours.items())]
+    if not values:
+        empty = (None,) * 9
+        return Judgement(claim, 0, *empty, "not run", "no run yet")
+    mean, sd, n = spread(values)
+    assert mean is not None
+    bound = _bound(claim, sd, n)
+    difference = mean - claim.value
+    passes = abs(difference) <= bound
+    baseline = spread(run.value for run in naive.values())
+    pairs = [ours[seed].value - naive[seed].value for seed in sorted(ours.keys() & naive.keys())]
+    paired, paired_sd, n_pairs = spread(pairs)
+    paired_interval = half_interval(paired_sd, n_pairs)
+    verdict: Verdict = "reproduced" if passes else "differs"
+    reason = f"{abs(difference):.2f} points {'above' if difference > 0 else 'below'}, {bound:.2f} allowed"
+    if passes and claim.strategy != "naive":
+        if baseline.mean is None:
+            verdict, reason = "not run", "naive has not run under this protocol"
+        elif abs(baseline.mean - claim.value) <= _bound(claim, baseline.sd, baseline.n):
+            verdict, reason = "not discriminating", f"naive passes as well, with {baseline.mean:.2f}"
+        elif paired is not None and paired_interval is not None and abs(paired) <= paired_interval:
+            verdict, reason = "not discriminating", f"the difference from naive, {paired:.2f} points, may be 0"
+    return Judgement(
+        claim,
+        n,
+        mean,
+        sd,
+        half_interval(sd, n),
+        difference,
+        bound,
+        baseline.mean,
+        paired,
+        paired_interval,
+        spread(run.seconds for run in ours.values()).mean,
+        verdict,
+        reason,
+    )
+
+
+def half_interval(sd: float | None, n: int) -> float | None:
+    """Return half the width of the 95 % t interval of a mean of n values; None of fewer than two."""
+    if sd is None or n < 2:
+        return None
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+
+
+def _bound(claim: Claim, sd: float | None, n: int) -> float:
+    spread_of_both = math.sqrt((sd or 0.0) ** 2 / n + claim.sem**2)
+    return min(2 * claim.tolerance, max(claim.tolerance, 2 * spread_of_both))
+
+
+@dataclass(frozen=True)
+class Needed:
+    """A run that claims need: for each, in which role it serves; how long it takes, 0 where it is done."""
+
+    planned: "PlannedRun"
+    serves: tuple[tuple[Claim, Role], ...]
+    seconds: float
+
+
+def needed(
+    wanted: Sequence[Claim], *, out: str | Path, seeds: int | None = None, **options: Any
+) -> tuple[list[Needed], dict[str, str]]:
+    """Return the runs that claims need, each once, and why some claims can't run here, by id.
+
+    seeds: how many instead of each claim's own number. options: fields of the machine, such as device and data_root.
+    """
+    from clbench.execution import PlannedRun
+    from clbench.resolve import prepare, resolve, strategy_class
+    from clbench.runner import check
+    from clbench.store import RunFolder, default_folder
+
+    runs: dict[Path, tuple[PlannedRun, list[tuple[Claim, Role]], float]] = {}
+    refused: dict[str, str] = {}
+    for claim in wanted:
+        roles: list[tuple[Role, str, dict[str, Any], dict[str, Any], float]] = [
+            ("claim", claim.strategy, claim.run_fields(), claim.options, claim.seconds)
+        ]
+        if claim.strategy != "naive":
+            fields_of_naive, options_of_naive = claim.naive_fields(), claim.naive.options
+            roles.append(("naive", claim.naive.strategy, fields_of_naive, options_of_naive, claim.naive_seconds))
+        try:
+            of_claim = []
+            for role, strategy, given, own, seconds in roles:
+                first, tasks = prepare(resolve(claim.scenario, strategy, {**given, **options, "strategy_options": own}))
+                check(first, tasks, strategy_class(strategy)(**first.strategy_options))
+                for seed in range(seeds or claim.seeds):
+                    config = first.model_copy(update={"seed": seed})
+                    of_claim.append((role, PlannedRun(config, default_folder(config, out)), seconds))
+        except ConfigError as error:
+            refused[claim.id] = str(error)
+            continue
+        for role, planned, seconds in of_claim:
+            if planned.folder not in runs:
+                found = RunFolder(planned.folder).existing(planned.config)
+                runs[planned.folder] = (planned, [], 0.0 if found and found.status == "done" else seconds)
+            runs[planned.folder][1].append((claim, role))
+    return [Needed(planned, tuple(serves), seconds) for planned, serves, seconds in runs.values()], refused
+
+
+def within(runs: Sequence[Needed], budget: float, jobs: int = 1) -> list[Needed]:
+    """Return the runs that fit into so many seconds: whole claims with all their seeds first, the quickest first.
+
+    Where not even one claim fits with all of its seeds, as many seeds of the quickest claim as do.
+    """
+    by_claim: dict[str, list[Needed]] = {}
+    for run in runs:
+        for claim, _ in run.serves:
+            by_claim.setdefault(claim.id, []).append(run)
+    taken: dict[Path, Needed] = {}
+
+    def cost(of: Iterable[Needed]) -> float:
+        return sum(run.seconds for run in of if run.planned.folder not in taken) / jobs
+
+    left = budget
+    for _ in by_claim:
+        rest = [of for of in by_claim.values() if any(run.planned.folder not in taken for run in of)]
+        if not rest or cost(quickest := min(rest, key=cost)) > left:
+            break
+        left -= cost(quickest)
+        taken |= {run.planned.folder: run for run in quickest}
+    if not taken and by_claim:
+        quickest = min(by_claim.values(), key=cost)
+        for seed in sorted({run.planned.config.seed for run in quickest}):
+            of_seed = [run for run in quickest if run.planned.config.seed == seed]
+            if cost(of_seed) > left:
+                break
+            left -= cost(of_seed)
+            taken |= {run.planned.folder: run for run in of_seed}
+    return [run for run in runs if run.planned.folder in taken]
+
+
+def measure(claim: Claim, role: Role, result: "Result") -> Measured:
+    """Return a run as the claim sees it."""
+    classifier = claim.classifier if role == "claim" else None
+    value = result.summary(classifier=classifier)[claim.metric]
+    if value is None:
+        raise ConfigError(f"{claim.id}: {claim.metric} of {result!r} is undefined")
+    matrix = result.classifiers[classifier or result.headline_classifier][result.headline]
+    sizes = [task["n_test"] for task in result.record["scenario"]["tasks"]]
+    steps = (
+        average_accuracies(matrix, sizes if claim.metric.startswith("sample") else None) if matrix is not None else []
+    )
+    environment = result.record["environment"]
+    return Measured(
+        claim.id,
+        role,
+        result.seed,
+        100 * value,
+        round(sum(result.seconds.values()), 1),
+        " ".join("-" if step is None else f"{100 * step:.2f}" for step in steps),
+        " ".join(map(str, result.class_order)) if len(result.class_order) <= 100 else "",
+        environment["device"],
+        environment["threads"],
+        result.version,
+        environment["packages"].get("torch", ""),
+        result.created,
+        result.identity,
+    )
+
+
+def to_csv(rows: Iterable[Measured]) -> str:
+    """Return runs as CSV, every digit."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([field.name for field in fields(Measured)])
+    writer.writerows(asdict(row).values() for row in rows)
+    return text.getvalue()
+
+
+def read_csv(text: str) -> list[Measured]:
+    """Read what to_csv wrote; raises ConfigError for anything else."""
+    numbers = {"seed": int, "value": float, "seconds": float, "threads": int}
+    try:
+        return [
+            Measured(**{name: numbers.get(name, str)(value) for name, value in row.items()})
+            for row in csv.DictReader(io.StringIO(text))
+        ]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"not a table of measured claims: {error}") from None
+
+
+def committed() -> list[Measured]:
+    """Return the runs that are kept with the code, empty where there are none."""
+    file = resources.files("clbench.reports").joinpath("results", "runs.csv")
+    return read_csv(file.read_text("utf-8")) if file.is_file() else []
+
+
+def write_results(rows: Sequence[Measured], folder: Path) -> list[Judgement]:
+    """Write runs.csv, claims.csv and claims.md; claims that are in the folder and not among the rows stay.
+
+    Return the judgement of each claim that has runs, in order of the claims.
+    """
+    path = folder / "runs.csv"
+    kept = read_csv(path.read_text("utf-8")) if path.is_file() else []
+    fresh = {(row.claim, row.role, row.seed): row for row in rows}
+    merged = {(row.claim, row.role, row.seed): row for row in kept} | fresh
+    ordered = sorted(merged.values(), key=lambda row: (row.claim, row.role, row.seed))
+    judgements = judge_all(ordered)
+    write_atomically(path, to_csv(ordered))
+    write_atomically(folder / "claims.csv", claims_csv(judgements))
+    write_atomically(folder / "claims.md", to_markdown(judgements, ordered))
+    return judgements
+
+
+def judge_all(rows: Sequence[Measured], wanted: Sequence[Claim] | None = None) -> list[Judgement]:
+    """Return the judgement of each claim wanted; by default of every one that has runs."""
+    by_claim: dict[str, list[Measured]] = {}
+    for row in rows:
+        by_claim.setdefault(row.claim, []).append(row)
+    from clbench.reports.published import chosen
+
+    listed = wanted if wanted is not None else [c for c in chosen([]) if c.id in by_claim]
+    return [judge(claim, by_claim.get(claim.id, [])) for claim in listed]
+
+
+_CSV = (
+    *("target", "claim", "citation", "source", "provenance", "metric", "classifier", "published", "error"),
+    *("error_kind", "error_runs", "ours", "sd", "n", "interval", "difference", "tolerance", "allowed", "naive"),
+    *("paired_difference", "paired_interval", "seconds", "verdict", "provisional", "reason", "note"),
+)
+
+
+def claims_csv(judgements: Sequence[Judgement]) -> str:
+    """Return the judgements as CSV, every digit, undefined numbers empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_CSV)
+    for j in judgements:
+        c = j.claim
+        writer.writerow(
+            [
+                *(c.target, c.id, c.citation, c.source, c.provenance, c.metric, c.classifier, c.value, c.error or None),
+                *(c.error_kind, c.error_runs, j.mean, j.sd, j.n, j.interval, j.difference, c.tolerance, j.bound),
+                *(j.naive, j.paired, j.paired_interval, j.seconds, j.verdict, j.provisional, j.reason, c.note),
+            ]
+        )
+    return text.getvalue()
+
+
+COLUMNS = (
+    "target",
+    "claim",
+    "published",
+    "ours",
+    "n",
+    "difference",
+    "allowed",
+    "naive",
+    "paired difference",
+    "verdict",
+)
+
+
+def cells(j: Judgement) -> list[str]:
+    """Return a judgement as the cells of COLUMNS: percent and points."""
+    c = j.claim
+    kinds = {"sem": f"±{c.error:g} SEM", "std": f"±{c.error:g} sd", "none": ""}
+    return [
+        c.target,
+        c.id,
+        f"{c.value:g} {kinds[c.error_kind]}".strip(),
+        "-" if j.mean is None else f"{j.mean:.2f}" + ("" if j.interval is None else f" ±{j.interval:.2f}"),
+        f"{j.n} of {c.seeds}" if j.n < c.seeds else str(j.n),
+        "-" if j.difference is None else f"{j.difference:+.2f}",
+        "-" if j.bound is None else f"{j.bound:.2f}",
+        "-" if j.naive is None else f"{j.naive:.2f}",
+        "-"
+        if j.paired is None or c.strategy == "naive"
+        else f"{j.paired:+.2f}" + ("" if j.paired_interval is None else f" ±{j.paired_interval:.2f}"),
+        j.verdict + (" (provisional)" if j.provisional else ""),
+    ]
+
+
+def to_markdown(judgements: Sequence[Judgement], rows: Sequence[Measured]) -> str:
+    """Return the table of claims as Markdown, with versions, seeds and times."""
+    lines = [
+        "# Published numbers and ours",
+        "",
+        "Accuracy in percent. Ours: mean ± half the 95 % t interval over n seeds. A claim is reproduced where",
+        "|mean - published| <= min(2 tol, max(tol, 2 sqrt(s²/n + SEM²))), the right side being what is allowed; it is",
+        "not discriminating where `naive` under the same protocol passes too, or where the difference from it, seed by",
+        f"seed, may be 0. With fewer than {ENOUGH} seeds a verdict is provisional. SEM: standard error of the",
+        "published mean; sd: standard deviation.",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|" + "---|" * 2 + "---:|" * (len(COLUMNS) - 3) + "---|",
+        *("| " + " | ".join(cells(j)) + " |" for j in judgements),
+        "",
+        *provenance(rows),
+        "",
+    ]
+    if differing := [j for j in judgements if j.verdict != "reproduced" and j.n]:
+        lines += ["## Why", "", *(f"- `{j.claim.id}`: {j.verdict}: {j.reason}." for j in differing), ""]
+    if noted := [j.claim for j in judgements if j.claim.note]:
+        lines += ["## Notes on protocols", "", *(f"- `{c.id}`: {c.note}" for c in noted), ""]
+    return "\n".join(lines)
+
+
+def provenance(rows: Sequence[Measured]) -> list[str]:
+    """Return when, where and with which versions runs were made, as lines of Markdown."""
+    if not rows:
+        return ["No runs yet."]
+    days = sorted(row.created[:10] for row in rows)
+    when = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
+    made = sorted({f"clbench {row.clbench}, torch {row.torch}, {row.device}, {row.threads} thread(s)" for row in rows})
+    hours = sum({row.identity: row.seconds for row in rows}.values()) / 3600
+    return [f"Run {when}: {'; '.join(made)}; {hours:.1f} hours in all."]
+
+
+def known_claims(rows: Iterable[Measured]) -> list[Measured]:
+    """Return the runs of claims that still exist."""
+    return [row for row in rows if row.claim in claims()]

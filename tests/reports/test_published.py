@@ -1,0 +1,137 @@
+"""Published claims as data: each resolves to a complete run, and nothing that is wrong in a file goes unnoticed."""
+
+import re
+import tomllib
+from importlib import resources
+from typing import Any
+
+import pytest
+
+from clbench.errors import ConfigError
+from clbench.reports import published
+from clbench.reports.published import Claim, chosen, claims, read_claims
+from clbench.resolve import resolve, strategy_class
+from clbench.scenarios.splits import presets
+
+GOOD = """
+citation = "A paper"
+[defaults]
+tier = "A"
+metric = "average_accuracy"
+error_kind = "std"
+error_runs = 10
+seeds = 5
+cost = "minutes on CPU"
+provenance = "primary"
+source = "table 1"
+[protocols.first]
+scenario = "split-mnist-5k"
+epochs = 1
+lr = 0.1
+naive_seconds = 2
+[protocols.second]
+like = "first"
+lr = 0.2
+[[claims]]
+protocol = "second"
+strategy = "lwf"
+options = { strength = 2.0 }
+value = 50.0
+error = 1.0
+tolerance = 1.0
+seconds = 3
+"""
+
+
+@pytest.mark.parametrize("name", list(claims()))
+def test_every_claim_resolves_to_the_run_that_it_describes(name: str) -> None:
+    """The fields written in the file are those of the run, whatever presets say; its naive reference too."""
+    claim = claims()[name]
+    for role, strategy, fields, options in (
+        ("claim", claim.strategy, claim.run_fields(), claim.options),
+        ("naive", claim.naive.strategy, claim.naive_fields(), claim.naive.options),
+    ):
+        config = resolve(claim.scenario, strategy, {**fields, "strategy_options": options})
+        assert {key: getattr(config, key) for key in fields} == fields
+        assert config.strategy_options == strategy_class(strategy).validate(options)
+        assert (config.memory_budget > 0) == (role == "claim" and strategy_class(strategy).needs_memory)
+
+
+def test_no_preset_reaches_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every field of a run that has a default is written out, so a preset for it has no say."""
+    claim = claims()["vandeven2022/split-mnist-class/lwf"]
+    before = resolve(claim.scenario, "lwf", {**claim.run_fields(), "strategy_options": claim.options})
+    monkeypatch.setitem(presets()["split-mnist"], "label_smoothing", 0.3)
+    monkeypatch.setitem(presets()["split-mnist"], "weight_decay", 0.3)
+    after = resolve(claim.scenario, "lwf", {**claim.run_fields(), "strategy_options": claim.options})
+    assert before == after
+
+
+def test_a_claim_of_a_file_has_what_stands_there() -> None:
+    """By hand: the protocol is the second one over the first; a published sd of 1 over 10 runs is a SEM of 0.316."""
+    (claim,) = read_claims(GOOD, "paper")
+    assert claim.id == "paper/second/lwf"
+    assert claim.fields == {"epochs": 1, "lr": 0.2}
+    assert (claim.scenario, claim.naive_seconds, claim.seeds) == ("split-mnist-5k", 2, 5)
+    assert claim.sem == pytest.approx(0.31622777)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('protocol = "second"', 'protocol = "scond"', ("scond", "second")),
+        ('like = "first"', 'like = "frist"', ("frist", "first")),
+        ("lr = 0.2", "learning = 0.2", ("learning", "no field of a protocol")),
+        ("lr = 0.2", 'device = "cpu"', ("device", "no field of a protocol")),
+        ('metric = "average_accuracy"', 'metric = "accuracy"', ("metric=accuracy", "average_accuracy")),
+        ("value = 50.0", "value = 500.0", ("value", "500")),
+        ("error = 1.0", "", ("error=0", "give both")),
+        ("seconds = 3", "", ("seconds", "required")),
+        ("seconds = 3", "seconds = 3\nguess = 1", ("guess",)),
+        ('provenance = "primary"', 'provenance = "hearsay"', ("provenance", "hearsay")),
+        ("tolerance = 1.0", "tolerance = 1.0.0", ("paper.toml",)),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(old: str, new: str, words: tuple[str, ...]) -> None:
+    assert old in GOOD
+    with pytest.raises(ConfigError) as caught:
+        read_claims(
+            GOOD.replace(old, new, 1) if old != "seconds = 3" else re.sub(r"^seconds = 3", new, GOOD, flags=re.M),
+            "paper",
+        )
+    assert "paper" in str(caught.value) or words[0] in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_claims_are_chosen_by_id_by_what_an_id_begins_with_by_target_and_by_tier() -> None:
+    names = {c.id for c in chosen(["vandeven2022/split-mnist-task"])}
+    assert names == {f"vandeven2022/split-mnist-task/{name}" for name in ("lwf", "ewc", "agem")}
+    assert [c.id for c in chosen(["A3"])] == ["vandeven2022/split-mnist-class/er"]
+    assert {c.target for c in chosen([], "A")} == {f"A{n}" for n in range(1, 13)}
+    with pytest.raises(ConfigError, match="vandeven2022"):
+        chosen(["vandeven2023"])
+    with pytest.raises(ConfigError, match="tier"):
+        chosen([], "D")
+
+
+def test_the_number_of_a_claim_is_written_once_and_a_target_has_one_paper() -> None:
+    """Reads the files themselves: every claim names its source, and its seeds are at least five or it is no CPU run."""
+    folder = resources.files("clbench.reports").joinpath("claims")
+    files = [tomllib.loads(file.read_text("utf-8")) for file in folder.iterdir() if file.name.endswith(".toml")]
+    listed = [table["defaults"] | claim for table in files for claim in table["claims"]]
+    assert len(listed) == len(claims())
+    assert all(
+        claim["source"] and table["citation"] for table in files for claim in [table["defaults"] | table["claims"][0]]
+    )
+    assert all(claim["seeds"] >= 5 for claim in listed if claim["cost"] == "minutes on CPU")
+
+
+def made(**changed: Any) -> Claim:
+    (claim,) = read_claims(GOOD, "paper")
+    return claim.model_copy(update=changed)
+
+
+def test_the_module_names_what_it_offers() -> None:
+    assert published.claim("vandeven2022/split-mnist-class/er").value == 88.79
+    with pytest.raises(ConfigError, match="split-mnist-class/er"):
+        published.claim("vandeven2022/split-mnist-class/err")

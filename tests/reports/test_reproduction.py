@@ -1,0 +1,300 @@
+"""Verdicts by hand, and `clbench reproduce` on a claim about a few digits."""
+
+import csv
+import json
+import math
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clbench.cli import main
+from clbench.errors import ConfigError
+from clbench.reports import published, reproduction
+from clbench.reports.published import Claim, read_claims
+from clbench.reports.reproduction import Measured, judge, read_csv, to_csv, write_results
+
+PAPER = """
+citation = "A paper"
+[defaults]
+tier = "A"
+metric = "average_accuracy"
+error_kind = "none"
+seeds = 2
+cost = "minutes on CPU"
+provenance = "primary"
+source = "table 1"
+[protocols.digits]
+scenario = "split-mnist-5k"
+tasks = 5
+setting = "task"
+limit = 10
+epochs = 1
+batch_size = 8
+lr = 0.1
+model = "mlp:32"
+threads = 1
+naive_seconds = 2
+[[claims]]
+protocol = "digits"
+strategy = "er"
+fields = { memory_size = 30, memory_policy = "reservoir" }
+value = 50.0
+tolerance = 1.0
+seconds = 3
+[[claims]]
+target = "A2"
+protocol = "digits"
+strategy = "lwf"
+options = { strength = [0.0, 1.0, 1.0, 1.0, 1.0], weighting = "share" }
+value = 90.0
+tolerance = 9.0
+seconds = 30
+"""
+
+
+def made(**changed: Any) -> Claim:
+    return read_claims(PAPER, "paper")[0].model_copy(update=changed)
+
+
+def run_of(claim: Claim, role: Any, seed: int, value: float) -> Measured:
+    place = ("10.00", "0 1", "x86", 1, "0.1.0", "2.14", "2026-01-01T00:00:00+00:00", f"{role}{seed}")
+    return Measured(claim.id, role, seed, value, 1.5, *place)
+
+
+def runs(claim: Claim, ours: list[float], naive: list[float]) -> list[Measured]:
+    return [run_of(claim, "claim", s, v) for s, v in enumerate(ours)] + [
+        run_of(claim, "naive", s, v) for s, v in enumerate(naive)
+    ]
+
+
+FAR = [20.0, 21.0, 19.0, 20.0, 20.0]
+
+
+def test_a_verdict_by_hand() -> None:
+    """Ours 50, 51, 52, 53, 54: mean 52, s^2 = 10/4, s^2/n = 0.5; SEM 0.7 of sd 0.7 sqrt(10): 2 sqrt(0.99) = 1.98998.
+
+    The 95 % t quantile of 4 degrees of freedom is 2.776445, so the interval is 2.776445 sqrt(0.5) = 1.963243.
+    Paired with naive 20, 21, 19, 20, 20: 30, 30, 33, 33, 34, mean 32, s^2 = 14/4, 2.776445 sqrt(0.7) = 2.322941.
+    """
+    claim = made(value=50.1, tolerance=1.5, error=0.7 * math.sqrt(10), error_kind="std", error_runs=10, seeds=5)
+    j = judge(claim, runs(claim, [50.0, 51.0, 52.0, 53.0, 54.0], FAR))
+    assert (j.n, j.mean, j.naive, j.paired) == (5, 52.0, 20.0, 32.0)
+    assert j.bound == pytest.approx(1.989975)
+    assert j.interval == pytest.approx(1.963243, abs=1e-6)
+    assert j.paired_interval == pytest.approx(2.322941, abs=1e-6)
+    assert j.difference == pytest.approx(1.9)
+    assert (j.verdict, j.provisional) == ("reproduced", False)
+    assert (
+        judge(claim.model_copy(update={"value": 50.0}), runs(claim, [50.0, 51.0, 52.0, 53.0, 54.0], FAR)).verdict
+        == "differs"
+    )
+
+
+@pytest.mark.parametrize("value", [47.9, 52.1])
+def test_too_good_is_a_difference_too(value: float) -> None:
+    claim = made(tolerance=2.0)
+    inside, outside = [50 + (value - 50) * 0.9] * 5, [value] * 5
+    assert judge(claim, runs(claim, inside, FAR)).verdict == "reproduced"
+    assert judge(claim, runs(claim, outside, FAR)).verdict == "differs"
+
+
+def test_noise_never_allows_more_than_twice_the_tolerance() -> None:
+    """Values 30 and 70, mean 50: s^2/n = 400, twice its root is 40; the claim at 53 is 3 away and 2 are allowed."""
+    claim = made(value=53.0, tolerance=1.0)
+    j = judge(claim, runs(claim, [30.0, 70.0], FAR))
+    assert (j.bound, j.verdict) == (2.0, "differs")
+
+
+def test_a_claim_that_naive_passes_does_not_count() -> None:
+    claim = made()
+    j = judge(claim, runs(claim, [50.5, 50.6, 50.4, 50.5, 50.5], [49.9, 50.0, 50.1, 50.0, 50.0]))
+    assert j.verdict == "not discriminating"
+    assert "naive passes" in j.reason
+
+
+def test_a_difference_from_naive_that_may_be_nothing_does_not_count() -> None:
+    """Naive is 12 points away on average, 10 are allowed; but the paired differences -23 and 47 may be 0 on average."""
+    claim = made(tolerance=5.0)
+    j = judge(claim, runs(claim, [50.0, 50.0], [73.0, 3.0]))
+    assert j.verdict == "not discriminating"
+    assert "may be 0" in j.reason
+
+
+def test_a_claim_that_differs_says_so_even_where_naive_passes() -> None:
+    claim = made()
+    assert judge(claim, runs(claim, [60.0] * 5, [50.0] * 5)).verdict == "differs"
+
+
+def test_naive_itself_is_judged_by_its_value_alone() -> None:
+    claim = made(strategy="naive")
+    assert judge(claim, runs(claim, [50.0] * 5, [])).verdict == "reproduced"
+    assert judge(claim, runs(claim, [52.0] * 5, [])).verdict == "differs"
+
+
+def test_without_runs_there_is_no_verdict() -> None:
+    claim = made()
+    assert judge(claim, []).verdict == "not run"
+    assert judge(claim, runs(claim, [50.0] * 5, [])).verdict == "not run"
+    assert judge(claim, runs(claim, [], FAR)).n == 0
+
+
+def test_few_seeds_give_a_provisional_verdict() -> None:
+    claim = made(seeds=5)
+    j = judge(claim, runs(claim, [50.0], [20.0]))
+    assert (j.verdict, j.provisional, j.interval) == ("reproduced", True, None)
+
+
+def test_runs_survive_the_way_to_disk_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written twice with other seeds: what is there stays, IC01; the tables are made from the runs alone."""
+    claim = made()
+    monkeypatch.setattr(published, "claims", lambda: {claim.id: claim})
+    rows = runs(claim, [50.123456789012345, 50.2], [20.0, 21.0])
+    assert read_csv(to_csv(rows)) == rows
+    write_results(rows[:1] + rows[2:3], tmp_path)
+    (j,) = write_results(rows[1:2] + rows[3:], tmp_path)
+    assert (j.n, j.verdict) == (2, "reproduced")
+    assert sorted(read_csv((tmp_path / "runs.csv").read_text()), key=lambda r: r.identity) == sorted(
+        rows, key=lambda r: r.identity
+    )
+    text = (tmp_path / "claims.md").read_text()
+    assert "paper/digits/er" in text
+    assert "torch 2.14" in text
+    assert "reproduced" in (tmp_path / "claims.csv").read_text()
+
+
+def test_a_table_of_something_else_is_refused() -> None:
+    with pytest.raises(ConfigError, match="measured"):
+        read_csv("a,b\n1,2\n")
+
+
+@pytest.fixture
+def two_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Claim]]:
+    listed = read_claims(PAPER, "paper")
+    monkeypatch.setattr(published, "claims", lambda: {c.id: c for c in listed})
+    monkeypatch.setattr(reproduction, "claims", lambda: {c.id: c for c in listed})
+    monkeypatch.chdir(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield listed
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[Any, str, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return ended.value.code, out, err
+
+
+def test_runs_are_shared_and_the_budget_takes_the_quickest_claim(two_claims: list[Claim]) -> None:
+    """Two seeds each: er 2 x 3 s, lwf 2 x 30 s, naive 2 x 2 s serves both; so er costs 10 s, lwf then 60 s more."""
+    needed, refused = reproduction.needed(two_claims, out="runs")
+    assert not refused
+    assert sorted(run.seconds for run in needed) == [2, 2, 3, 3, 30, 30]
+    assert all(len(run.serves) == (2 if run.seconds == 2 else 1) for run in needed)
+
+    def fits(budget: float, jobs: int = 1) -> list[float]:
+        return sorted(run.seconds for run in reproduction.within(needed, budget, jobs))
+
+    assert fits(10) == fits(69) == [2, 2, 3, 3]
+    assert len(fits(70)) == len(fits(35, jobs=2)) == 6
+    assert fits(9) == [2, 3]  # no claim in full, so one seed of the quickest
+    assert fits(4) == []
+
+
+def test_reproduce_runs_what_is_missing_and_gives_verdicts(
+    two_claims: list[Claim], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The value is far from what is claimed, so it differs: exit 1. The second time nothing is run again."""
+    code, *_ = call(capsys, "reproduce", "paper/digits/er", "--dry-run")
+    assert (code, list(Path("runs").rglob("run.json"))) == (0, [])
+    code, out, err = call(capsys, "reproduce", "paper/digits/er")
+    assert code == 1
+    assert "differs" in out
+    assert "1 of 1 claims differ" in err
+    files = sorted(Path("runs").rglob("run.json"))
+    assert len(files) == 4
+    stamps = [file.stat().st_mtime_ns for file in files]
+    values = [json.loads(f.read_text())["metrics"]["average_accuracy"] for f in files if "/er/" in str(f)]
+    table = Path("runs/reproduction/claims.csv").read_text()
+    assert float(next(csv.DictReader(table.splitlines()))["ours"]) == pytest.approx(50 * sum(values))
+    code, again, _ = call(capsys, "reproduce", "A2", "paper/digits/er", "--seeds", "1", "--json")
+    rows = json.loads(again)
+    assert [row["n"] for row in rows] == ["1 of 2", "1 of 2"]
+    assert [file.stat().st_mtime_ns for file in files] == stamps
+    assert len(list(Path("runs").rglob("run.json"))) == 5
+
+
+def test_like_begins_with_the_protocol_of_a_claim(two_claims: list[Claim], capsys: pytest.CaptureFixture[str]) -> None:
+    """RP07: the run of --like is the run that reproduce wants, and what is given on the line wins."""
+    needed, _ = reproduction.needed(two_claims, out="runs")
+    wanted = {run.planned.config.identity() for run in needed if run.planned.config.seed == 1}
+    code, out, _ = call(capsys, "run", "--like", "paper/digits/lwf", "--seed", "1", "--json")
+    assert code == 0
+    record = json.loads(out)
+    assert record["identity"] in wanted
+    code, out, err = call(
+        capsys, "run", "--like", "paper/digits/lwf", "-p", "weighting=constant", "--iterations", "2", "--json"
+    )
+    assert code == 0, err
+    config = json.loads(out)["config"]
+    assert (config["iterations"], config["epochs"]) == (2, None)
+    assert config["strategy_options"]["weighting"] == "constant"
+    assert config["strategy_options"]["strength"] == [0.0, 1.0, 1.0, 1.0, 1.0]
+    code, out, err = call(
+        capsys, "compare", "--like", "paper/digits/er", "er", "lwf", "--seeds", "1", "--no-references"
+    )
+    assert code == 0, err
+    configs = [json.loads(f.read_text())["config"] for f in Path("runs").rglob("run.json")]
+    assert {c["memory_size"] for c in configs if c["strategy"] == "er"} == {30}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--like", "paper/digits/ewc"], ("paper/digits/ewc", "paper/digits/er")),
+        (["run", "--like", "paper/digits/er", "lwf", "ewc"], ("one strategy",)),
+        (["run"], ("a scenario and a strategy",)),
+        (["reproduce", "paper/other"], ("paper/other", "paper/digits")),
+        (["reproduce", "--budget", "10"], ("--budget 10", "10m")),
+        (["reproduce", "--tier", "E"], ("tier", "'E'")),
+    ],
+)
+def test_what_reproduce_and_like_refuse(
+    two_claims: list[Claim], capsys: pytest.CaptureFixture[str], arguments: list[str], words: tuple[str, ...]
+) -> None:
+    code, out, err = call(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert all(word in err for word in words), err
+
+
+def test_with_nothing_at_hand_the_kept_results_are_shown(
+    two_claims: list[Claim], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Full MNIST is not in an empty folder, and nothing is downloaded: date and versions of the kept runs are shown."""
+    claim = two_claims[0].model_copy(update={"scenario": "split-mnist"})
+    monkeypatch.setattr(published, "claims", lambda: {claim.id: claim})
+    rows = [replace(row, torch="9.9") for row in runs(claim, [50.0, 50.1], [20.0, 21.0])]
+    monkeypatch.setattr(reproduction, "committed", lambda: rows)
+    code, out, err = call(capsys, "reproduce", "--offline", "--data-root", "empty", "--json")
+    assert code == 0, err
+    assert [row["verdict"] for row in json.loads(out)] == ["reproduced"]
+    code, out, err = call(capsys, "reproduce", "--offline", "--data-root", "empty")
+    assert "torch 9.9" in out
+    assert "2026-01-01" in out
+    assert "there is no data for 'mnist'" in err
+    monkeypatch.setattr(reproduction, "committed", list)
+    code, out, err = call(capsys, "reproduce", "--offline", "--data-root", "empty")
+    assert code == 2
+
+
+def test_list_claims_shows_every_one(two_claims: list[Claim], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "list", "claims", "--json")
+    assert code == 0
+    assert [row["claim"] for row in json.loads(out)["claims"]] == ["paper/digits/er", "paper/digits/lwf"]
