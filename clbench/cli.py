@@ -892,7 +892,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     command = typer.main.get_command(app)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _note
+            warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
             code = command.main(
                 args=None if arguments is None else list(arguments), prog_name="clbench", standalone_mode=False
             )
@@ -927,10 +927,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             print(message)
             sys.exit(0)
         _end(message, 2)
-
-
-def _note(message: Warning | str, *_: object) -> None:
-    print(f"note: {message}", file=sys.stderr)
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -498,7 +498,7 @@ class Result:
     def _training_csv(self) -> str:
         entries = self._run.training
         terms = list(dict.fromkeys(term for entry in entries for term in entry.losses))
-        columns = ("task", "stage", "epoch", "steps", "lr", "seconds", "images")
+        columns: tuple[str, ...] = ("task", "stage", "epoch", "steps", "lr", "seconds", "images")
         if any(entry.validation_loss is not None for entry in entries):
             columns = (*columns, "validation_loss")
         return _csv(

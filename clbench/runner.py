@@ -408,6 +408,13 @@ class _Run:
         )
         record["ledger"].append({"task": task, **measure(self.strategy, self.scenario)})
 
+    def _begin_at(self, start: bytes) -> None:
+        """Take up what was learnt before a task, as a checkpoint holds it."""
+        self._start = start
+        learnt = unpack(start, safe_classes(self.strategy))
+        self.strategy.load_state(learnt["strategy"])
+        self.trainer.optimizer_state = learnt["optimizer_state"]
+
     def _restore(self, found: Result | None) -> tuple[int, dict[str, Any] | None]:
         """Take up the run at its last checkpoint; return the first task that is left, and where it is within it."""
         path, classes = self.folder.path, safe_classes(self.strategy)
@@ -421,10 +428,7 @@ class _Run:
         if stored.get("form") != FORM:
             raise ConfigError(f"{path}: its checkpoint is of another clbench; --force begins the run again")
         if stored["start"] is not None:
-            self._start = stored["start"].numpy().tobytes()
-            start = unpack(self._start, classes)
-            self.strategy.load_state(start["strategy"])
-            self.trainer.optimizer_state = start["optimizer_state"]
+            self._begin_at(stored["start"].numpy().tobytes())
         here, self.record = self.record, stored["record"]
         task, within = stored["task"], stored["within"]
         at = {"stage": "", "epoch": 0, "step": 0} if within is None else within["trainer"]["progress"]

@@ -23,7 +23,7 @@ from clbench.result import Result
 from clbench.runner import Observer, _Run, check, execute, process_settings, safe_classes
 from clbench.scenario import Images, ImageSet, Scenario
 from clbench.space import Choices, Log, Space, declared, read_space
-from clbench.store import RunFolder
+from clbench.store import RunFolder, pack, unpack
 from clbench.strategy import Strategy
 from clbench.streams import stream_seed
 
@@ -228,7 +228,7 @@ class _Search:
         plain: Values = {"strategy": "naive", "strategy_options": {}, "label": "naive"}
         plain |= dict.fromkeys(("memory_size", "memory_per_class", "memory_policy"))
         for task in range(len(self.scenario.tasks)):
-            before = None if state is None else {**state, "strategy": {"model": state["strategy"]["model"]}}
+            before = None if state is None else state | {"strategy": {"model": state["strategy"]["model"]}}
             tried = []
             for rate in grid:
                 config = self.base.model_copy(update={**plain, "lr": rate})
@@ -278,20 +278,19 @@ class _Search:
         with folder.lock(), process_settings(config):
             candidate = _Candidate(config, scenario, strategy, folder, self.observer or Observer())
             classes = safe_classes(self.kind())
-            found = folder.load_checkpoint(classes, candidate.context.device)
-            if found is None or found["task"] < task:
+            found = folder.load_checkpoint(classes)
+            if found is None or found["task"] <= task:
                 if before is not None:
-                    start = {"identity": config.identity(), "record": candidate.record}
-                    folder.save_checkpoint(before | start)
-                    candidate._restore()
+                    candidate._begin_at(pack(before))
                 try:
                     candidate._learn(scenario.tasks[task])
                 except Exception as error:  # as above
                     return None, (None, 0.0, _sentence(error))
-                found = folder.load_checkpoint(classes, candidate.context.device)
+                found = folder.load_checkpoint(classes)
             assert found is not None
             done = found["record"]
-            return found, (done["score"], sum(done["tasks"][-1]["seconds"].values()), None)
+            seconds = sum(done["tasks"][-1]["seconds"].values())
+            return unpack(found["start"].numpy().tobytes(), classes), (done["score"], seconds, None)
 
     def _note(self, values: Values, judged: Judged, **more: Any) -> Trial:
         score, seconds, error = judged

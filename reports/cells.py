@@ -8,8 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from clbench.reports.svg import Style
-from clbench.reports.tables import METRICS, Row
-from clbench.reports.tables import _percent as percent
+from clbench.reports.tables import METRICS, Row, percent
 from clbench.result import Floats
 from clbench.statistics import Spread
 

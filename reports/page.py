@@ -10,10 +10,10 @@ from markupsafe import Markup
 
 from clbench.metrics import DEFINITIONS
 from clbench.reports import page_charts, page_panels, provenance, svg
-from clbench.reports.cells import Cell, Column, Figure, Table, is_line, metric, named, percent, role
+from clbench.reports.cells import Cell, Column, Figure, Table, is_line, metric, named, role
 from clbench.reports.differences import all_ranks, differences, verdict
 from clbench.reports.svg import Style
-from clbench.reports.tables import SETTINGS, Comparison, Row
+from clbench.reports.tables import SETTINGS, Comparison, Row, percent
 from clbench.reports.tables import _is_best as is_best
 from clbench.reports.tables import _words as words
 from clbench.result import MatrixName

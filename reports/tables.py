@@ -445,7 +445,7 @@ def _sources(part: Comparison) -> list[str]:
     for row in part.rows:
         found = variances(row.by_repetition("average_accuracy"))
         if found is not None:
-            sds = " | ".join(_percent(np.sqrt(v)) for v in (found.class_order, found.initialisation, found.rest))
+            sds = " | ".join(percent(np.sqrt(v)) for v in (found.class_order, found.initialisation, found.rest))
             lines.append(f"| {_code(row.label)} | {found.n_orders} | {found.n_initialisations} | {sds} |")
     if not lines:
         return []
@@ -463,7 +463,7 @@ def _sources(part: Comparison) -> list[str]:
 
 
 def _bracket(ends: Interval | None) -> str:
-    return "" if ends is None else f" [{_percent(ends.low)}, {_percent(ends.high)}]"
+    return "" if ends is None else f" [{percent(ends.low)}, {percent(ends.high)}]"
 
 
 def _signed(value: float | None) -> str:
@@ -634,14 +634,15 @@ def _words(name: str) -> str:
     return _printable(name).replace("_", " ").replace("|", "/")
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """Return a share as percent, with one decimal place."""
     # Adding 0.0 turns a rounded -0.0 into 0.0.
     return f"{round(100 * value, 1) + 0.0:.1f}"
 
 
 def _number(name: str, value: float) -> str:
     if name in METRICS:
-        return _percent(value)
+        return percent(value)
     return f"{value:.1f}" if name.endswith("seconds") else f"{value:.0f}"
 
 
@@ -665,7 +666,7 @@ def _is_best(part: Comparison, row: Row, name: str) -> bool:
     if len(known) < 2 or row.label not in known:
         return False
     best = min(known.values()) if name in LOWER_IS_BETTER else max(known.values())
-    return _percent(known[row.label]) == _percent(best)
+    return percent(known[row.label]) == percent(best)
 
 
 def _mark(row: Row) -> str:
@@ -701,7 +702,7 @@ def _markdown_table(part: Comparison, columns: list[tuple[str, str]]) -> list[st
 
 def _runs_line(row: Row, repetitions: list[Repetition]) -> str:
     values = row.by_repetition("average_accuracy")
-    cells = ["-" if (value := values.get(key)) is None else _percent(value) for key in repetitions]
+    cells = ["-" if (value := values.get(key)) is None else percent(value) for key in repetitions]
     return f"| {_code(row.label)}{_mark(row)} | " + " | ".join(cells) + " |"
 
 
