@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import scipy
+from scipy.special import stdtrit
 
 from clbench.reports.differences import LEVEL
 from clbench.statistics import holm, interval, sign_flip
@@ -71,6 +72,13 @@ def coverage(n: int, samples: int, draw: Draw, seed: int = SEED) -> float:
     return float(np.mean([ends is not None and ends.low <= 0 <= ends.high for ends in found]))
 
 
+def coverage_of_t(n: int, samples: int, draw: Draw) -> float:
+    """Return what `coverage` would be with Student's t, for those n at which `interval` takes BCa."""
+    values = draw(np.random.default_rng([SEED, n, samples]), (samples, n))
+    half = stdtrit(n - 1, 0.975) * values.std(axis=1, ddof=1) / np.sqrt(n)
+    return float((np.abs(values.mean(axis=1)) <= half).mean())
+
+
 def page(tables: int = 2000, samples: int = 2000) -> str:
     """Return the section, with the Monte Carlo error (one standard error at 5 %) of what is measured."""
     error = 100 * np.sqrt(0.05 * 0.95 / tables)
@@ -97,16 +105,20 @@ def page(tables: int = 2000, samples: int = 2000) -> str:
         "",
         f"Coverage of the 95 % interval of a mean, {samples:,} samples each:",
         "",
-        "| values | " + " | ".join(f"n = {n} ({_method(n)})" for n in SIZES) + " |",
-        "|---|" + "---:|" * len(SIZES),
+        "| values | "
+        + " | ".join(f"n = {n} ({_method(n)})" for n in SIZES)
+        + f" | {' | '.join(f't at n = {n}' for n in LARGE)} |",
+        "|---|" + "---:|" * len(SIZES + LARGE),
     ]
     for name, draw in DRAWS.items():
-        lines.append(f"| {name} | " + " | ".join(f"{100 * coverage(n, samples, draw):.1f} %" for n in SIZES) + " |")
+        shares = [coverage(n, samples, draw) for n in SIZES] + [coverage_of_t(n, samples, draw) for n in LARGE]
+        lines.append(f"| {name} | " + " | ".join(f"{100 * share:.1f} %" for share in shares) + " |")
     versions = f"Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}"
     return "\n".join([*lines, "", f"Seed {SEED}; {versions}."])
 
 
 SIZES = (3, 5, 10, 20, 40)
+LARGE = (20, 40)
 
 
 def _method(n: int) -> str:

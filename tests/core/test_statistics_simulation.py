@@ -46,8 +46,11 @@ def test_the_page_holds_what_the_script_measures(script: dict[str, Any]) -> None
     for row in cells.values():
         false, beside = (float(cell.removesuffix(" %")) for cell in row[2:4])
         assert max(false, beside) <= 5 + 3 * 0.5
-    covered = {row[0]: row[1:] for row in rows if len(row) == 1 + len(script["SIZES"]) and "%" in row[1]}
+    covered = {
+        row[0]: row[1:] for row in rows if len(row) == 1 + len(script["SIZES"]) + len(script["LARGE"]) and "%" in row[1]
+    }
     assert covered["normal"][0] == f"{100 * script['coverage'](3, 2000, script['normal']):.1f} %"
+    assert covered["skewed"][-1] == f"{100 * script['coverage_of_t'](40, 2000, script['skewed']):.1f} %"
     assert all(re.fullmatch(r"\d\d\.\d %", cell) for row in covered.values() for cell in row)
     assert "(t)" in text
     assert "(BCa)" in text
