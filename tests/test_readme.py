@@ -17,7 +17,11 @@ import pytest
 from clbench import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("concepts", "defaults", "metrics", "tuning"))]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{name}.md" for name in ("concepts", "defaults", "metrics", "statistics", "tuning")),
+]
 # The commands of the README are typed for real scenarios; here they get little to do.
 SHRINK = """
 clbench() {
@@ -81,7 +85,7 @@ def test_the_commands_of_the_readme_work_DA06(number: int, place: Path) -> None:
     ("page", "number"),
     [
         (page, n)
-        for page in ("README.md", "CONTRIBUTING.md", "docs/tuning.md")
+        for page in ("README.md", "CONTRIBUTING.md", "docs/statistics.md", "docs/tuning.md")
         for n in range(len(blocks(page, "python")))
     ],
 )
