@@ -412,6 +412,17 @@ def test_the_page_sorts_and_filters(browser: Any, seven: list[Result], tmp_path:
 
 
 @pytest.mark.slow
+def test_of_many_strategies_the_best_are_drawn_at_first(browser: Any, make_result: Make, tmp_path: Path) -> None:
+    opened(browser, [make_result("lwf", label=f"method{i:02}") for i in range(20)], tmp_path, 1280)
+    lines = browser.find_elements("css selector", ".charts figure:first-child polyline")
+    assert sum(line.is_displayed() for line in lines) == page.MOST_DRAWN
+    hidden = browser.find_element("css selector", ".legend button[aria-pressed='false']")
+    hidden.send_keys("\ue00d")  # Space
+    assert sum(line.is_displayed() for line in lines) == page.MOST_DRAWN + 1
+    assert len(browser.find_elements("css selector", "table.main tbody tr")) == 20
+
+
+@pytest.mark.slow
 def test_the_page_tells_values_on_hover_and_by_keyboard(browser: Any, seven: list[Result], tmp_path: Path) -> None:
     from selenium.webdriver import ActionChains
 
