@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import socket
 import statistics
@@ -223,7 +224,7 @@ OF_ALL_RUNS = """
 OPTIONS = {
     "run": f"{OF_ALL_RUNS} --seed --resume",
     "compare": f"{OF_ALL_RUNS} --seeds --jobs --references --no-references",
-    "report": "--out --json",
+    "report": "--out --figure --format --style --json",
     "describe": "--setting --tasks --task-sizes --class-order --class-order-seed --limit --validation --json",
     "list": "--json",
 }
@@ -391,6 +392,38 @@ def test_a_finished_comparison_is_not_repeated(
     assert json.loads(again.out) == json.loads(ended.out)
     for name in ("comparison.csv", "runs.csv", "matrices.csv"):
         assert (folder / "report" / name).read_bytes() == (Path("report") / name).read_bytes()
+
+
+def test_a_figure_alone_for_a_paper(
+    comparison: tuple[Path, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder, _ = comparison
+    report = ["report", str(folder), "--out", str(tmp_path / "paper")]
+    ended = call(capsys, *report, "--figure", "average_accuracy", "--figure", "forgetting")
+    files = [tmp_path / "paper" / f"{SCENARIO}-class-{name}.pdf" for name in ("average_accuracy", "forgetting")]
+    assert ended.out.splitlines() == [str(file) for file in files]
+    assert sorted((tmp_path / "paper").iterdir()) == files
+    assert all(file.read_bytes().startswith(b"%PDF") for file in files)
+    talk = call(capsys, *report, "--figure", "forgetting", "--format", "svg", "--style", "talk")
+    assert talk.out == f"{files[1].with_suffix('.svg')}\n"
+    assert "did you mean 'forgetting'" in refused(capsys, *report, "--figure", "forgeting")
+    assert "--figure" in refused(capsys, *report, "--style", "talk")
+    assert "--json" in refused(capsys, *report, "--figure", "forgetting", "--json")
+
+
+def test_a_damaged_run_is_named_and_the_report_goes_on(
+    comparison: tuple[Path, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder, _ = comparison
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("model.pt"))
+    torn = min(copy.rglob("run.json"))
+    torn.write_bytes(torn.read_bytes()[:1000])
+    ended = call(capsys, "report", str(copy), "--out", str(tmp_path / "report"))
+    assert ended.code == 0
+    assert f"left out: {torn}: damaged" in ended.err
+    assert "| `naive` " in (tmp_path / "report" / "report.md").read_text()
+    assert "damaged" in refused(capsys, "report", str(torn.parent))
 
 
 def test_references_can_be_left_out_and_options_must_suit_every_strategy_named(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import clbench
 from clbench.errors import ConfigError
 from clbench.files import write_atomically
 from clbench.result import Result, load_results
@@ -261,6 +262,25 @@ def test_the_end_of_a_task_counts_as_an_evaluation_too() -> None:
 def test_without_evaluations_within_tasks_there_are_no_minimal_accuracies() -> None:
     summary = Result(record(metrics={})).summary()
     assert (summary["min_accuracy"], summary["worst_case_accuracy"]) == (None, None)
+
+
+def test_load_gives_one_tidy_table_with_both_matrices(tmp_path: Path) -> None:
+    """Rows by run, after and task; 2 runs of 3 tasks are 18, and a matrix that a run lacks is NaN."""
+    aware = [[0.9, NAN, NAN], [0.8, 0.7, NAN], [0.6, 0.5, 0.4]]
+    Result(record()).write(tmp_path / "a")
+    both = {"class_incremental": [list(row) for row in R], "task_aware": aware}
+    Result(record(accuracy=both, config={"seed": 4}, headline={"matrix": "task_aware", "classifier": "linear"})).write(
+        tmp_path / "b"
+    )
+    frame = clbench.load(tmp_path)
+    assert len(frame) == 18
+    assert frame.groupby("seed")["strategy"].unique().explode().to_dict() == dict.fromkeys((3, 4), "lwf[strength=2.0]")
+    first, second = frame[frame["seed"] == 3], frame[frame["seed"] == 4]
+    assert first["task_aware"].isna().all()
+    for rows, name, matrix in ((first, "accuracy", R), (second, "accuracy", aware), (second, "class_incremental", R)):
+        np.testing.assert_array_equal(rows.pivot(index="after", columns="task", values=name), np.array(matrix))
+    assert set(frame["scenario"]) == {"toy"}
+    assert set(frame["class_order"]) == {"0 1 2 3 4 5"}
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,8 +48,9 @@ def build(
     linear: np.ndarray | None = None,
     warnings: tuple[str, ...] = (),
     created: str = "2026-01-01T00:00:00+00:00",
+    evaluations: tuple[tuple[int, int, list[float | None]], ...] = (),
 ) -> Result:
-    """A run; `linear` is the matrix of a further classifier beside nearest_mean."""
+    """A run; `linear` is the matrix of a classifier beside nearest_mean, `evaluations` are (task, step, row)."""
     n_tasks = len(sizes)
     rng = np.random.default_rng([seed, len(strategy), n_tasks])
     if matrix is None:
@@ -129,6 +130,10 @@ def build(
                     "items": {"exemplars": 200} if strategy == "icarl" else {},
                 }
                 for t in range(n_tasks)
+            ],
+            "evaluations": [
+                {"task": task, "stage": "train", "epoch": 0, "step": step, "class_incremental": row, "task_aware": None}
+                for task, step, row in evaluations
             ],
             "metrics": {},
             "warnings": [{"rule": "test", "text": text} for text in warnings],

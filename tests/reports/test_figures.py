@@ -1,11 +1,13 @@
 """Figures: readable at any size, in grey and with any name; and no figure can cost a result."""
 
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,11 +15,15 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from clbench.reports import figures, tables, write_report
+from clbench.errors import ConfigError
+from clbench.reports import figures, tables, write_figures, write_report
 from clbench.result import Result
 
 Make = Callable[..., Result]
 NAMES = ("naive", "joint", "feature-extraction", "lwf", "ewc", "er", "icarl", "si", "mas", "der", "bic", "gdumb")
+TABLES = {
+    *("report.html", "report.md", "report.tex", "comparison.csv", "differences.csv", "runs.csv", "matrices.csv"),
+}
 HOSTILE = ("naive", "<script>$x_1$</script>", r"$\frac{1", "_hidden", "n" * 200)
 
 
@@ -42,7 +48,8 @@ def luminance(colour: object) -> float:
 def test_each_figure_is_drawn_as_png_and_svg(
     make_result: Make, name: str, names: tuple[str, ...], sizes: tuple[int, ...], seeds: int
 ) -> None:
-    part = of([make_result(label, seed, sizes=sizes) for label in names for seed in range(seeds)])
+    within = tuple((task, 3, [0.5] * len(sizes)) for task in range(len(sizes)))
+    part = of([make_result(label, s, sizes=sizes, evaluations=within) for label in names for s in range(seeds)])
     files = figures.draw(name, part)
     assert files["png"].startswith(b"\x89PNG")
     assert ET.fromstring(files["svg"]).tag.endswith("svg")
@@ -85,6 +92,119 @@ def test_the_references_are_dashed_and_named(seven: list[Result]) -> None:
     lines = {line.get_xdata()[0] for line in bars.lines if line.get_linestyle() == "--"}
     expected = [100 * part_row.spread("forgetting").mean for part_row in (part.rows[0], part.rows[-1])]
     assert sorted(lines) == pytest.approx(expected)
+
+
+def test_the_references_lie_on_top_so_that_none_is_hidden(seven: list[Result]) -> None:
+    """PR12: ewc and lwf often fall on naive; its dashes and crosses must still show, and they between its dashes."""
+    figure = figures.average_accuracy(of(seven))
+    lines = dict(zip((text.get_text() for text in figure.legends[0].get_texts()), figure.axes[0].lines, strict=True))
+    others = [line.get_zorder() for name, line in lines.items() if "reference" not in name]
+    for name in ("naive (lower reference)", "joint (upper reference)"):
+        assert lines[name].get_zorder() > max(others)
+        assert lines[name].get_marker() not in figures.MARKERS
+
+
+def test_a_domain_incremental_accuracy_is_called_one(make_result: Make) -> None:
+    part = of([make_result("naive", setting="domain", scenario="permuted-mnist-5k")])
+    assert figures.average_accuracy(part).axes[0].get_ylabel() == "average domain-incremental accuracy (%)"
+    assert figures.accuracy_matrices(part).axes[-1].get_ylabel() == "domain-incremental accuracy (%)"
+
+
+def test_forgetting_stands_against_plasticity_at_the_means(make_result: Make) -> None:
+    """By hand: just learned .9 and .7, so 80 %; forgotten .9 - .5 = 40 points."""
+    part = of([make_result("lwf", sizes=(2, 2), matrix=np.array([[0.9, np.nan], [0.5, 0.7]]))])
+    panel = figures.forgetting_plasticity(part).axes[0]
+    assert panel.containers[0][0].get_xydata() == pytest.approx(np.array([[80, 40]]))
+    assert "plasticity" in panel.get_xlabel()
+
+
+def test_the_pareto_front_leaves_out_the_reference_and_what_is_beaten(make_result: Make) -> None:
+    """Bytes by hand: er 1.91 MB, icarl 2.07, lwf 3.83; lwf is both dearer and worse, joint competes with none."""
+    levels = {"joint": 0.9, "er": 0.5, "icarl": 0.7, "lwf": 0.6}
+    part = of([make_result(name, sizes=(2,), matrix=np.array([[level]])) for name, level in levels.items()])
+    panel = figures.accuracy_bytes(part).axes[0]
+    front = next(line for line in panel.lines if line.get_drawstyle() == "steps-post")
+    assert front.get_xydata() == pytest.approx(np.array([[1.91364, 50], [2.07044, 70]]))
+    assert "MB" in panel.get_xlabel()
+    assert "seconds" in figures.accuracy_seconds(part).axes[0].get_xlabel()
+
+
+def test_the_stability_gap_shows_evaluations_within_tasks(make_result: Make) -> None:
+    """Seven steps a task: at step 7 of 7 stands the end-of-task row, once; values by hand, the mean of two runs."""
+    within = ((0, 7, [0.1, None]), (1, 3, [0.4, 0.5]), (1, 7, [0.9, 0.9]))
+    results = [
+        make_result("lwf", seed, sizes=(2, 2), matrix=np.array([[0.8, np.nan], [end, 0.7]]), evaluations=within)
+        for seed, end in enumerate((0.4, 0.6))
+    ]
+    panel = figures.stability_gap(of([*results, make_result("naive", sizes=(2, 2))])).axes[0]
+    first, second = [line.get_xydata() for line in panel.lines[:2]]
+    assert first == pytest.approx(np.array([[1, 80], [1 + 3 / 7, 40], [2, 50]]))
+    assert second == pytest.approx(np.array([[1 + 3 / 7, 50], [2, 70]]))
+
+
+def test_a_critical_difference_diagram_needs_five_scenarios_and_joins_what_is_not_told_apart(
+    make_result: Make, tmp_path: Path
+) -> None:
+    """Demsar's CD of 3 strategies on 5 scenarios: 2.343 sqrt(3 * 4 / 30) = 1.48, so that of ranks 1, 2, 3 two join."""
+    results = [
+        make_result(name, scenario=f"s{s}", sizes=(2,), matrix=np.array([[level]]))
+        for s in range(5)
+        for name, level in (("naive", 0.1), ("lwf", 0.3), ("er", 0.5), ("joint", 0.9))
+    ]
+    parts = tables.compare(results)
+    with pytest.raises(ConfigError, match="at least 5 scenarios"):
+        figures.critical_difference(parts[:4], "class")
+    panel = figures.critical_difference(parts, "class").axes[0]
+    bars = [line.get_xdata() for line in panel.lines if line.get_linewidth() == 3]
+    assert [list(bar) for bar in bars] == [pytest.approx([0.95, 2.05]), pytest.approx([1.95, 3.05])]
+    texts = {text.get_text().strip() for text in panel.texts}
+    assert {"er (1.00)", "lwf (2.00)", "naive (3.00)", "CD = 1.48"} <= texts
+    write_figures(results, tmp_path, ["critical_difference"], kind="svg")
+    assert (tmp_path / "class-critical_difference.svg").stat().st_size
+    section = tables.rank_section(parts)
+    assert "| `er` | 1.00 |" in section
+    assert "`er`, `lwf`; `lwf`, `naive`" in section
+    assert tables.rank_section(parts[:4]) == ""
+
+
+@pytest.mark.parametrize(("style", "width"), [("paper", 3.4), ("talk", 11.0)])
+def test_figures_for_papers_embed_their_letters_and_fit_a_column(
+    seven: list[Result], tmp_path: Path, style: str, width: float
+) -> None:
+    """TrueType (PDF 32000-1, 9.6 and 9.9: CIDFontType2 with a FontFile2), no Type 3; text in an SVG stays text."""
+    (path,) = write_figures(seven, tmp_path, ["average_accuracy"], style=style)
+    assert path == tmp_path / "split-mnist-5k-class-average_accuracy.pdf"
+    pdf = path.read_bytes()
+    assert b"CIDFontType2" in pdf
+    assert b"FontFile2" in pdf
+    assert b"Type3" not in pdf
+    box = re.search(rb"MediaBox \[ *0 0 ([\d.]+)", pdf)
+    assert box is not None
+    assert float(box[1]) / 72 == pytest.approx(width)
+    (path,) = write_figures(seven, tmp_path, ["average_accuracy"], kind="svg", style=style)
+    svg = path.read_text()
+    assert ">feature-extraction</text>" in svg
+    assert (">split-mnist-5k, class-incremental" in svg) == (style == "talk"), "a paper has its caption"
+    write_figures(seven, tmp_path, ["average_accuracy"], style=style)
+    assert (tmp_path / "split-mnist-5k-class-average_accuracy.pdf").read_bytes() == pdf
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": ["forgeting"]}, "did you mean 'forgetting'"),
+        ({"names": ["forgetting"], "kind": "jpg"}, "unknown format 'jpg'"),
+        ({"names": ["forgetting"], "style": "poster"}, "unknown style 'poster'"),
+        ({"names": ["stability_gap"]}, "evaluations within tasks"),
+        ({"names": ["critical_difference"]}, "5 scenarios"),
+    ],
+)
+def test_a_figure_that_can_not_be_drawn_is_refused(
+    seven: list[Result], tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        write_figures(seven, tmp_path, **options)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_lines_and_bars_can_be_told_apart_in_grey(make_result: Make) -> None:
@@ -133,28 +253,30 @@ def test_report_writes_tables_and_figures_that_it_refers_to(seven: list[Result],
     paths = write_report(seven, tmp_path)
     names = {str(path.relative_to(tmp_path)) for path in paths}
     stem = "figures/split-mnist-5k-class-"
-    pictures = {f"{stem}{name}.{kind}" for name in figures.FIGURES for kind in ("png", "svg")}
-    assert names == {"report.html", "report.md", "comparison.csv", "runs.csv", "matrices.csv"} | pictures
+    drawn = [name for name in figures.FIGURES if name != "stability_gap"]
+    pictures = {f"{stem}{name}.{kind}" for name in drawn for kind in ("png", "svg")}
+    assert names == TABLES | pictures
     assert all(path.stat().st_size > 0 for path in paths)
     text = (tmp_path / "report.md").read_text()
     assert all(f"]({name})" in text for name in pictures if name.endswith("png"))
 
 
 def test_scenarios_that_share_a_name_get_their_own_figures(make_result: Make, tmp_path: Path) -> None:
+    """The second has a single task, and so no forgetting to draw against plasticity."""
     results = [make_result("naive", sizes=(2, 2)), make_result("naive", sizes=(4,))]
     paths = write_report(results, tmp_path)
-    assert len(set(paths)) == len(paths) == 5 + 2 * 8
+    assert len(set(paths)) == len(paths) == len(TABLES) + 2 * 7 + 2 * 6
 
 
 def test_a_figure_that_fails_loses_no_result(
     make_result: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(_: tables.Comparison) -> Figure:
+    def broken(*_: object) -> Figure:
         raise RuntimeError("no | ink")
 
     monkeypatch.setitem(figures.FIGURES, "forgetting", broken)
     paths = write_report([make_result("naive")], tmp_path)
-    assert len(paths) == 5 + 6
+    assert len(paths) == len(TABLES) + 2 * 6
     assert "'forgetting' could not be drawn: RuntimeError: no | ink" in capsys.readouterr().err
     text = (tmp_path / "report.md").read_text()
     assert "could not be drawn" in text
@@ -171,7 +293,7 @@ from clbench.result import load_results
 from clbench.reports import write_report
 paths = write_report(load_results(sys.argv[1]), sys.argv[2])
 import matplotlib
-assert len(paths) == 13, paths
+assert len(paths) == 7 + 2 * 7, paths
 assert not {"torch", "matplotlib.pyplot", "tkinter"} & set(sys.modules)
 assert os.environ["MPLBACKEND"] == sys.argv[3]
 assert matplotlib.rcParams["font.size"] == matplotlib.rcParamsDefault["font.size"]
