@@ -1,7 +1,14 @@
 "use strict";
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  // The tip with a value, the ring around its point, and the chart that they are in.
   const tip = document.getElementById("tip");
+  let ring = null, shown = null;
+  const leave = () => {
+    tip.hidden = true;
+    if (ring) ring.remove();
+    ring = shown = null;
+  };
 
   // Sorting: within each body of a table, so that the references stay below the competitors.
   for (const table of all("table.sortable")) {
@@ -74,7 +81,6 @@
 
   // Values: the points of a chart in its own coordinates, read from the drawing when they are first asked for.
   const known = new WeakMap();
-  let ring = null;
   const points = (svg) => {
     if (!known.has(svg)) {
       const found = [];
@@ -94,11 +100,6 @@
     }
     return known.get(svg).filter((point) => !point.element.hasAttribute("hidden"));
   };
-  const leave = () => {
-    tip.hidden = true;
-    if (ring) ring.remove();
-    ring = null;
-  };
   const show = (svg, point) => {
     leave();
     ring = document.createElementNS("http://www.w3.org/2000/svg", "circle");
@@ -108,8 +109,12 @@
     ring.setAttribute("r", 7);
     svg.append(ring);
     svg.current = point;
+    shown = svg;
     tip.textContent = point.text;
     tip.hidden = false;
+    place();
+  };
+  const place = () => {
     const box = ring.getBoundingClientRect(), own = tip.getBoundingClientRect();
     const left = Math.min(Math.max(box.left + box.width / 2 - own.width / 2, 4), document.documentElement.clientWidth - own.width - 4);
     const above = box.top - own.height - 6;
@@ -131,22 +136,23 @@
       if (first && svg.matches(":focus-visible")) show(svg, points(svg).includes(svg.current) ? svg.current : first);
     });
     svg.addEventListener("keydown", (event) => {
-      const shown = points(svg), at = Math.max(shown.indexOf(svg.current), 0);
+      const found = points(svg), at = Math.max(found.indexOf(svg.current), 0);
       if (event.key === "Escape") return leave();
-      if (!shown.length || !["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"].includes(event.key)) return;
+      if (!found.length || !["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"].includes(event.key)) return;
       event.preventDefault();
-      let next = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: shown.length - 1 }[event.key];
+      let next = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: found.length - 1 }[event.key];
       if (next === undefined) {
         // Up and down: the next point in that direction, those straight above or below first.
-        const here = shown[at], sign = event.key === "ArrowUp" ? -1 : 1;
-        const further = shown.filter((p) => p !== here && sign * (p.y - here.y) >= 0 && p.element !== here.element);
+        const here = found[at], sign = event.key === "ArrowUp" ? -1 : 1;
+        const further = found.filter((p) => p !== here && sign * (p.y - here.y) >= 0 && p.element !== here.element);
         const distance = (p) => 50 * Math.abs(p.x - here.x) + Math.abs(p.y - here.y);
-        next = further.length ? shown.indexOf(further.reduce((a, b) => (distance(a) <= distance(b) ? a : b))) : at;
+        next = further.length ? found.indexOf(further.reduce((a, b) => (distance(a) <= distance(b) ? a : b))) : at;
       }
-      show(svg, shown[(next + shown.length) % shown.length]);
+      show(svg, found[(next + found.length) % found.length]);
     });
   }
-  addEventListener("scroll", leave, { passive: true });
+  // A chart that gets the focus is scrolled to: its tip goes with it, one of the pointer goes away.
+  addEventListener("scroll", () => (shown && shown === document.activeElement ? place() : leave()), { passive: true });
 
   // On paper nothing can be unfolded.
   let unfolded = [];

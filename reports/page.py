@@ -15,6 +15,8 @@ from clbench.reports.differences import all_ranks, differences, verdict
 from clbench.reports.svg import Style
 from clbench.reports.tables import SETTINGS, Comparison, Row, percent
 from clbench.reports.tables import _is_best as is_best
+from clbench.reports.tables import _percent as percent
+from clbench.reports.tables import _rule as rule
 from clbench.reports.tables import _words as words
 from clbench.result import MatrixName
 
@@ -124,14 +126,11 @@ def _section(part: Comparison, anchor: str, styles: Mapping[str, Style]) -> Sect
         Entry(i, row.label, look, role(row), is_line(row) or i - sum(map(is_line, part.rows[:i])) < MOST_DRAWN)
         for i, (row, look) in enumerate(zip(part.rows, looks, strict=True))
     ]
-    rule = "the outputs of all tasks seen so far compete"
-    if part.headline == "task_aware":
-        rule = "the task is known and only its own outputs compete"
     return Section(
         anchor=anchor,
         title=part.title,
         verdict=verdict(part),
-        about=f"The headline is the {part.matrix(part.headline)} average accuracy: {rule}.",
+        about=f"The headline is the {part.matrix(part.headline)} average accuracy: {rule(part)}",
         notes=part.notes,
         legend=legend,
         table=competitors,

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,6 +130,12 @@ def compare(results: Sequence[Result]) -> list[Comparison]:
     """Group runs by scenario, setting and task sizes; raises ConfigError when there are none."""
     if not results:
         raise ConfigError("results=[]: at least one run is accepted")
+    return list(_compared(tuple(results)))
+
+
+# Every table of a report asks for the comparisons of the same runs.
+@lru_cache(maxsize=1)
+def _compared(results: tuple[Result, ...]) -> list[Comparison]:
     groups: dict[tuple[str, str, MatrixName, tuple[int, ...]], list[Result]] = {}
     for result in results:
         sizes = tuple(len(classes) for classes in result.task_classes)

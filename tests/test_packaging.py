@@ -60,6 +60,7 @@ def test_the_wheel_holds_the_four_rooms_and_nothing_else(wheel: Path) -> None:
         ours = {f"clbench/{file.relative_to(ROOT)}" for file in (ROOT / room).glob("*.py")}
         assert ours <= names
     assert {"clbench/py.typed", "clbench/scenarios/presets.toml", "clbench/models/mlp.py"} <= names
+    assert {f"clbench/reports/page.{kind}" for kind in ("html", "css", "js")} <= names
     assert {"torch", "torchvision", "avalanche-lib", "mlxtend"} <= set(requires)
     assert not {"pytest", "ruff", "mypy"} & set(requires)
     assert "clbench = clbench.cli:main" in entry_points
