@@ -1,10 +1,11 @@
-"""A run that is killed by SIGKILL again and again and continued, next to one that is not: `crash.py STRATEGY KILLS SEED`.
+"""A run that is killed again and again and continued, next to one that is not: `crash.py STRATEGY KILLS SEED`.
 
 This process builds the scenario, never trains, and forks a process for each attempt, so an attempt costs no import.
 Half of the kills come at a random moment, the others while a file is written: half of it is there, it is whole but
 has no name yet, the last checkpoint has moved aside and the new one has not taken its place. Prints one line of JSON.
 """
 
+import io
 import itertools
 import json
 import os
@@ -133,8 +134,8 @@ def prepare_child(writer: int, fault: tuple[str, int] | None) -> None:
         shutil.copy(folder.path / "checkpoint.pt", folder.path / "kept.pt")
         drop(folder)
 
-    RunFolder.load_checkpoint = load_and_tell  # type: ignore[method-assign]
-    RunFolder.drop_checkpoint = keep_and_drop  # type: ignore[method-assign]
+    RunFolder.load_checkpoint = load_and_tell  # type: ignore[method-assign, assignment]
+    RunFolder.drop_checkpoint = keep_and_drop  # type: ignore[method-assign, assignment]
     kind, left = fault or ("", 0)
     replace = os.replace
 
@@ -146,24 +147,12 @@ def prepare_child(writer: int, fault: tuple[str, int] | None) -> None:
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def opened(path: Path, mode: str) -> Any:
-        file = open(path, mode)
-        if count("half a file"):
-            write = file.write
-
-            class Half:
-                def __enter__(self) -> Any:
-                    return self
-
-                def __exit__(self, *_: object) -> None: ...
-
-                def write(self, data: bytes) -> None:
-                    write(data[: len(data) // 2])
-                    file.flush()
-                    die()
-
-            return Half()
-        return file
+    class Torn(io.FileIO):
+        def write(self, data: Any) -> int:
+            if count("half a file"):
+                super().write(data[: len(data) // 2])
+                die()
+            return super().write(data)
 
     def replaced(one: Path, other: Path) -> None:
         if count("no name yet"):
@@ -172,10 +161,10 @@ def prepare_child(writer: int, fault: tuple[str, int] | None) -> None:
         if str(other).endswith("-previous.pt") and count("moved aside"):
             die()
 
-    clbench.files.open = opened  # type: ignore[attr-defined]
+    clbench.files.open = Torn  # type: ignore[attr-defined]
     os.replace = replaced  # type: ignore[assignment]
     # A killed process loses nothing that it has written; only a power cut does.
-    os.fsync = lambda file: None
+    os.fsync = lambda fd: None
 
 
 def compare(cls: Any, whole: Path, killed: Path) -> None:
@@ -190,12 +179,11 @@ def compare(cls: Any, whole: Path, killed: Path) -> None:
             entry.pop("peak_memory_bytes", None)
     assert records[0] == records[1]
     classes = safe_classes(cls())
-    models, kept = (
-        [unpack((folder / file).read_bytes(), classes) for folder in (whole, killed)]
-        for file in ("model.pt", "kept.pt")
-    )
-    _assert_equal(*map(dict, models), "model.pt")
-    _assert_equal(*(unpack(each["start"].numpy().tobytes(), classes) for each in kept), "state")
+    for file in ("model.pt", "kept.pt"):
+        one, other = (unpack((folder / file).read_bytes(), classes) for folder in (whole, killed))
+        if file == "kept.pt":
+            one, other = (unpack(stored["start"].numpy().tobytes(), classes) for stored in (one, other))
+        _assert_equal(dict(one), dict(other), file)
     assert not any(path.name.startswith("checkpoint") or path.suffix == ".tmp" for path in killed.iterdir())
 
 
