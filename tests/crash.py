@@ -1,8 +1,9 @@
-"""A run that is killed again and again and continued, next to one that is not: `crash.py STRATEGY KILLS SEED`.
+"""A run that is killed again and again and continued, next to one that is not: `crash.py KILLS SEED STRATEGY...`.
 
 This process builds the scenario, never trains, and forks a process for each attempt, so an attempt costs no import.
 Half of the kills come at a random moment, the others while a file is written: half of it is there, it is whole but
-has no name yet, the last checkpoint has moved aside and the new one has not taken its place. Prints one line of JSON.
+has no name yet, the last checkpoint has moved aside and the new one has not taken its place. Prints a line of JSON for
+each strategy: the figures, or the error.
 """
 
 import io
@@ -15,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ OPTIONS: dict[str, Any] = {
 MEMORY = 40
 
 
-def main(name: str, kills_wanted: int, seed: int) -> dict[str, Any]:
+def kill_and_continue(name: str, kills_wanted: int, seed: int) -> dict[str, Any]:
     """Kill and continue runs until there were so many kills and the last run is done; return the figures."""
     cls = strategy_class(name)
     options = OPTIONS | {"setting": cls.settings[0]} | ({"memory_size": MEMORY} if cls.needs_memory else {})
@@ -189,4 +191,10 @@ def compare(cls: Any, whole: Path, killed: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+    for strategy in sys.argv[3:]:
+        try:
+            found = kill_and_continue(strategy, int(sys.argv[1]), int(sys.argv[2]))
+        except AssertionError as error:
+            traceback.print_exc()
+            found = {"strategy": strategy, "error": str(error) or "the runs differ"}
+        print(json.dumps(found), flush=True)

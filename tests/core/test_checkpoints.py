@@ -265,6 +265,24 @@ def test_what_was_stopped_early_or_waits_for_progress_goes_on_waiting(run, cut, 
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.parametrize("length", [{"epochs": 2}, {"epochs": None, "iterations": 6}], ids=str)
+def test_an_epoch_whose_last_step_was_saved_is_still_recorded(length, run, cut, tmp_path):
+    """Stopped between the last step of a task and the record of its epoch, which may be cut short by `iterations`."""
+    options = {"scenario": cut(validation=0.2), "patience": 2, "batch_size": 5} | length
+    run(out=tmp_path / "whole", **options)
+    last = Result.load(tmp_path / "whole").record["training"][-1]["epoch"]
+
+    class AtTheEnd(Observer):
+        def epoch(self, record: dict[str, Any]) -> None:
+            if (record["task"], record["epoch"]) == (3, last):
+                raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(out=tmp_path / "run", checkpoint_every="1-steps", observer=AtTheEnd(), **options)
+    run(out=tmp_path / "run", resume=True, **options)
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
 # Damage
 
 
