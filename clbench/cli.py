@@ -514,7 +514,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     command = typer.main.get_command(app)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _note
+            warnings.showwarning = _note  # type: ignore[assignment]
             code = command.main(
                 args=None if arguments is None else list(arguments), prog_name="clbench", standalone_mode=False
             )
