@@ -274,10 +274,8 @@ class _Run:
 
     def _save(self, task: int, within: dict[str, Any] | None) -> None:
         start = None if self._start is None else torch.frombuffer(bytearray(self._start), dtype=torch.uint8)
-        identity = self.config.identity()
-        self.folder.save_checkpoint(
-            {"form": FORM, "identity": identity, "task": task, "start": start, "within": within, "record": self.record}
-        )
+        payload = {"form": FORM, "identity": self.record["identity"], "record": self.record, "task": task}
+        self.folder.save_checkpoint(payload | {"start": start, "within": within})
         self._saved = time.monotonic()
 
     def _go_back(self, within: dict[str, Any], stages: list[Stage]) -> list[Stage]:

@@ -215,6 +215,40 @@ def check_resume_at_task_boundaries(bench: Bench) -> None:
         assert same(bench.plain, resumed), f"stopped before task {stop} and continued, the matrix is another one"
 
 
+def check_resume_within_a_task(bench: Bench) -> None:
+    """Stopped after every 8 steps and continued from a checkpoint within the task, a run gives the same matrix."""
+
+    class StopHereError(Exception):
+        pass
+
+    steps = 0
+
+    def after_step(original: Any, self: Strategy, batch: Any) -> None:
+        nonlocal steps
+        original(self, batch)
+        steps += 1
+        if steps % 8 == 0:
+            raise StopHereError
+
+    whole = bench.plain
+    config, scenario = prepare(bench.config(checkpoint_every="2-steps"))
+    bench._count += 1
+    folder = RunFolder(bench.folder / str(bench._count))
+    with bench.patched(after_step=after_step):
+        for _ in range(sum(task["steps"] for task in whole.record["tasks"]) + 1):
+            try:
+                resumed = execute(config, scenario, folder, resume=True)
+                break
+            except StopHereError:
+                # As if the process had been killed; a failure would be recorded.
+                continue
+        else:
+            raise AssertionError("stopped after every 8 steps, the run does not come to an end")
+    if steps < 8:
+        raise NotApplicableError("it takes fewer than 8 steps")
+    assert same(whole, resumed), "stopped within tasks and continued, the matrix is another one"
+
+
 def check_state_in_the_middle_of_a_stage(bench: Bench) -> None:
     """In the middle of a stage, the state is saved without executable content and read back equal."""
     tried: list[bool] = []

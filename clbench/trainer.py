@@ -274,6 +274,9 @@ class _Fit:
 
     def is_over(self, progress: Progress, patience: int | None) -> bool:
         """Whether the stage has had its epochs or steps, or has waited long enough for progress."""
+        if self.steps_done:
+            # An epoch is under way, if only its record is missing.
+            return False
         if patience is not None and self.waiting.count >= patience:
             return True
         return (self.epochs is not None and progress.epoch >= self.epochs) or (

@@ -592,6 +592,8 @@ def test_an_interruption_ends_everything_WK02(
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("clbench: ")
     assert all(record["status"] == "running" for record in records(tmp_path / "runs"))
+    # Each was in its first task, where nothing else is saved before ten minutes are over.
+    assert len(list((tmp_path / "runs").rglob("checkpoint.pt"))) == n_runs
 
 
 def leave_none(group: int) -> None:

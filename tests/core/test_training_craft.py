@@ -452,6 +452,30 @@ def test_a_resumed_run_goes_on_with_its_rate_schedule_and_optimizer_state_OP01(o
         assert numbers(other) != numbers(whole)
 
 
+@pytest.mark.parametrize("options", CONTINUED, ids=lambda o: o["schedule"])
+def test_a_run_resumed_within_a_task_goes_on_at_the_same_place_of_its_schedule_OP01(options, run, cut, tmp_path):
+    """Stopped in a second epoch and continued from its first step: rates of the steps, losses, weights are the same."""
+    options = dict(options)
+    scenario = cut(validation=options.pop("validation", 0.0))
+    options |= {"scenario": scenario, "epochs": 2}
+    seen = Rates()
+    whole = run(out=tmp_path / "whole", observer=seen, **options)
+
+    class StopAtStep(Observer):
+        def step(self, progress: Any, loss: float | None) -> None:
+            if (progress.task, progress.step) == (3, per_epoch + 2):
+                raise StoppedError
+
+    per_epoch = whole.record["training"][0]["steps"]
+    with pytest.raises(StoppedError):
+        run(out=tmp_path / "parts", checkpoint_every=f"{per_epoch + 1}-steps", observer=StopAtStep(), **options)
+    rest = Rates()
+    parts = run(out=tmp_path / "parts", resume=True, observer=rest, **options)
+    assert rest.of == {3: seen.of[3][per_epoch + 1 :], 4: seen.of[4]}
+    assert numbers(parts) == numbers(whole)
+    assert same(model_of(tmp_path / "parts"), model_of(tmp_path / "whole"))
+
+
 def test_kept_momentum_of_a_grown_head_is_zero_for_the_new_rows_OP01(run):
     """SGD with momentum 0.5 and no gradient: old rows go on by lr * 0.5 * v, new rows stay; a reset stays put."""
     moved: dict[str, Tensor] = {}

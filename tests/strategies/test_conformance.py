@@ -15,7 +15,7 @@ from clbench.registry import entry_point_names
 from clbench.resolve import strategy_class
 from clbench.scenario import Task
 from clbench.strategies.ewc import EWC
-from clbench.strategy import Strategy, Strength
+from clbench.strategy import Stage, Strategy, Strength
 from clbench.testing import CHECKS, check_strategy
 
 SAMPLE = ("derpp", "ewc", "icarl", "packnet")
@@ -107,6 +107,14 @@ class ForgetsItsState(EWC):
         super().begin_task(task)
         if "importance" not in vars(self):
             self.importance, self.anchor, self.offset = {}, {}, 0.0
+
+
+class HoldsOnToTheModel(Healthy):
+    """Its loss reaches the model by another way than the strategy: after an interruption that is another one."""
+
+    def stages(self, task: Task) -> list[Stage]:
+        model = self.model
+        return [Stage(task.train, loss=lambda batch: self.classification_loss(model(batch.images), batch))]
 
 
 class KeepsCode(Healthy):
@@ -225,6 +233,7 @@ BROKEN: list[tuple[str, type[Strategy]]] = [
     ("neutral_at_zero", NeverOff),
     ("neutral_at_zero", NoEffect),
     ("resume_at_task_boundaries", ForgetsItsState),
+    ("resume_within_a_task", HoldsOnToTheModel),
     ("state_in_the_middle_of_a_stage", KeepsCode),
     ("unequal_tasks", TwoClassesOnly),
     ("one_class_a_task", NeedsTwoClasses),

@@ -1,0 +1,200 @@
+"""A run that is killed again and again and continued, next to one that is not: `crash.py KILLS SEED STRATEGY...`.
+
+This process builds the scenario, never trains, and forks a process for each attempt, so an attempt costs no import.
+Half of the kills come at a random moment, the others while a file is written: half of it is there, it is whole but
+has no name yet, the last checkpoint has moved aside and the new one has not taken its place. Prints a line of JSON for
+each strategy: the figures, or the error.
+"""
+
+import io
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # which the first optimizer would import, in each process anew
+
+import clbench.files
+import clbench.models.mlp
+from clbench.resolve import prepare, resolve, strategy_class
+from clbench.result import Result
+from clbench.runner import execute, safe_classes
+from clbench.store import RunFolder, unpack
+from clbench.testing import _assert_equal
+
+OPTIONS: dict[str, Any] = {
+    "limit": 30,
+    "epochs": 3,
+    "batch_size": 8,
+    "model": "mlp:24-24",
+    "optimizer": "adam",
+    "lr": 0.005,
+    "threads": 1,
+    "validation": 0.2,
+    "patience": 2,
+    "checkpoint_every": "3-steps",
+}
+MEMORY = 40
+
+
+def kill_and_continue(name: str, kills_wanted: int, seed: int) -> dict[str, Any]:
+    """Kill and continue runs until there were so many kills and the last run is done; return the figures."""
+    cls = strategy_class(name)
+    options = OPTIONS | {"setting": cls.settings[0]} | ({"memory_size": MEMORY} if cls.needs_memory else {})
+    config, scenario = prepare(resolve("split-mnist-5k", name, options))
+    chance = random.Random(f"{seed}/{name}")
+    log: list[dict[str, Any]] = []
+    started = time.monotonic()
+    runs = 0
+    with tempfile.TemporaryDirectory() as place:
+        whole = Path(place) / "whole"
+        begun = time.monotonic()
+        assert attempt(config, scenario, whole)[1] == 0
+        duration = time.monotonic() - begun
+        while len(log) < kills_wanted:
+            out, runs = Path(place) / f"killed-{runs}", runs + 1
+            for number in itertools.count():
+                # Not for ever: a run that is killed too early each time would not come to an end.
+                killed = len(log) < kills_wanted and number < 2 * kills_wanted
+                in_a_write = chance.random() < 0.5
+                fault = (chance.choice(FAULTS), chance.randint(2, 14)) if killed and in_a_write else None
+                delay = chance.uniform(0, 0.5) * duration if killed and not in_a_write else None
+                at, status = attempt(config, scenario, out, fault, delay)
+                if log and log[-1]["run"] == runs and "resumed_at" not in log[-1]:
+                    log[-1]["resumed_at"] = at
+                if status == 0:
+                    break
+                assert status == signal.SIGKILL, f"{name} ended with {status}"
+                log.append({"run": runs, "fault": fault and fault[0]})
+            compare(cls, whole, out)
+            shutil.rmtree(out)
+    return {
+        "strategy": name,
+        "setting": cls.settings[0],
+        "kills": len(log),
+        "kills_in_a_write": sum(kill["fault"] is not None for kill in log),
+        "resumes_inside_a_task": sum(kill["resumed_at"] is not None for kill in log),
+        "runs": runs,
+        "identical_runs": runs,
+        "seed": seed,
+        "torch": torch.__version__,
+        "seconds": round(time.monotonic() - started, 1),
+        "log": log,
+    }
+
+
+def attempt(
+    config: Any, scenario: Any, out: Path, fault: tuple[str, int] | None = None, delay: float | None = None
+) -> tuple[dict[str, Any] | None, int]:
+    """Go on with a run in a process of its own; return where inside a task it began, if there, and how it ended."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            prepare_child(writer, fault)
+            execute(config, scenario, RunFolder(out), resume=True)
+            os._exit(0)
+        except BaseException as error:
+            print(f"{config.strategy}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        at = json.loads(pipe.readline() or "null")
+        if delay is not None:
+            time.sleep(delay)
+            os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    return at, os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+FAULTS = ("half a file", "no name yet", "moved aside")
+
+
+def prepare_child(writer: int, fault: tuple[str, int] | None) -> None:
+    """Tell where the run begins, keep what it has learnt in the end, and let it be killed within a write."""
+    warnings.simplefilter("ignore")
+    load, drop = RunFolder.load_checkpoint, RunFolder.drop_checkpoint
+
+    def load_and_tell(folder: RunFolder, classes: Any) -> Any:
+        stored = load(folder, classes)
+        within = stored and stored["within"]
+        at = within and {key: within["trainer"]["progress"][key] for key in ("task", "stage", "epoch", "step")}
+        os.write(writer, f"{json.dumps(at)}\n".encode())
+        return stored
+
+    def keep_and_drop(folder: RunFolder) -> None:
+        shutil.copy(folder.path / "checkpoint.pt", folder.path / "kept.pt")
+        drop(folder)
+
+    RunFolder.load_checkpoint = load_and_tell  # type: ignore[method-assign, assignment]
+    RunFolder.drop_checkpoint = keep_and_drop  # type: ignore[method-assign, assignment]
+    kind, left = fault or ("", 0)
+    replace = os.replace
+
+    def count(what: str) -> bool:
+        nonlocal left
+        left -= what == kind
+        return what == kind and left <= 0
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    class Torn(io.FileIO):
+        def write(self, data: Any) -> int:
+            if count("half a file"):
+                super().write(data[: len(data) // 2])
+                die()
+            return super().write(data)
+
+    def replaced(one: Path, other: Path) -> None:
+        if count("no name yet"):
+            die()
+        replace(one, other)
+        if str(other).endswith("-previous.pt") and count("moved aside"):
+            die()
+
+    clbench.files.open = Torn  # type: ignore[attr-defined]
+    os.replace = replaced  # type: ignore[assignment]
+    # A killed process loses nothing that it has written; only a power cut does.
+    os.fsync = lambda fd: None
+
+
+def compare(cls: Any, whole: Path, killed: Path) -> None:
+    """Raise AssertionError unless matrices, losses, exemplars, weights and all that was learnt are the same."""
+    assert (whole / "accuracy.csv").read_bytes() == (killed / "accuracy.csv").read_bytes()
+    records = [Result.load(folder).record for folder in (whole, killed)]
+    for record in records:
+        for key in ("created", "resumes"):
+            del record[key]
+        for entry in record["tasks"] + record["training"]:
+            del entry["seconds"]
+            entry.pop("peak_memory_bytes", None)
+    assert records[0] == records[1]
+    classes = safe_classes(cls())
+    for file in ("model.pt", "kept.pt"):
+        one, other = (unpack((folder / file).read_bytes(), classes) for folder in (whole, killed))
+        if file == "kept.pt":
+            one, other = (unpack(stored["start"].numpy().tobytes(), classes) for stored in (one, other))
+        _assert_equal(dict(one), dict(other), file)
+    assert not any(path.name.startswith("checkpoint") or path.suffix == ".tmp" for path in killed.iterdir())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for strategy in sys.argv[3:]:
+        try:
+            found = kill_and_continue(strategy, int(sys.argv[1]), int(sys.argv[2]))
+        except AssertionError as error:
+            traceback.print_exc()
+            found = {"strategy": strategy, "error": str(error) or "the runs differ"}
+        print(json.dumps(found), flush=True)
