@@ -3,8 +3,10 @@
 import logging
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 from clbench.errors import ConfigError
@@ -25,43 +27,77 @@ def on_ray(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcome]], c
     require_ray()
     import ray
 
-    started = not ray.is_initialized()
-    if started:
-        # Ray takes over the signals of its driver; how a command of ours ends is for the command line to say.
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with _kept_signals() as deliver:
+        started = not ray.is_initialized()
         try:
-            ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+            if started:
+                ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0][:120]
             raise ConfigError(
                 f"no Ray cluster at {cluster.address or 'RAY_ADDRESS'} ({reason}); HOST:PORT or auto is accepted"
             ) from None
+        deliver()
+        _warn_of_waiting(items, cluster)
+        place = os.getcwd()
+        remote = ray.remote(_in_folder)
+        pending = {}
+        try:
+            for item, do in zip(items, work, strict=True):
+                options = remote.options(
+                    num_cpus=item.config.threads,
+                    num_gpus=cluster.gpus_per_run,
+                    max_retries=RETRIES,
+                    name=item.config.label,
+                )
+                pending[options.remote(place, do)] = item
+            while pending:
+                done, _ = ray.wait(list(pending), timeout=0.5)
+                deliver()
+                for reference in done:
+                    item = pending.pop(reference)
+                    try:
+                        outcome: Outcome = ray.get(reference)
+                    except ray.exceptions.RayError as error:
+                        reason = (str(error) or type(error).__name__).splitlines()[0]
+                        outcome = Outcome(item, f"lost on the cluster, {RETRIES + 1} times: {reason}")
+                    yield outcome
+        finally:
+            for reference in pending:
+                ray.cancel(reference, force=True)
+            if started:
+                ray.shutdown()
+
+
+@contextmanager
+def _kept_signals() -> Iterator[Callable[[], None]]:
+    """Keep signals until what is handed out is called: Ray drops what a handler raises inside Ray's calls."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    kept: list[int] = []
+
+    def install() -> None:
+        for number in numbers:
+            signal.signal(number, lambda number, _: kept.append(number))
+
+    def restore() -> None:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    _warn_of_waiting(items, cluster)
-    place = os.getcwd()
-    remote = ray.remote(_in_folder)
-    pending = {}
+
+    def deliver() -> None:
+        if kept:
+            restore()
+            signal.raise_signal(kept.pop())
+        install()  # Ray puts handlers of its own in their place
+
+    install()
     try:
-        for item, do in zip(items, work, strict=True):
-            options = remote.options(
-                num_cpus=item.config.threads, num_gpus=cluster.gpus_per_run, max_retries=RETRIES, name=item.config.label
-            )
-            pending[options.remote(place, do)] = item
-        while pending:
-            for reference in ray.wait(list(pending))[0]:
-                item = pending.pop(reference)
-                try:
-                    outcome: Outcome = ray.get(reference)
-                except ray.exceptions.RayError as error:
-                    reason = (str(error) or type(error).__name__).splitlines()[0]
-                    outcome = Outcome(item, f"lost on the cluster, {RETRIES + 1} times: {reason}")
-                yield outcome
+        yield deliver
     finally:
-        for reference in pending:
-            ray.cancel(reference, force=True)
-        if started:
-            ray.shutdown()
+        restore()
 
 
 def _in_folder(place: str, do: Callable[[], Outcome]) -> Outcome:

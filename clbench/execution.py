@@ -220,6 +220,8 @@ def _do(
             found = RunFolder(item.folder).existing(item.config)
             if found is not None and found.status == "failed":
                 return Outcome(item, str(found.record.get("error")), source="elsewhere")
+        if is_held(item.folder) and not Watched(item.folder).is_free():
+            return Outcome(item, source="held")  # before its data is laid out for nothing
         tasks = scenario or prepare(item.config)[1]
         execute(item.config, tasks, RunFolder(item.folder), resume=not force, force=force, observer=observer)
         return Outcome(item)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("concepts", "defaults", "metrics", "statistics", "tuning")),
+    *(f"docs/{name}.md" for name in ("concepts", "defaults", "metrics", "statistics", "sweeps", "tuning")),
 ]
 # The commands of the README are typed for real scenarios; here they get little to do.
 SHRINK = """
@@ -54,6 +55,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).resize((40, 36)).save(file)
     np.savez("mine.npz", **data)
+    # The grid of docs/sweeps.md, with one seed and little to do.
+    grid = re.sub(r"^(seeds = ).*", r"\g<1>1", blocks("docs/sweeps.md", "toml")[0], flags=re.MULTILINE)
+    Path("grid.toml").write_text(f"limit = 5\n{grid}")
     return tmp_path
 
 
@@ -79,6 +83,38 @@ def test_the_commands_of_the_readme_work_DA06(number: int, place: Path) -> None:
         env=environment, cwd=place, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
+
+
+def test_the_grid_of_the_page_of_sweeps_is_what_it_says() -> None:
+    """Two rates for naive and each er, 5 seeds: 30; lwf 2 x 3 x 5 less 2 x 5: 20; ewc: 2."""
+    from clbench.sweeps import expand
+
+    requests = expand(tomllib.loads(blocks("docs/sweeps.md", "toml")[0]), "grid.toml")
+    counts = Counter(str(request.strategy).partition("[")[0] for request in requests)
+    assert counts == {"naive": 10, "er": 20, "lwf": 20, "ewc": 2}
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_of_sweeps_work(place: Path) -> None:
+    """On this machine, and as the second of two jobs of a Slurm array."""
+    local, slurm, _ = blocks("docs/sweeps.md", "bash")
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **{"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_CPUS_PER_TASK": "1"},
+    }
+    for script, told in (
+        (slurm, "5 runs in runs: 5 done now;"),
+        (local, "11 runs in runs: 6 done now, 5 done before;"),
+    ):
+        ended = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", f'srun() {{ "$@"; }}\n{script}'],
+            env=environment, cwd=place, capture_output=True, text=True, timeout=500, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        assert told in ended.stdout
+    assert len(list((place / "runs").rglob("run.json"))) == 11
+    assert (place / "report" / "report.md").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,117 @@
+"""Sweeps on Ray: a cluster of two nodes on this machine, one of which is lost on the way."""
+
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import clbench
+from clbench import ConfigError, locks
+from clbench.execution import Cluster, run_planned
+from clbench.sweeps import plan_sweep
+
+GRID = """
+scenario = "split-mnist-5k"
+strategy = ["naive", "lwf"]
+seeds = 4
+limit = 20
+epochs = 3
+tasks = 2
+"""
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head node that runs nothing, and two others with one processor each."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'clbench[ray]'")
+    import ray
+    from ray.cluster_utils import Cluster as RayCluster
+
+    monkeypatch.chdir(tmp_path)
+    memory = 80 * 2**20
+    cluster = RayCluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory})
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=memory) for _ in range(2)]
+    try:
+        yield cluster, nodes
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_lost_node_costs_no_result_SW02(two_nodes: Any) -> None:
+    """The accuracies are those of the same runs in one process; the paths are relative to where the sweep began."""
+    cluster, nodes = two_nodes
+    planned = plan_sweep(tomllib.loads(GRID), cluster=Cluster(cluster.address))
+    outcomes = []
+    for outcome in run_planned(planned, cluster=Cluster(cluster.address)):
+        outcomes.append(outcome)
+        if len(outcomes) == 1:
+            wait_for_a_run_on_the_way()
+            cluster.remove_node(nodes[1], allow_graceful=False)
+    assert [outcome.error for outcome in outcomes] == [None] * 8
+    assert {outcome.planned.folder for outcome in outcomes} == {item.folder for item in planned}
+    assert not list(Path("runs").rglob(".lease*"))
+    here = clbench.sweep(tomllib.loads(GRID), out="here")
+    for item, result in zip(planned, here, strict=True):
+        assert clbench.Result.load(item.folder).record["accuracy"] == result.record["accuracy"]
+    again = list(run_planned(planned, cluster=Cluster(cluster.address)))
+    assert [outcome.source for outcome in again] == ["before"] * 8
+
+
+def wait_for_a_run_on_the_way() -> None:
+    deadline = time.monotonic() + 120
+    while not list(Path("runs").rglob(locks.NAME)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_no_cluster_there_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'clbench[ray]'")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "1")
+    cluster = Cluster("auto")
+    with pytest.raises(ConfigError, match="no Ray cluster at auto"):
+        list(run_planned(plan_sweep(tomllib.loads(GRID), cluster=cluster), cluster=cluster))
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "found"), [(None, 0, "cpu"), (None, 0.25, "cuda"), ("auto", 1, "cuda"), ("cuda", 1, "cuda")]
+)
+def test_a_run_uses_the_device_that_it_is_given(device: str | None, gpus: float, found: str, tmp_path: Path) -> None:
+    """The devices of the machine that starts the sweep don't count: it has no GPU, or others."""
+    grid = tomllib.loads(GRID) | ({} if device is None else {"device": device})
+    planned = plan_sweep(grid, out=tmp_path, cluster=Cluster(gpus_per_run=gpus))
+    assert {item.config.device for item in planned} == {found}
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cpu", 1), ("cuda:1", 1)])
+def test_a_device_that_it_is_not_given_is_refused(device: str, gpus: float, tmp_path: Path, refused: Any) -> None:
+    with refused(f"device={device}", "--gpus-per-run", "auto or"):
+        plan_sweep(tomllib.loads(GRID) | {"device": device}, out=tmp_path, cluster=Cluster(gpus_per_run=gpus))
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_on_ray_leaves_no_process_behind_WK02(monkeypatch: Any, tmp_path: Path) -> None:
+    """Ray started for the sweep alone: its processes end with it."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'clbench[ray]'")
+    monkeypatch.chdir(tmp_path)
+    Path("grid.toml").write_text(GRID.replace("epochs = 3", "epochs = 100000"))
+    command = [str(Path(sys.executable).parent / "clbench"), "sweep", "grid.toml", "--backend", "ray"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for_a_run_on_the_way()
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 2
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err.splitlines()[-1] == "clbench: terminated; what was finished is kept"
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert alive == []
