@@ -324,7 +324,7 @@ def new_model(context: Context, task: int) -> Network:
     if config.weights is not None:
         load_backbone(model, config.weights)
     if config.precision == "bf16":
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     return model.to(context.device)
 
 
