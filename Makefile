@@ -46,6 +46,7 @@ setup: $(VENV)/installed-dev
 readme: setup
 	$(RUN) docs/update_readme.py runs/demo
 	$(RUN) docs/update_defaults.py
+	$(RUN) docs/update_reproduction.py
 
 clean:
 	rm -rf $(VENV) build dist clbench.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -21,7 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("concepts", "defaults", "metrics", "statistics", "sweeps", "tuning")),
+    *(
+        f"docs/{name}.md"
+        for name in ("concepts", "defaults", "metrics", "reproduction", "statistics", "sweeps", "tuning")
+    ),
 ]
 # The commands of the README are typed for real scenarios; here they get little to do.
 SHRINK = """
@@ -101,7 +104,9 @@ def test_the_commands_of_the_page_of_sweeps_work(place: Path) -> None:
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        **{"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_CPUS_PER_TASK": "1"},
+        "SLURM_ARRAY_TASK_ID": "2",
+        "SLURM_ARRAY_TASK_COUNT": "2",
+        "SLURM_CPUS_PER_TASK": "1",
     }
     for script, told in (
         (slurm, "5 runs in runs: 5 done now;"),
@@ -151,6 +156,20 @@ def test_the_page_of_defaults_is_up_to_date() -> None:
     """The page is generated; `make readme` writes it anew."""
     expected: str = runpy.run_path(str(ROOT / "docs/update_defaults.py"))["page"]()
     assert (ROOT / "docs/defaults.md").read_text() == expected + "\n"
+
+
+def test_the_page_of_published_numbers_is_up_to_date_IC01() -> None:
+    """Generated from the claims and the kept results; `make readme` writes it anew. Each claim has its row."""
+    expected: str = runpy.run_path(str(ROOT / "docs/update_reproduction.py"))["page"]()
+    assert (ROOT / "docs/reproduction.md").read_text() == expected + "\n"
+    rows = re.findall(r"^\| [ABC]\d+ \| (\S+) \| ([\d.]+)", expected, re.MULTILINE)
+    written = {}
+    for file in (ROOT / "reports/claims").glob("*.toml"):
+        table = tomllib.loads(file.read_text())
+        for claim in table["claims"]:
+            name = claim.get("name", claim["strategy"])
+            written[f"{file.stem}/{claim['protocol']}/{name}"] = claim["value"]
+    assert {name: float(value) for name, value in rows} == written
 
 
 def test_presets_are_those_of_the_page_IC16() -> None:

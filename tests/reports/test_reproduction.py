@@ -231,7 +231,7 @@ def test_reproduce_runs_what_is_missing_and_gives_verdicts(
 
 
 def test_like_begins_with_the_protocol_of_a_claim(two_claims: list[Claim], capsys: pytest.CaptureFixture[str]) -> None:
-    """RP07: the run of --like is the run that reproduce wants, and what is given on the line wins."""
+    """RP07, LW09: published strengths come with one flag; --like gives the run that reproduce wants; the line wins."""
     needed, _ = reproduction.needed(two_claims, out="runs")
     wanted = {run.planned.config.identity() for run in needed if run.planned.config.seed == 1}
     code, out, _ = call(capsys, "run", "--like", "paper/digits/lwf", "--seed", "1", "--json")
