@@ -15,7 +15,6 @@ from clbench.reports.differences import all_ranks, differences, verdict
 from clbench.reports.svg import Style
 from clbench.reports.tables import SETTINGS, Comparison, Row, percent
 from clbench.reports.tables import _is_best as is_best
-from clbench.reports.tables import _percent as percent
 from clbench.reports.tables import _rule as rule
 from clbench.reports.tables import _words as words
 from clbench.result import MatrixName
