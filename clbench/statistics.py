@@ -19,7 +19,7 @@ Key = TypeVar("Key", bound=tuple[Hashable, Hashable])
 FEWEST_PAIRS = 6
 # Demsar 2006, sec. 3.2.2: below five data sets the distribution of mean ranks is not the one that is assumed.
 FEWEST_SCENARIOS = 5
-# From so many values on the bootstrap has enough to draw from; below, t is nearer to its level (docs/statistics.md).
+# From so many values on the bootstrap has enough to draw from; docs/statistics.md has what t and BCa cover.
 BOOTSTRAP_FROM = 20
 # Efron & Tibshirani 1993, sec. 14.3: some 2,000 resamples for BCa.
 RESAMPLES = 2000

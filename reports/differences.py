@@ -149,20 +149,20 @@ def verdict(part: "Comparison") -> str:
     if found.against_best:
         second = found.against_best[0]
         lead = -(second.paired.difference or 0.0)
-        first += f", {_points(lead)} points above {second.ours.label}: {_reality(second)}"
+        first += f", {_points(lead)} points above {second.ours.label}: {_reality(second, found)}"
         for other in found.against_best[1:]:
-            if other.ours.is_naive and other.p is not None:
+            if other.ours.is_naive and other.p is not None and not found.note:
                 first += f"; its lead over naive is {'real' if other.is_real else 'not shown to be real'}"
     else:
         first += "; there is nothing to compare it with"
     return f"{first}. {_forgets(best)}, {_costs(best)}."
 
 
-def _reality(one: Difference) -> str:
+def _reality(one: Difference, found: Differences) -> str:
     more = f"; about {one.runs_needed} runs of each would tell" if one.runs_needed else ""
     if one.paired.difference is None:
         return "no seed and class order is common to both, so nothing can be said"
-    if one.p is None:
+    if one.p is None or found.note:
         return f"too few runs to tell whether that is real{more}"
     if one.is_real:
         return f"a real difference (p = {one.p:.2g})"

@@ -400,7 +400,7 @@ def _differences(part: Comparison) -> list[str]:
         f"| {_code(one.ours.label)}{_mark(one.ours)} | {_code(one.theirs.label)} | {one.paired.n} | "
         f"{_signed(one.paired.difference)}{_bracket(one.paired.interval)} | {_digits(one.p)} | "
         f"{_digits(one.paired.wilcoxon_p)} | {_digits(one.paired.effect_size, '.1f')} | "
-        f"{_digits(one.paired.probability_of_improvement, '.0%')} | {_digits(one.runs_needed, 'd')} |"
+        f"{_share(one.paired.probability_of_improvement)} | {_digits(one.runs_needed, 'd')} |"
         for one in (*found.against_best, *found.against_naive)
     ]
     if not lines:
@@ -456,6 +456,10 @@ def _bracket(ends: Interval | None) -> str:
 
 def _signed(value: float | None) -> str:
     return "-" if value is None else f"{round(100 * value, 1) + 0.0:+.1f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
 
 
 def _digits(value: float | None, form: str = ".2g") -> str:

@@ -17,7 +17,11 @@ import pytest
 from clbench import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in ("concepts", "defaults", "metrics"))]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{name}.md" for name in ("concepts", "defaults", "metrics", "statistics")),
+]
 # The commands of the README are typed for real scenarios; here they get little to do.
 SHRINK = """
 clbench() {
@@ -79,7 +83,11 @@ def test_the_commands_of_the_readme_work_DA06(number: int, place: Path) -> None:
 
 @pytest.mark.parametrize(
     ("page", "number"),
-    [(page, n) for page in ("README.md", "CONTRIBUTING.md") for n in range(len(blocks(page, "python")))],
+    [
+        (page, n)
+        for page in ("README.md", "CONTRIBUTING.md", "docs/statistics.md")
+        for n in range(len(blocks(page, "python")))
+    ],
 )
 def test_the_python_examples_work_DA06(page: str, number: int, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = blocks(page, "python")[number]

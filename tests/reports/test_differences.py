@@ -84,6 +84,7 @@ def test_what_holm_leaves_unattainable_is_said(make_result: Make) -> None:
         "No difference can come out as real here: with 6 pairs of runs and 3 tests the smallest p is 0.094; "
         "it takes 7 pairs."
     )
+    assert "too few runs to tell" in differences.verdict(of(planted(make_result, 6)))
     assert differences.differences(of(planted(make_result, 7))).note is None
 
 
