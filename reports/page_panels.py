@@ -106,7 +106,7 @@ def _confusion(part: Comparison, row: Row) -> tuple[Floats, list[str], str] | No
         if len(target) != size or min(target) < 0 or max(target) >= n:
             return None
         np.add.at(total, (np.array(target)[:, None], np.array(target)[None, :]), counts)
-    return total, names, f"{about}; {len(known)} run{'s' if len(known) > 1 else ''} added up"
+    return total, names, f"{about}; {len(known)} runs added up" if len(known) > 1 else about
 
 
 def _class_of_output(run: Result, size: int) -> list[int]:
