@@ -97,7 +97,9 @@ def test_the_commands_of_the_page_of_sweeps_work(place: Path) -> None:
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        **{"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_CPUS_PER_TASK": "1"},
+        "SLURM_ARRAY_TASK_ID": "2",
+        "SLURM_ARRAY_TASK_COUNT": "2",
+        "SLURM_CPUS_PER_TASK": "1",
     }
     for script, told in (
         (slurm, "5 runs in runs: 5 done now;"),
