@@ -55,6 +55,7 @@ def main() -> None:
     # Both workers read the data, and everything that is loaded lazily is loaded.
     for jobs, threads in RIVALS.values():
         sweep(grid | {"seeds": 2, "limit": 5}, jobs, threads)
+    load = os.getloadavg()[0]
     grid |= {"seeds": runs} | ({"limit": 20} if args.smoke else {})
     times: dict[str, list[float]] = {rival: [] for rival in RIVALS}
     accuracies: dict[str, list[float]] = {rival: [] for rival in RIVALS}
@@ -74,6 +75,8 @@ def main() -> None:
     for rival in RIVALS:
         result[f"{rival}_seconds"] = round(statistics.median(times[rival]), 2)
         result[f"{rival}_accuracy"] = round(statistics.mean(accuracies[rival]), 4)
+    # What others were doing meanwhile: at a load above 1 the ratios are those of a shared machine.
+    result["load"] = round(load, 1)
     result |= {"torch": torch.__version__, "machine": f"{platform.machine()}, {os.cpu_count()} cores, CPU"}
     for key, value in result.items():
         print(f"{key}: {value}")
