@@ -21,8 +21,11 @@ from clbench.options import seeds as read_seeds
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from clbench.comparison import Outcome
+    from clbench.reports.published import Claim
+    from clbench.reports.reproduction import Judgement, Measured, Needed
     from clbench.result import Result
 
 app = typer.Typer(
@@ -187,7 +190,8 @@ def reproduce_verb(
     serves = {run.planned.folder: run.serves for run in runs}
     ready = [run for run in runs if run in todo or not run.seconds]
     outcomes: list[Outcome] = []
-    rows = []
+    rows: list[Measured] = []
+    folder = results or out / "reproduction"
     with _Progress(console, runs=len(ready)) as progress:
         observer = progress.observer() if jobs == 1 else None
         for outcome in run_planned([run.planned for run in ready], jobs=jobs, observer=observer):
@@ -195,11 +199,8 @@ def reproduce_verb(
             progress.finished(outcome)
             if (result := outcome.result) is not None:
                 rows += [reproduction.measure(c, role, result) for c, role in serves[outcome.planned.folder]]
-    folder = results or out / "reproduction"
-    try:
-        reproduction.write_results(rows, folder)
-    except OSError as error:
-        raise RunError(f"{folder}: {error.strerror or error}; the runs themselves are kept") from None
+                # After each run: what takes days is looked at, or killed, on the way.
+                _write_results(rows, folder)
     judgements = reproduction.judge_all(rows, wanted)
     _judged(judgements, [*reproduction.provenance(rows), f"table: {folder / 'claims.md'}"], as_json)
     _fail(outcomes)
@@ -520,7 +521,7 @@ def _fail(outcomes: "Sequence[Outcome]") -> None:
         )
 
 
-def _plan_table(wanted: Any, runs: Any, todo: Any, jobs: int) -> Any:
+def _plan_table(wanted: "Sequence[Claim]", runs: "Sequence[Needed]", todo: "Sequence[Needed]", jobs: int) -> "Table":
     from rich.table import Table
 
     left = sum(run.seconds for run in todo)
@@ -542,7 +543,16 @@ def _plan_table(wanted: Any, runs: Any, todo: Any, jobs: int) -> Any:
     return table
 
 
-def _judged(judgements: Any, notes: list[str], as_json: bool) -> None:
+def _write_results(rows: "list[Measured]", folder: Path) -> None:
+    from clbench.reports import reproduction
+
+    try:
+        reproduction.write_results(rows, folder)
+    except OSError as error:
+        raise RunError(f"{folder}: {error.strerror or error}; the runs themselves are kept") from None
+
+
+def _judged(judgements: "Sequence[Judgement]", notes: list[str], as_json: bool) -> None:
     from clbench.reports import reproduction
 
     if as_json:
