@@ -22,8 +22,11 @@ from clbench.options import seeds as read_seeds
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from clbench.execution import Outcome, PlannedRun
+    from clbench.reports.published import Claim
+    from clbench.reports.reproduction import Judgement, Measured, Needed
     from clbench.result import Result
 
 # Seconds in which worker processes may save what they are at when they are interrupted; Slurm gives 30 by default.
@@ -304,7 +307,8 @@ def reproduce_verb(
     serves = {run.planned.folder: run.serves for run in runs}
     ready = [run for run in runs if run in todo or not run.seconds]
     outcomes: list[Outcome] = []
-    rows = []
+    rows: list[Measured] = []
+    folder = results or out / "reproduction"
     with _Progress(console, [run.planned for run in ready]) as progress:
         observer = progress.observer() if jobs == 1 else None
         for outcome in run_planned([run.planned for run in ready], jobs=jobs, observer=observer):
@@ -312,11 +316,8 @@ def reproduce_verb(
             progress.finished(outcome)
             if (result := outcome.result) is not None:
                 rows += [reproduction.measure(c, role, result) for c, role in serves[outcome.planned.folder]]
-    folder = results or out / "reproduction"
-    try:
-        reproduction.write_results(rows, folder)
-    except OSError as error:
-        raise RunError(f"{folder}: {error.strerror or error}; the runs themselves are kept") from None
+                # After each run: what takes days is looked at, or killed, on the way.
+                _write_results(rows, folder)
     judgements = reproduction.judge_all(rows, wanted)
     _judged(judgements, [*reproduction.provenance(rows), f"table: {folder / 'claims.md'}"], as_json)
     raise_first_failure(outcomes)
@@ -717,7 +718,7 @@ def _begin(
     return start.scenario, names, {**over(kept, fields), "strategy_options": given}
 
 
-def _plan_table(wanted: Any, runs: Any, todo: Any, jobs: int) -> Any:
+def _plan_table(wanted: "Sequence[Claim]", runs: "Sequence[Needed]", todo: "Sequence[Needed]", jobs: int) -> "Table":
     from rich.table import Table
 
     from clbench.progress import duration
@@ -741,7 +742,16 @@ def _plan_table(wanted: Any, runs: Any, todo: Any, jobs: int) -> Any:
     return table
 
 
-def _judged(judgements: Any, notes: list[str], as_json: bool) -> None:
+def _write_results(rows: "list[Measured]", folder: Path) -> None:
+    from clbench.reports import reproduction
+
+    try:
+        reproduction.write_results(rows, folder)
+    except OSError as error:
+        raise RunError(f"{folder}: {error.strerror or error}; the runs themselves are kept") from None
+
+
+def _judged(judgements: "Sequence[Judgement]", notes: list[str], as_json: bool) -> None:
     from clbench.reports import reproduction
 
     if as_json:
