@@ -18,7 +18,7 @@ import pytest
 
 from clbench.registry import entry_point_names
 
-KILLS = int(os.environ.get("CLBENCH_SOAK_KILLS", "8"))
+KILLS = int(os.environ.get("CLBENCH_SOAK_KILLS", "7"))
 SEED = int(os.environ.get("CLBENCH_SOAK_SEED", "0"))
 RESULTS = Path(__file__).parent / "soak_results.csv"
 STRATEGIES = entry_point_names("clbench.strategies")
