@@ -18,7 +18,7 @@ import pytest
 
 from clbench.registry import entry_point_names
 
-KILLS = int(os.environ.get("CLBENCH_SOAK_KILLS", "8"))
+KILLS = int(os.environ.get("CLBENCH_SOAK_KILLS", "7"))
 SEED = int(os.environ.get("CLBENCH_SOAK_SEED", "0"))
 RESULTS = Path(__file__).parent / "soak_results.csv"
 STRATEGIES = entry_point_names("clbench.strategies")
@@ -59,7 +59,7 @@ def test_the_committed_figures_are_of_every_strategy_and_of_enough_kills_within_
     """At least 200 kills, at least half of them continued from a step inside a task, and every run the same."""
     with RESULTS.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["strategy"] for row in rows] == list(STRATEGIES)
+    assert [row["strategy"] for row in rows] == list(STRATEGIES), "make soak brings the figures up to date"
     kills = sum(int(row["kills"]) for row in rows)
     assert kills >= 200
     assert sum(int(row["resumes_inside_a_task"]) for row in rows) >= kills / 2
