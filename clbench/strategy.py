@@ -1,9 +1,12 @@
 """The contract of a strategy: what is different about a method, and nothing else."""
 
 import copy
+import difflib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Annotated, Any, ClassVar, Literal, get_origin, get_type_hints
 
 import torch
@@ -25,6 +28,8 @@ from clbench.weights import load_backbone
 
 Terms = Tensor | dict[str, Tensor]
 Strength = Annotated[float, Field(ge=0)]
+
+HOOKS = ("check", "begin_task", "stages", "loss", "after_backward", "penalty", "after_step", "end_task", "scores")
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,12 @@ class Strategy:
             if name not in base and not name.startswith("_") and get_origin(hint) is not ClassVar
         }
         cls._options = options_model(cls.__name__, {n: (h, getattr(cls, n, ...)) for n, h in hints.items()})
+        for name in (
+            n for n, value in vars(cls).items() if isinstance(value, FunctionType) and n not in vars(Strategy)
+        ):
+            # A hook under a wrong name would never be called, and nobody would know.
+            if near := difflib.get_close_matches(name, HOOKS, n=1, cutoff=0.85):
+                warnings.warn(f"{cls.__name__}.{name} is no hook; did you mean {near[0]}?", stacklevel=2)
 
     def __init__(self, **options: object) -> None:
         """Store the hyper-parameters; raises ConfigError for an unknown name or a value out of range."""

@@ -761,3 +761,16 @@ def test_a_finished_run_of_a_comparison_is_not_repeated(tiny, tmp_path):
     both = clbench.compare(tiny, ["naive", "lwf"], seeds=1, **options)
     assert [r.strategy for r in both] == ["naive", "lwf"]
     assert file.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"), [("after_backwards", "after_backward"), ("end_tasks", "end_task"), ("penality", "penalty")]
+)
+def test_a_misspelt_hook_is_named(name, hook):
+    with pytest.warns(UserWarning, match=f"Mine.{name} is no hook; did you mean {hook}\\?"):
+        type("Mine", (Strategy,), {"family": "reference", name: lambda self: None})
+
+
+def test_other_methods_of_a_strategy_are_its_own_business(recwarn):
+    type("Mine", (Strategy,), {"family": "reference", "loss_of_teacher": lambda self: None, "_loss": lambda self: 0})
+    assert len(recwarn) == 0
