@@ -126,9 +126,8 @@ class Strategy:
             if name not in base and not name.startswith("_") and get_origin(hint) is not ClassVar
         }
         cls._options = options_model(cls.__name__, {n: (h, getattr(cls, n, ...)) for n, h in hints.items()})
-        for name in (
-            n for n, value in vars(cls).items() if isinstance(value, FunctionType) and n not in vars(Strategy)
-        ):
+        own = (n for n, v in vars(cls).items() if isinstance(v, FunctionType) and n not in vars(Strategy))
+        for name in (n for n in own if not n.startswith("_")):
             # A hook under a wrong name would never be called, and nobody would know.
             if near := difflib.get_close_matches(name, HOOKS, n=1, cutoff=0.85):
                 warnings.warn(f"{cls.__name__}.{name} is no hook; did you mean {near[0]}?", stacklevel=2)
