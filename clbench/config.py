@@ -272,8 +272,9 @@ def file_digest(path: str, option: str) -> str:
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{option}={path}: {error.strerror or error}; a readable file is accepted") from None
+    except (OSError, ValueError) as error:  # no path can hold a NUL
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{option}={path}: {why}; a readable file is accepted") from None
 
 
 def make_config(values: Mapping[str, Any]) -> RunConfig:

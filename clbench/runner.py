@@ -223,8 +223,9 @@ class _Run:
         """
         first, epochs, stored = 0, list[dict[str, Any]](), None
         if within is not None:
-            stages = self._go_back(within, stages)
-            first, epochs, stored = within["stage"], within["epochs"], within["trainer"]
+            with self._taking_up():
+                stages = self._go_back(within, stages)
+                first, epochs, stored = within["stage"], within["epochs"], within["trainer"]
         for index, stage in enumerate(stages[first:], first):
             epochs += self.trainer.fit(
                 stage,
@@ -413,6 +414,20 @@ class _Run:
         self.strategy.load_state(learnt["strategy"])
         self.trainer.optimizer_state = learnt["optimizer_state"]
 
+    @contextmanager
+    def _taking_up(self) -> Iterator[None]:
+        """Refuse a checkpoint that is whole, and yet does not hold what the run left."""
+        try:
+            yield
+        except (ConfigError, RunError):
+            raise
+        except Exception as error:  # of any kind, as what it holds may be anything
+            wrong = (str(error) or type(error).__name__).splitlines()[0][:60]
+            raise ConfigError(
+                f"{self.folder.path}: its checkpoint is not as a run of clbench left it ({wrong}); restore it, or "
+                "--force begins the run again"
+            ) from error
+
     def _restore(self, found: Result | None) -> tuple[int, dict[str, Any] | None]:
         """Take up the run at its last checkpoint; return the first task that is left, and where it is within it."""
         path, classes = self.folder.path, safe_classes(self.strategy)
@@ -425,13 +440,18 @@ class _Run:
             raise ConfigError(f"{path}: its checkpoint is of another run; --force begins this one again")
         if stored.get("form") != FORM:
             raise ConfigError(f"{path}: its checkpoint is of another clbench; --force begins the run again")
-        if stored["start"] is not None:
-            self._begin_at(stored["start"].numpy().tobytes())
-        here, self.record = self.record, stored["record"]
-        task, within = stored["task"], stored["within"]
-        at = {"stage": "", "epoch": 0, "step": 0} if within is None else within["trainer"]["progress"]
-        self.record["resumes"].append({"task": task, **{name: at[name] for name in ("stage", "epoch", "step")}})
-        if elsewhere := differences(self.record, here):
+        with self._taking_up():
+            here, self.record = self.record, stored["record"]
+            task, within = stored["task"], stored["within"]
+            if len(self.record["tasks"]) != task or (task > 0) != (stored["start"] is not None):
+                raise ValueError("it is of no task")
+            if stored["start"] is not None:
+                self._begin_at(stored["start"].numpy().tobytes())
+            at = {"stage": "", "epoch": 0, "step": 0} if within is None else within["trainer"]["progress"]
+            self.record["resumes"].append({"task": task, **{name: at[name] for name in ("stage", "epoch", "step")}})
+            Result(self.record)
+            elsewhere = differences(self.record, here)
+        if elsewhere:
             text = f"begun with {elsewhere}: the last bits may differ from those of a run in one go"
             self.record["warnings"].append({"rule": "continued-elsewhere", "text": f"{self.config.label}: {text}"})
             warnings.warn(f"{path}: {text}", stacklevel=2)
