@@ -171,6 +171,8 @@ def command(*arguments: str) -> Outcome:
         try:
             cli.main(arguments)
         except SystemExit as ended:
+            if ended.code in (130, 143):
+                raise
             return int(ended.code or 0), err.getvalue()
 
 
