@@ -16,7 +16,7 @@ help:
 	@echo "make test      ruff, mypy and the tests, without the slow ones"
 	@echo "make test-all  with the slow tests too: what CI runs"
 	@echo "make soak      long kills, loads and fuzzing"
-	@echo "make readme    bring the README's table and figure and docs/defaults.md up to date, after make demo"
+	@echo "make readme    bring the README's table and figure, docs/defaults.md and docs/run.schema.json up to date, after make demo"
 	@echo "make clean     remove the environment and what was built; the runs stay"
 
 demo: $(VENV)/installed
@@ -46,6 +46,7 @@ setup: $(VENV)/installed-dev
 readme: setup
 	$(RUN) docs/update_readme.py runs/demo
 	$(RUN) docs/update_defaults.py
+	$(RUN) docs/update_schema.py
 	$(RUN) docs/update_reproduction.py
 
 clean:

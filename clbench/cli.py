@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from clbench.errors import ConfigError, RunError, unknown
+from clbench.errors import ConfigError, RunError, one_line, unknown
 from clbench.options import DESCRIBED, Force, Json, Like, Params, Quiet, config_options, over, pairs, text_of
 from clbench.options import seconds as read_seconds
 from clbench.options import seeds as read_seeds
@@ -394,7 +394,7 @@ def pretrain_verb(
     if not isinstance(one_task["class_order"], list):
         raise ConfigError(f"--classes {classes}: classes such as 0,1,2 are accepted")
     config, tasks = prepare(resolve(scenario, "naive", {**fields, **one_task}))
-    if out.is_dir():
+    if os.path.isdir(out):
         raise ConfigError(f"--out {out}: this is a folder; the file of the weights is accepted")
     make_folder(out.parent)
     folder = RunFolder(default_folder(config))
@@ -936,9 +936,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if error.__class__.__name__ == "NoArgsIsHelpError":
             print(message)
             sys.exit(0)
-        _end(message, 2)
+        _end(str(ConfigError(message)), 2)
 
 
 def _end(message: str, code: int) -> NoReturn:
-    print(f"clbench: {' '.join(message.split())}", file=sys.stderr)
+    print(f"clbench: {one_line(message, 1500)}", file=sys.stderr)
     sys.exit(code)

@@ -28,8 +28,8 @@ SCENARIO_FIELDS = (
     *("setting", "tasks", "task_sizes", "class_order", "class_order_seed", "limit", "validation"),
     *("blurry", "imbalance", "shots", "image_size", "padding"),
 )
-# Recorded with a run, but no part of its identity: they can't change its numbers.
-NOT_IDENTITY = frozenset({"data_root", "offline", "label", "checkpoint_every", "tuned_by"})
+# Recorded with a run, but no part of its identity: they can't change its numbers (on_nan: but whether there are any).
+NOT_IDENTITY = frozenset({"data_root", "offline", "label", "checkpoint_every", "on_nan", "tuned_by"})
 # Weights that torchvision knows by name, such as ResNet18_Weights.IMAGENET1K_V1; anything else is a file.
 NAMED_WEIGHTS = re.compile(r"\w+_Weights\.\w+")
 
@@ -169,6 +169,11 @@ class RunConfig(BaseModel):
         description="save the state within a task every so many minutes, each epoch, or every N-steps; "
         "it is saved after each task in any case",
     )
+    on_nan: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="a loss or gradient that is not finite ends the run, which reads them every 50 steps; or the step "
+        "is left out, counted and warned of, which waits for the device in each step",
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="fp32, or bf16 autocast")
     deterministic: bool = Field(default=False, description="on a GPU: refuse operations that can't be repeated")
@@ -272,8 +277,9 @@ def file_digest(path: str, option: str) -> str:
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{option}={path}: {error.strerror or error}; a readable file is accepted") from None
+    except (OSError, ValueError) as error:  # no path can hold a NUL
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{option}={path}: {why}; a readable file is accepted") from None
 
 
 def make_config(values: Mapping[str, Any]) -> RunConfig:

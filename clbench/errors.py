@@ -1,21 +1,47 @@
 """The two ways a request ends badly, and the one sentence that says why."""
 
 import difflib
+import itertools
 from collections.abc import Iterable
+
+# Of the one line that an error is, the command line's own "clbench: " included.
+LONGEST = 299
 
 
 class ConfigError(ValueError):
-    """The request can't be met as given (exit code 2): one sentence with the value and what is accepted."""
+    """The request can't be met as given (exit code 2): one sentence with the value and what is accepted.
+
+    It is one printable line; what was given may be anything, so one that is too long is cut in its middle.
+    """
+
+    def __init__(self, message: str, longest: int = LONGEST - len("clbench: ")) -> None:
+        super().__init__(one_line(message, longest))
 
 
 class RunError(RuntimeError):
     """A run failed while it was under way (exit code 1), for a reason that one sentence can give."""
 
 
+def one_line(text: str, longest: int) -> str:
+    """Return text as one line of printable characters, cut in its middle where it is too long."""
+    # An invisible character is written as in a Python string.
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+    if len(line) <= longest:
+        return line
+    tail = longest // 2
+    return f"{line[: longest - tail - 5]} ... {line[-tail:]}"
+
+
 def unknown(kind: str, name: str, choices: Iterable[str]) -> ConfigError:
     """Return the error for an unknown name: the nearest valid one, or those there are."""
     known = list(choices)
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
-    shown = [*known[:8], f"and {len(known) - 8} more"] if len(known) > 12 else known
-    hint = f"did you mean {near[0]!r}?" if near else f"accepted: {', '.join(shown) or 'none'}"
-    return ConfigError(f"unknown {kind} {name!r}; {hint}")
+    hint = f"did you mean {near[0]!r}?" if near else f"accepted: {_some(known) or 'none'}"
+    return ConfigError(f"unknown {one_line(kind, 80)} {one_line(repr(name), 60)}; {hint}")
+
+
+def _some(names: list[str]) -> str:
+    """Return as many of the names as a line has room for."""
+    fitting = sum(length < 140 for length in itertools.accumulate(len(name) + 2 for name in names))
+    n = len(names) if fitting == len(names) <= 12 else min(max(fitting, 1), 8)
+    return ", ".join([*names[:n], *([f"and {len(names) - n} more"] if n < len(names) else [])])

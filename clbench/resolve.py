@@ -5,7 +5,6 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 from clbench.config import EXCLUSIVE, SCENARIO_FIELDS, RunConfig, Setting, file_digest, make_config
@@ -46,7 +45,7 @@ def give(strategy: type[Strategy]) -> str:
 @functools.cache
 def _from_file(name: str) -> object:
     path, _, attribute = name.rpartition(":")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"strategy {name!r}: there is no file {path}; path/to/file.py:Class is accepted")
     spec = importlib.util.spec_from_file_location(f"clbench_file_{file_digest(path, 'strategy')}", path)
     assert spec is not None
@@ -65,7 +64,7 @@ def _from_file(name: str) -> object:
 
 def scenario_spec(name: str) -> ScenarioSpec:
     """Return a scenario by its registered name, or that of an .npz file or a folder of images."""
-    own = name.endswith(".npz") or os.sep in name or Path(name).is_dir()
+    own = name.endswith(".npz") or os.sep in name or os.path.isdir(name)
     registered = not own or name in entry_point_names("clbench.scenarios")
     loaded = load_entry_point("clbench.scenarios", "scenario", name if registered else "files")
     if not isinstance(loaded, ScenarioSpec):
@@ -116,7 +115,8 @@ def resolve(
         asked["validation"] = held / max(held + sum(len(task.train) for task in scenario.tasks), 1)
     tuned: dict[str, Any] = dict(preset.pop("strategies", {}).get(name, {}))
     by_setting = {setting: tuned.pop(setting, {}) for setting in get_args(Setting)}
-    tuned |= by_setting.get(asked.get("setting", preset.get("setting", "class")), {})
+    # What is asked for may be anything, a list too.
+    tuned |= by_setting.get(str(asked.get("setting", preset.get("setting", "class"))), {})
     own = {k: v for k, v in tuned.items() if k in cls._options.model_fields} | own
     preset |= {k: v for k, v in tuned.items() if k not in cls._options.model_fields}
     if not cls.needs_memory:

@@ -134,6 +134,7 @@ class _Warning(_Part):
 
 class _Config(_Part):
     seed: Count
+    tuned_by: str | None = None
     strategy_options: dict[str, Any] = {}
 
 
@@ -204,9 +205,10 @@ class Result:
     def load(cls, path: str | os.PathLike[str]) -> "Result":
         """Read a run folder or a run.json; raises ConfigError, naming the file, for whatever is not one."""
         file = Path(path)
-        if file.is_dir():
+        # os.path takes any text; Path raises for one that is too long for a name.
+        if os.path.isdir(file):
             file = file / "run.json"
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise ConfigError(f"{file}: no such file; the folder of a run or its run.json is accepted")
         try:
             text = file.read_text(encoding="utf-8")
@@ -529,12 +531,12 @@ def load_results(paths: str | Path | Iterable[str | Path]) -> list[Result]:
     results = {}
     damage: list[ConfigError] = []
     for path in given:
-        files = sorted(path.rglob("run.json"), key=_natural) if path.is_dir() else [path]
+        files = sorted(path.rglob("run.json"), key=_natural) if os.path.isdir(path) else [path]
         for file in files:
             try:
                 result = Result.load(file)
             except ConfigError as error:
-                if not file.exists():
+                if not os.path.exists(file):
                     raise
                 damage.append(error)
                 continue

@@ -1,5 +1,6 @@
 """run(): the tasks of a scenario in order, one strategy, two accuracy matrices, every number kept."""
 
+import math
 import os
 import platform
 import sys
@@ -223,8 +224,9 @@ class _Run:
         """
         first, epochs, stored = 0, list[dict[str, Any]](), None
         if within is not None:
-            stages = self._go_back(within, stages)
-            first, epochs, stored = within["stage"], within["epochs"], within["trainer"]
+            with self._taking_up():
+                stages = self._go_back(within, stages)
+                first, epochs, stored = within["stage"], within["epochs"], within["trainer"]
         for index, stage in enumerate(stages[first:], first):
             epochs += self.trainer.fit(
                 stage,
@@ -277,6 +279,7 @@ class _Run:
         payload = {"form": FORM, "identity": self.record["identity"], "record": self.record, "task": task}
         self.folder.save_checkpoint(payload | {"start": start, "within": within})
         self._saved = time.monotonic()
+        self.trainer.saved = _position(task, within)
 
     def _go_back(self, within: dict[str, Any], stages: list[Stage]) -> list[Stage]:
         """Put the strategy back to where it was within the task; return its stages with the parameters it has now."""
@@ -404,7 +407,17 @@ class _Run:
                 "logged": dict(self.context.logged),
             }
         )
+        if skipped := sum(epoch.get("skipped", 0) for epoch in record["training"]):
+            text = f"{skipped} optimizer steps were left out, as a loss or gradient was not finite"
+            self._warn("steps-skipped", text)
         record["ledger"].append({"task": task, **measure(self.strategy, self.scenario)})
+        if above := above_budget(self.config, counts, record["ledger"][-1]["items"]):
+            self._warn("memory-above-budget", f"{above} after task {task}")
+
+    def _warn(self, rule: str, text: str) -> None:
+        """Put a warning into the record, in the place of an earlier one of the same rule."""
+        others = [warning for warning in self.record["warnings"] if warning["rule"] != rule]
+        self.record["warnings"] = [*others, {"rule": rule, "text": f"{self.config.label}: {text}"}]
 
     def _begin_at(self, start: bytes) -> None:
         """Take up what was learnt before a task, as a checkpoint holds it."""
@@ -412,6 +425,20 @@ class _Run:
         learnt = unpack(start, safe_classes(self.strategy))
         self.strategy.load_state(learnt["strategy"])
         self.trainer.optimizer_state = learnt["optimizer_state"]
+
+    @contextmanager
+    def _taking_up(self) -> Iterator[None]:
+        """Refuse a checkpoint that is whole, and yet does not hold what the run left."""
+        try:
+            yield
+        except (ConfigError, RunError):
+            raise
+        except Exception as error:  # of any kind, as what it holds may be anything
+            wrong = (str(error) or type(error).__name__).splitlines()[0][:60]
+            raise ConfigError(
+                f"{self.folder.path}: its checkpoint is not as a run of clbench left it ({wrong}); restore it, or "
+                "--force begins the run again"
+            ) from error
 
     def _restore(self, found: Result | None) -> tuple[int, dict[str, Any] | None]:
         """Take up the run at its last checkpoint; return the first task that is left, and where it is within it."""
@@ -425,13 +452,20 @@ class _Run:
             raise ConfigError(f"{path}: its checkpoint is of another run; --force begins this one again")
         if stored.get("form") != FORM:
             raise ConfigError(f"{path}: its checkpoint is of another clbench; --force begins the run again")
-        if stored["start"] is not None:
-            self._begin_at(stored["start"].numpy().tobytes())
-        here, self.record = self.record, stored["record"]
-        task, within = stored["task"], stored["within"]
-        at = {"stage": "", "epoch": 0, "step": 0} if within is None else within["trainer"]["progress"]
-        self.record["resumes"].append({"task": task, **{name: at[name] for name in ("stage", "epoch", "step")}})
-        if elsewhere := differences(self.record, here):
+        with self._taking_up():
+            here, self.record = self.record, stored["record"]
+            task, within = stored["task"], stored["within"]
+            if len(self.record["tasks"]) != task or (task > 0) != (stored["start"] is not None):
+                raise ValueError("it is of no task")
+            if stored["start"] is not None:
+                self._begin_at(stored["start"].numpy().tobytes())
+            at = {"stage": "", "epoch": 0, "step": 0} if within is None else within["trainer"]["progress"]
+            self.record["resumes"].append({"task": task, **{name: at[name] for name in ("stage", "epoch", "step")}})
+            self.record["config"]["on_nan"] = self.config.on_nan
+            Result(self.record)
+            self.trainer.saved = _position(task, within)
+            elsewhere = differences(self.record, here)
+        if elsewhere:
             text = f"begun with {elsewhere}: the last bits may differ from those of a run in one go"
             self.record["warnings"].append({"rule": "continued-elsewhere", "text": f"{self.config.label}: {text}"})
             warnings.warn(f"{path}: {text}", stacklevel=2)
@@ -444,6 +478,14 @@ class _Run:
         except OSError as error:
             raise RunError(f"{self.folder.path}: {error.strerror or error}; the results so far are kept") from None
         return result
+
+
+def _position(task: int, within: dict[str, Any] | None) -> str:
+    """Say where a checkpoint is."""
+    if within is None:
+        return f"the beginning of task {task}"
+    at = within["trainer"]["progress"]
+    return f"task {task}, stage {at['stage']!r}, epoch {at['epoch']}, step {at['step']}"
 
 
 def differences(begun: dict[str, Any], here: dict[str, Any]) -> str:
@@ -603,7 +645,41 @@ def measure(strategy: Strategy, scenario: Scenario) -> dict[str, dict[str, int]]
             items["exemplars"], kept["exemplars"] = len(value), len(value) * size
         elif (n := _bytes(value)) or name == "model":
             kept[name] = n
+        # Copies of images, wherever they are kept, are exemplars under another name.
+        if copies := _images(value, scenario.image_shape):
+            items["images"] = items.get("images", 0) + copies
     return {"bytes": kept, "items": items}
+
+
+def above_budget(config: RunConfig, counts: dict[int, int], items: dict[str, int]) -> str | None:
+    """Say in which way what was measured is more than the memory that a run was given; None where it is not.
+
+    counts: exemplars of each class; items: what `measure` counted.
+    """
+    copies, held = items.get("images", 0), items.get("exemplars", 0)
+    size, per_class = config.memory_size, config.memory_per_class
+    budget = size or (per_class or 0) * len(counts)
+    # Of what rounding up adds another sentence tells.
+    most = budget if config.memory_rounding != "ceil" else max(budget, held)
+    if copies and held + copies > budget:
+        return f"{copies} copies of images are kept beside {held} exemplars, and the memory is of {budget}"
+    if held > most or (per_class is not None and max(counts.values(), default=0) > per_class):
+        return f"{held} exemplars are kept, and the memory is of {budget}"
+    return None
+
+
+def _images(value: Any, shape: tuple[int, int, int]) -> int:
+    """Return how many images of a shape are in tensors outside of modules: [n, C, H, W], or uint8 [n, C * H * W]."""
+    if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+        flat = value.dtype == torch.uint8 and value.dim() == 2 and value.shape[1] == math.prod(shape)
+        return len(value) if flat or (value.dim() == 4 and value.shape[1:] == shape) else 0
+    if isinstance(value, dict):
+        value = list(value.values())
+    # One image of [C, H, W] is kept as soon as there are several of them.
+    if isinstance(value, list | tuple):
+        single = sum(isinstance(v, torch.Tensor) and v.shape == shape for v in value)
+        return single + sum(_images(v, shape) for v in value)
+    return 0
 
 
 def _bytes(value: Any) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clbench.batches import Batch
 from clbench.config import RunConfig
 from clbench.early_stopping import Best, validation_loss
 from clbench.errors import ConfigError, RunError
@@ -30,6 +31,8 @@ class Trainer:
         self.config = context.config
         # Momentum, Adam statistics: {parameter name: {statistic: tensor}}, for optimizer_state = "keep".
         self.optimizer_state: dict[str, dict[str, Tensor]] = {}
+        # Where --resume would go on, in words, for the sentence that ends a run.
+        self.saved = "the beginning"
         self._fit: _Fit | None = None
 
     def fit(
@@ -70,7 +73,7 @@ class Trainer:
                     fit.best_epoch = progress.epoch
             after_epoch(record)
             progress.epoch += 1
-            fit.losses, fit.steps_done, fit.images, fit.seconds = _Losses(), 0, 0, 0.0
+            fit.losses, fit.steps_done, fit.images, fit.seconds, fit.skipped = _Losses(), 0, 0, 0.0, 0
             at_rest(True)
         if fit.best_epoch is not None:
             fit.best.restore()
@@ -90,7 +93,7 @@ class Trainer:
         """
         fit, progress = self._fit, self.context.progress
         assert fit is not None
-        fit.losses.read(progress)
+        fit.losses.read(progress, fit.trained, self.saved)
         return {
             "progress": dict(vars(progress)),
             "optimizer": fit.optimizer.state_dict(),
@@ -104,6 +107,7 @@ class Trainer:
             "best_epoch": fit.best_epoch,
             "records": fit.records,
             "epoch": (fit.losses.sums, fit.losses.counts, fit.steps_done, fit.images, fit.seconds),
+            "skipped": fit.skipped,
         }
 
     def _begin(self, stage: Stage) -> "_Fit":
@@ -123,6 +127,7 @@ class Trainer:
         fit.waiting.lowest, fit.waiting.count = stored["waiting"]
         fit.best.state, fit.best_epoch, fit.records = stored["best"], stored["best_epoch"], stored["records"]
         fit.losses.sums, fit.losses.counts, fit.steps_done, fit.images, fit.seconds = stored["epoch"]
+        fit.skipped = stored["skipped"]
         return fit
 
     def _rate(self, stage: Stage) -> float:
@@ -152,43 +157,59 @@ class Trainer:
             with context.autocast():
                 terms = named(loss_of(batch))
             optimizer.zero_grad(set_to_none=True)
-            reduce(add, terms.values()).backward()
-            strategy.after_backward(batch)
-            penalty = strategy.penalty()
-            if penalty is not None:
-                terms["penalty"] = penalty
-                if penalty.requires_grad:
-                    penalty.backward()
-            if config.clip is not None:
-                nn.utils.clip_grad_norm_(fit.trained.values(), config.clip)
-            optimizer.step()
-            if fit.rows is not None:
-                fit.rows.restore()
+            taken = self._backward(batch, terms, fit.trained)
+            if taken:
+                if config.clip is not None:
+                    nn.utils.clip_grad_norm_(fit.trained.values(), config.clip)
+                optimizer.step()
+                if fit.rows is not None:
+                    fit.rows.restore()
             if fill:
                 self._fill_memory(ids, step)
-            strategy.after_step(batch)
-            fit.losses.add(terms)
+            if taken:
+                strategy.after_step(batch)
+                fit.losses.add(progress.step, terms)
+            fit.skipped += not taken
             fit.images += len(ids)
             fit.steps_done += 1
             progress.step += 1
-            # The only place where a step waits for the device.
-            loss = fit.losses.read(progress) if step % 50 == 49 else None
+            # The only place where a step waits for the device, but with on_nan="skip".
+            loss = fit.losses.read(progress, fit.trained, self.saved) if step % 50 == 49 else None
             fit.seconds += time.perf_counter() - started
             after_step(loss)
             at_rest(False)
             started = time.perf_counter()
-        fit.losses.read(progress)
+        fit.losses.read(progress, fit.trained, self.saved)
         return {
             "task": progress.task,
             "stage": stage.name,
             "epoch": progress.epoch,
-            "steps": fit.steps_done,
+            "steps": fit.steps_done - fit.skipped,
+            **({"skipped": fit.skipped} if config.on_nan == "skip" else {}),
             "lr": progress.learning_rate,
             "seconds": fit.seconds + time.perf_counter() - started,
             "images": fit.images,
             "replayed": progress.replayed,
             "losses": fit.losses.means(),
         }
+
+    def _backward(self, batch: Batch, terms: dict[str, Tensor], trained: dict[str, nn.Parameter]) -> bool:
+        """Compute the gradient of a step and add its penalty to the terms; return whether the step is to be taken.
+
+        It is not when a loss or gradient is not finite and on_nan="skip"; the hooks see none of those.
+        """
+        strategy, skips = self.strategy, self.config.on_nan == "skip"
+        reduce(add, terms.values()).backward()
+        if skips and not _finite(terms, trained):
+            return False
+        strategy.after_backward(batch)
+        penalty = strategy.penalty()
+        if penalty is not None:
+            terms["penalty"] = penalty
+            if penalty.requires_grad:
+                penalty.backward()
+            return not skips or _finite(terms, trained)
+        return True
 
     def _freeze(self, stage: Stage) -> tuple[dict[str, nn.Parameter], list[nn.Parameter]]:
         """Set what trains and what does not in this stage; return the first by name, and the second."""
@@ -270,7 +291,7 @@ class _Fit:
         self.records: list[Record] = []
         self.best_epoch: int | None = None
         # Of the epoch under way.
-        self.losses, self.steps_done, self.images, self.seconds = _Losses(), 0, 0, 0.0
+        self.losses, self.steps_done, self.images, self.seconds, self.skipped = _Losses(), 0, 0, 0.0, 0
 
     def is_over(self, progress: Progress, patience: int | None) -> bool:
         """Whether the stage has had its epochs or steps, or has waited long enough for progress."""
@@ -303,35 +324,60 @@ class _Losses:
     """The loss terms of an epoch: left on the device by each step, read from time to time, all at once."""
 
     def __init__(self) -> None:
-        self._pending: list[dict[str, Tensor]] = []
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self.sums: dict[str, float] = {}
         self.counts: dict[str, int] = {}
 
-    def add(self, terms: dict[str, Tensor]) -> None:
-        """Take up the terms of a step without reading them."""
-        self._pending.append({name: term.detach() for name, term in terms.items()})
+    def add(self, step: int, terms: dict[str, Tensor]) -> None:
+        """Take up the terms of a step of the stage without reading them."""
+        self._pending.append((step, {name: term.detach() for name, term in terms.items()}))
 
-    def read(self, progress: Progress) -> float:
-        """Read what is pending and return the mean loss; raises RunError for the first term that is not finite."""
+    def read(self, progress: Progress, weights: dict[str, nn.Parameter], saved: str) -> float:
+        """Read what is pending and return the mean loss.
+
+        Raises RunError for the first term that is not finite, and for weights that are not; it says where the run was
+        `saved`.
+        """
         if self._pending:
-            flat = torch.stack([t.float() for terms in self._pending for t in terms.values()]).tolist()
-            first = progress.step - len(self._pending)
-            places = [(step, name) for step, terms in enumerate(self._pending, first) for name in terms]
-            for (step, name), value in zip(places, flat, strict=True):
+            norm = total_norm([weight.detach() for weight in weights.values()])
+            terms = [(step, name, term) for step, of_step in self._pending for name, term in of_step.items()]
+            *values, size = torch.stack([*(term.float() for *_, term in terms), norm]).tolist()
+            for (step, name, _), value in zip(terms, values, strict=True):
                 if not math.isfinite(value):
-                    raise RunError(
-                        f"the {name} loss is {value} in task {progress.task}, stage {progress.stage!r}, epoch "
-                        f"{progress.epoch}, step {step} at learning rate {progress.learning_rate:g}; "
-                        "try a smaller learning rate"
-                    )
+                    raise _diverged(f"the {name} loss is {value}", progress, step, saved)
                 self.sums[name] = self.sums.get(name, 0.0) + value
                 self.counts[name] = self.counts.get(name, 0) + 1
+            if not math.isfinite(size):
+                # The norm of finite weights can overflow too.
+                wrong = [name for name, weight in weights.items() if not weight.isfinite().all()]
+                if wrong:
+                    raise _diverged(f"{wrong[0]} holds weights that are not finite", progress, terms[-1][0], saved)
             self._pending.clear()
         return sum(self.means().values())
 
     def means(self) -> dict[str, float]:
         """Return the mean of each term over the steps that had it."""
         return {name: total / self.counts[name] for name, total in self.sums.items()}
+
+
+def _diverged(what: str, progress: Progress, step: int, saved: str) -> RunError:
+    return RunError(
+        f"{what} in task {progress.task}, stage {progress.stage!r}, epoch {progress.epoch}, step {step} at learning "
+        f"rate {progress.learning_rate:g}; try a smaller learning rate, or --resume --on-nan skip, which goes on from "
+        f"{saved} and leaves such steps out"
+    )
+
+
+def total_norm(tensors: list[Tensor]) -> Tensor:
+    """Return the 2-norm of all tensors together, float32, on their device; it is finite only if all of them are."""
+    return torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]).norm() if tensors else torch.zeros(())
+
+
+def _finite(terms: dict[str, Tensor], trained: dict[str, nn.Parameter]) -> bool:
+    """Whether the loss terms and the gradients are all finite; waits for the device."""
+    norm = total_norm([p.grad for p in trained.values() if p.grad is not None])
+    found = [norm, *(term.detach().float().to(norm.device) for term in terms.values())]
+    return bool(torch.stack(found).isfinite().all())
 
 
 class _Rows:

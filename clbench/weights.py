@@ -1,6 +1,7 @@
 """Pre-trained backbones: a file of tensors, loaded without executing anything, mismatches named."""
 
 import io
+import os
 import socket
 import sys
 from pathlib import Path
@@ -71,7 +72,7 @@ def _named(name: str, offline: bool) -> dict[str, torch.Tensor]:
     url: str = kinds[kind][version].url
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     remedy = f"put {url} at {file}"
-    if not file.exists():
+    if not os.path.exists(file):
         if offline:
             raise ConfigError(f"weights={name} are not on this machine, and offline is asked for; {remedy}")
         print(f"fetching {url}", file=sys.stderr)

@@ -171,9 +171,10 @@ def _reality(one: Difference, found: Differences) -> str:
 
 def _forgets(row: "Row") -> str:
     mean = row.spread("forgetting").mean
-    if mean is None:
-        return "Forgetting is undefined"
     by_task = np.array([forgetting_by_task(matrix) for matrix in row.matrices], dtype=np.float64)
+    # A record may hold the metric without the rows that it is of.
+    if mean is None or by_task.size == 0:
+        return "Forgetting is undefined"
     known = ~np.isnan(by_task)
     of_task = np.where(known, by_task, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     worst = int(of_task.argmax())

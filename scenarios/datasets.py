@@ -1,6 +1,7 @@
 """The datasets that scenarios are cut from: a known one by its name, or the user's own files or arrays."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +56,11 @@ def load_dataset(
         raw, origin = load_known(name_or_path, Path(data_root).expanduser(), offline, image_size)
         return _build(raw, name_or_path, origin, KNOWN[name_or_path], image_size)
     path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         return _build(read_image_folder(path, image_size), path.resolve().name, str(path))
-    if path.is_file() and path.suffix.lower() == ".npz":
+    if os.path.isfile(path) and path.suffix.lower() == ".npz":
         return _build(read_npz(path), path.stem, str(path), image_size=image_size)
-    if path.exists():
+    if os.path.exists(path):
         raise ConfigError(f"{path} is neither a .npz file nor a folder with train/CLASS and test/CLASS")
     if len(path.parts) > 1 or path.suffix:
         raise ConfigError(f"there is no file or folder {path}")

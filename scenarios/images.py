@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from clbench.scenarios.files import Raw, atomic_file, cache_folder, require_memo
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 GREY_MODES = ("1", "L", "LA")
 EXIF_ORIENTATION = 0x0112
+MAX_PIXELS = 1 << 26  # a few kB can claim any number; as many threads as there are cores decode one each
 BATCH = 256  # images decoded between two writes: bounds the memory that is held
 ANNOUNCE_FROM = 1000
 
@@ -108,9 +110,13 @@ def _map(cached: Path, n: int) -> NDArray[np.uint8] | None:
 
 
 def _decode_all(folder: Path, paths: list[Path], size: int | None, target: Path) -> None:
+    from PIL import Image
+
     if len(paths) >= ANNOUNCE_FROM:
         print(f"clbench: reading {len(paths):,} images in {folder} (once: kept in {target})", file=sys.stderr)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, warnings.catch_warnings():
+        # _read_header refuses what Pillow would only warn of.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         headers = list(pool.map(_read_header, paths))
         if size is None:
             for path, header in zip(paths, headers, strict=True):
@@ -154,6 +160,8 @@ def _read_header(path: Path) -> _Header:
         raise ConfigError(f"{path} is not a readable image: {error or type(error).__name__}") from error
     if mode.startswith(("I", "F")):
         raise ConfigError(f"{path} has more than 8 bits a channel (mode {mode}); expected 8-bit images")
+    if width * height > MAX_PIXELS:
+        raise ConfigError(f"{path} claims {width} x {height} pixels; images of at most {MAX_PIXELS:,} are accepted")
     return _Header((height, width) if turned else (width, height), mode in GREY_MODES)
 
 

@@ -142,7 +142,8 @@ def _download(name: str, root: Path, offline: bool) -> None:
     except OSError as error:
         raise ConfigError(
             f"there is no data for {name!r} in {root}; put {', '.join(missing)} into {target},"
-            f" or {name}.npz into {root} ({error})"
+            f" or {name}.npz into {root} ({error})",
+            longest=1000,  # it names every source that was tried, and what became of it
         ) from error
 
 

@@ -1,0 +1,31 @@
+"""Write docs/run.schema.json from the models that run.json is read with: what every run.json holds, and may hold."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from clbench.result import SCHEMA_VERSION, _Run
+
+FILE = Path(__file__).with_name("run.schema.json")
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of this version's run.json; keys beside those in it may be there."""
+    made = _Run.model_json_schema(mode="validation")
+    made["properties"] = {"schema_version": {"const": SCHEMA_VERSION}} | made["properties"]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **made,
+        "title": "run.json",
+        "description": f"One run of clbench, schema_version {SCHEMA_VERSION}; see docs/concepts.md.",
+        "required": ["schema_version", *made["required"]],
+    }
+
+
+def text() -> str:
+    """Return the whole file."""
+    return json.dumps(schema(), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(text(), "utf-8")

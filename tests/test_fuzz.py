@@ -1,0 +1,193 @@
+"""Whatever is given, the command line and the readers of files end well or refuse it in one line, in seconds.
+
+`make soak` does thousands of cases and writes tests/fuzz_results.csv, which is committed; tests/fuzz.py makes the
+cases. CLBENCH_FUZZ_CASES sets how many there are of each option and kind of file, CLBENCH_FUZZ_SEED which. A sweep of
+CLBENCH_LOAD_RUNS tiny runs, and a second one over the same folder meanwhile, lose and double none.
+"""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+CASES = int(os.environ.get("CLBENCH_FUZZ_CASES", "0"))
+SEED = int(os.environ.get("CLBENCH_FUZZ_SEED", "0"))
+RUNS = int(os.environ.get("CLBENCH_LOAD_RUNS", "2000"))
+RESULTS = Path(__file__).parent / "fuzz_results.csv"
+COLUMNS = ["kind", "target", "cases", "accepted", "refused", "faults", "megabytes", "seed", "clbench", "torch"]
+COLUMNS.append("seconds")
+
+
+def fuzzed(kind: str, cases: int, seed: int, only: str = "") -> list[dict[str, Any]]:
+    """Do so many cases of each target whose name holds `only`; return the figures; fails for a case that ends badly."""
+    command = [sys.executable, str(Path(__file__).with_name("fuzz.py")), kind, str(cases), str(seed), only]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    assert ended.returncode == 0
+    found = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [fault for row in found for fault in row["faults"]] == []
+    assert found
+    return found
+
+
+def record(rows: list[dict[str, Any]]) -> None:
+    """Put the figures of one kind in the place of the committed ones."""
+    kept = list(csv.DictReader(RESULTS.open(newline="", encoding="utf-8"))) if RESULTS.exists() else []
+    versions = {"clbench": metadata.version("clbench"), "torch": metadata.version("torch")}
+    new = [{**row, "faults": len(row["faults"]), **versions} for row in rows]
+    table = sorted(
+        [row for row in kept if row["kind"] != rows[0]["kind"]] + new,
+        key=lambda row: ["options", "files", "load"].index(row["kind"]),
+    )
+    with RESULTS.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def figures(kind: str) -> list[dict[str, str]]:
+    """Return the committed figures of one kind."""
+    with RESULTS.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row["kind"] == kind]
+
+
+@pytest.mark.soak
+def test_thousands_of_bad_options_end_in_success_or_one_line() -> None:
+    record(fuzzed("options", CASES or 60, SEED))
+
+
+@pytest.mark.soak
+def test_thousands_of_bad_files_are_read_or_refused_in_one_line() -> None:
+    record(fuzzed("files", CASES or 200, SEED))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["options", "files"])
+def test_some_bad_options_and_files_of_each_kind_are_refused_in_one_line(kind: str) -> None:
+    fuzzed(kind, 3, 1)
+
+
+@pytest.mark.parametrize(("kind", "only"), [("options", "--me"), ("files", "NPZ")])
+def test_a_few_bad_options_and_files_are_refused_in_one_line(kind: str, only: str) -> None:
+    fuzzed(kind, 20, 2, only)
+
+
+def test_the_committed_figures_are_of_enough_cases_and_none_ended_badly() -> None:
+    """At least 5,000 options and 2,000 files; of every option and kind of file at least one was refused."""
+    for kind, fewest in (("options", 5000), ("files", 2000)):
+        rows = figures(kind)
+        assert sum(int(row["cases"]) for row in rows) >= fewest
+        assert all(int(row["accepted"]) + int(row["refused"]) == int(row["cases"]) for row in rows)
+        assert all(row["faults"] == "0" and int(row["megabytes"]) < 1000 for row in rows)
+        assert sum(int(row["refused"]) for row in rows) > fewest / 2
+
+
+# Load
+
+
+def write_grid(folder: Path, runs: int) -> Path:
+    """Write a grid of so many runs on 24 random images of 4 x 4 pixels, 4 classes in 2 tasks."""
+    noise = np.random.default_rng(0)
+    y = {"y_train": np.repeat(np.arange(4), 6), "y_test": np.repeat(np.arange(4), 2)}
+    x = {name.replace("y", "x"): noise.integers(0, 256, (len(v), 4, 4), dtype=np.uint8) for name, v in y.items()}
+    np.savez(folder / "tiny.npz", **x, **y)
+    grid = folder / "grid.toml"
+    grid.write_text(
+        f'scenario = "{folder}/tiny.npz"\nstrategy = "naive"\nseeds = {runs}\ntasks = 2\nepochs = 1\n'
+        'model = "mlp:4"\noffline = true\n',
+        "utf-8",
+    )
+    return grid
+
+
+def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return a process and those that it started, as far as they are there."""
+    try:
+        parent = psutil.Process(process.pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def swept(folder: Path, runs: int) -> dict[str, Any]:
+    """Sweep over 2 processes, and once more in 1 while that goes on; fails where a run is lost, doubled or leaks."""
+    grid, out = write_grid(folder, runs), folder / "runs"
+    command = [sys.executable, "-m", "clbench", "sweep", str(grid), "--out", str(out), "--json"]
+    started = time.monotonic()
+    samples: list[float] = []
+    dead: Counter[int] = Counter()
+    seen: set[int] = set()
+    with (folder / "one.json").open("wb") as one, (folder / "other.json").open("wb") as other:
+        first = subprocess.Popen([*command, "--jobs", "2"], stdout=one, stderr=subprocess.DEVNULL)
+        second: subprocess.Popen[bytes] | None = None
+        while first.poll() is None:
+            alive, largest = family(first), 0.0
+            for process in alive[1:]:
+                try:
+                    # One that has just ended is a zombie until its parent has looked.
+                    dead[process.pid] += process.status() == psutil.STATUS_ZOMBIE
+                    largest = max(largest, process.memory_info().rss / 1e6)
+                    seen.add(process.pid)
+                except psutil.Error:
+                    continue
+            if second is None and len(list(out.glob("*/*/*/run.json"))) > runs / 2:
+                second = subprocess.Popen(command, stdout=other, stderr=subprocess.DEVNULL)
+            if largest:
+                samples.append(largest)
+            time.sleep(1)
+        assert first.returncode == 0
+        assert second is not None
+        assert second.wait() == 0
+    # None lost: each is there and finished. None doubled: each was done by one of the two sweeps.
+    records = [json.loads(file.read_text("utf-8")) for file in out.glob("*/*/*/run.json")]
+    assert Counter(r["config"]["seed"] for r in records) == Counter(range(runs))
+    assert {r["status"] for r in records} == {"done"}
+    assert all(len(r["tasks"]) == 2 and not r["resumes"] for r in records)
+    told = [json.loads((folder / name).read_text("utf-8")) for name in ("one.json", "other.json")]
+    here = Counter(row["seed"] for rows in told for row in rows if row["source"] == "here")
+    assert here == Counter(range(runs))
+    assert not [path for path in out.rglob("*") if re.search(r"\.tmp$|\.lease$|checkpoint", path.name)]
+    assert max(dead.values()) < 10, "seconds for which a process was a zombie"
+    assert not [pid for pid in seen if psutil.pid_exists(pid) and "loky" in " ".join(psutil.Process(pid).cmdline())]
+    quarter = len(samples) // 4
+    before, after = fmean(samples[quarter : 2 * quarter]), fmean(samples[-quarter:])
+    assert after < 1.1 * before, f"a worker grew from {before:.0f} to {after:.0f} MB"
+    return {
+        "kind": "load",
+        "target": "sweep over 2 processes, a second sweep from the middle on",
+        "cases": runs,
+        "accepted": len(records),
+        "refused": 0,
+        "faults": [],
+        "megabytes": round(after - before),
+        "seed": 0,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+@pytest.mark.soak
+def test_two_thousand_runs_are_done_once_each_without_a_leak(tmp_path: Path) -> None:
+    record([swept(tmp_path, RUNS)])
+
+
+@pytest.mark.slow
+def test_two_sweeps_of_a_hundred_runs_do_each_once(tmp_path: Path) -> None:
+    swept(tmp_path, 100)
+
+
+def test_the_committed_figures_are_of_a_whole_sweep() -> None:
+    (row,) = figures("load")
+    assert int(row["cases"]) >= 2000
+    assert row["cases"] == row["accepted"]
+    assert int(row["megabytes"]) < 50
