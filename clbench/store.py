@@ -17,6 +17,8 @@ from clbench.result import Result
 
 # Left in every run folder, so that a damaged run is known as one of ours.
 MARK = ".clbench"
+# By which ids the services of --track know the run.
+TRACKED = "track.json"
 
 
 def default_folder(config: RunConfig, root: str | os.PathLike[str] = "runs") -> Path:
@@ -72,8 +74,10 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run left here, and nothing else."""
-        for name in ("run.json", "accuracy.csv", "training.csv", "model.pt"):
+        for name in ("run.json", "accuracy.csv", "training.csv", "model.pt", TRACKED):
             (self.path / name).unlink(missing_ok=True)
+        for events in self.path.glob("tensorboard/events.out.tfevents.*"):
+            events.unlink(missing_ok=True)
         self.drop_checkpoint()
 
     def save_checkpoint(self, payload: dict[str, Any]) -> None:
