@@ -351,8 +351,8 @@ def plan_verb(
 ) -> None:
     """Tell updates, exemplars, time and bytes of runs before training, from a few timed steps."""
     from clbench.plan import plan_run
-    from clbench.progress import duration
     from clbench.resolve import prepare, resolve
+    from clbench.text import duration
 
     scenario, names, fields = _begin(like, scenario, strategies or [], fields, pairs(param))
     configs = [resolve(scenario, name, fields) for name in names]
@@ -505,6 +505,32 @@ def report_verb(
         print(*paths, sep="\n")
         return
     _report(results, out, as_json)
+
+
+@app.command("watch")
+def watch_verb(
+    folder: Annotated[Path, typer.Argument(help="Folder of the runs.")] = Path("runs"),
+    once: Annotated[bool, typer.Option("--once", help="Print the runs as they are now, and end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show runs under way, here or on other machines that see the folder; Ctrl-C ends the looking, not the runs."""
+    from dataclasses import asdict
+
+    from clbench.watching import Watch, counts, follow, render
+
+    watch = Watch(folder)
+    runs = watch.look()
+    if as_json:
+        print(json.dumps({**counts(runs), "runs": [asdict(run) for run in runs]}))
+        return
+    stdout = _stdout()
+    if once or not stdout.is_terminal:
+        stdout.print(render(runs, folder))
+        return
+    try:
+        follow(watch, stdout)
+    except KeyboardInterrupt:
+        _end("no longer watching; the runs go on", 130)
 
 
 @app.command("describe")
@@ -738,7 +764,7 @@ def _check_tracker(track: str | None) -> None:
 def _plan_table(wanted: "Sequence[Claim]", runs: "Sequence[Needed]", todo: "Sequence[Needed]", jobs: int) -> "Table":
     from rich.table import Table
 
-    from clbench.progress import duration
+    from clbench.text import duration
 
     left = sum(run.seconds for run in todo)
     table = Table(title=f"about {duration(left / jobs)} to go with {jobs} job(s), by estimate")

@@ -18,7 +18,7 @@ from clbench.resolve import give, prepare, resolve, strategy_class
 from clbench.result import Result
 from clbench.runner import Observer, check, execute
 from clbench.scenario import Scenario
-from clbench.store import RunFolder, default_folder, make_folder
+from clbench.store import RunFolder, announce, default_folder, make_folder
 from clbench.strategy import Strategy
 
 # How a run.json begins: what is there already is found without parsing a thousand of them.
@@ -159,6 +159,7 @@ def run_planned(
         version = None if force else _finished(item)
         if version is None:
             left.append(item)
+            announce(item.config, item.folder)
         else:
             versions[version] = versions.get(version, 0) + 1
             yield Outcome(item, source="before")
