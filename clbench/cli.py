@@ -816,17 +816,18 @@ def _judged(judgements: "Sequence[Judgement]", notes: list[str], as_json: bool) 
 
 
 def _report(results: "list[Result]", folder: Path, as_json: bool) -> None:
-    from clbench.reports import tables, write_report
+    from clbench.reports import tables, write_comparisons
 
+    parts = tables.compare(results)
     try:
-        write_report(results, folder)
+        write_comparisons(parts, folder)
     except OSError as error:
         raise RunError(f"{folder}: {error.strerror or error}; the runs themselves are kept") from None
     if as_json:
-        print(tables.comparison(results).to_json(orient="records"))
+        print(tables.comparison(parts).to_json(orient="records"))
         return
     stdout = _stdout()
-    stdout.print(tables.render(results))
+    stdout.print(tables.render(parts))
     stdout.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
 
 
