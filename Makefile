@@ -9,14 +9,15 @@ TYPED := $(VENV)/typecheck
 SOURCES := $(wildcard clbench/*.py clbench/*/*.py strategies/*.py scenarios/*.py reports/*.py)
 FASTER := not slow and not soak
 
-.PHONY: help demo test test-all soak lint types setup readme clean
+.PHONY: help demo test test-all soak lint types setup readme docs clean
 
 help:
 	@echo "make demo      compare seven strategies on real digits (about two minutes after the installation)"
 	@echo "make test      ruff, mypy and the tests, without the slow ones"
 	@echo "make test-all  with the slow tests too: what CI runs"
 	@echo "make soak      long kills, loads and fuzzing"
-	@echo "make readme    bring the README's table and figure, docs/defaults.md and docs/run.schema.json up to date, after make demo"
+	@echo "make readme    bring the README's table and figure and the generated pages up to date, after make demo"
+	@echo "make docs      the documentation as a site, in site/"
 	@echo "make clean     remove the environment and what was built; the runs stay"
 
 demo: $(VENV)/installed
@@ -49,8 +50,11 @@ readme: setup
 	$(RUN) docs/update_schema.py
 	$(RUN) docs/update_reproduction.py
 
+docs: setup
+	$(RUN) -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist clbench.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site clbench.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clbench needs Python 3.11 or newer, not %d.%d; name one: make PYTHON=python3.11" % sys.version_info[:2])'

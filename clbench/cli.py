@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from clbench.errors import ConfigError, RunError, one_line, unknown
-from clbench.options import DESCRIBED, Force, Json, Like, Params, Quiet, config_options, over, pairs, text_of
+from clbench.options import DESCRIBED, Force, Json, Like, Params, Quiet, Track, config_options, over, pairs, text_of
 from clbench.options import seconds as read_seconds
 from clbench.options import seeds as read_seeds
 
@@ -61,14 +61,18 @@ def run_verb(
     overfit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Only check that N images can be learnt by heart.")
     ] = None,
+    track: Track = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Run one strategy on one scenario."""
     if resume and force:
         raise ConfigError("--resume and --force exclude each other; give one of them")
-    if overfit is not None and (out or resume or force or explain_on_cpu):
-        raise ConfigError("--overfit leaves no run behind; give it without --out, --resume, --force, --explain-on-cpu")
+    if overfit is not None and (out or resume or force or explain_on_cpu or track):
+        raise ConfigError(
+            "--overfit leaves no run behind; give it without --out, --resume, --force, --explain-on-cpu, --track"
+        )
+    _check_tracker(track)
     from clbench.resolve import prepare, resolve
     from clbench.runner import execute
     from clbench.store import RunFolder, default_folder
@@ -92,7 +96,9 @@ def run_verb(
     console = _console(quiet or as_json)
     try:
         with _Progress(console) as progress:
-            result = execute(config, tasks, folder, resume=resume, force=force, observer=progress.observer())
+            result = execute(
+                config, tasks, folder, resume=resume, force=force, observer=progress.observer(), track=track
+            )
     except Exception as error:
         from clbench.explain import explain, is_device_error
 
@@ -132,10 +138,12 @@ def compare_verb(
         typer.Option("--references/--no-references", help="Add naive and joint where they are not named."),
     ] = True,
     force: Force = False,
+    track: Track = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Compare strategies over seeds: a table on screen, a report on disk."""
+    _check_tracker(track)
     from clbench.comparison import plan
     from clbench.execution import raise_first_failure, run_planned
 
@@ -145,7 +153,7 @@ def compare_verb(
     outcomes: list[Outcome] = []
     with _Progress(_console(quiet or as_json), planned) as progress:
         for outcome in run_planned(
-            planned, jobs=jobs, force=force, observer=progress.observer() if jobs == 1 else None
+            planned, jobs=jobs, force=force, observer=progress.observer() if jobs == 1 else None, track=track
         ):
             outcomes.append(outcome)
             progress.finished(outcome)
@@ -171,6 +179,7 @@ def sweep_verb(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check and print the runs.")] = False,
     force: Force = False,
+    track: Track = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -185,6 +194,7 @@ def sweep_verb(
         require_ray()
     elif address is not None or gpus_per_run is not None:
         raise ConfigError("--address and --gpus-per-run are for --backend ray; give it too")
+    _check_tracker(track)
     from clbench.execution import Cluster, raise_first_failure, run_planned
     from clbench.sweeps import plan_sweep
 
@@ -196,7 +206,7 @@ def sweep_verb(
     outcomes: list[Outcome] = []
     with _Progress(_console(quiet or as_json), planned) as progress:
         one = progress.observer() if (jobs or 1) == 1 and cluster is None else None
-        for outcome in run_planned(planned, jobs=jobs or 1, force=force, observer=one, cluster=cluster):
+        for outcome in run_planned(planned, jobs=jobs or 1, force=force, observer=one, track=track, cluster=cluster):
             outcomes.append(outcome)
             progress.finished(outcome)
     n = Counter("failed" if outcome.error is not None else outcome.source for outcome in outcomes)
@@ -341,8 +351,8 @@ def plan_verb(
 ) -> None:
     """Tell updates, exemplars, time and bytes of runs before training, from a few timed steps."""
     from clbench.plan import plan_run
-    from clbench.progress import duration
     from clbench.resolve import prepare, resolve
+    from clbench.text import duration
 
     scenario, names, fields = _begin(like, scenario, strategies or [], fields, pairs(param))
     configs = [resolve(scenario, name, fields) for name in names]
@@ -495,6 +505,32 @@ def report_verb(
         print(*paths, sep="\n")
         return
     _report(results, out, as_json)
+
+
+@app.command("watch")
+def watch_verb(
+    folder: Annotated[Path, typer.Argument(help="Folder of the runs.")] = Path("runs"),
+    once: Annotated[bool, typer.Option("--once", help="Print the runs as they are now, and end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show runs under way, here or on other machines that see the folder; Ctrl-C ends the looking, not the runs."""
+    from dataclasses import asdict
+
+    from clbench.watching import Watch, counts, follow, render
+
+    watch = Watch(folder)
+    runs = watch.look()
+    if as_json:
+        print(json.dumps({**counts(runs), "runs": [asdict(run) for run in runs]}))
+        return
+    stdout = _stdout()
+    if once or not stdout.is_terminal:
+        stdout.print(render(runs, folder))
+        return
+    try:
+        follow(watch, stdout)
+    except KeyboardInterrupt:
+        _end("no longer watching; the runs go on", 130)
 
 
 @app.command("describe")
@@ -718,10 +754,17 @@ def _begin(
     return start.scenario, names, {**over(kept, fields), "strategy_options": given}
 
 
+def _check_tracker(track: str | None) -> None:
+    if track is not None:
+        from clbench.tracking import require_tracker
+
+        require_tracker(track)
+
+
 def _plan_table(wanted: "Sequence[Claim]", runs: "Sequence[Needed]", todo: "Sequence[Needed]", jobs: int) -> "Table":
     from rich.table import Table
 
-    from clbench.progress import duration
+    from clbench.text import duration
 
     left = sum(run.seconds for run in todo)
     table = Table(title=f"about {duration(left / jobs)} to go with {jobs} job(s), by estimate")
@@ -773,17 +816,18 @@ def _judged(judgements: "Sequence[Judgement]", notes: list[str], as_json: bool) 
 
 
 def _report(results: "list[Result]", folder: Path, as_json: bool) -> None:
-    from clbench.reports import tables, write_report
+    from clbench.reports import tables, write_comparisons
 
+    parts = tables.compare(results)
     try:
-        write_report(results, folder)
+        write_comparisons(parts, folder)
     except OSError as error:
         raise RunError(f"{folder}: {error.strerror or error}; the runs themselves are kept") from None
     if as_json:
-        print(tables.comparison(results).to_json(orient="records"))
+        print(tables.comparison(parts).to_json(orient="records"))
         return
     stdout = _stdout()
-    stdout.print(tables.render(results))
+    stdout.print(tables.render(parts))
     stdout.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
 
 

@@ -63,6 +63,7 @@ def compare(
     jobs: int = 1,
     references: bool = True,
     force: bool = False,
+    track: str | None = None,
     **options: Any,
 ) -> list[Result]:
     """Run every strategy with every seed and return the results, strategy by strategy; see plan() and run().
@@ -71,5 +72,5 @@ def compare(
     """
     planned = plan(scenario, strategies, seeds=seeds, out=out, references=references, **options)
     given = scenario if isinstance(scenario, Scenario) else None
-    raise_first_failure(list(run_planned(planned, scenario=given, jobs=jobs, force=force)))
+    raise_first_failure(list(run_planned(planned, scenario=given, jobs=jobs, force=force, track=track)))
     return [Result.load(item.folder) for item in planned]

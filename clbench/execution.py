@@ -18,7 +18,7 @@ from clbench.resolve import give, prepare, resolve, strategy_class
 from clbench.result import Result
 from clbench.runner import Observer, check, execute
 from clbench.scenario import Scenario
-from clbench.store import RunFolder, default_folder, make_folder
+from clbench.store import RunFolder, announce, default_folder, make_folder
 from clbench.strategy import Strategy
 
 # How a run.json begins: what is there already is found without parsing a thousand of them.
@@ -139,13 +139,19 @@ def run_planned(
     jobs: int = 1,
     force: bool = False,
     observer: Observer | None = None,
+    track: str | None = None,
     cluster: Cluster | None = None,
 ) -> Iterator[Outcome]:
     """Do the planned runs, in any order, and yield each one's outcome as it ends; finished runs are not repeated.
 
     jobs: worker processes, which stay up between runs; the results do not depend on it. A run that another process is
-    doing is waited for at the end, and taken over if that process is gone.
+    doing is waited for at the end, and taken over if that process is gone. track: see `clbench.run`; each run has a
+    tracker of its own, made in the process that does it. Raises ConfigError where that can't be.
     """
+    if track is not None:
+        from clbench.tracking import require_tracker
+
+        require_tracker(track)
     left: list[PlannedRun] = []
     versions: dict[str, int] = {}
     for item in planned:
@@ -153,6 +159,7 @@ def run_planned(
         version = None if force else _finished(item)
         if version is None:
             left.append(item)
+            announce(item.config, item.folder)
         else:
             versions[version] = versions.get(version, 0) + 1
             yield Outcome(item, source="before")
@@ -165,7 +172,7 @@ def run_planned(
         if not left:
             warnings.warn(f"{len(waiting)} runs are being done by other processes; waiting for them", stacklevel=2)
             left = [waiting.pop(folder)[0] for folder in _wait_for_any(waiting)]
-        work = [functools.partial(_do, item, scenario, force, seen[item.folder]) for item in left]
+        work = [functools.partial(_do, item, scenario, force, track, seen[item.folder]) for item in left]
         if cluster is not None:
             from clbench.cluster import on_ray
 
@@ -207,6 +214,7 @@ def _do(
     item: PlannedRun,
     scenario: Scenario | None,
     force: bool,
+    track: str | None,
     seen: tuple[int, int] | None,
     observer: Observer | None = None,
 ) -> Outcome:
@@ -223,7 +231,8 @@ def _do(
         if is_held(item.folder) and not Watched(item.folder).is_free():
             return Outcome(item, source="held")  # before its data is laid out for nothing
         tasks = scenario or prepare(item.config)[1]
-        execute(item.config, tasks, RunFolder(item.folder), resume=not force, force=force, observer=observer)
+        folder = RunFolder(item.folder)
+        execute(item.config, tasks, folder, resume=not force, force=force, observer=observer, track=track)
         return Outcome(item)
     except InUseError:
         return Outcome(item, source="held")

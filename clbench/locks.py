@@ -1,11 +1,13 @@
 """Holding a run folder against other processes, here and on other hosts that see the same files."""
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from filelock import SoftFileLease, Timeout
 
 from clbench.errors import ConfigError
@@ -33,6 +35,21 @@ def lease(folder: str | os.PathLike[str]) -> SoftFileLease:
 def is_held(folder: str | os.PathLike[str]) -> bool:
     """Whether a process holds the folder, or died while it did."""
     return (Path(folder) / NAME).exists()
+
+
+def seems_held(folder: str | os.PathLike[str]) -> bool:
+    """Whether a process seems to hold the folder, from the look of its lease; nothing is touched."""
+    lock = lease(folder)
+    try:
+        # By the clock of the file system, which may be another one than ours, but hardly by minutes.
+        age = time.time() - os.stat(lock.lock_file).st_mtime
+        owner = lock.owner
+    except OSError:
+        return False
+    if age > LEASE_SECONDS:
+        return False
+    # A name with a mark of its own is that of a container, whose processes we can't see.
+    return owner is None or owner.hostname != socket.gethostname() or psutil.pid_exists(owner.pid)
 
 
 @contextmanager

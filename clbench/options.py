@@ -40,6 +40,10 @@ Like = Annotated[
     str | None,
     typer.Option(metavar="CLAIM", help="Begin with the protocol of a published claim; options given here come first."),
 ]
+Track = Annotated[
+    str | None,
+    typer.Option(metavar="tensorboard|wandb|mlflow", help="Send losses and accuracies there while a run goes on."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Begin again; what a run left in its folder is overwritten.")]
 
 

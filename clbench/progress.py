@@ -14,6 +14,7 @@ from clbench.locks import is_held
 from clbench.runner import Observer
 from clbench.scenario import Scenario
 from clbench.strategy import Progress
+from clbench.text import duration
 
 
 class BarObserver(Observer):
@@ -93,11 +94,3 @@ class TimeLeft(ProgressColumn):
         """Return the text of one bar."""
         count = task.fields.get("count")
         return self.plain.render(task) if count is None else Text(str(count))
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people: `12.3 s`, `5 min`, `2 h 7 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

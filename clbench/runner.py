@@ -53,6 +53,50 @@ class Observer:
     def task(self, task: int, row: list[float | None]) -> None:
         """A task is done: its row of the headline matrix."""
 
+    def resumed(self, training: list[dict[str, Any]]) -> None:
+        """The run goes on behind these epochs, entries of run.json's `training`; called after `begin`."""
+
+    def written(self, record: dict[str, Any]) -> None:
+        """run.json has been written: at the beginning, after each task, at the end."""
+
+    def close(self) -> None:
+        """The run has ended, whether done, failed or interrupted."""
+
+
+class _Both(Observer):
+    """Tells two observers."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self.observers = observers
+
+    def begin(self, config: RunConfig, scenario: Scenario, first_task: int) -> None:
+        for observer in self.observers:
+            observer.begin(config, scenario, first_task)
+
+    def step(self, progress: Progress, loss: float | None) -> None:
+        for observer in self.observers:
+            observer.step(progress, loss)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        for observer in self.observers:
+            observer.epoch(record)
+
+    def task(self, task: int, row: list[float | None]) -> None:
+        for observer in self.observers:
+            observer.task(task, row)
+
+    def resumed(self, training: list[dict[str, Any]]) -> None:
+        for observer in self.observers:
+            observer.resumed(training)
+
+    def written(self, record: dict[str, Any]) -> None:
+        for observer in self.observers:
+            observer.written(record)
+
+    def close(self) -> None:
+        for observer in self.observers:
+            observer.close()
+
 
 def run(
     scenario: str | Scenario,
@@ -62,19 +106,21 @@ def run(
     resume: bool = False,
     force: bool = False,
     observer: Observer | None = None,
+    track: str | None = None,
     **options: Any,
 ) -> Result:
     """Run one strategy on one scenario and return its result, which is also in the run folder `out`.
 
     options: fields of RunConfig; a strategy's own go into `strategy_options`. A finished run is not repeated; an
-    unfinished one is continued with `resume` and begun again with `force`. Raises ConfigError for a request that
-    can't be met, before any training, and RunError when the training fails.
+    unfinished one is continued with `resume` and begun again with `force`. track: `tensorboard`, `wandb` or `mlflow`,
+    where losses and accuracies go too. Raises ConfigError for a request that can't be met, before any training, and
+    RunError when the training fails.
     """
     config = resolve(scenario, strategy, options)
     if isinstance(scenario, str):
         config, scenario = prepare(config)
     folder = RunFolder(out or default_folder(config))
-    return execute(config, scenario, folder, resume=resume, force=force, observer=observer)
+    return execute(config, scenario, folder, resume=resume, force=force, observer=observer, track=track)
 
 
 def execute(
@@ -85,9 +131,13 @@ def execute(
     resume: bool = False,
     force: bool = False,
     observer: Observer | None = None,
+    track: str | None = None,
     trainer: Callable[[Context, Strategy], Trainer] = Trainer,
 ) -> Result:
     """Run a complete config in a folder, or return what is there already; see run(). `trainer` fits the stages."""
+    from clbench.tracking import require_tracker
+
+    tracker = None if track is None else require_tracker(track)
     if config.evaluate_on == "train":
         scenario = scenario.tested_on_training()
     strategy = strategy_class(config.strategy)(**config.strategy_options)
@@ -106,7 +156,10 @@ def execute(
             raise ConfigError(f"{folder.path} holds an unfinished run without its checkpoint; --force begins it again")
         if found is not None and not resume:
             raise ConfigError(f"{folder.path} holds an unfinished run; --resume continues it, --force begins it again")
-        return _Run(config, scenario, strategy, folder, observer or Observer(), trainer).go(found)
+        observer = observer or Observer()
+        if tracker is not None:
+            observer = _Both(observer, tracker(folder.path))
+        return _Run(config, scenario, strategy, folder, observer, trainer).go(found)
 
 
 class _Run:
@@ -145,10 +198,16 @@ class _Run:
         """Learn the tasks that are left of the run that was found, if any; return the result."""
         first, within = self._restore(found)
         self.observer.begin(self.config, self.scenario, first)
-        if found is None or len(found.record["tasks"]) <= len(self.record["tasks"]):
-            self._write()
-        with self._interruption:
-            return self._go(first, within)
+        try:
+            if self.record["resumes"]:
+                under_way = [] if within is None else [*within["epochs"], *within["trainer"]["records"]]
+                self.observer.resumed([*self.record["training"], *under_way])
+            if found is None or len(found.record["tasks"]) <= len(self.record["tasks"]):
+                self._write()
+            with self._interruption:
+                return self._go(first, within)
+        finally:
+            self.observer.close()
 
     def _go(self, first: int, within: dict[str, Any] | None) -> Result:
         try:
@@ -477,6 +536,7 @@ class _Run:
             result.write(self.folder.path)
         except OSError as error:
             raise RunError(f"{self.folder.path}: {error.strerror or error}; the results so far are kept") from None
+        self.observer.written(self.record)
         return result
 
 

@@ -1,8 +1,9 @@
 """Statistics across runs: spreads, intervals, paired tests, ranks. Missing values (None, NaN) are left out."""
 
+import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from math import isnan, sqrt
+from math import isfinite, isnan, sqrt
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -112,7 +113,10 @@ def interval(values: Iterable[float | None], level: float = 0.95) -> Interval | 
     if sd == 0:
         return Interval(mean, mean, method)
     if method == "BCa":
-        return Interval(*_bootstrap(tuple(defined), level), method)
+        low, high = _bootstrap(tuple(defined), level)
+        if isfinite(low) and isfinite(high):
+            return Interval(low, high, method)
+        method = "t"  # BCa is undefined where the values differ by nothing but rounding
     from scipy.special import stdtrit
 
     half = float(stdtrit(len(defined) - 1, (1 + level) / 2)) * sd / sqrt(len(defined))
@@ -304,7 +308,9 @@ def _bootstrap(values: tuple[float, ...], level: float) -> tuple[float, float]:
     import numpy as np
     from scipy import stats
 
-    found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=0)
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=0)
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 

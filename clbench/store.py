@@ -1,11 +1,12 @@
 """Run folders: what is already there, locks, checkpoints. No file of a run folder can run code."""
 
 import io
+import json
 import os
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from clbench.result import Result
 
 # Left in every run folder, so that a damaged run is known as one of ours.
 MARK = ".clbench"
+# By which ids the services of --track know the run.
+TRACKED = "track.json"
 
 
 def default_folder(config: RunConfig, root: str | os.PathLike[str] = "runs") -> Path:
@@ -24,6 +27,15 @@ def default_folder(config: RunConfig, root: str | os.PathLike[str] = "runs") -> 
     scenario = Path(config.scenario).resolve().stem if config.data_fingerprint else config.scenario
     strategy = config.strategy.rpartition(":")[2]
     return Path(root) / scenario / strategy / f"{config.seed}-{config.identity()[:8]}"
+
+
+def announce(config: RunConfig, folder: Path) -> None:
+    """Leave the mark of a planned run, with its name, for those who look on; a folder that can't be is told later."""
+    with suppress(OSError):
+        named = {"scenario": Path(config.scenario).name, "strategy": config.label, "seed": config.seed}
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not atomically: that waits for the disk, for each of a thousand runs, and nothing is lost with it.
+        (folder / MARK).write_text(json.dumps(named), encoding="utf-8")
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
@@ -72,8 +84,10 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run left here, and nothing else."""
-        for name in ("run.json", "accuracy.csv", "training.csv", "model.pt"):
+        for name in ("run.json", "accuracy.csv", "training.csv", "model.pt", TRACKED):
             (self.path / name).unlink(missing_ok=True)
+        for events in self.path.glob("tensorboard/events.out.tfevents.*"):
+            events.unlink(missing_ok=True)
         self.drop_checkpoint()
 
     def save_checkpoint(self, payload: dict[str, Any]) -> None:

@@ -41,15 +41,16 @@ def sweep(
     jobs: int = 1,
     shard: tuple[int, int] | None = None,
     force: bool = False,
+    track: str | None = None,
     cluster: Cluster | None = None,
 ) -> list[Result]:
     """Do the runs of a grid (a TOML file, or what would be in it) and return their results in its order.
 
-    shard: (K, N) is the K-th of N parts. Finished runs are not repeated, unfinished ones are continued, failed ones
-    tried again. Raises ConfigError before any training, RunError at the end if a run failed.
+    shard: (K, N) is the K-th of N parts; track: see `clbench.run`. Finished runs are not repeated, unfinished ones are
+    continued, failed ones tried again. Raises ConfigError before any training, RunError at the end if a run failed.
     """
     planned = plan_sweep(grid, out=out, shard=shard, cluster=cluster)
-    raise_first_failure(list(run_planned(planned, jobs=jobs, force=force, cluster=cluster)))
+    raise_first_failure(list(run_planned(planned, jobs=jobs, force=force, track=track, cluster=cluster)))
     return [Result.load(item.folder) for item in planned]
 
 

@@ -36,7 +36,7 @@ def update(runs: Path, root: Path) -> None:
         f"| {part.title} | " + " | ".join(COLUMNS.values()) + " | n |",
         "|---" + "|---:" * (len(COLUMNS) + 1) + "|",
     ]
-    for row in comparison(results).to_dict("records"):
+    for row in comparison([part]).to_dict("records"):
         name = row["strategy"] + (" (reference)" if row["reference"] else "")
         cells = [f"{100 * row[column]:.1f} ± {100 * row[f'{column}_sd']:.1f}" for column in COLUMNS]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {row['n']} |")

@@ -10,15 +10,20 @@ from clbench.files import write_atomically
 from clbench.reports import differences, figures, latex, page, tables
 from clbench.result import Result
 
-__all__ = ["write_figures", "write_report"]
+__all__ = ["write_comparisons", "write_figures", "write_report"]
 
 OVERVIEW = "critical_difference"
 
 
 def write_report(results: Sequence[Result], folder: str | Path) -> list[Path]:
+    """Write the report of these runs; see `write_comparisons`. Raises ConfigError for no results."""
+    return write_comparisons(tables.compare(results), folder)
+
+
+def write_comparisons(parts: Sequence[tables.Comparison], folder: str | Path) -> list[Path]:
     """Write report.html, report.md, report.tex, the tables as CSV and the figures; return their paths.
 
-    A figure that fails is left out and named in report.md and on stderr. Raises ConfigError for no results.
+    A figure that fails is left out and named in report.md and on stderr.
     """
     folder = Path(folder)
     written: list[Path] = []
@@ -39,13 +44,12 @@ def write_report(results: Sequence[Result], folder: str | Path) -> list[Path]:
             return [f"> Warning: {tables.escape(failure)}", ""]
         return [f"![{title}](figures/{stem}-{name}.png)", ""]
 
-    write("comparison.csv", tables.to_csv(tables.comparison(results)))
-    write("differences.csv", tables.to_csv(tables.differences_frame(results)))
-    write("runs.csv", tables.to_csv(tables.runs(results)))
-    write("matrices.csv", tables.to_csv(tables.matrices(results)))
-    write("report.tex", latex.to_latex(results))
+    write("comparison.csv", tables.to_csv(tables.comparison(parts)))
+    write("differences.csv", tables.to_csv(tables.differences_frame(parts)))
+    write("runs.csv", tables.to_csv(tables.runs(parts)))
+    write("matrices.csv", tables.to_csv(tables.matrices(parts)))
+    write("report.tex", latex.to_latex(parts))
     report = ["# Comparison of continual-learning strategies", ""]
-    parts = tables.compare(results)
     write("report.html", page.render(parts))
     for stem, part in zip(_stems(parts), parts, strict=True):
         report.append(tables.section(part))

@@ -136,7 +136,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def verdict(part: "Comparison") -> str:
     """Return in two sentences which strategy wins, whether that is real, where it forgets most and what it costs."""
-    found = differences(part)
+    found = part.differences
     best = found.best
     if best is None:
         return "Nothing competes here: there are references alone."

@@ -13,6 +13,7 @@ import numpy as np
 
 from clbench.metrics import average_accuracies
 from clbench.reports import differences, tables
+from clbench.reports.cells import is_line, mean_over_runs
 from clbench.reports.tables import Comparison, Row
 from clbench.result import Floats
 
@@ -85,7 +86,7 @@ def accuracy_matrices(part: Comparison, style: Style = SCREEN) -> "Figure":
     _title(figure, part.title, style)
     image = None
     for row, name, panel in zip(part.rows, _names(part), axes, strict=True):
-        mean = 100 * _mean_matrix(row)
+        mean = 100 * mean_over_runs(row.matrices)
         # Hatched is what shows through where there is no number.
         panel.set_facecolor("white")
         panel.patch.set(hatch="////", edgecolor="0.8")
@@ -116,7 +117,7 @@ def task_accuracy(part: Comparison, style: Style = SCREEN) -> "Figure":
     _title(figure, part.title, style)
     styles = _task_styles(n_tasks)
     for row, name, panel in zip(part.rows, _names(part), axes, strict=True):
-        mean = 100 * _mean_matrix(row)
+        mean = 100 * mean_over_runs(row.matrices)
         for task, line in enumerate(styles):
             panel.plot(np.arange(task, n_tasks), mean[task:, task], **line, clip_on=False)
         panel.set_title(name, fontsize="small")
@@ -138,7 +139,7 @@ def average_accuracy(part: Comparison, style: Style = SCREEN) -> "Figure":
         steps = np.flatnonzero(~np.isnan(curves).all(axis=0))
         mean = np.nanmean(curves[:, steps], axis=0)
         # The references lie on top: their dashes show what they cover.
-        handles += panel.plot(steps, mean, **line, zorder=3 if _is_line(row) else 2, clip_on=False)
+        handles += panel.plot(steps, mean, **line, zorder=3 if is_line(row) else 2, clip_on=False)
         if len(curves) > 1:
             sd = np.nanstd(curves[:, steps], axis=0, ddof=1)
             panel.fill_between(steps, mean - sd, mean + sd, color=line["color"], alpha=0.18, linewidth=0)
@@ -170,7 +171,7 @@ def forgetting(part: Comparison, style: Style = SCREEN) -> "Figure":
             hatch=hatch,
             error_kw={"elinewidth": 1.2, "capsize": 3, "ecolor": "black"},
         )
-        if _is_line(row):
+        if is_line(row):
             panel.axvline(100 * mean, color=colour, linestyle="--", linewidth=1.2, zorder=0)
     panel.axvline(0, color="black", linewidth=0.8)
     panel.set_yticks(range(len(names)), names)
@@ -471,17 +472,12 @@ def _over_steps(row: Row, task: int) -> tuple[Floats, Floats]:
     return np.array(at), np.array([np.nanmean(found[step]) for step in at])
 
 
-def _is_line(row: Row) -> bool:
-    """Tell whether the row is drawn as a reference line: the upper one (joint) or the lower one (naive)."""
-    return row.is_reference or row.is_naive
-
-
 def _styles(part: Comparison) -> list[tuple[dict[str, Any], str]]:
     """Return line style and hatch of each row: competitors in colours, references dashed, black and grey."""
     styles: list[tuple[dict[str, Any], str]] = []
     n = 0
     for row in part.rows:
-        if _is_line(row):
+        if is_line(row):
             colour = "black" if row.is_reference else "0.45"
             marker = "+" if row.is_reference else "x"
             styles.append(({"color": colour, "marker": marker, "linestyle": "--"}, ""))
@@ -500,7 +496,7 @@ def _names(part: Comparison) -> list[str]:
     """Return what each row is called in a figure."""
     names = []
     for row in part.rows:
-        role = " (upper reference)" if row.is_reference else " (lower reference)" if _is_line(row) else ""
+        role = " (upper reference)" if row.is_reference else " (lower reference)" if is_line(row) else ""
         names.append(_label(row.label) + role)
     return names
 
@@ -526,16 +522,6 @@ def _runs(part: Comparison, mark: str) -> str:
     counts = sorted({len(row.runs) for row in part.rows})
     number = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     return number if counts[-1] == 1 else f"{mark}: ± sd, {number}"
-
-
-def _mean_matrix(row: Row) -> Floats:
-    """Return the mean over the runs [T, T], NaN where no run has a number."""
-    matrices = row.matrices
-    known = ~np.isnan(matrices)
-    counts = known.sum(axis=0)
-    total = np.where(known, matrices, 0.0).sum(axis=0)
-    mean: Floats = np.divide(total, counts, out=np.full(total.shape, np.nan), where=counts > 0)
-    return mean
 
 
 def _curve(matrix: Floats) -> list[float]:

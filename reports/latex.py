@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from clbench.reports.differences import competitors
-from clbench.reports.tables import LOWER_IS_BETTER, Comparison, Row, compare
-from clbench.result import MatrixName, Result
+from clbench.reports.tables import LOWER_IS_BETTER, Comparison, Row
+from clbench.result import MatrixName
 
 COLUMNS = ("average_accuracy", "other", "average_incremental_accuracy", "forgetting", "learning_accuracy")
 TITLES = {
@@ -24,15 +24,15 @@ SPECIAL = {
 }
 
 
-def to_latex(results: Sequence[Result]) -> str:
+def to_latex(parts: Sequence[Comparison]) -> str:
     r"""Return a table for each scenario and setting: percent, mean \pm sd, best competitor bold, second underlined.
 
-    All text is escaped. Raises ConfigError for no results.
+    All text is escaped.
     """
     return "\n".join(
         [
             r"% Needs \usepackage{booktabs}; made by clbench from finished runs.",
-            *(_table(part) for part in compare(results)),
+            *(_table(part) for part in parts),
         ]
     )
 

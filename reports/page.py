@@ -11,12 +11,9 @@ from markupsafe import Markup
 from clbench.metrics import DEFINITIONS
 from clbench.reports import page_charts, page_panels, provenance, svg
 from clbench.reports.cells import Cell, Column, Figure, Table, is_line, metric, named, role
-from clbench.reports.differences import all_ranks, differences, verdict
+from clbench.reports.differences import all_ranks, verdict
 from clbench.reports.svg import Style
-from clbench.reports.tables import SETTINGS, Comparison, Row, percent
-from clbench.reports.tables import _is_best as is_best
-from clbench.reports.tables import _rule as rule
-from clbench.reports.tables import _words as words
+from clbench.reports.tables import SETTINGS, Comparison, Row, is_best, percent, rule, words
 from clbench.result import MatrixName
 
 if TYPE_CHECKING:
@@ -200,7 +197,7 @@ def _ends(row: Row) -> tuple[float, float, float]:
 
 def _differences(part: Comparison) -> tuple[Table | None, str]:
     """Return each competitor minus the best one and minus naive, and what is to say about the tests."""
-    found = differences(part)
+    found = part.differences
     index = {row.label: i for i, row in enumerate(part.rows)}
     rows = []
     for one in (*found.against_best, *found.against_naive):

@@ -10,9 +10,9 @@ from clbench.reports import svg
 from clbench.reports.cells import Cell, Column, Figure, Table, mean_over_runs, named, or_dash, spread_cell
 from clbench.reports.svg import Line, Style
 from clbench.reports.tables import Comparison, Row
-from clbench.reports.tables import _printable as printable
 from clbench.result import Evaluation, Floats, Result
 from clbench.statistics import spread
+from clbench.text import printable
 
 # Cells that the matrices of a section, and its confusion matrices, may have in all: beyond, the page gets too big.
 MOST_CELLS = 40_000

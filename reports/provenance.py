@@ -8,10 +8,9 @@ from clbench.config import NOT_IDENTITY, RunConfig
 from clbench.errors import ConfigError
 from clbench.registry import entry_point_names, parse_spec
 from clbench.reports.cells import Cell, Column, Table, or_dash
-from clbench.reports.tables import Comparison, Row
-from clbench.reports.tables import _printable as printable
-from clbench.reports.tables import _words as words
+from clbench.reports.tables import Comparison, Row, words
 from clbench.result import Result
+from clbench.text import printable
 
 
 def runs(part: Comparison) -> tuple[Table, list[tuple[str, str]]]:

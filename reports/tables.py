@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from clbench.reports import differences
 from clbench.reports.protocol import broken_rules
 from clbench.result import Floats, MatrixName, Result
 from clbench.statistics import Interval, Spread, interval, spread, variances
+from clbench.text import printable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -111,6 +112,11 @@ class Comparison:
         tasks, classes = "task" if n == 1 else "tasks", "class" if each == "1" else "classes"
         return f"{self.scenario}, {SETTINGS[self.setting]}, {n} {tasks} of {each} {classes}"
 
+    @cached_property
+    def differences(self) -> differences.Differences:
+        """Which strategies differ: tested once, however many tables say so."""
+        return differences.differences(self)
+
     def matrix(self, name: MatrixName) -> str:
         """Return what a matrix is called in this setting."""
         return matrix_label(name, self.setting)
@@ -130,12 +136,6 @@ def compare(results: Sequence[Result]) -> list[Comparison]:
     """Group runs by scenario, setting and task sizes; raises ConfigError when there are none."""
     if not results:
         raise ConfigError("results=[]: at least one run is accepted")
-    return list(_compared(tuple(results)))
-
-
-# Every table of a report asks for the comparisons of the same runs.
-@lru_cache(maxsize=1)
-def _compared(results: tuple[Result, ...]) -> list[Comparison]:
     groups: dict[tuple[str, str, MatrixName, tuple[int, ...]], list[Result]] = {}
     for result in results:
         sizes = tuple(len(classes) for classes in result.task_classes)
@@ -143,7 +143,7 @@ def _compared(results: tuple[Result, ...]) -> list[Comparison]:
     return [_comparison(key, group) for key, group in groups.items()]
 
 
-def comparison(results: Sequence[Result]) -> "DataFrame":
+def comparison(parts: Sequence[Comparison]) -> "DataFrame":
     """Return one row a strategy and classifier: the mean of each number under its name, `_sd` (n-1), `_n`.
 
     `_low` and `_high`, the 95 % confidence interval of the mean, are there for metrics, not for costs.
@@ -169,7 +169,7 @@ def comparison(results: Sequence[Result]) -> "DataFrame":
                 for name in dict.fromkeys(name for numbers in row.numbers for name in numbers)
                 for ending, value in _columns(row, name).items()
             }
-            for part in compare(results)
+            for part in parts
             for row in part.rows
         ]
     )
@@ -183,7 +183,7 @@ def _columns(row: Row, name: str) -> Numbers:
     return columns
 
 
-def runs(results: Sequence[Result]) -> "DataFrame":
+def runs(parts: Sequence[Comparison]) -> "DataFrame":
     """Return one row a run and classifier, with its seed, class order and every number."""
     import pandas as pd
 
@@ -202,21 +202,21 @@ def runs(results: Sequence[Result]) -> "DataFrame":
                 "created": run.created,
             }
             | numbers
-            for part in compare(results)
+            for part in parts
             for row in part.rows
             for run, numbers in zip(row.runs, row.numbers, strict=True)
         ]
     )
 
 
-def matrices(results: Sequence[Result]) -> "DataFrame":
+def matrices(parts: Sequence[Comparison]) -> "DataFrame":
     """Return every entry of every accuracy matrix, one a row; empty where a task was not tested."""
     import pandas as pd
 
     return pd.DataFrame(
         [
             (part.scenario, part.setting, row.label, run.seed, run.identity, *entry)
-            for part in compare(results)
+            for part in parts
             for row in part.rows
             if row.is_headline
             for run in row.runs
@@ -229,7 +229,7 @@ def matrices(results: Sequence[Result]) -> "DataFrame":
     )
 
 
-def differences_frame(results: Sequence[Result]) -> "DataFrame":
+def differences_frame(parts: Sequence[Comparison]) -> "DataFrame":
     """Return every competitor minus the best one and minus naive, one a row: `differences.Difference` in full."""
     import pandas as pd
 
@@ -254,8 +254,8 @@ def differences_frame(results: Sequence[Result]) -> "DataFrame":
                 "probability_of_improvement": one.paired.probability_of_improvement,
                 "runs_needed": one.runs_needed,
             }
-            for part in compare(results)
-            for found in [differences.differences(part)]
+            for part in parts
+            for found in [part.differences]
             for one in (*found.against_best, *found.against_naive)
         ],
         columns=[
@@ -302,19 +302,19 @@ def to_csv(frame: "DataFrame") -> str:
     return frame.to_csv(index=False, lineterminator="\n")
 
 
-def render(results: Sequence[Result]) -> Group:
+def render(parts: Sequence[Comparison]) -> Group:
     """Return the comparison for a terminal: a table for each scenario and setting, then the notes."""
-    parts: list[Table | Text] = []
-    for part in compare(results):
-        parts.append(_terminal_table(part))
-        parts.append(Text(f"verdict: {differences.verdict(part)}", style="bold"))
-        parts.extend(Text(f"note: {note}", style="yellow") for note in part.notes)
-    return Group(*parts)
+    shown: list[Table | Text] = []
+    for part in parts:
+        shown.append(_terminal_table(part))
+        shown.append(Text(f"verdict: {differences.verdict(part)}", style="bold"))
+        shown.extend(Text(f"note: {note}", style="yellow") for note in part.notes)
+    return Group(*shown)
 
 
-def to_markdown(results: Sequence[Result]) -> str:
+def to_markdown(parts: Sequence[Comparison]) -> str:
     """Return the whole comparison as Markdown: tables, each run, notes, the definitions of the metrics."""
-    return "\n".join([*(section(part) for part in compare(results)), definitions()])
+    return "\n".join([*(section(part) for part in parts), definitions()])
 
 
 def section(part: Comparison) -> str:
@@ -326,7 +326,7 @@ def section(part: Comparison) -> str:
     ]
     of_accuracy = [name for name in DEFINITIONS if name.endswith(("accuracy", "without_first"))]
     rest = [name for name in DEFINITIONS if name not in of_accuracy]
-    columns = [*accuracies, *((name, _words(name)) for name in of_accuracy if name != "average_accuracy")]
+    columns = [*accuracies, *((name, words(name)) for name in of_accuracy if name != "average_accuracy")]
     seeds = list(dict.fromkeys(_repetition(run) for row in part.rows for run in row.runs))
     return "\n".join(
         [
@@ -334,7 +334,7 @@ def section(part: Comparison) -> str:
             "",
             f"**{escape(differences.verdict(part))}**",
             "",
-            f"The headline is the {part.matrix(part.headline)} average accuracy: {_rule(part)} "
+            f"The headline is the {part.matrix(part.headline)} average accuracy: {rule(part)} "
             "A row such as `icarl (linear)` is a further classifier of the same runs. "
             "Mean ± standard deviation (n-1) over n runs, in brackets the 95 % confidence interval of the mean "
             "(Student's t; BCa bootstrap from n = 20); one run has neither. "
@@ -349,15 +349,15 @@ def section(part: Comparison) -> str:
             *_sources(part),
             "### Forgetting and transfer (percentage points; of forgetting and intransigence less is better)",
             "",
-            *_markdown_table(part, [(name, _words(name)) for name in rest]),
+            *_markdown_table(part, [(name, words(name)) for name in rest]),
             "",
             "### Cost",
             "",
-            *_markdown_table(part, [(n, _words(n)) for n in ("steps", *part.names("seconds"))]),
+            *_markdown_table(part, [(n, words(n)) for n in ("steps", *part.names("seconds"))]),
             "",
             "### Storage kept from task to task (the most after any task; extra: all but the model)",
             "",
-            *_markdown_table(part, [(name, _words(name)) for name in (*part.names("_items"), *part.names("_bytes"))]),
+            *_markdown_table(part, [(name, words(name)) for name in (*part.names("_items"), *part.names("_bytes"))]),
             "",
             f"### Each run: {part.matrix(part.headline)} average accuracy (%)",
             "",
@@ -389,7 +389,7 @@ def _hyper_parameters(part: Comparison) -> list[str]:
 
 def definitions() -> str:
     """Return the definition of every metric as Markdown."""
-    lines = [f"- **{_words(name)}**: {escape(text)}" for name, text in DEFINITIONS.items()]
+    lines = [f"- **{words(name)}**: {escape(text)}" for name, text in DEFINITIONS.items()]
     return "\n".join(
         [
             "## Definitions",
@@ -403,7 +403,8 @@ def definitions() -> str:
     )
 
 
-def _rule(part: Comparison) -> str:
+def rule(part: Comparison) -> str:
+    """Return what competes in the headline matrix, as a sentence."""
     if part.headline == "task_aware":
         return "the task is known and only its own outputs compete."
     if part.setting == "domain":
@@ -413,7 +414,7 @@ def _rule(part: Comparison) -> str:
 
 def _differences(part: Comparison) -> list[str]:
     """Return the lines on which differences are real; none where there is nothing to compare."""
-    found = differences.differences(part)
+    found = part.differences
     lines = [
         f"| {_code(one.ours.label)}{_mark(one.ours)} | {_code(one.theirs.label)} | {one.paired.n} | "
         f"{_signed(one.paired.difference)}{_bracket(one.paired.interval)} | {_digits(one.p)} | "
@@ -488,7 +489,7 @@ def _comparison(key: tuple[str, str, MatrixName, tuple[int, ...]], results: list
     scenario, setting, headline, sizes = key
     labels: dict[str, list[Result]] = {}
     for result in results:
-        labels.setdefault(_printable(result.strategy), []).append(result)
+        labels.setdefault(printable(result.strategy), []).append(result)
     notes: list[str] = []
     groups: list[tuple[str, list[Result]]] = []
     for label, of_label in labels.items():
@@ -531,7 +532,7 @@ def _row(label: str, classifier: str, runs: list[Result], joints: dict[Repetitio
     known = [run for run in runs if classifier in run.classifiers]
     numbers = [_numbers(run, classifier, joints.get(_repetition(run))) for run in known]
     headline = classifier == runs[0].headline_classifier
-    shown = label if headline else f"{label} ({_printable(classifier)})"
+    shown = label if headline else f"{label} ({printable(classifier)})"
     return Row(shown, classifier, known, numbers)
 
 
@@ -602,7 +603,7 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
         if len(groups) > 1 and sum(map(len, where.values())) == len(runs):
             who = "all runs"
         notes.append(f"{text} ({who})")
-    return [_printable(note) for note in notes]
+    return [printable(note) for note in notes]
 
 
 def _protocol(run: Result) -> dict[str, Any]:
@@ -626,7 +627,7 @@ def _repetition(run: Result) -> Repetition:
 
 
 def _pairs(values: dict[str, str]) -> str:
-    return _printable(", ".join(f"{key}={value}" for key, value in values.items()))
+    return printable(", ".join(f"{key}={value}" for key, value in values.items()))
 
 
 def _text(value: object) -> str:
@@ -635,13 +636,9 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
-def _printable(text: str) -> str:
-    """Return the text without line breaks, terminal codes and other characters that can't be seen."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _words(name: str) -> str:
-    return _printable(name).replace("_", " ").replace("|", "/")
+def words(name: str) -> str:
+    """Return a name of a number as words that a Markdown table can hold."""
+    return printable(name).replace("_", " ").replace("|", "/")
 
 
 def percent(value: float) -> str:
@@ -667,7 +664,7 @@ def _cell(row: Row, name: str) -> str:
     return text if n == len(row.runs) else f"{text} (n={n})"
 
 
-def _is_best(part: Comparison, row: Row, name: str) -> bool:
+def is_best(part: Comparison, row: Row, name: str) -> bool:
     """Tell whether the row is the best competitor in a metric, as printed: equal numbers are equally bold."""
     if name not in METRICS or row.is_reference:
         return False
@@ -703,7 +700,7 @@ def _markdown_table(part: Comparison, columns: list[tuple[str, str]]) -> list[st
         cells = []
         for name, _ in columns:
             cell = _cell(row, name)
-            cell = f"**{cell}**" if _is_best(part, row, name) else cell
+            cell = f"**{cell}**" if is_best(part, row, name) else cell
             cells.append(cell + _bracket(row.interval(name) if name in WITH_INTERVAL else None))
         head = f"| {_code(row.label)}{_mark(row)} | {escape(row.runs[0].family)} | {len(row.runs)} | "
         lines.append(head + " | ".join(cells) + " |")
@@ -723,7 +720,7 @@ def _code(text: str) -> str:
 
 def escape(text: str) -> str:
     """Return text that Markdown shows as it is."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>|$#" else c for c in _printable(text))
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>|$#" else c for c in printable(text))
 
 
 def _terminal_table(part: Comparison) -> Table:
@@ -755,7 +752,7 @@ def _terminal_table(part: Comparison) -> Table:
     for row in part.rows:
         cells = [
             # Without the spaces, seven columns fit on 100 characters.
-            Text(_cell(row, name).replace(" ± ", "±"), style="bold" if _is_best(part, row, name) else "")
+            Text(_cell(row, name).replace(" ± ", "±"), style="bold" if is_best(part, row, name) else "")
             for name, _ in columns
         ]
         table.add_row(

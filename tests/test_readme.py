@@ -18,19 +18,19 @@ import pytest
 from clbench import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [
-    "README.md",
-    "CONTRIBUTING.md",
-    *(
-        f"docs/{name}.md"
-        for name in ("concepts", "defaults", "metrics", "reproduction", "statistics", "sweeps", "tuning")
-    ),
-]
-# The commands of the README are typed for real scenarios; here they get little to do.
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
+# Blocks of commands that no test runs as they stand: what is in them, and why.
+NOT_RUN = {
+    "#SBATCH": "needs Slurm; test_the_commands_of_the_page_of_sweeps_work runs it with a srun of its own",
+    "ray start": "needs a Ray cluster; tests/core/test_cluster.py runs one",
+    "ResNet18_Weights": "downloads 45 MB of weights; tests/core/test_models.py reads a file of that form",
+    "split-cifar100": "needs CIFAR-100, and hours",
+}
+# Commands are typed for real scenarios; here they get little to do.
 SHRINK = """
 clbench() {
     case $1 in
-        run|compare|tune) command clbench "$@" --epochs 1 --limit 5 --threads 1 ;;
+        run|compare|tune|pretrain) command clbench "$@" --epochs 1 --limit 5 --threads 1 ;;
         *) command clbench "$@" ;;
     esac
 }
@@ -70,22 +70,44 @@ def test_the_pages_have_commands_and_examples() -> None:
     assert len(blocks("CONTRIBUTING.md", "python")) >= 2
 
 
+def commands() -> list[Any]:
+    """Every block of commands of every page, those of NOT_RUN skipped with the reason."""
+    found = []
+    for page in PAGES:
+        for number, block in enumerate(blocks(page, "bash")):
+            reason = next((why for what, why in NOT_RUN.items() if what in block), None)
+            marks = [] if reason is None else [pytest.mark.skip(reason=reason)]
+            found.append(pytest.param(page, number, marks=marks))
+    return found
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(blocks("README.md", "bash"))))
-def test_the_commands_of_the_readme_work_DA06(number: int, place: Path) -> None:
-    block = blocks("README.md", "bash")[number]
-    lines = [line for line in block.splitlines() if not line.startswith("make ")]
+@pytest.mark.parametrize(("page", "number"), commands())
+def test_the_commands_of_the_pages_work_DA06(page: str, number: int, place: Path) -> None:
+    block = blocks(page, "bash")[number]
+    lines = [line for line in block.splitlines() if not line.startswith(("make ", "pip install "))]
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "CLBENCH_CACHE": str(place / "cache") if "photos" in block else os.environ.get("CLBENCH_CACHE", ""),
     }
     script = SHRINK + "\n".join(lines)
+    (place / "runs").mkdir()
     ended = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         env=environment, cwd=place, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
+
+
+def test_every_block_has_a_language_and_those_that_are_not_run_are_there() -> None:
+    """A block without one would be run by nothing; a reason for a block that is gone would hide the next one."""
+    pages = {page: (ROOT / page).read_text() for page in PAGES}
+    for page, text in pages.items():
+        opening = re.findall(r"^```(.*)$", text, re.MULTILINE)[::2]
+        assert set(opening) <= {"bash", "python", "toml", "text"}, page
+    every = "\n".join(block for page in PAGES for block in blocks(page, "bash"))
+    assert [what for what in NOT_RUN if what not in every] == []
 
 
 def test_the_grid_of_the_page_of_sweeps_is_what_it_says() -> None:
@@ -100,7 +122,7 @@ def test_the_grid_of_the_page_of_sweeps_is_what_it_says() -> None:
 @pytest.mark.slow
 def test_the_commands_of_the_page_of_sweeps_work(place: Path) -> None:
     """On this machine, and as the second of two jobs of a Slurm array."""
-    local, slurm, _ = blocks("docs/sweeps.md", "bash")
+    local, _, slurm, _ = blocks("docs/sweeps.md", "bash")
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -122,20 +144,13 @@ def test_the_commands_of_the_page_of_sweeps_work(place: Path) -> None:
     assert (place / "report" / "report.md").exists()
 
 
-@pytest.mark.parametrize(
-    ("page", "number"),
-    [
-        (page, n)
-        for page in ("README.md", "CONTRIBUTING.md", "docs/statistics.md", "docs/tuning.md")
-        for n in range(len(blocks(page, "python")))
-    ],
-)
+@pytest.mark.parametrize(("page", "number"), [(page, n) for page in PAGES for n in range(len(blocks(page, "python")))])
 def test_the_python_examples_work_DA06(page: str, number: int, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = blocks(page, "python")[number]
     (place / "example.py").write_text(text)
     runpy.run_path(str(place / "example.py"), run_name="example")
     assert ("print(" in text) == bool(capsys.readouterr().out)
-    if "mine.npz" in text:
+    if "mine.npz" in text:  # as few lines as are promised
         assert len([line for line in text.splitlines() if line.strip()]) < 10
 
 
@@ -158,6 +173,16 @@ def test_the_page_of_defaults_is_up_to_date() -> None:
     assert (ROOT / "docs/defaults.md").read_text() == expected + "\n"
 
 
+def test_the_page_of_strategies_is_up_to_date() -> None:
+    """Generated too; it has every strategy that pyproject.toml declares, the equation from its docstring in a box."""
+    expected: str = runpy.run_path(str(ROOT / "docs/update_defaults.py"))["strategies_page"]()
+    assert (ROOT / "docs/strategies.md").read_text() == expected + "\n"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = project["entry-points"]["clbench.strategies"]
+    assert set(re.findall(r"^### (\S+)$", expected, re.MULTILINE)) == set(declared)
+    assert len(blocks("docs/strategies.md", "text")) == len(declared)
+
+
 def test_the_page_of_published_numbers_is_up_to_date_IC01() -> None:
     """Generated from the claims and the kept results; `make readme` writes it anew. Each claim has its row."""
     expected: str = runpy.run_path(str(ROOT / "docs/update_reproduction.py"))["page"]()
@@ -177,8 +202,8 @@ def test_presets_are_those_of_the_page_IC16() -> None:
     page: dict[str, dict[str, str]] = {}
     heading = ""
     for line in (ROOT / "docs/defaults.md").read_text().splitlines():
-        if line.startswith("### "):
-            heading = line.removeprefix("### ")
+        if line.startswith(("## ", "### ")):
+            heading = line.lstrip("# ")
         elif found := re.match(r"\| `(\w+)` \| `([^`]*)` \|", line):
             page.setdefault(heading, {})[found[1]] = found[2]
     presets = tomllib.loads((ROOT / "scenarios/presets.toml").read_text())

@@ -67,6 +67,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (command("run --help"), ()),
         (command("sweep --help"), ()),
         (command("report run"), ("pandas", "matplotlib", "numpy", "PIL")),
+        (command("watch run --once"), ("numpy",)),
         (command("list"), ("torch", "numpy")),
         (command("describe split-mnist-5k"), ("torch", "numpy")),
     ],

@@ -303,3 +303,13 @@ def test_runs_needed_of_a_difference_that_never_varies():
 def test_runs_needed_refuses_what_has_no_answer(arguments):
     with pytest.raises(ConfigError, match="accepted"):
         runs_needed(*arguments)
+
+
+def test_values_that_differ_by_rounding_alone_have_an_interval_of_t(recwarn: pytest.WarningsRecorder) -> None:
+    """BCa is undefined there; 0.1 + 0.2 and 0.3 are one number to a reader."""
+    found = interval([0.3, 0.1 + 0.2] * 50)
+    assert found is not None
+    assert found.method == "t"
+    assert found.low == pytest.approx(0.3)
+    assert found.high == pytest.approx(0.3)
+    assert not recwarn.list

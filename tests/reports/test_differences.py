@@ -120,7 +120,7 @@ def test_the_verdict_says_who_wins_whether_it_is_real_where_it_forgets_and_what_
     assert "15.0 points above lwf: a real difference (p = 0.023)" in text, "3 * 2 / 256"
     assert "its lead over naive is real" in text
     assert "It forgets 29.1 points, takes 0.3 seconds a run and keeps nothing beside the model." in text
-    assert text in re.sub(r"\\(.)", r"\1", tables.to_markdown(results))
+    assert text in re.sub(r"\\(.)", r"\1", tables.to_markdown(tables.compare(results)))
 
 
 def test_the_verdict_names_the_task_that_is_forgotten_most(make_result: Make) -> None:
@@ -145,18 +145,18 @@ def test_equal_strategies_are_not_called_different(make_result: Make) -> None:
 
 def test_intervals_stand_beside_the_standard_deviations(make_result: Make) -> None:
     """Averages .3 and .5: mean .4, half width 12.7062 * .1 (t with one degree of freedom, by hand)."""
-    frame = tables.comparison(runs(make_result, "lwf", [0.3, 0.5]))
+    frame = tables.comparison(tables.compare(runs(make_result, "lwf", [0.3, 0.5])))
     assert frame["average_accuracy_low"][0] == pytest.approx(0.4 - 1.27062, abs=1e-5)
     assert frame["average_accuracy_high"][0] == pytest.approx(0.4 + 1.27062, abs=1e-5)
     assert pd.isna(frame["forgetting_low"][0])
-    assert "40.0 ± 14.1 [-87.1, 167.1]" in tables.to_markdown(runs(make_result, "lwf", [0.3, 0.5]))
-    alone = tables.comparison(runs(make_result, "lwf", [0.3]))
+    assert "40.0 ± 14.1 [-87.1, 167.1]" in tables.to_markdown(tables.compare(runs(make_result, "lwf", [0.3, 0.5])))
+    alone = tables.comparison(tables.compare(runs(make_result, "lwf", [0.3])))
     assert pd.isna(alone["average_accuracy_low"][0])
 
 
 def test_every_difference_is_in_a_file_ME09(make_result: Make) -> None:
     results = planted(make_result, 10)
-    frame = pd.read_csv(io.StringIO(tables.to_csv(tables.differences_frame(results))))
+    frame = pd.read_csv(io.StringIO(tables.to_csv(tables.differences_frame(tables.compare(results)))))
     assert frame[["strategy", "minus"]].to_numpy().tolist() == [
         ["lwf", "er"],
         ["naive", "er"],
@@ -166,7 +166,7 @@ def test_every_difference_is_in_a_file_ME09(make_result: Make) -> None:
     assert frame["difference"][2] == pytest.approx(0.4)
     assert frame["p_holm"].tolist() == pytest.approx([6 / 1024] * 4)
     assert (frame["low"] < frame["difference"]).all()
-    assert len(tables.differences_frame([make_result("lwf")])) == 0
+    assert len(tables.differences_frame(tables.compare([make_result("lwf")]))) == 0
 
 
 def test_class_order_and_initialisation_are_told_apart_in_a_crossed_design_IC19(make_result: Make) -> None:
@@ -182,7 +182,7 @@ def test_class_order_and_initialisation_are_told_apart_in_a_crossed_design_IC19(
 
 def test_a_domain_incremental_headline_is_called_one(make_result: Make) -> None:
     results = runs(make_result, "lwf", [0.3, 0.5], setting="domain")
-    text = tables.to_markdown(results)
+    text = tables.to_markdown(tables.compare(results))
     assert "The headline is the domain-incremental average accuracy: all tasks have the same outputs" in text
     assert "class-incremental" not in text.split("## Definitions")[0]
     assert "domain-incremental" in differences.verdict(of(results))

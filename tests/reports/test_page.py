@@ -283,7 +283,7 @@ def test_each_run_is_listed_with_its_class_order_IC19(make_result: Make) -> None
 def test_numbers_of_the_page_are_those_of_the_tables_on_disk_ME09(seven: list[Result]) -> None:
     import pandas as pd
 
-    frame = pd.read_csv(io.StringIO(tables.to_csv(tables.comparison(seven)))).set_index("strategy")
+    frame = pd.read_csv(io.StringIO(tables.to_csv(tables.comparison(tables.compare(seven))))).set_index("strategy")
     found = rendered(seven)
     table = found.tables[0]
     place = next(i for i, title in enumerate(table[0]) if title.startswith("forgetting"))

@@ -1,0 +1,14 @@
+"""Texts for people."""
+
+
+def printable(text: str) -> str:
+    """Return the text without line breaks, terminal codes and other characters that can't be seen."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: `12.3 s`, `5 min`, `2 h 7 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,29 @@
+"""The documentation site: it builds without a warning, has every page, and needs no network."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
+    """A page that is left out, a link or an anchor that leads nowhere is a warning of mkdocs, and so an error here."""
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("material")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert built.returncode == 0, built.stderr
+    pages = {page.stem: page for page in (tmp_path / "site").glob("*.html")}
+    sources = {page.stem for page in (ROOT / "docs").glob("*.md")}
+    assert set(pages) == {"index", "contributing", "404", *sources}
+    for page in pages.values():
+        text = page.read_text("utf-8")
+        fetched = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"?(https?:[^\s\">]*)", text)
+        assert fetched == []
+    assert "matrix.svg" in pages["concepts"].read_text("utf-8")
+    assert not list((tmp_path / "site").rglob("*.py"))
