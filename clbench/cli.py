@@ -164,6 +164,51 @@ def compare_verb(
     raise_first_failure(outcomes)
 
 
+@app.command("crosscheck")
+@config_options(without=("seed", "memory_per_class", "memory_policy"))
+def crosscheck_verb(
+    fields: dict[str, Any],
+    methods: Annotated[list[str], typer.Argument(help="Methods: naive lwf ewc er icarl si.")],
+    scenario: Annotated[str, typer.Option(help="The scenario of both.")] = "split-mnist-5k",
+    seeds: Annotated[str | None, typer.Option(help="A number of seeds, or the seeds: 0,1,2 (default: 5).")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train our implementation of a method and Avalanche's on the same scenario, and show how far they are apart."""
+    from clbench.crosscheck import as_dict, plan_crosscheck, rows
+    from clbench.execution import raise_first_failure, run_planned
+
+    wanted = _given_seeds(seeds, fields)
+    planned = plan_crosscheck(methods, scenario, seeds=wanted, out=out, **fields)
+    every = [run for ours, theirs in planned.values() for run in (*ours, *theirs)]
+    outcomes: list[Outcome] = []
+    with _Progress(_console(quiet or as_json), every) as progress:
+        for outcome in run_planned(every, jobs=jobs, force=force):
+            outcomes.append(outcome)
+            progress.finished(outcome)
+    raise_first_failure(outcomes)
+    found = [as_dict(row) for row in rows(planned)]
+    if as_json:
+        print(json.dumps(found))
+        return
+    from rich.table import Table
+
+    table = Table(
+        title=f"average accuracy on {scenario} in %, ours minus Avalanche's with 95 % interval", show_lines=True
+    )
+    for column in ("method", "n", "ours", "Avalanche", "difference", "where definitions differ"):
+        table.add_column(column, overflow="fold")
+    for row in found:
+        interval = "" if row["low"] is None else f" [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+        difference = f"{100 * row['difference']:+.1f}{interval}"
+        means = [f"{100 * row[name]:.1f}" for name in ("ours", "avalanche")]
+        table.add_row(row["method"], str(row["n"]), *means, _plain(difference), row["differs"])
+    _stdout().print(table)
+
+
 @app.command("sweep")
 def sweep_verb(
     grid: Annotated[Path, typer.Argument(metavar="FILE.toml", help="The grid of runs; docs/sweeps.md shows one.")],
@@ -629,7 +674,8 @@ def list_verb(
         if kind == "strategies":
             _stdout().print(
                 "extra kB: kept beside the network after 5 tasks of split-mnist-5k (mlp:400-400, 200 exemplars); "
-                "per task: what each further task adds; both measured",
+                "per task: what each further task adds; both measured\n"
+                "avalanche:NAME is Avalanche's own strategy, such as avalanche:LwF\\[alpha=1,temperature=2]",
                 highlight=False,
             )
 

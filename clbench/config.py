@@ -76,8 +76,8 @@ class RunConfig(BaseModel):
         default="channel",
         description="subtract the mean and divide by the deviation per channel; subtract the mean image; or neither",
     )
-    augment: Literal["none", "crop-flip"] = Field(
-        default="none", description="random crop (padding 4) and flip of the training images"
+    augment: Literal["none", "crop-flip", "crop", "flip"] = Field(
+        default="none", description="random crop (padding 4) and flip of the training images, or one of them"
     )
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="seed of every random stream of the run")

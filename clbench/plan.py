@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from clbench.config import RunConfig
+from clbench.errors import ConfigError
 from clbench.memory import Memory
+from clbench.resolve import strategy_class
 from clbench.runner import execute
 from clbench.scenario import ImageSet, Scenario
 from clbench.store import RunFolder
@@ -33,6 +35,8 @@ def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
     gradients, optimizer, what the strategy keeps, all images), without the activations of a step. With early stopping
     updates and time are upper limits. Raises ConfigError as run() does.
     """
+    if strategy_class(config.strategy).foreign:
+        raise ConfigError(f"{config.strategy} trains by its own loop, which can't be rehearsed; other strategies can")
     if config.evaluate_on == "train":
         scenario = scenario.tested_on_training()
     rehearsals: list[_Rehearsal] = []

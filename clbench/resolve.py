@@ -25,10 +25,21 @@ _SHARED = {
 
 
 def strategy_class(name: str) -> type[Strategy]:
-    """Return a strategy: a registered one, path/to/file.py:Class, or a class handed over in Python, by its name."""
+    """Return a strategy: a registered one, path/to/file.py:Class, SOURCE:NAME of other software, or a class by its name.
+
+    The last are classes handed over in Python. A source ("avalanche") is an entry point of the group
+    `clbench.strategy_sources`: a function that returns the strategy of a name.
+    """
     if name in _given:
         return _given[name]
-    loaded = _from_file(name) if ".py:" in name else load_entry_point("clbench.strategies", "strategy", name)
+    source, colon, inner = name.partition(":")
+    if ".py:" in name:
+        loaded = _from_file(name)
+    elif colon:
+        made: Any = load_entry_point("clbench.strategy_sources", "source of strategies", source)
+        loaded = made(inner)
+    else:
+        loaded = load_entry_point("clbench.strategies", "strategy", name)
     if isinstance(loaded, type) and issubclass(loaded, Strategy) and not hasattr(loaded, "family"):
         raise ConfigError(f"strategy {name!r} declares no family, such as family = 'replay'")
     if not (isinstance(loaded, type) and issubclass(loaded, Strategy)):
@@ -110,6 +121,7 @@ def resolve(
     preset = dict(scenario_spec("files" if isinstance(scenario, Scenario) else scenario).preset)
     if isinstance(scenario, Scenario):
         _refuse_scenario_fields(asked)
+        preset["augment"] = scenario.augment
         asked |= {"setting": scenario.setting, "data_fingerprint": scenario.fingerprint or scenario.digest()}
         held = sum(len(task.validation) for task in scenario.tasks)
         asked["validation"] = held / max(held + sum(len(task.train) for task in scenario.tasks), 1)

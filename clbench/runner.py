@@ -152,7 +152,11 @@ def execute(
             if (made_by := found.record["clbench"]) != metadata.version("clbench"):
                 warnings.warn(f"{folder.path}: reused, a run of clbench {made_by}", stacklevel=2)
             return found
-        if found is not None and found.record["tasks"] and not folder.has_checkpoint():
+        if found is not None and strategy.foreign and not resume:
+            raise ConfigError(
+                f"{folder.path} holds an unfinished run, which {config.strategy} can't continue; --force begins it again"
+            )
+        if found is not None and found.record["tasks"] and not folder.has_checkpoint() and not strategy.foreign:
             raise ConfigError(f"{folder.path} holds an unfinished run without its checkpoint; --force begins it again")
         if found is not None and not resume:
             raise ConfigError(f"{folder.path} holds an unfinished run; --resume continues it, --force begins it again")
@@ -270,8 +274,9 @@ class _Run:
         for data in (view.train, view.validation):
             data.expire()
         self._log_task(task.index, max((len(stage.data) for stage in stages), default=0), epochs, seconds)
-        self._start = pack({"strategy": strategy.state(), "optimizer_state": self.trainer.optimizer_state})
-        self._save(task.index + 1, None)
+        if not strategy.foreign:
+            self._start = pack({"strategy": strategy.state(), "optimizer_state": self.trainer.optimizer_state})
+            self._save(task.index + 1, None)
         self._write()
         self.observer.task(task.index, self.record["accuracy"][self.record["headline"]["matrix"]][task.index])
 
@@ -301,6 +306,9 @@ class _Run:
         """Between two steps: save where the task is when it is time to, and end where an interruption waits."""
         if not self._is_due(epoch_is_over):
             return
+        if self.strategy.foreign:
+            self._interruption.pass_on()
+            return
         started = time.perf_counter()
         # One file, so that parameters in several places are one object each when it is read.
         within = {
@@ -325,8 +333,8 @@ class _Run:
 
     def _is_due(self, epoch_is_over: bool) -> bool:
         every = self.config.checkpoint_every
-        if self._interruption.signal is not None:
-            return True
+        if self._interruption.signal is not None or self.strategy.foreign:
+            return self._interruption.signal is not None
         if isinstance(every, float):
             return time.monotonic() - self._saved >= 60 * every
         if every in ("epoch", "task"):
@@ -505,7 +513,9 @@ class _Run:
         stored = self.folder.load_checkpoint(classes)
         if stored is None:
             if found is not None:
-                warnings.warn(f"{path}: nothing had been saved to continue from; the run begins again", stacklevel=2)
+                foreign = f"the state of {self.config.strategy} can't be saved"
+                why = foreign if self.strategy.foreign else "nothing had been saved to continue from"
+                warnings.warn(f"{path}: {why}; the run begins again", stacklevel=2)
             return 0, None
         if stored.get("identity") != self.config.identity():
             raise ConfigError(f"{path}: its checkpoint is of another run; --force begins this one again")

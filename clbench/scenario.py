@@ -102,6 +102,7 @@ class Scenario:
     """An ordered list of tasks cut from one data set.
 
     mean, std: per channel, of images / 255. fingerprint: digest of the data where its name does not say what it is.
+    augment: what a run of it does to training images where it is not told otherwise.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Scenario:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str | None = None
+    augment: str = "none"
 
     @property
     def class_order(self) -> list[int]:

@@ -41,6 +41,7 @@ class Stage:
     loss: replaces the strategy's. before: run once at the start, before the optimizer is made. Both reach modules
     through the strategy: after an interruption these are other objects. watched: early
     stopping and plateau schedules apply, which judge by the current task alone; not so where old tasks count as much.
+    run: a loop that trains instead of the engine's and returns a record per epoch (see Strategy.foreign).
     """
 
     data: ImageSet
@@ -53,6 +54,16 @@ class Stage:
     loss: Callable[[Batch], Terms] | None = None
     before: Callable[[], None] | None = None
     watched: bool = True
+    run: Callable[["Watch"], list[dict[str, Any]]] | None = None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a loop that is not the engine's tells it: a step is done (its loss, or None), an epoch, a place to end."""
+
+    after_step: Callable[[float | None], None]
+    after_epoch: Callable[[dict[str, Any]], None]
+    at_rest: Callable[[bool], None]
 
 
 @dataclass
@@ -108,6 +119,8 @@ class Strategy:
     needs_memory: ClassVar[bool] = False
     memory_policy: ClassVar[str] = "herding"
     needs_task_at_test: ClassVar[bool] = False
+    # Whether other software trains, whose state can't be saved: such a run is not continued but begun again.
+    foreign: ClassVar[bool] = False
     # Checks of the conformance kit (clbench.testing) that make no sense for it, each with the reason.
     not_applicable: ClassVar[Mapping[str, str]] = {}
 

@@ -451,6 +451,8 @@ def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None =
     A strategy may declare a check not applicable: `not_applicable = {"neutral_at_zero": "the reason"}`.
     """
     cls = strategy_class(strategy) if isinstance(strategy, str) else strategy
+    if cls.foreign:
+        raise ConfigError(f"{strategy} trains by its own loop; the kit checks strategies that the engine trains")
     outcomes = []
     for name in checks or CHECKS:
         if name in cls.not_applicable:

@@ -17,7 +17,7 @@ from clbench.errors import ConfigError, RunError
 from clbench.importance import grown
 from clbench.models.network import Network
 from clbench.schedule import Plateau, Progressless, lr_multiplier
-from clbench.strategy import Context, Progress, Stage, Strategy, Terms
+from clbench.strategy import Context, Progress, Stage, Strategy, Terms, Watch
 from clbench.streams import stream, stream_seed
 
 Record = dict[str, Any]
@@ -53,6 +53,8 @@ class Trainer:
         """
         progress, config = self.context.progress, self.config
         progress.stage, progress.epoch, progress.step = stage.name, 0, 0
+        if stage.run is not None:
+            return stage.run(Watch(after_step, after_epoch, at_rest))
         if stored is None and stage.before is not None:
             model = self.strategy.model
             stage.before()

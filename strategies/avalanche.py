@@ -1,0 +1,463 @@
+"""Avalanche's own strategies in our runs, by the names avalanche:LwF, avalanche:EWC, ...: Carta et al. 2023, JMLR 24.
+
+Avalanche (arXiv:2302.01766) trains by its own loop, on the images, network and optimizer of the run; what comes out is
+tested as every strategy is. Importing it takes seconds, so this module is loaded only when such a name is asked for.
+"""
+
+import functools
+import importlib.util
+import inspect
+import math
+import operator
+import random
+import time
+import types
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Union, get_args, get_origin
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clbench.augment import AUGMENTATIONS
+from clbench.config import RunConfig
+from clbench.errors import ConfigError, RunError, unknown
+from clbench.models.network import Network
+from clbench.scenario import Scenario, Task
+from clbench.strategy import Stage, Strategy, Watch
+from clbench.streams import stream_seed
+from clbench.trainer import seed_global_stream
+
+with warnings.catch_warnings():
+    # Of optional packages that are not there, and of what Avalanche will rename.
+    warnings.simplefilter("ignore")
+    import avalanche.training
+    from avalanche.benchmarks.scenarios import DatasetExperience
+    from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, TransformGroups
+    from avalanche.benchmarks.utils.classification_dataset import (
+        TaskAwareSupervisedClassificationDataset,
+        _make_taskaware_tensor_classification_dataset,
+    )
+    from avalanche.core import SupervisedPlugin
+    from avalanche.models import MultiTaskModule
+    from avalanche.training.plugins import EvaluationPlugin
+    from avalanche.training.templates import SupervisedTemplate
+
+# What the run gives a constructor; every other parameter is an option of the strategy.
+GIVEN = {
+    *("self", "model", "feature_extractor", "classifier", "optimizer", "criterion", "buffer_transform"),
+    *("train_mb_size", "train_epochs", "eval_mb_size", "device", "plugins", "evaluator", "eval_every", "peval_mode"),
+    *("mem_size", "memory_size", "fixed_memory"),
+}
+# Constructors that the run can fill, but whose models, losses or data are of a kind that no run has.
+UNUSABLE = {
+    "CoPE": "a loss and a model with normalised outputs of its own",
+    "FeatureReplay": "a model whose last layer it takes apart",
+    "GenerativeReplay": "a generator for one image format",
+    "JointTraining": "the data of all tasks at once; 'joint' is the same reference",
+    "PNNStrategy": "a model of its own",
+    "PackNet": "a model of its own",
+    "SCR": "a model with a projection head of its own",
+    "VAETraining": "a model that makes images",
+    "AETraining": "a model that makes images",
+}
+FAMILIES: dict[str, Any] = {
+    "Naive": "reference",
+    "Cumulative": "reference",
+    "FromScratchTraining": "reference",
+    "LwF": "distillation",
+    "LFL": "distillation",
+    "CWRStar": "isolation",
+}
+# They copy the network, or its weights, before the first task, so its head can't grow.
+FULL_HEAD = {"ICaRL", "GDumb", "CWRStar", "DER"}
+# Their code reads no task labels, or needs classes that come once.
+SETTINGS = {"ICaRL": ("class",), "DER": ("class", "domain"), "CWRStar": ("class", "domain")}
+# What of a RunConfig reaches Avalanche, or is done outside of training.
+HONOURED = {
+    *("scenario", "strategy", "strategy_options", "label", "data_fingerprint", "setting", "tasks", "task_sizes"),
+    *(
+        "class_order",
+        "class_order_seed",
+        "limit",
+        "validation",
+        "blurry",
+        "imbalance",
+        "shots",
+        "image_size",
+        "padding",
+    ),
+    *("normalize", "augment", "seed", "model", "weights", "head", "head_init", "loss_outputs", "epochs", "batch_size"),
+    *("drop_last", "optimizer", "lr", "base_batch_size", "momentum", "nesterov", "weight_decay", "optimizer_state"),
+    *("memory_size", "memory_per_class", "memory_policy", "evaluate", "evaluate_on", "device", "deterministic"),
+    *("threads", "data_root", "offline", "tuned_by"),
+}
+
+
+@functools.cache
+def strategy_class(name: str) -> type[Strategy]:
+    """Return the strategy that runs Avalanche's `name`; raises ConfigError for one that a run can't fill."""
+    found = vars(avalanche.training)
+    templates = {n: c for n, c in found.items() if isinstance(c, type) and issubclass(c, SupervisedTemplate)}
+    missing = {n: _missing(n, c) for n, c in templates.items()}
+    usable = sorted(n for n, what in missing.items() if not what)
+    if name not in templates:
+        raise unknown("strategy", f"avalanche:{name}", [f"avalanche:{n}" for n in usable])
+    if missing[name]:
+        raise ConfigError(f"avalanche:{name} needs {missing[name]}; accepted of Avalanche: {', '.join(usable)}")
+    template = templates[name]
+    parameters = _parameters(template)
+    options = {n: kind for n, p in parameters.items() if (kind := _option_type(p)) is not None and n not in GIVEN}
+    memory = "mem_size" in parameters or "memory_size" in parameters
+    members = {
+        "__doc__": f"Avalanche's {name}, by its own loop.",
+        "__annotations__": options,
+        "family": FAMILIES.get(name, "replay" if memory or "patterns_per_exp" in parameters else "regularisation"),
+        "paper": "Carta et al. 2023, arXiv:2302.01766 (the implementation)",
+        "settings": SETTINGS.get(name, ("class", "task", "domain")),
+        "data_access": "all" if name == "Cumulative" else "task",
+        "memory_use": "own" if memory else "none",
+        "needs_memory": memory,
+        "memory_policy": "herding" if name == "ICaRL" else "reservoir",
+        "template": template,
+    }
+    members |= {n: p.default for n, p in parameters.items() if n in options and p.default is not p.empty}
+    return type(f"avalanche:{name}", (AvalancheStrategy,), members)
+
+
+class AvalancheStrategy(Strategy):
+    """Base of the strategies that Avalanche trains; `learner` is Avalanche's own object."""
+
+    foreign = True
+    template: ClassVar[Any]
+    _lent = Strategy._lent | {"learner"}
+
+    def check(self, config: RunConfig, scenario: Scenario) -> None:
+        """Refuse what Avalanche's loop has no place for."""
+        for name, field in RunConfig.model_fields.items():
+            value = getattr(config, name)
+            if name not in HONOURED and value != field.default and (name, value) != ("checkpoint_every", "task"):
+                raise ConfigError(f"{config.strategy} can't honour {name}={value}; leave it at {field.default}")
+        if config.epochs is None:
+            raise ConfigError(f"{config.strategy} trains by epochs; give epochs, such as 1")
+        outputs = "all" if config.head == "full" and scenario.setting == "class" else "seen"
+        if config.loss_outputs != outputs:
+            raise ConfigError(
+                f"{config.strategy} trains every output that the head has: loss_outputs={outputs!r} is accepted with "
+                f"head={config.head!r}, and {config.loss_outputs!r} was given"
+            )
+        if self.template.__name__ in FULL_HEAD and config.head != "full" and scenario.setting != "domain":
+            more = ",loss_outputs=all" if scenario.setting == "class" else ""
+            raise ConfigError(f"{config.strategy} can't work with a head that grows; head=full{more} is accepted")
+        if self.template.__name__ == "GEM" and importlib.util.find_spec("quadprog") is None:
+            raise ConfigError(f"{config.strategy} needs the package quadprog; pip install quadprog brings it")
+        if self.needs_memory and not config.memory_budget:
+            raise ConfigError(f"{config.strategy} lives on a memory; give memory_size, such as 200")
+        if config.memory_per_class and self.template.__name__ != "ICaRL":
+            raise ConfigError(f"{config.strategy} has no memory per class; memory_size is accepted")
+        if config.memory_budget and config.memory_policy != self.memory_policy:
+            raise ConfigError(f"{config.strategy} chooses its exemplars itself; leave out memory_policy")
+
+    def stages(self, task: Task) -> list[Stage]:
+        """Avalanche's loop over the task."""
+        return [Stage(task.train, run=functools.partial(self._train, task))]
+
+    def scores(self, images: Tensor, task: int | None = None) -> Tensor | dict[str, Tensor]:
+        """The network's outputs, and for iCaRL the nearest class mean before them."""
+        features = self.model.features(images)
+        linear: Tensor = self.model.head(features)
+        if self.template.__name__ != "ICaRL":
+            return linear
+        learner = getattr(self, "learner", None)
+        nearest = linear if learner is None else learner.model.eval_classifier(features)
+        return {"nearest_mean": nearest, "linear": linear}
+
+    def state(self) -> dict[str, Any]:
+        """The network and what Avalanche keeps beside it, for the ledger; none of it can be restored."""
+        kept = {"model": self.model} | ({} if self.memory is None else {"memory": self.memory})
+        learner = getattr(self, "learner", None)
+        if learner is None:
+            return kept
+        own = {id(tensor) for tensor in self.model.state_dict(keep_vars=True).values()}
+        found = [t for t in _held([learner.plugins, vars(learner)], set()) if id(t) not in own]
+        if self.memory is not None:
+            # Exemplars are counted as such.
+            found = [t for t in found if t.shape[1:] != self._context.scenario.image_shape]
+        return kept | {"avalanche": found}
+
+    def _train(self, task: Task, watch: Watch) -> list[dict[str, Any]]:
+        config = self.config
+        recorder = _Recorder(self, watch)
+        with _seeded(stream_seed(config.seed, "avalanche", task.index), self.device), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if task.index == 0:
+                self.learner = self._make()
+            self.learner.plugins.insert(0, recorder)
+            if task.index > 0 and config.optimizer_state == "reset":
+                self.learner.optimizer, self.learner.optimized_param_id = self._optimizer(), None
+            loader = {"drop_last": True} if config.drop_last else {}
+            self.learner.train(self._experience(task), eval_streams=[], **loader)
+        self.learner.plugins.remove(recorder)
+        trained = self.learner.model
+        trained = trained.network if isinstance(trained, _TaskOutputs) else trained
+        if isinstance(trained, Network):
+            # Some train a copy.
+            self.model = trained
+        self._note_exemplars()
+        return recorder.records
+
+    def _make(self) -> Any:
+        config, setting = self.config, self.setting
+        scenario = self._context.scenario
+        network = _TaskOutputs(self.model, scenario).to(self.device) if setting == "task" else self.model
+        given = {
+            "model": network,
+            "feature_extractor": _Features(self.model),
+            "classifier": self.model.head,
+            "optimizer": self._optimizer(),
+            "criterion": nn.CrossEntropyLoss(),
+            "buffer_transform": self._augmentation(),
+            "train_mb_size": config.batch_size,
+            "train_epochs": config.epochs,
+            "eval_mb_size": config.batch_size,
+            "device": self.device,
+            "plugins": [],
+            "evaluator": EvaluationPlugin(),
+            "eval_every": -1,
+            "mem_size": config.memory_size,
+            "memory_size": config.memory_budget,
+            "fixed_memory": config.memory_size is not None,
+        }
+        own = {name: getattr(self, name) for name in self._options.model_fields}
+        accepted = _parameters(self.template)
+        return self.template(**{name: value for name, value in (given | own).items() if name in accepted})
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        config, parameters = self.config, self.model.parameters()
+        if config.optimizer == "sgd":
+            return torch.optim.SGD(
+                parameters,
+                lr=config.scaled_lr,
+                momentum=config.momentum,
+                nesterov=config.nesterov,
+                weight_decay=config.weight_decay,
+            )
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, lr=config.scaled_lr, weight_decay=config.weight_decay)
+
+    def _experience(self, task: Task) -> "_Experience":
+        """Return the task as Avalanche sees it: normalised images, head outputs as targets, augmented in training."""
+        images = torch.cat([batch.images.cpu() for batch in self.passes(task.train)])
+        labels = task.train.labels
+        label = task.index if self.setting == "task" else 0
+        data = _make_taskaware_tensor_classification_dataset(images, labels, targets=labels.tolist(), task_labels=label)
+        groups = TransformGroups({"train": self._augmentation(), "eval": None})
+        ids = DataAttribute(task.train.ids.tolist(), "sample_ids")
+        seen = TaskAwareSupervisedClassificationDataset([data], data_attributes=[ids], transform_groups=groups)
+        return _Experience(seen, task, label, self)
+
+    def _augmentation(self) -> Callable[[Tensor], Tensor] | None:
+        """Return the run's augmentation for one normalised image, drawing from torch's global stream."""
+        augment = AUGMENTATIONS[self.config.augment]
+        if augment is None:
+            return None
+        black = self.normalize(torch.zeros(1, *self._context.scenario.image_shape, device=self.device)).cpu()
+        if self.config.normalize == "pixel-mean":
+            black = torch.zeros_like(black)
+
+        def augmented(image: Tensor) -> Tensor:
+            # What a crop adds at the border is a pixel of 0 before normalisation.
+            return (augment(image[None] - black, torch.default_generator) + black)[0]
+
+        return augmented
+
+    def _note_exemplars(self) -> None:
+        """Copy into the run's memory which samples Avalanche keeps, for the record."""
+        if self.memory is None:
+            return
+        kept: list[int] = []
+        classes: list[int] = []
+        of_output = dict(enumerate(self._context.scenario.class_order))
+        for owner in (*self.learner.plugins, self.learner):
+            buffer = getattr(getattr(owner, "storage_policy", None), "buffer", None)
+            if buffer is not None and hasattr(buffer, "sample_ids"):
+                kept = list(buffer.sample_ids)
+                classes = self._context.scenario.train.classes[kept].tolist()
+                break
+            if hasattr(owner, "y_memory"):
+                # iCaRL keeps copies of images, without their ids.
+                classes = [of_output[int(y)] for of_class in owner.y_memory for y in of_class]
+                kept = [-1] * len(classes)
+                break
+        self.memory.ids = torch.tensor(kept, dtype=torch.int64)
+        self.memory.classes = torch.tensor(classes, dtype=torch.int64)
+        self.memory.seen = dict.fromkeys(dict.fromkeys(classes), 0)
+
+
+class _Experience(DatasetExperience):  # type: ignore[misc]
+    """One task, with what Avalanche's strategies read of a benchmark: head outputs in order of appearance."""
+
+    def __init__(self, data: Any, task: Task, label: int, strategy: AvalancheStrategy) -> None:
+        super().__init__(dataset=data, current_experience=task.index)
+        tasks = strategy._context.scenario.tasks
+        self.task_label, self.task_labels = label, [label]
+        self.classes_in_this_experience = data.targets.uniques
+        self.benchmark = types.SimpleNamespace(
+            n_classes_per_exp=[len(t.classes) for t in tasks],
+            classes_order=[output for t in tasks for output in range(t.outputs.start, t.outputs.stop)],
+        )
+
+
+class _TaskOutputs(MultiTaskModule):  # type: ignore[misc]
+    """The network in the task-incremental setting: the outputs of a sample's own task compete.
+
+    The others get -1000, as in Avalanche's own multi-head classifier: some strategies square them.
+    """
+
+    def __init__(self, network: Network, scenario: Scenario) -> None:
+        super().__init__()
+        self.network = network
+        own = torch.zeros(len(scenario.tasks), scenario.n_outputs, dtype=torch.bool)
+        for task in scenario.tasks:
+            own[task.index, task.outputs] = True
+        self.register_buffer("own", own, persistent=False)
+
+    def forward(self, images: Tensor, task_labels: Tensor | int | None) -> Any:
+        if task_labels is None:
+            return self.forward_all_tasks(images)
+        logits = self.network(images)
+        return logits.masked_fill(~self.own[task_labels, : logits.shape[1]], -1000.0)
+
+    def forward_single_task(self, images: Tensor, task_label: int) -> Any:
+        return self.forward(images, task_label)
+
+
+class _Features(nn.Module):
+    """The network up to its head, as iCaRL wants it."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.features(images)
+
+
+class _Recorder(SupervisedPlugin):  # type: ignore[misc]
+    """Tells the run what Avalanche's loop does: steps, epochs, the loss."""
+
+    def __init__(self, strategy: Strategy, watch: Watch) -> None:
+        super().__init__()
+        self.strategy, self.watch = strategy, watch
+        self.records: list[dict[str, Any]] = []
+
+    def before_training_epoch(self, learner: Any, *_: Any, **__: Any) -> None:
+        progress = self.strategy.progress
+        progress.epoch, progress.steps_per_epoch = len(self.records), len(learner.dataloader)
+        progress.learning_rate = learner.optimizer.param_groups[-1]["lr"]
+        self.images, self.steps, self.loss, self.started = 0, 0, 0.0, time.perf_counter()
+
+    def after_training_iteration(self, learner: Any, *_: Any, **__: Any) -> None:
+        progress = self.strategy.progress
+        self.images += len(learner.mb_y)
+        self.steps += 1
+        progress.step += 1
+        self.loss += learner.loss.detach()
+        self.watch.after_step(self._mean_loss() if self.steps % 50 == 0 else None)
+        self.watch.at_rest(False)
+
+    def after_training_epoch(self, learner: Any, *_: Any, **__: Any) -> None:
+        progress = self.strategy.progress
+        record = {
+            "task": progress.task,
+            "stage": progress.stage,
+            "epoch": progress.epoch,
+            "steps": self.steps,
+            "lr": progress.learning_rate,
+            "seconds": time.perf_counter() - self.started,
+            "images": self.images,
+            "replayed": 0,
+            "losses": {"loss": self._mean_loss()},
+        }
+        self.records.append(record)
+        self.watch.after_epoch(record)
+
+    def _mean_loss(self) -> float:
+        loss, progress = float(self.loss) / max(self.steps, 1), self.strategy.progress
+        if not math.isfinite(loss):
+            raise RunError(f"the loss is {loss} in task {progress.task}, epoch {progress.epoch}; a lower lr may help")
+        return loss
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed every stream that Avalanche draws from; Python's and numpy's are put back (torch's the run puts back)."""
+    python, numpy = random.getstate(), np.random.get_state()
+    seed_global_stream(seed, device)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def _held(value: Any, seen: set[int]) -> Iterable[Tensor]:
+    """Walk over the tensors that Avalanche's objects hold, each once; samples of data sets count as uint8 images."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from (t for t in value.state_dict(keep_vars=True).values() if isinstance(t, Tensor))
+    elif isinstance(value, AvalancheDataset):
+        if len(value):
+            yield torch.empty(len(value), *value[0][0].shape, dtype=torch.uint8, device="meta")
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _held(item, seen)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _held(item, seen)
+    elif type(value).__module__.startswith("avalanche.") and not isinstance(value, SupervisedTemplate):
+        yield from _held(vars(value), seen)
+
+
+def _parameters(template: Any) -> dict[str, inspect.Parameter]:
+    try:
+        found = inspect.signature(template.__init__, eval_str=True).parameters
+    except NameError:
+        found = inspect.signature(template.__init__).parameters
+    return {n: p for n, p in found.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+
+
+def _option_type(parameter: inspect.Parameter) -> Any:
+    """Return the type of a parameter that can be given as text, None for one that can't (a module, a function)."""
+    annotation, default = parameter.annotation, parameter.default
+    if annotation is parameter.empty or (annotation is int and isinstance(default, float)):
+        annotation = type(default)
+    parts = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    kinds = []
+    for part in parts:
+        if get_origin(part) in (list, Sequence) and get_args(part)[0] in (int, float):
+            part = list[get_args(part)[0]]  # type: ignore[misc]
+        elif part not in (bool, int, float, str, types.NoneType):
+            return None
+        kinds.append(part)
+    # None alone is the type of a default that says nothing.
+    return None if kinds == [types.NoneType] else functools.reduce(operator.or_, kinds)
+
+
+def _missing(name: str, template: Any) -> str:
+    """Return what a constructor needs that a run can't give; "" where it can be filled."""
+    if name in UNUSABLE:
+        return UNUSABLE[name]
+    parameters = _parameters(template)
+    if not {"model", "feature_extractor"} & set(parameters):
+        return "a model of its own"
+    other = [n for n, p in parameters.items() if p.default is p.empty and n not in GIVEN and _option_type(p) is None]
+    return f"its {other[0]} from Python" if other else ""

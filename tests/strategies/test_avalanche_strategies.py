@@ -1,0 +1,227 @@
+"""Avalanche's own strategies in our runs: the same matrix, repeatable, marked, and honest about what they can't do."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clbench import ConfigError
+
+Refused = Callable[..., AbstractContextManager[None]]
+
+# Importing Avalanche takes seconds.
+pytestmark = pytest.mark.slow
+
+SPECS = [
+    ("avalanche:Naive", {}),
+    ("avalanche:LwF[alpha=1,temperature=2]", {}),
+    ("avalanche:EWC[ewc_lambda=1]", {}),
+    ("avalanche:SynapticIntelligence[si_lambda=1]", {}),
+    ("avalanche:MAS", {}),
+    ("avalanche:Replay", {"memory_size": 20}),
+    ("avalanche:AGEM[patterns_per_exp=10]", {}),
+    ("avalanche:Cumulative", {}),
+]
+FULL = {"head": "full", "loss_outputs": "all"}
+
+
+@pytest.mark.parametrize("setting", ["class", "task", "domain"])
+@pytest.mark.parametrize(("spec", "options"), SPECS)
+def test_each_setting_fills_the_matrix(
+    run: Callable[..., Any], cut: Callable[..., Any], spec: str, options: dict[str, Any], setting: str
+) -> None:
+    result = run(spec, cut(setting=setting), **options)
+    assert result.record["strategy"]["label"] == spec
+    headline = result.accuracy if setting != "task" else result.task_aware_accuracy
+    lower = headline[np.tril_indices(5)]
+    assert not np.isnan(lower).any()
+    assert np.diag(headline).mean() > 0.6
+    assert [task["epochs"] for task in result.record["tasks"]] == [1] * 5
+    assert [epoch["images"] > 0 for epoch in result.record["training"]] == [True] * 5
+
+
+@pytest.mark.parametrize("name", ["ICaRL", "GDumb", "DER"])
+def test_a_full_head_where_avalanche_needs_one(run: Callable[..., Any], refused: Refused, name: str) -> None:
+    with refused(f"avalanche:{name}", "head=full"):
+        run(f"avalanche:{name}", memory_size=20)
+    result = run(f"avalanche:{name}", memory_size=20, **FULL)
+    assert np.diag(result.accuracy).mean() > 0.4
+    assert list(result.record["classifiers"]) == (["nearest_mean", "linear"] if name == "ICaRL" else ["linear"])
+    last = result.record["tasks"][-1]
+    assert last["n_exemplars"] == sum(last["exemplars_per_class"].values()) == 20
+
+
+def test_runs_repeat_to_the_bit_and_seeds_differ(run: Callable[..., Any]) -> None:
+    """Whatever torch's, numpy's and Python's own streams are at; those stay where they were."""
+    import random
+
+    one = run("avalanche:Replay", memory_size=20, augment="crop-flip", seed=1)
+    torch.manual_seed(99), np.random.seed(99), random.seed(99)
+    before = (torch.initial_seed(), np.random.get_state()[1].tolist(), random.getstate())
+    two = run("avalanche:Replay", memory_size=20, augment="crop-flip", seed=1)
+    assert (torch.initial_seed(), np.random.get_state()[1].tolist(), random.getstate()) == before
+    other = run("avalanche:Replay", memory_size=20, augment="crop-flip", seed=2)
+    assert one.record["accuracy"] == two.record["accuracy"]
+    assert one.record["accuracy"] != other.record["accuracy"]
+
+
+@pytest.mark.parametrize("setting", ["class", "task"])
+def test_naive_in_one_batch_takes_the_steps_of_our_naive(
+    run: Callable[..., Any], cut: Callable[..., Any], tmp_path: Path, setting: str
+) -> None:
+    """With the whole task in a batch the order does not matter: weights equal those of our engine up to rounding."""
+    weights = []
+    for index, spec in enumerate(("naive", "avalanche:Naive")):
+        out = tmp_path / str(index)
+        run(spec, cut(setting=setting), out=out, batch_size=100, epochs=3, lr=0.05, momentum=0.5, weight_decay=0.01)
+        weights.append(torch.load(out / "model.pt", weights_only=True))
+    assert list(weights[0]) == list(weights[1])
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], atol=1e-5), name
+
+
+def test_lwf_in_one_batch_minimises_ours(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Both distil all old outputs under one softmax; so with whole tasks as batches the weights agree."""
+    weights = []
+    for index, spec in enumerate(("lwf[strength=1,temperature=2]", "avalanche:LwF[alpha=1,temperature=2]")):
+        out = tmp_path / str(index)
+        run(spec, out=out, batch_size=100, epochs=3, lr=0.05)
+        weights.append(torch.load(out / "model.pt", weights_only=True))
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], atol=1e-4), name
+
+
+def test_augmented_images_are_crops_of_ours(tiny: Any) -> None:
+    """What Avalanche's loader yields is one of the 81 x 2 crops of the normalised image, padded with black by hand."""
+    from clbench.batches import Pipeline
+    from clbench.resolve import resolve, strategy_class
+    from clbench.strategy import Context, Progress
+
+    config = resolve(tiny, "avalanche:Naive", {"augment": "crop-flip", "epochs": 1})
+    strategy = strategy_class("avalanche:Naive")()
+    pipeline = Pipeline(tiny, config, torch.device("cpu"))
+    strategy._context = Context(config, tiny, pipeline, torch.device("cpu"), Progress(task=0))
+    task = tiny.tasks[0]
+    experience = strategy._experience(task)  # type: ignore[attr-defined]
+    image, label = experience.dataset[3][:2]
+    padded = F.pad(task.train.images[3], (4, 4, 4, 4))
+    size = image.shape[-1]
+    crops = [padded[:, y : y + size, x : x + size] for y in range(9) for x in range(9)]
+    crops = torch.stack([*crops, *(crop.flip(-1) for crop in crops)])
+    assert (pipeline.normalize(crops) - image).abs().amax((1, 2, 3)).min() < 1e-5
+    assert int(label) == int(task.train.labels[3])
+    plain = experience.dataset.eval()[3][0]
+    assert torch.allclose(plain, pipeline.normalize(task.train.images[3:4])[0])
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "words"),
+    [
+        ("avalanche:Lwf", {}, ["avalanche:LwF"]),
+        ("avalanch:LwF", {}, ["avalanch", "avalanche"]),
+        ("avalanche:LwF", {}, ["avalanche:LwF", "alpha", "required"]),
+        ("avalanche:LwF[alpha=x,temperature=2]", {}, ["alpha=x"]),
+        ("avalanche:LwF[alfa=1]", {}, ["alfa", "alpha"]),
+        ("avalanche:PackNet", {}, ["PackNet", "model"]),
+        ("avalanche:StreamingLDA", {}, ["StreamingLDA", "model"]),
+        ("avalanche:Naive", {"clip": 1.0}, ["avalanche:Naive", "clip=1.0"]),
+        ("avalanche:Naive", {"precision": "bf16"}, ["precision=bf16", "fp32"]),
+        ("avalanche:Naive", {"loss_outputs": "new"}, ["loss_outputs", "'new'", "'seen'"]),
+        ("avalanche:Naive", {"iterations": 5}, ["epochs"]),
+        ("avalanche:Naive", {"schedule": "cosine"}, ["schedule=cosine", "constant"]),
+        ("avalanche:Naive", {"patience": 1, "validation": 0.2}, ["patience=1"]),
+        ("avalanche:Naive", {"memory_size": 10}, ["memory"]),
+        ("avalanche:Replay", {"memory_size": 10, "memory_policy": "herding"}, ["memory_policy"]),
+        ("avalanche:Replay", {"memory_per_class": 10}, ["per class", "memory_size"]),
+        ("avalanche:ICaRL", {"setting": "task", "memory_size": 10}, ["avalanche:ICaRL", "task"]),
+    ],
+)
+def test_what_cant_be_honoured_is_refused(
+    tmp_path: Path, refused: Refused, spec: str, options: dict[str, Any], words: list[str]
+) -> None:
+    import clbench
+
+    given = {"limit": 5, "threads": 1} | options
+    with refused(*words):
+        clbench.run("split-mnist-5k", spec, out=tmp_path / "run", **given)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_plan_and_check_refuse_a_loop_that_is_not_ours(refused: Refused) -> None:
+    from clbench.plan import plan_run
+    from clbench.resolve import prepare, resolve
+    from clbench.testing import check_strategy
+
+    with refused("avalanche:Naive", "loop"):
+        plan_run(*prepare(resolve("split-mnist-5k", "avalanche:Naive", {"limit": 5})))
+    with refused("avalanche:Naive", "loop"):
+        check_strategy("avalanche:Naive")
+
+
+def test_an_interrupted_run_begins_again_and_says_so(run: Callable[..., Any], tmp_path: Path) -> None:
+    import clbench
+
+    class Stop(clbench.runner.Observer):  # type: ignore[name-defined,misc]
+        def task(self, task: int, row: list[float | None]) -> None:
+            if task == 2:
+                raise KeyboardInterrupt
+
+    options = {"out": tmp_path / "run", "memory_size": 20}
+    with pytest.raises(KeyboardInterrupt):
+        run("avalanche:Replay", observer=Stop(), **options)
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+    with pytest.raises(ConfigError, match=r"avalanche:Replay can't continue; --force"):
+        run("avalanche:Replay", **options)
+    with pytest.warns(UserWarning, match="state of avalanche:Replay can't be saved; the run begins again"):
+        again = run("avalanche:Replay", resume=True, **options)
+    assert again.record["accuracy"] == run("avalanche:Replay", memory_size=20).record["accuracy"]
+
+
+def test_what_it_keeps_is_in_the_ledger(run: Callable[..., Any]) -> None:
+    """EWC keeps weights and importances of each task, LwF one copy of the network; both plus a number of the loss."""
+    sizes = {}
+    for spec in ("avalanche:Naive", "avalanche:LwF[alpha=1,temperature=2]", "avalanche:EWC[ewc_lambda=1]"):
+        sizes[spec[10:13]] = run(spec, **FULL).record["ledger"][-1]["bytes"]
+    model = sizes["Nai"]["model"]
+    assert sizes["Nai"].get("avalanche", 0) < 100
+    assert 0 <= sizes["LwF"]["avalanche"] - model < 100
+    assert 0 <= sizes["EWC"]["avalanche"] - 10 * model < 100
+
+
+def test_crosscheck_tables_ours_beside_avalanches(tmp_path: Path) -> None:
+    """The difference and interval of the table are scipy's t interval of the differences of the runs themselves."""
+    from scipy import stats
+
+    import clbench
+
+    command = [sys.executable, "-m", "clbench", "crosscheck", "naive", "er", "--seeds", "3", "--limit", "20"]
+    options = ["--epochs", "1", "--model", "mlp:32", "--out", "runs", "--json", "--quiet"]
+    ended = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=True)
+    table = json.loads(ended.stdout)
+    assert [row["method"] for row in table] == ["naive", "er"]
+    assert "reservoir" in table[1]["differs"]
+    found: dict[str, dict[int, float]] = {}
+    for path in (tmp_path / "runs").rglob("run.json"):
+        result = clbench.Result.load(path.parent)
+        found.setdefault(result.record["config"]["strategy"], {})[result.record["config"]["seed"]] = result.metrics[
+            "average_accuracy"
+        ]
+    differences = [found["naive"][seed] - found["avalanche:Naive"][seed] for seed in range(3)]
+    assert table[0]["difference"] == pytest.approx(np.mean(differences))
+    wanted = stats.t.interval(0.95, 2, np.mean(differences), stats.sem(differences))
+    assert (table[0]["low"], table[0]["high"]) == pytest.approx(wanted)
+
+
+def test_crosscheck_refuses_what_it_has_no_pair_for(refused: Refused) -> None:
+    from clbench.crosscheck import plan_crosscheck
+
+    with refused("icarrl", "'icarl'"):
+        plan_crosscheck(["icarrl"])
