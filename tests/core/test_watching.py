@@ -82,6 +82,7 @@ def test_a_run_under_way_is_seen_from_outside_and_left_alone(tmp_path: Path) -> 
                 before = {f: f.stat() for f in tmp_path.rglob("*")}
                 seen.append(Watch(tmp_path).look())
                 assert {f: f.stat() for f in tmp_path.rglob("*")} == before
+                assert seen[-1][0].average_accuracy == pytest.approx(sum(row[:3]) / 3)
 
     clbench.run("split-mnist-5k", "naive", out=tmp_path / "scenario" / "naive" / "7-abc", observer=Look(), **FAST)
     (first,), (third,) = seen
