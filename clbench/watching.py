@@ -5,7 +5,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -82,7 +82,7 @@ class Watch:
             since = max(0.0, time.time() - file.stat().st_mtime)
         except OSError:
             since = 0.0
-        return RunState(**{**vars(known), "status": "running", "seconds": known.seconds + since, "error": None})
+        return replace(known, status="running", seconds=known.seconds + since, error=None)
 
 
 def counts(runs: Sequence[RunState]) -> dict[str, int]:

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 # Blocks of commands that no test runs as they stand: what is in them, and why.
 NOT_RUN = {
+    "grid.toml --dry-run": "test_the_commands_of_the_page_of_sweeps_work runs it, and looks at what comes out",
     "#SBATCH": "needs Slurm; test_the_commands_of_the_page_of_sweeps_work runs it with a srun of its own",
     "ray start": "needs a Ray cluster; tests/core/test_cluster.py runs one",
     "ResNet18_Weights": "downloads 45 MB of weights; tests/core/test_models.py reads a file of that form",

@@ -60,6 +60,11 @@ def mark(folder: Path, owner: int, host: str = "", *, age: float = 0.0) -> None:
     os.utime(folder / ".lease", (time.time() - age,) * 2)
 
 
+def files(folder: Path) -> dict[Path, tuple[int, int, int]]:
+    """What a write would change; that a file was read may show in its other times."""
+    return {f: (at.st_ino, at.st_size, at.st_mtime_ns) for f in folder.rglob("*") if (at := f.stat())}
+
+
 def test_what_a_finished_run_shows_is_what_it_holds(runs: Path) -> None:
     result = clbench.Result.load(runs / "one")
     (run,) = Watch(runs).look()
@@ -79,9 +84,10 @@ def test_a_run_under_way_is_seen_from_outside_and_left_alone(tmp_path: Path) -> 
 
         def task(self, task: int, row: Any) -> None:
             if task == 2:
-                before = {f: f.stat() for f in tmp_path.rglob("*")}
+                before = files(tmp_path)
                 seen.append(Watch(tmp_path).look())
-                assert {f: f.stat() for f in tmp_path.rglob("*")} == before
+                assert files(tmp_path) == before
+                assert seen[-1][0].average_accuracy == pytest.approx(sum(row[:3]) / 3)
 
     clbench.run("split-mnist-5k", "naive", out=tmp_path / "scenario" / "naive" / "7-abc", observer=Look(), **FAST)
     (first,), (third,) = seen
