@@ -287,6 +287,9 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
     for name in values:
         if name not in RunConfig.model_fields:
             raise unknown("option", name, RunConfig.model_fields)
+        if isinstance(values[name], str) and any("\ud800" <= c <= "\udfff" for c in values[name]):
+            # What a terminal gives that isn't UTF-8; no record could hold it.
+            raise ConfigError(f"{name}={values[name][:60]!r} given, text in UTF-8 accepted")
     try:
         return RunConfig(**values)
     except ValidationError as error:

@@ -42,6 +42,6 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> ConfigError:
 
 def _some(names: list[str]) -> str:
     """Return as many of the names as a line has room for."""
-    fitting = sum(length < 140 for length in itertools.accumulate(len(name) + 2 for name in names))
+    fitting = sum(length < 180 for length in itertools.accumulate(len(name) + 2 for name in names))
     n = len(names) if fitting == len(names) <= 12 else min(max(fitting, 1), 8)
     return ", ".join([*names[:n], *([f"and {len(names) - n} more"] if n < len(names) else [])])

@@ -19,7 +19,8 @@ from clbench.result import Result
 from clbench.runner import Observer, check, execute
 from clbench.scenario import Scenario
 from clbench.store import RunFolder, announce, default_folder, make_folder
-from clbench.strategy import Strategy
+from clbench.strategy import Context, Strategy
+from clbench.trainer import Trainer
 
 # How a run.json begins: what is there already is found without parsing a thousand of them.
 _HEAD = re.compile(rb'\{\s*"schema_version": 1,\s*"clbench": "([^"]*)",\s*"status": "(\w+)",\s*"identity": "(\w+)"')
@@ -231,9 +232,25 @@ def _do(
         if is_held(item.folder) and not Watched(item.folder).is_free():
             return Outcome(item, source="held")  # before its data is laid out for nothing
         tasks = scenario or prepare(item.config)[1]
+        begun: list[Trainer] = []
+
+        def trainer(context: Context, strategy: Strategy) -> Trainer:
+            begun.append(Trainer(context, strategy))
+            return begun[0]
+
         folder = RunFolder(item.folder)
-        execute(item.config, tasks, folder, resume=not force, force=force, observer=observer, track=track)
-        return Outcome(item)
+        execute(
+            item.config,
+            tasks,
+            folder,
+            resume=not force,
+            force=force,
+            observer=observer,
+            trainer=trainer,
+            track=track,
+        )
+        # Another process may have finished it since it was looked at.
+        return Outcome(item, source="here" if begun else "elsewhere")
     except InUseError:
         return Outcome(item, source="held")
     except (ConfigError, RunError) as error:

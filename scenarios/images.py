@@ -155,13 +155,16 @@ def _read_header(path: Path) -> _Header:
     try:
         with Image.open(path) as image:
             mode, (width, height) = image.mode, image.size
+            if width * height > MAX_PIXELS:
+                raise ConfigError(f"{path} claims {width} x {height} pixels; at most {MAX_PIXELS:,} are accepted")
+            # Which decodes the image where its format has this behind the pixels.
             turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    except ConfigError:
+        raise
     except Exception as error:  # Pillow's plug-ins raise almost anything on a damaged file
         raise ConfigError(f"{path} is not a readable image: {error or type(error).__name__}") from error
     if mode.startswith(("I", "F")):
         raise ConfigError(f"{path} has more than 8 bits a channel (mode {mode}); expected 8-bit images")
-    if width * height > MAX_PIXELS:
-        raise ConfigError(f"{path} claims {width} x {height} pixels; images of at most {MAX_PIXELS:,} are accepted")
     return _Header((height, width) if turned else (width, height), mode in GREY_MODES)
 
 

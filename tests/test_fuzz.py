@@ -64,12 +64,12 @@ def figures(kind: str) -> list[dict[str, str]]:
 
 @pytest.mark.soak
 def test_thousands_of_bad_options_end_in_success_or_one_line() -> None:
-    record(fuzzed("options", CASES or 60, SEED))
+    record(fuzzed("options", CASES or 50, SEED))
 
 
 @pytest.mark.soak
 def test_thousands_of_bad_files_are_read_or_refused_in_one_line() -> None:
-    record(fuzzed("files", CASES or 200, SEED))
+    record(fuzzed("files", CASES or 150, SEED))
 
 
 @pytest.mark.slow

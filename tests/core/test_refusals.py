@@ -23,11 +23,11 @@ OPTIONS = {"model": "mlp:4", "epochs": 1, "threads": 1}
 def test_any_text_is_refused_in_one_printable_line(option: str, text: str, tmp_path: Path) -> None:
     names = {"scenario": "split-mnist-5k", "strategy": "naive"}
     options: dict[str, Any] = {k: v for k, v in OPTIONS.items() if k != option}
+    if option in names:
+        names[option] = text
+    else:
+        options[option] = text
     with pytest.raises(ConfigError) as caught:
-        if option in names:
-            names[option] = text
-        else:
-            options[option] = text
         clbench.run(names["scenario"], names["strategy"], out=tmp_path / "run", **options)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 300

@@ -297,6 +297,21 @@ def test_what_another_process_is_doing_is_left_to_it_and_reported_SW02(monkeypat
     assert [(o.planned.config.seed, o.source) for o in outcomes] == [(0, "before"), (2, "here"), (1, "elsewhere")]
 
 
+def test_a_run_that_another_finishes_before_it_is_locked_is_done_once_SW02(monkeypatch) -> None:
+    """Between the look at the folder and its lock this process lays out the data, and meanwhile the other finishes."""
+    planned = plan_sweep(tomllib.loads(TINY) | {"strategy": "naive", "seeds": 1})
+    prepare = clbench.execution.prepare
+
+    def slow(config: Any) -> Any:
+        monkeypatch.setattr(clbench.execution, "prepare", prepare)
+        assert [outcome.source for outcome in run_planned(planned)] == ["here"]
+        return prepare(config)
+
+    monkeypatch.setattr(clbench.execution, "prepare", slow)
+    (outcome,) = run_planned(planned)
+    assert (outcome.source, outcome.error) == ("elsewhere", None)
+
+
 def test_a_run_whose_host_is_gone_is_taken_over_SW02(monkeypatch) -> None:
     monkeypatch.setattr("clbench.execution._LOOK_EVERY", 0.05)
     monkeypatch.setattr(locks, "LEASE_SECONDS", 1.0)
