@@ -4,8 +4,8 @@ Naive, LwF, EWC and replay on Split-MNIST (MLP 784-400-400, batch 128, Adam, one
 own, alternating, since a shared machine is noisy: training images/s, seconds to test all tasks once, seconds of the
 whole process. Then ResNet-32 on Split-CIFAR-100 (10 tasks, few images), Avalanche in fp32, clbench in fp32 and bf16.
 
-    python benchmarks/versus_avalanche.py --data-root data [--repeats 3] [--threads 2] [--images 20] [--smoke]
-        [--only mnist|cifar] [--out FILE.csv]
+    python benchmarks/versus_avalanche.py --data-root data [--repeats 3] [--threads 2] [--limit N] [--tasks N]
+        [--only mnist|cifar] [--smoke] [--out FILE.csv]
 """
 
 import argparse
@@ -187,6 +187,8 @@ def compare(case: dict[str, Any], name: str, precision: str, args: argparse.Name
         pairs.append(both)
     row: dict[str, object] = {
         "scenario": case["scenario"], "model": case["model"], "strategy": name, "precision": precision,
+        "tasks": case["tasks"],
+        "limit": case.get("limit", "all"),
         "repeats": repeats, "threads": args.threads,
     }  # fmt: skip
     for what in ("images_per_second", "evaluation_seconds", "process_seconds"):
@@ -210,7 +212,8 @@ def main() -> None:
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--images", type=int, default=20, help="training images a class of CIFAR-100")
+    parser.add_argument("--limit", type=int, help="training images a class (default: MNIST all, CIFAR-100 20)")
+    parser.add_argument("--tasks", type=int, help="tasks (default: MNIST 5, CIFAR-100 10)")
     parser.add_argument("--only", choices=("mnist", "cifar"))
     parser.add_argument("--smoke", action="store_true", help="naive alone, once, on the embedded digits: does it work?")
     parser.add_argument("--out", type=Path, help="CSV file for the result")
@@ -219,7 +222,8 @@ def main() -> None:
     if args.job:
         _job(args.job)
         return
-    mnist, cifar = CASES["mnist"], CASES["cifar"] | {"limit": args.images}
+    asked = {k: v for k, v in (("limit", args.limit), ("tasks", args.tasks)) if v is not None}
+    mnist, cifar = CASES["mnist"] | asked, CASES["cifar"] | {"limit": 20} | asked
     wanted = [(mnist, name, "fp32") for name in STRATEGIES] + [
         (cifar, name, precision) for precision in ("fp32", "bf16") for name in ("naive", "lwf")
     ]

@@ -49,7 +49,7 @@ with warnings.catch_warnings():
 GIVEN = {
     *("self", "model", "feature_extractor", "classifier", "optimizer", "criterion", "buffer_transform"),
     *("train_mb_size", "train_epochs", "eval_mb_size", "device", "plugins", "evaluator", "eval_every", "peval_mode"),
-    *("mem_size", "memory_size", "fixed_memory"),
+    *("mem_size", "memory_size", "fixed_memory", "input_size"),
 }
 # Constructors that the run can fill, but whose models, losses or data are of a kind that no run has.
 UNUSABLE = {
@@ -136,12 +136,12 @@ class AvalancheStrategy(Strategy):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Refuse what Avalanche's loop has no place for."""
+        if config.epochs is None:
+            raise ConfigError(f"{config.strategy} trains by epochs; give epochs, such as 1")
         for name, field in RunConfig.model_fields.items():
             value = getattr(config, name)
             if name not in HONOURED and value != field.default and (name, value) != ("checkpoint_every", "task"):
                 raise ConfigError(f"{config.strategy} can't honour {name}={value}; leave it at {field.default}")
-        if config.epochs is None:
-            raise ConfigError(f"{config.strategy} trains by epochs; give epochs, such as 1")
         outputs = "all" if config.head == "full" and scenario.setting == "class" else "seen"
         if config.loss_outputs != outputs:
             raise ConfigError(
@@ -229,6 +229,7 @@ class AvalancheStrategy(Strategy):
             "mem_size": config.memory_size,
             "memory_size": config.memory_budget,
             "fixed_memory": config.memory_size is not None,
+            "input_size": list(scenario.image_shape),
         }
         own = {name: getattr(self, name) for name in self._options.model_fields}
         accepted = _parameters(self.template)
