@@ -49,13 +49,15 @@ with warnings.catch_warnings():
 GIVEN = {
     *("self", "model", "feature_extractor", "classifier", "optimizer", "criterion", "buffer_transform"),
     *("train_mb_size", "train_epochs", "eval_mb_size", "device", "plugins", "evaluator", "eval_every", "peval_mode"),
-    *("mem_size", "memory_size", "fixed_memory", "input_size"),
+    *("mem_size", "memory_size", "fixed_memory"),
 }
 # Constructors that the run can fill, but whose models, losses or data are of a kind that no run has.
 UNUSABLE = {
     "CoPE": "a loss and a model with normalised outputs of its own",
     "FeatureReplay": "a model whose last layer it takes apart",
     "GenerativeReplay": "a generator for one image format",
+    "GSS_greedy": "a memory that whole batches fill from the first step",
+    "LFL": "a model with get_features()",
     "JointTraining": "the data of all tasks at once; 'joint' is the same reference",
     "PNNStrategy": "a model of its own",
     "PackNet": "a model of its own",
@@ -68,13 +70,12 @@ FAMILIES: dict[str, Any] = {
     "Cumulative": "reference",
     "FromScratchTraining": "reference",
     "LwF": "distillation",
-    "LFL": "distillation",
     "CWRStar": "isolation",
 }
 # They copy the network, or its weights, before the first task, so its head can't grow.
 FULL_HEAD = {"ICaRL", "GDumb", "CWRStar", "DER"}
 # Their code reads no task labels, or needs classes that come once.
-SETTINGS = {"ICaRL": ("class",), "DER": ("class", "domain"), "CWRStar": ("class", "domain")}
+SETTINGS = {"ICaRL": ("class",), "DER": ("class", "domain"), "CWRStar": ("class", "domain"), "BiC": ("class",)}
 # What of a RunConfig reaches Avalanche, or is done outside of training.
 HONOURED = {
     *("scenario", "strategy", "strategy_options", "label", "data_fingerprint", "setting", "tasks", "task_sizes"),
@@ -229,7 +230,6 @@ class AvalancheStrategy(Strategy):
             "mem_size": config.memory_size,
             "memory_size": config.memory_budget,
             "fixed_memory": config.memory_size is not None,
-            "input_size": list(scenario.image_shape),
         }
         own = {name: getattr(self, name) for name in self._options.model_fields}
         accepted = _parameters(self.template)
@@ -309,6 +309,15 @@ class _Experience(DatasetExperience):  # type: ignore[misc]
             n_classes_per_exp=[len(t.classes) for t in tasks],
             classes_order=[output for t in tasks for output in range(t.outputs.start, t.outputs.stop)],
         )
+
+    @property
+    def dataset(self) -> Any:
+        """The task's data; BiC puts its own part of it in the place."""
+        return self._dataset
+
+    @dataset.setter
+    def dataset(self, data: Any) -> None:
+        self._dataset = data
 
 
 class _TaskOutputs(MultiTaskModule):  # type: ignore[misc]
