@@ -5,7 +5,7 @@ own, alternating, since a shared machine is noisy: training images/s, seconds to
 whole process. Then ResNet-32 on Split-CIFAR-100 (10 tasks, few images), Avalanche in fp32, clbench in fp32 and bf16.
 
     python benchmarks/versus_avalanche.py --data-root data [--repeats 3] [--threads 2] [--limit N] [--tasks N]
-        [--only mnist|cifar] [--smoke] [--out FILE.csv]
+        [--only mnist|cifar] [--strategies NAME ...] [--smoke] [--out FILE.csv]
 """
 
 import argparse
@@ -214,6 +214,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=int, help="training images a class (default: MNIST all, CIFAR-100 20)")
     parser.add_argument("--tasks", type=int, help="tasks (default: MNIST 5, CIFAR-100 10)")
+    parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
     parser.add_argument("--only", choices=("mnist", "cifar"))
     parser.add_argument("--smoke", action="store_true", help="naive alone, once, on the embedded digits: does it work?")
     parser.add_argument("--out", type=Path, help="CSV file for the result")
@@ -231,7 +232,7 @@ def main() -> None:
         wanted = [(SMOKE | {"limit": 100}, "naive", "fp32")]
     rows = []
     for case, name, precision in wanted:
-        if args.only and not case["scenario"].startswith(f"split-{args.only}"):
+        if name not in args.strategies or (args.only and not case["scenario"].startswith(f"split-{args.only}")):
             continue
         rows.append(compare(case, name, precision, args))
         print(
