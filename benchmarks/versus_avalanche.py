@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 # Ours, Avalanche's class, and the options of both; twice the strength makes the penalties equal.
-STRATEGIES = {
+STRATEGIES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "naive": ("naive", {}, "Naive", {}),
     "lwf": ("lwf", {"strength": 1.0, "temperature": 2.0}, "LwF", {"alpha": 1.0, "temperature": 2.0}),
     "ewc": ("ewc", {"strength": 2.0}, "EWC", {"ewc_lambda": 1.0}),
     "replay": ("er", {}, "Replay", {"mem_size": 200}),
 }
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "mnist": {"scenario": "split-mnist", "tasks": 5, "model": "mlp:400-400", "optimizer": "adam", "lr": 1e-3},
     "cifar": {"scenario": "split-cifar100", "tasks": 10, "model": "resnet32", "optimizer": "sgd", "lr": 0.1},
 }
@@ -41,7 +41,8 @@ def ours(case: dict[str, Any], name: str, seed: int, threads: int, root: str, pr
     import clbench
 
     strategy, own, _, _ = STRATEGIES[name]
-    options = {k: v for k, v in case.items() if k not in ("scenario", "seconds")}
+    # Avalanche keeps the optimizer's state from task to task.
+    options: dict[str, Any] = {"optimizer_state": "keep"} | {k: v for k, v in case.items() if k != "scenario"}
     if name == "replay":
         options |= {"memory_size": 200, "memory_policy": "balanced"}
     with tempfile.TemporaryDirectory() as folder:

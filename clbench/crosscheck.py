@@ -46,8 +46,8 @@ PAIRS = {
         "er[memory_size={memory}]",
         "avalanche:Replay[memory_size={memory}]",
         "memory: ours is a reservoir over all images, filled as they go by; Avalanche's has an equal part for each "
-        "task, filled at its end. Both add as many replayed images as a batch has, and Avalanche's epoch ends with the "
-        "larger of the two sets",
+        "task, filled at its end, so it replays earlier tasks alone. To the last, smaller batch of an epoch ours adds "
+        "as many replayed images as it has, Avalanche's a full batch",
     ),
     "icarl": Pair(
         "icarl[memory_size={memory},memory_policy=herding-argmax,flip_means=true]",

@@ -101,9 +101,7 @@ def tune(
     else:
         base = resolve(tasks, strategy, options)
     if strategy_class(base.strategy).foreign:
-        raise ConfigError(
-            f"{base.strategy} trains by its own loop, from which tuning can't go on; others can be tuned"
-        )
+        raise ConfigError(f"{base.strategy} trains by its own loop, from which tuning can't go on; others can be tuned")
     check(base, tasks, strategy_class(base.strategy)(**base.strategy_options))
     own = _own_options(strategy, options)
     fixed = {name for name, value in options.items() if value is not None} | own

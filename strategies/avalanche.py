@@ -56,6 +56,7 @@ UNUSABLE = {
     "CoPE": "a loss and a model with normalised outputs of its own",
     "FeatureReplay": "a model whose last layer it takes apart",
     "GenerativeReplay": "a generator for one image format",
+    "BiC": "a torch below 2.7: it hands verbose to MultiStepLR, which later ones refuse",
     "GSS_greedy": "a memory that whole batches fill from the first step",
     "LFL": "a model with get_features()",
     "JointTraining": "the data of all tasks at once; 'joint' is the same reference",
@@ -75,7 +76,7 @@ FAMILIES: dict[str, Any] = {
 # They copy the network, or its weights, before the first task, so its head can't grow.
 FULL_HEAD = {"ICaRL", "GDumb", "CWRStar", "DER"}
 # Their code reads no task labels, or needs classes that come once.
-SETTINGS = {"ICaRL": ("class",), "DER": ("class", "domain"), "CWRStar": ("class", "domain"), "BiC": ("class",)}
+SETTINGS = {"ICaRL": ("class",), "DER": ("class", "domain"), "CWRStar": ("class", "domain")}
 # What of a RunConfig reaches Avalanche, or is done outside of training.
 HONOURED = {
     *("scenario", "strategy", "strategy_options", "label", "data_fingerprint", "setting", "tasks", "task_sizes"),
@@ -309,15 +310,6 @@ class _Experience(DatasetExperience):  # type: ignore[misc]
             n_classes_per_exp=[len(t.classes) for t in tasks],
             classes_order=[output for t in tasks for output in range(t.outputs.start, t.outputs.stop)],
         )
-
-    @property
-    def dataset(self) -> Any:
-        """The task's data; BiC puts its own part of it in the place."""
-        return self._dataset
-
-    @dataset.setter
-    def dataset(self, data: Any) -> None:
-        self._dataset = data
 
 
 class _TaskOutputs(MultiTaskModule):  # type: ignore[misc]
