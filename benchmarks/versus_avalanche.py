@@ -4,8 +4,8 @@ Naive, LwF, EWC and replay on Split-MNIST (MLP 784-400-400, batch 128, Adam, one
 own, alternating, since a shared machine is noisy: training images/s, seconds to test all tasks once, seconds of the
 whole process. Then ResNet-32 on Split-CIFAR-100 (10 tasks, few images), Avalanche in fp32, clbench in fp32 and bf16.
 
-    python benchmarks/versus_avalanche.py --data-root data [--repeats 3] [--threads 2] [--images 20] [--smoke]
-        [--only mnist|cifar] [--out FILE.csv]
+    python benchmarks/versus_avalanche.py --data-root data [--repeats 3] [--threads 2] [--limit N] [--tasks N]
+        [--only mnist|cifar] [--strategies NAME ...] [--smoke] [--out FILE.csv]
 """
 
 import argparse
@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 # Ours, Avalanche's class, and the options of both; twice the strength makes the penalties equal.
-STRATEGIES = {
+STRATEGIES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "naive": ("naive", {}, "Naive", {}),
     "lwf": ("lwf", {"strength": 1.0, "temperature": 2.0}, "LwF", {"alpha": 1.0, "temperature": 2.0}),
     "ewc": ("ewc", {"strength": 2.0}, "EWC", {"ewc_lambda": 1.0}),
     "replay": ("er", {}, "Replay", {"mem_size": 200}),
 }
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "mnist": {"scenario": "split-mnist", "tasks": 5, "model": "mlp:400-400", "optimizer": "adam", "lr": 1e-3},
     "cifar": {"scenario": "split-cifar100", "tasks": 10, "model": "resnet32", "optimizer": "sgd", "lr": 0.1},
 }
@@ -41,7 +41,8 @@ def ours(case: dict[str, Any], name: str, seed: int, threads: int, root: str, pr
     import clbench
 
     strategy, own, _, _ = STRATEGIES[name]
-    options = {k: v for k, v in case.items() if k not in ("scenario", "seconds")}
+    # Avalanche keeps the optimizer's state from task to task.
+    options: dict[str, Any] = {"optimizer_state": "keep"} | {k: v for k, v in case.items() if k != "scenario"}
     if name == "replay":
         options |= {"memory_size": 200, "memory_policy": "balanced"}
     with tempfile.TemporaryDirectory() as folder:
@@ -187,6 +188,8 @@ def compare(case: dict[str, Any], name: str, precision: str, args: argparse.Name
         pairs.append(both)
     row: dict[str, object] = {
         "scenario": case["scenario"], "model": case["model"], "strategy": name, "precision": precision,
+        "tasks": case["tasks"],
+        "limit": case.get("limit", "all"),
         "repeats": repeats, "threads": args.threads,
     }  # fmt: skip
     for what in ("images_per_second", "evaluation_seconds", "process_seconds"):
@@ -210,7 +213,9 @@ def main() -> None:
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--images", type=int, default=20, help="training images a class of CIFAR-100")
+    parser.add_argument("--limit", type=int, help="training images a class (default: MNIST all, CIFAR-100 20)")
+    parser.add_argument("--tasks", type=int, help="tasks (default: MNIST 5, CIFAR-100 10)")
+    parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
     parser.add_argument("--only", choices=("mnist", "cifar"))
     parser.add_argument("--smoke", action="store_true", help="naive alone, once, on the embedded digits: does it work?")
     parser.add_argument("--out", type=Path, help="CSV file for the result")
@@ -219,7 +224,8 @@ def main() -> None:
     if args.job:
         _job(args.job)
         return
-    mnist, cifar = CASES["mnist"], CASES["cifar"] | {"limit": args.images}
+    asked = {k: v for k, v in (("limit", args.limit), ("tasks", args.tasks)) if v is not None}
+    mnist, cifar = CASES["mnist"] | asked, CASES["cifar"] | {"limit": 20} | asked
     wanted = [(mnist, name, "fp32") for name in STRATEGIES] + [
         (cifar, name, precision) for precision in ("fp32", "bf16") for name in ("naive", "lwf")
     ]
@@ -227,7 +233,7 @@ def main() -> None:
         wanted = [(SMOKE | {"limit": 100}, "naive", "fp32")]
     rows = []
     for case, name, precision in wanted:
-        if args.only and not case["scenario"].startswith(f"split-{args.only}"):
+        if name not in args.strategies or (args.only and not case["scenario"].startswith(f"split-{args.only}")):
             continue
         rows.append(compare(case, name, precision, args))
         print(

@@ -45,9 +45,9 @@ PAIRS = {
     "er": Pair(
         "er[memory_size={memory}]",
         "avalanche:Replay[memory_size={memory}]",
-        "memory: ours is a reservoir over all images, filled as they go by; Avalanche's has an equal part for each task, "
-        "filled at its end. Both add as many replayed images as a batch has, and Avalanche's epoch ends with the larger "
-        "of the two sets",
+        "memory: ours is a reservoir over all images, filled as they go by; Avalanche's has an equal part for each "
+        "task, filled at its end, so it replays earlier tasks alone. To the last, smaller batch of an epoch ours adds "
+        "as many replayed images as it has, Avalanche's a full batch",
     ),
     "icarl": Pair(
         "icarl[memory_size={memory},memory_policy=herding-argmax,flip_means=true]",
@@ -58,7 +58,8 @@ PAIRS = {
     "si": Pair(
         "si[strength=1,gradient=total,relu=false]",
         "avalanche:SynapticIntelligence[si_lambda=2,eps=0.1]",
-        "importance: Avalanche's is clipped at 0.001, ours is not; its penalty has a factor 1/2 (and twice the strength)",
+        "importance: Avalanche's is clipped at 0.001, ours is not; its penalty has a factor 1/2 (and twice the "
+        "strength)",
     ),
 }
 

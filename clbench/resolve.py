@@ -25,9 +25,9 @@ _SHARED = {
 
 
 def strategy_class(name: str) -> type[Strategy]:
-    """Return a strategy: a registered one, path/to/file.py:Class, SOURCE:NAME of other software, or a class by its name.
+    """Return a strategy: a registered one, path/to/file.py:Class, SOURCE:NAME of other software, or one handed over.
 
-    The last are classes handed over in Python. A source ("avalanche") is an entry point of the group
+    A class that was handed over in Python goes by its own name. A source ("avalanche") is an entry point of the group
     `clbench.strategy_sources`: a function that returns the strategy of a name.
     """
     if name in _given:

@@ -154,7 +154,8 @@ def execute(
             return found
         if found is not None and strategy.foreign and not resume:
             raise ConfigError(
-                f"{folder.path} holds an unfinished run, which {config.strategy} can't continue; --force begins it again"
+                f"{folder.path} holds an unfinished run, which {config.strategy} can't continue; "
+                "--force begins it again"
             )
         if found is not None and found.record["tasks"] and not folder.has_checkpoint() and not strategy.foreign:
             raise ConfigError(f"{folder.path} holds an unfinished run without its checkpoint; --force begins it again")

@@ -100,6 +100,8 @@ def tune(
         base = resolve(scenario, strategy, options).model_copy(update={"data_fingerprint": tasks.fingerprint})
     else:
         base = resolve(tasks, strategy, options)
+    if strategy_class(base.strategy).foreign:
+        raise ConfigError(f"{base.strategy} trains by its own loop, from which tuning can't go on; others can be tuned")
     check(base, tasks, strategy_class(base.strategy)(**base.strategy_options))
     own = _own_options(strategy, options)
     fixed = {name for name, value in options.items() if value is not None} | own

@@ -56,6 +56,9 @@ UNUSABLE = {
     "CoPE": "a loss and a model with normalised outputs of its own",
     "FeatureReplay": "a model whose last layer it takes apart",
     "GenerativeReplay": "a generator for one image format",
+    "BiC": "a torch below 2.7: it hands verbose to MultiStepLR, which later ones refuse",
+    "GSS_greedy": "a memory that whole batches fill from the first step",
+    "LFL": "a model with get_features()",
     "JointTraining": "the data of all tasks at once; 'joint' is the same reference",
     "PNNStrategy": "a model of its own",
     "PackNet": "a model of its own",
@@ -68,7 +71,6 @@ FAMILIES: dict[str, Any] = {
     "Cumulative": "reference",
     "FromScratchTraining": "reference",
     "LwF": "distillation",
-    "LFL": "distillation",
     "CWRStar": "isolation",
 }
 # They copy the network, or its weights, before the first task, so its head can't grow.
@@ -136,12 +138,12 @@ class AvalancheStrategy(Strategy):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Refuse what Avalanche's loop has no place for."""
+        if config.epochs is None:
+            raise ConfigError(f"{config.strategy} trains by epochs; give epochs, such as 1")
         for name, field in RunConfig.model_fields.items():
             value = getattr(config, name)
             if name not in HONOURED and value != field.default and (name, value) != ("checkpoint_every", "task"):
                 raise ConfigError(f"{config.strategy} can't honour {name}={value}; leave it at {field.default}")
-        if config.epochs is None:
-            raise ConfigError(f"{config.strategy} trains by epochs; give epochs, such as 1")
         outputs = "all" if config.head == "full" and scenario.setting == "class" else "seen"
         if config.loss_outputs != outputs:
             raise ConfigError(

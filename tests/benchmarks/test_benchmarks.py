@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -27,3 +29,16 @@ def test_sweep_scaling_does_the_same_runs_in_one_process_and_in_two(tmp_path: Pa
     assert float(row["over_one_thread_median"]) > 0
     assert row["two_processes_accuracy"] == row["one_thread_accuracy"]
     assert float(row["one_thread_accuracy"]) > 0.2
+
+
+@pytest.mark.slow
+def test_versus_avalanche_trains_both_rivals_to_the_same_accuracy(tmp_path: Path) -> None:
+    """One epoch on 1,000 digits with the same network and optimizer: task-aware accuracies agree within seed noise."""
+    out = tmp_path / "result.csv"
+    command = [sys.executable, str(BENCHMARKS / "versus_avalanche.py"), "--smoke", "--out", str(out)]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    row = next(csv.DictReader(out.open()))
+    assert abs(float(row["clbench_accuracy"]) - float(row["avalanche_accuracy"])) < 0.15
+    assert float(row["clbench_accuracy"]) > 0.7
+    for what in ("images_per_second", "evaluation_seconds", "process_seconds"):
+        assert float(row[f"{what}_ratio"]) > 0
