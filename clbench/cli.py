@@ -40,6 +40,23 @@ app = typer.Typer(
 )
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from importlib import metadata
+
+        print(f"clbench {metadata.version('clbench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _front(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command("run")
 @config_options()
 def run_verb(
@@ -89,7 +106,7 @@ def run_verb(
             json.dumps(learnt)
             if as_json
             else f"{learnt['images']} images are learnt by heart after {learnt['epochs']} epochs ({learnt['steps']} "
-            f"steps) at learning rate {learnt['learning_rate']:g}: loss {learnt['loss']:.4f}"
+            f"steps): all are right, at learning rate {learnt['learning_rate']:g}: loss {learnt['loss']:.4f}"
         )
         return
     folder = RunFolder(out or default_folder(config))
@@ -983,6 +1000,20 @@ def _interrupt(number: int, _: object) -> NoReturn:
     raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
+def _check_arguments(command: Any, given: Sequence[str]) -> None:
+    """Refuse what click would take in silence: an empty text, as of a variable that is not set, and an option twice."""
+    verb = command.commands.get(given[0]) if given else None
+    once = {name for p in verb.params if not p.multiple for name in p.opts} if verb is not None else set()
+    names = [text.partition("=")[0] for text in given if text.startswith("--")]
+    for text in given:
+        if not text or (text.startswith("--") and text.endswith("=")):
+            what = f"{text} without a value" if text else f"an empty argument in: {' '.join(given)}"
+            raise ConfigError(f"{what}; give a value or leave it out")
+    for name in names:
+        if name in once and names.count(name) > 1:
+            raise ConfigError(f"{name} is given twice; once is accepted")
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 a run failed, 2 the request can't be met, 130/143 interrupted."""
     # Typer brings its own copy of click, or uses the installed one, by version; the base class tells which.
@@ -993,17 +1024,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
-            code = command.main(
-                args=None if arguments is None else list(arguments), prog_name="clbench", standalone_mode=False
-            )
+            given = list(sys.argv[1:] if arguments is None else arguments)
+            _check_arguments(command, given)
+            code = command.main(args=given, prog_name="clbench", standalone_mode=False)
         # Typer turns Ctrl-C into this code.
         if code == 130:
             raise KeyboardInterrupt
         sys.exit(0)
     except (typer.Abort, KeyboardInterrupt):
-        _end("interrupted; what was done is kept and can be continued", 130)
+        _end("interrupted; what was saved is kept and can be continued", 130)
     except _Terminated:
-        _end("terminated; what was done is kept and can be continued", 143)
+        _end("terminated; what was saved is kept and can be continued", 143)
     except ConfigError as error:
         _end(str(error), 2)
     except RunError as error:

@@ -79,7 +79,8 @@ def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Calla
 
         if not fields:
             own.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile))
-        wrapped.__name__, wrapped.__doc__ = verb.__name__, verb.__doc__
+        hint = "" if fields else "\n\nA default holds where the scenario's preset (docs/defaults.md) says nothing else."
+        wrapped.__name__, wrapped.__doc__ = verb.__name__, f"{verb.__doc__}{hint}"
         wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + added
         )

@@ -4,6 +4,7 @@ import io
 import os
 import socket
 import sys
+import textwrap
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -52,7 +53,7 @@ def _from_file(path: str) -> dict[str, torch.Tensor]:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        reason = textwrap.shorten(str(error) or type(error).__name__, 100, placeholder=" ...")
         raise ConfigError(f"weights={path}: can't be read ({reason}); a state dict of tensors is accepted") from None
     if not isinstance(stored, dict) or not all(isinstance(v, torch.Tensor) for v in stored.values()):
         raise ConfigError(f"weights={path}: not a state dict; a file of named tensors is accepted")

@@ -118,7 +118,7 @@ def _task_sizes(order: list[int], tasks: int | None, sizes: Sequence[int] | None
     if tasks is None:
         raise ConfigError(f"how many tasks? give tasks (1 to {n}) or task_sizes, such as {n - n // 2},{n // 2}")
     if not 1 <= tasks <= n:
-        raise ConfigError(f"tasks={tasks}: 1 to {n} are accepted, at least one class a task")
+        raise ConfigError(f"tasks={tasks} of {n} classes: 1 to {n} are accepted, at least one class a task")
     return [n // tasks + (i < n % tasks) for i in range(tasks)]
 
 

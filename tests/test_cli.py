@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,10 @@ REFUSED = [
     (f"run {SCENARIO} naive more", "more"),
     (f"run {SCENARIO} naive --epoch 3", "--epoch", "--epochs"),
     (f"describe {SCENARIO} --epochs 3", "--epochs"),
+    ("run split-mnist-5k lwf --lr 0.1 --limit 5 --lr=0.2", "--lr", "twice"),
+    ("run split-mnist-5k lwf --limit 5 --out=", "--out=", "value"),
+    ("run split-mnist-5k lwf --limit 5 --model mlp:99999999999", "mlp:99999999999", "smaller"),
+    ("run split-mnist-5k lwf --class-order 0,1,2", "tasks=5", "3 classes"),
     ("list strategys", "'strategys'", "'strategies'"),
     ("list strategies --family replays", "'replays'", "'replay'"),
     ("list strategies --setting tasks", "'tasks'", "'task'"),
@@ -471,6 +476,19 @@ def test_a_published_class_order_is_given_by_name(capsys: pytest.CaptureFixture[
         ended = call(capsys, "describe", "hundred.npz", "--tasks", "20", "--class-order", name, "--json")
         assert ended.code == 0, ended.err
         assert json.loads(ended.out)["tasks"][0]["classes"] == first
+
+
+@pytest.mark.parametrize("arguments", [("run", "split-mnist-5k", "lwf", "--out", ""), ("run", "", "lwf")])
+def test_an_empty_argument_is_refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    """As from a variable of the shell that is not set: an empty path would be the present folder."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "empty argument" in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "--version").out == f"clbench {metadata.version('clbench')}\n"
 
 
 def test_the_list_of_strategies_is_filtered_by_family_and_setting(capsys: pytest.CaptureFixture[str]) -> None:

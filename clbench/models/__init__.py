@@ -1,6 +1,7 @@
 """Models by name: a backbone with one growing head."""
 
 import inspect
+import textwrap
 from collections.abc import Callable
 
 import torch
@@ -41,4 +42,8 @@ def build_model(spec: str, image_shape: tuple[int, int, int], seed: int) -> Netw
     # Only the CPU generator is seeded: torch.manual_seed would move the streams of accelerators too.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return build(image_shape, **resolved)
+        try:
+            return build(image_shape, **resolved)
+        except RuntimeError as error:  # torch's word for more memory than there is
+            reason = textwrap.shorten(str(error).rpartition("] ")[2], 120)
+            raise ConfigError(f"model {spec!r} can't be built ({reason}); a smaller one is accepted") from None
