@@ -4,7 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -67,7 +67,9 @@ def held(folder: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        # In a folder that can't be written any more it stays, and is free once this process is gone.
+        with suppress(OSError):
+            lock.release()
 
 
 class Watched:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from clbench.config import NOT_IDENTITY, RunConfig
 from clbench.errors import ConfigError
+from clbench.options import IN_FILES, INTERNAL
 from clbench.registry import entry_point_names, parse_spec
 from clbench.reports.cells import Cell, Column, Table, or_dash
 from clbench.reports.tables import Comparison, Row, words
@@ -110,7 +111,16 @@ def command(row: Row) -> str:
         texts.insert(
             0, f"# {name} is not registered here: it needs its package, or clbench.run and the class in Python"
         )
+    unoptioned = [
+        key for key in sorted(IN_FILES - {"strategy_options"}) if run.config.get(key) not in (None, _default(key))
+    ]
+    if unoptioned:
+        texts.insert(0, f"# {' and '.join(unoptioned)}: no option has it, so add --config with the run.json of the run")
     return "\n".join(texts)
+
+
+def _default(key: str) -> object:
+    return RunConfig.model_fields[key].default
 
 
 def _without_seed(run: Result) -> str:
@@ -123,7 +133,7 @@ def _without_seed(run: Result) -> str:
     for key, value in (config.get("strategy_options") or {}).items():
         if key not in in_brackets:
             given += ["-p", f"{key}={_typed(value)}"]
-    skipped = {"scenario", "strategy", "strategy_options", "data_fingerprint", "seed", *NOT_IDENTITY, *in_brackets}
+    skipped = {*INTERNAL, "seed", *NOT_IDENTITY, *in_brackets}
     for key in RunConfig.model_fields:
         value = config.get(key)
         if key in skipped or value is None:

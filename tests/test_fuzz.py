@@ -120,6 +120,14 @@ def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
         return []
 
 
+def is_worker(pid: int) -> bool:
+    """Whether a worker process runs; one that has ended, and waits for whoever adopted it to notice, does not."""
+    try:
+        return "loky" in " ".join(psutil.Process(pid).cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
 def swept(folder: Path, runs: int) -> dict[str, Any]:
     """Sweep over 2 processes, and once more in 1 while that goes on; fails where a run is lost, doubled or leaks."""
     grid, out = write_grid(folder, runs), folder / "runs"
@@ -159,7 +167,7 @@ def swept(folder: Path, runs: int) -> dict[str, Any]:
     assert here == Counter(range(runs))
     assert not [path for path in out.rglob("*") if re.search(r"\.tmp$|\.lease$|checkpoint", path.name)]
     assert max(dead.values()) < 10, "seconds for which a process was a zombie"
-    assert not [pid for pid in seen if psutil.pid_exists(pid) and "loky" in " ".join(psutil.Process(pid).cmdline())]
+    assert not [pid for pid in seen if is_worker(pid)]
     quarter = len(samples) // 4
     before, after = fmean(samples[quarter : 2 * quarter]), fmean(samples[-quarter:])
     assert after < 1.1 * before, f"a worker grew from {before:.0f} to {after:.0f} MB"

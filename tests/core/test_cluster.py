@@ -112,6 +112,6 @@ def test_an_interrupted_sweep_on_ray_leaves_no_process_behind_WK02(monkeypatch: 
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert err.splitlines()[-1] == "clbench: terminated; what was finished is kept"
+    assert err.splitlines()[-1] == "clbench: terminated; what was saved is kept and can be continued"
     _, alive = psutil.wait_procs(family, timeout=30)
     assert alive == []

@@ -85,7 +85,7 @@ def test_a_finished_run_of_an_earlier_version_is_read(version: Path) -> None:
     np.testing.assert_array_equal(result.accuracy, expected)
     from clbench.reports import tables
 
-    assert "er" in str(tables.comparison([result]).to_dict())
+    assert "er" in str(tables.comparison(tables.compare([result])).to_dict())
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda path: path.name)
