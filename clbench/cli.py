@@ -16,7 +16,21 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from clbench.errors import ConfigError, RunError, one_line, unknown
-from clbench.options import DESCRIBED, Force, Json, Like, Params, Quiet, Track, config_options, over, pairs, text_of
+from clbench.options import (
+    DESCRIBED,
+    Force,
+    Json,
+    Like,
+    Params,
+    Quiet,
+    ScenarioName,
+    StrategyNames,
+    Track,
+    config_options,
+    over,
+    pairs,
+    text_of,
+)
 from clbench.options import seconds as read_seconds
 from clbench.options import seeds as read_seeds
 
@@ -61,9 +75,7 @@ def _front(
 @config_options()
 def run_verb(
     fields: dict[str, Any],
-    scenario: Annotated[
-        str | None, typer.Argument(help="A scenario, an .npz file or a folder of images; not with --like.")
-    ] = None,
+    scenario: ScenarioName = None,
     strategy: Annotated[str | None, typer.Argument(help="A strategy, such as lwf or er\\[memory_size=500].")] = None,
     like: Like = None,
     param: Params = None,
@@ -137,12 +149,8 @@ def run_verb(
 @config_options(without=("seed",))
 def compare_verb(
     fields: dict[str, Any],
-    scenario: Annotated[
-        str | None, typer.Argument(help="A scenario, an .npz file or a folder of images; not with --like.")
-    ] = None,
-    strategies: Annotated[
-        list[str] | None, typer.Argument(help="Strategies, such as lwf er\\[memory_size=500].")
-    ] = None,
+    scenario: ScenarioName = None,
+    strategies: StrategyNames = None,
     like: Like = None,
     seeds: Annotated[
         str | None, typer.Option(help="A number of seeds, or the seeds: 0,1,2 (default: 5, or the --config file's).")
@@ -401,12 +409,8 @@ def reproduce_verb(
 @config_options()
 def plan_verb(
     fields: dict[str, Any],
-    scenario: Annotated[
-        str | None, typer.Argument(help="A scenario, an .npz file or a folder of images; not with --like.")
-    ] = None,
-    strategies: Annotated[
-        list[str] | None, typer.Argument(help="Strategies, such as lwf er\\[memory_size=500].")
-    ] = None,
+    scenario: ScenarioName = None,
+    strategies: StrategyNames = None,
     like: Like = None,
     param: Params = None,
     as_json: Json = False,

@@ -272,6 +272,11 @@ class RunConfig(BaseModel):
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def excludes(one: str, other: str) -> bool:
+    """Whether two fields exclude each other."""
+    return (one, other) in EXCLUSIVE or (other, one) in EXCLUSIVE
+
+
 def file_digest(path: str, option: str) -> str:
     """Return the sha256 of a file's content; raises ConfigError naming the option when it can't be read."""
     try:

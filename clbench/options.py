@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from rich.markup import escape
 
-from clbench.config import EXCLUSIVE, SCENARIO_FIELDS, RunConfig
+from clbench.config import SCENARIO_FIELDS, RunConfig, excludes
 from clbench.errors import ConfigError, unknown
 
 # Options come from RunConfig's fields, in its order; each of these names begins a panel of the help.
@@ -32,6 +32,10 @@ Params = Annotated[
     list[str] | None,
     typer.Option("-p", metavar="KEY=VALUE", help="A hyper-parameter of the strategy; may be repeated."),
 ]
+ScenarioName = Annotated[
+    str | None, typer.Argument(help="A scenario, an .npz file or a folder of images; not with --like.")
+]
+StrategyNames = Annotated[list[str] | None, typer.Argument(help="Strategies, such as lwf er\\[memory_size=500].")]
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", help="TOML or JSON file of options (a run.json too); options given here come first."),
@@ -92,8 +96,7 @@ def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Calla
 
 def over(kept: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     """Return fields with what is asked over them; a field that excludes another displaces it."""
-    pairs_ = [(a, b) for pair in EXCLUSIVE for a, b in (pair, pair[::-1])]
-    return {k: v for k, v in kept.items() if not any(k == a and b in asked for a, b in pairs_)} | asked
+    return {k: v for k, v in kept.items() if not any(excludes(k, key) for key in asked)} | asked
 
 
 def seconds(text: str) -> float:

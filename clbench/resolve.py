@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from clbench.config import EXCLUSIVE, SCENARIO_FIELDS, RunConfig, Setting, file_digest, make_config
+from clbench.config import SCENARIO_FIELDS, RunConfig, Setting, excludes, file_digest, make_config
 from clbench.errors import ConfigError, unknown
 from clbench.registry import entry_point_names, load_entry_point, parse_spec, read_text
 from clbench.scenario import Scenario, ScenarioSpec
@@ -117,7 +117,7 @@ def resolve(
             special |= parse_fields({key: value})
         else:
             raise unknown(f"option of {name}", key, [*cls._options.model_fields, *_trainable_fields()])
-    asked = {k: v for k, v in asked.items() if not any(_excludes(k, key) for key in special)} | special
+    asked = {k: v for k, v in asked.items() if not any(excludes(k, key) for key in special)} | special
     preset = dict(scenario_spec("files" if isinstance(scenario, Scenario) else scenario).preset)
     if isinstance(scenario, Scenario):
         _refuse_scenario_fields(asked)
@@ -133,7 +133,7 @@ def resolve(
     preset |= {k: v for k, v in tuned.items() if k not in cls._options.model_fields}
     if not cls.needs_memory:
         preset.pop("memory_size", None)
-    preset = {k: v for k, v in preset.items() if not any(_excludes(k, key) for key in asked)}
+    preset = {k: v for k, v in preset.items() if not any(excludes(k, key) for key in asked)}
     values = preset | asked
     values |= {
         "scenario": scenario.name if isinstance(scenario, Scenario) else scenario,
@@ -196,10 +196,6 @@ def _of_task(cls: type[Strategy], config: RunConfig, values: Mapping[str, Any]) 
     rate = {"lr": values["lr"]} if "lr" in values else {}
     make_config({**config.model_dump(), **rate})
     return rate | {name: checked[name] for name in own}
-
-
-def _excludes(one: str, other: str) -> bool:
-    return (one, other) in EXCLUSIVE or (other, one) in EXCLUSIVE
 
 
 def _trainable_fields() -> list[str]:

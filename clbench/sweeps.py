@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from clbench.comparison import MEMORY_OPTIONS
-from clbench.config import EXCLUSIVE, SCENARIO_FIELDS, RunConfig
+from clbench.config import SCENARIO_FIELDS, RunConfig, excludes
 from clbench.errors import ConfigError, unknown
 from clbench.execution import (
     Cluster,
@@ -135,7 +135,7 @@ def _check_keys(block: Grid, place: str) -> None:
 
 def _over(top: Grid, block: Grid) -> Grid:
     """Return what a further grid says, over what it takes from the top of the file."""
-    kept = {key: value for key, value in top.items() if not any(_excludes(key, other) for other in block)}
+    kept = {key: value for key, value in top.items() if not any(excludes(key, other) for other in block)}
     merged = kept | dict(block)
     for table in _TABLES:
         if table in block and table in top:
@@ -193,7 +193,7 @@ def _axes(strategy: str | type[Strategy], fields: Grid, block: Grid) -> tuple[di
         key: value
         for key, value in fields.items()
         if key not in SCENARIO_FIELDS
-        and not any(key == other or _excludes(key, other) for other in closer)
+        and not any(key == other or excludes(key, other) for other in closer)
         and (key not in MEMORY_OPTIONS or lives_on_memory(strategy))
     }
     own = {key: value for key, value in block.get("strategy_options", {}).items() if key not in closer}
@@ -238,10 +238,6 @@ def _own_options(strategy: str | type[Strategy]) -> Mapping[str, Any]:
 
 def _spec(strategy: str | type[Strategy]) -> tuple[str, dict[str, str]]:
     return (strategy.__name__, {}) if isinstance(strategy, type) else parse_spec(strategy)
-
-
-def _excludes(one: str, other: str) -> bool:
-    return (one, other) in EXCLUSIVE or (other, one) in EXCLUSIVE
 
 
 def _asked(request: Request) -> dict[str, Any]:

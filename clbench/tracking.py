@@ -4,6 +4,7 @@ import json
 import math
 import re
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,7 @@ PROJECT = "clbench"
 Axis = Literal["optimizer_step", "task"]
 
 
-class Tracker(Observer):
+class Tracker(Observer, ABC):
     """Sends losses and rate of each epoch, accuracies and metrics after each task; a subclass says where to.
 
     Of the configuration it sends what can change the numbers, files by their names or digests: no path, no environment,
@@ -37,17 +38,17 @@ class Tracker(Observer):
         self._status = "running"
         self._given_up = False
 
+    @abstractmethod
     def start(self, title: str, group: str, fields: dict[str, str], known: str | None) -> str | None:
         """Begin, or go on with the run that was `known` by an id; return the id."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log(self, values: dict[str, float], axis: Axis, at: int) -> None:
         """Send numbers by name, all of them known at one point of an axis."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, status: str) -> None:
         """End; status: `done`, `failed`, or `running` for what was interrupted."""
-        raise NotImplementedError
 
     def begin(self, config: RunConfig, scenario: Scenario, first_task: int) -> None:
         """Open the run at the service; raises ConfigError where that can't be done."""

@@ -7,41 +7,33 @@ tested as every strategy is. Importing it takes seconds, so this module is loade
 import functools
 import importlib.util
 import inspect
-import math
 import operator
-import random
-import time
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Union, get_args, get_origin
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from clbench.augment import AUGMENTATIONS
 from clbench.config import RunConfig
-from clbench.errors import ConfigError, RunError, unknown
+from clbench.errors import ConfigError, unknown
 from clbench.models.network import Network
 from clbench.scenario import Scenario, Task
+from clbench.strategies._avalanche import Experience, Features, Recorder, TaskOutputs, held, seeded
 from clbench.strategy import Stage, Strategy, Watch
 from clbench.streams import stream_seed
-from clbench.trainer import seed_global_stream
 
 with warnings.catch_warnings():
     # Of optional packages that are not there, and of what Avalanche will rename.
     warnings.simplefilter("ignore")
     import avalanche.training
-    from avalanche.benchmarks.scenarios import DatasetExperience
-    from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, TransformGroups
+    from avalanche.benchmarks.utils import DataAttribute, TransformGroups
     from avalanche.benchmarks.utils.classification_dataset import (
         TaskAwareSupervisedClassificationDataset,
         _make_taskaware_tensor_classification_dataset,
     )
-    from avalanche.core import SupervisedPlugin
-    from avalanche.models import MultiTaskModule
     from avalanche.training.plugins import EvaluationPlugin
     from avalanche.training.templates import SupervisedTemplate
 
@@ -183,7 +175,7 @@ class AvalancheStrategy(Strategy):
         if learner is None:
             return kept
         own = {id(tensor) for tensor in self.model.state_dict(keep_vars=True).values()}
-        found = [t for t in _held([learner.plugins, vars(learner)], set()) if id(t) not in own]
+        found = [t for t in held([learner.plugins, vars(learner)], set()) if id(t) not in own]
         if self.memory is not None:
             # Exemplars are counted as such.
             found = [t for t in found if t.shape[1:] != self._context.scenario.image_shape]
@@ -191,8 +183,8 @@ class AvalancheStrategy(Strategy):
 
     def _train(self, task: Task, watch: Watch) -> list[dict[str, Any]]:
         config = self.config
-        recorder = _Recorder(self, watch)
-        with _seeded(stream_seed(config.seed, "avalanche", task.index), self.device), warnings.catch_warnings():
+        recorder = Recorder(self, watch)
+        with seeded(stream_seed(config.seed, "avalanche", task.index), self.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if task.index == 0:
                 self.learner = self._make()
@@ -203,7 +195,7 @@ class AvalancheStrategy(Strategy):
             self.learner.train(self._experience(task), eval_streams=[], **loader)
         self.learner.plugins.remove(recorder)
         trained = self.learner.model
-        trained = trained.network if isinstance(trained, _TaskOutputs) else trained
+        trained = trained.network if isinstance(trained, TaskOutputs) else trained
         if isinstance(trained, Network):
             # Some train a copy.
             self.model = trained
@@ -213,10 +205,10 @@ class AvalancheStrategy(Strategy):
     def _make(self) -> Any:
         config, setting = self.config, self.setting
         scenario = self._context.scenario
-        network = _TaskOutputs(self.model, scenario).to(self.device) if setting == "task" else self.model
+        network = TaskOutputs(self.model, scenario).to(self.device) if setting == "task" else self.model
         given = {
             "model": network,
-            "feature_extractor": _Features(self.model),
+            "feature_extractor": Features(self.model),
             "classifier": self.model.head,
             "optimizer": self._optimizer(),
             "criterion": nn.CrossEntropyLoss(),
@@ -249,7 +241,7 @@ class AvalancheStrategy(Strategy):
         kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
         return kind(parameters, lr=config.scaled_lr, weight_decay=config.weight_decay)
 
-    def _experience(self, task: Task) -> "_Experience":
+    def _experience(self, task: Task) -> Experience:
         """Return the task as Avalanche sees it: normalised images, head outputs as targets, augmented in training."""
         images = torch.cat([batch.images.cpu() for batch in self.passes(task.train)])
         labels = task.train.labels
@@ -258,7 +250,7 @@ class AvalancheStrategy(Strategy):
         groups = TransformGroups({"train": self._augmentation(), "eval": None})
         ids = DataAttribute(task.train.ids.tolist(), "sample_ids")
         seen = TaskAwareSupervisedClassificationDataset([data], data_attributes=[ids], transform_groups=groups)
-        return _Experience(seen, task, label, self)
+        return Experience(seen, task, label, self)
 
     def _augmentation(self) -> Callable[[Tensor], Tensor] | None:
         """Return the run's augmentation for one normalised image, drawing from torch's global stream."""
@@ -296,137 +288,6 @@ class AvalancheStrategy(Strategy):
         self.memory.ids = torch.tensor(kept, dtype=torch.int64)
         self.memory.classes = torch.tensor(classes, dtype=torch.int64)
         self.memory.seen = dict.fromkeys(dict.fromkeys(classes), 0)
-
-
-class _Experience(DatasetExperience):  # type: ignore[misc]
-    """One task, with what Avalanche's strategies read of a benchmark: head outputs in order of appearance."""
-
-    def __init__(self, data: Any, task: Task, label: int, strategy: AvalancheStrategy) -> None:
-        super().__init__(dataset=data, current_experience=task.index)
-        tasks = strategy._context.scenario.tasks
-        self.task_label, self.task_labels = label, [label]
-        self.classes_in_this_experience = data.targets.uniques
-        self.benchmark = types.SimpleNamespace(
-            n_classes_per_exp=[len(t.classes) for t in tasks],
-            classes_order=[output for t in tasks for output in range(t.outputs.start, t.outputs.stop)],
-        )
-
-
-class _TaskOutputs(MultiTaskModule):  # type: ignore[misc]
-    """The network in the task-incremental setting: the outputs of a sample's own task compete.
-
-    The others get -1000, as in Avalanche's own multi-head classifier: some strategies square them.
-    """
-
-    def __init__(self, network: Network, scenario: Scenario) -> None:
-        super().__init__()
-        self.network = network
-        own = torch.zeros(len(scenario.tasks), scenario.n_outputs, dtype=torch.bool)
-        for task in scenario.tasks:
-            own[task.index, task.outputs] = True
-        self.register_buffer("own", own, persistent=False)
-
-    def forward(self, images: Tensor, task_labels: Tensor | int | None) -> Any:
-        if task_labels is None:
-            return self.forward_all_tasks(images)
-        logits = self.network(images)
-        return logits.masked_fill(~self.own[task_labels, : logits.shape[1]], -1000.0)
-
-    def forward_single_task(self, images: Tensor, task_label: int) -> Any:
-        return self.forward(images, task_label)
-
-
-class _Features(nn.Module):
-    """The network up to its head, as iCaRL wants it."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network.features(images)
-
-
-class _Recorder(SupervisedPlugin):  # type: ignore[misc]
-    """Tells the run what Avalanche's loop does: steps, epochs, the loss."""
-
-    def __init__(self, strategy: Strategy, watch: Watch) -> None:
-        super().__init__()
-        self.strategy, self.watch = strategy, watch
-        self.records: list[dict[str, Any]] = []
-
-    def before_training_epoch(self, learner: Any, *_: Any, **__: Any) -> None:
-        progress = self.strategy.progress
-        progress.epoch, progress.steps_per_epoch = len(self.records), len(learner.dataloader)
-        progress.learning_rate = learner.optimizer.param_groups[-1]["lr"]
-        self.images, self.steps, self.loss, self.started = 0, 0, 0.0, time.perf_counter()
-
-    def after_training_iteration(self, learner: Any, *_: Any, **__: Any) -> None:
-        progress = self.strategy.progress
-        self.images += len(learner.mb_y)
-        self.steps += 1
-        progress.step += 1
-        self.loss += learner.loss.detach()
-        self.watch.after_step(self._mean_loss() if self.steps % 50 == 0 else None)
-        self.watch.at_rest(False)
-
-    def after_training_epoch(self, learner: Any, *_: Any, **__: Any) -> None:
-        progress = self.strategy.progress
-        record = {
-            "task": progress.task,
-            "stage": progress.stage,
-            "epoch": progress.epoch,
-            "steps": self.steps,
-            "lr": progress.learning_rate,
-            "seconds": time.perf_counter() - self.started,
-            "images": self.images,
-            "replayed": 0,
-            "losses": {"loss": self._mean_loss()},
-        }
-        self.records.append(record)
-        self.watch.after_epoch(record)
-
-    def _mean_loss(self) -> float:
-        loss, progress = float(self.loss) / max(self.steps, 1), self.strategy.progress
-        if not math.isfinite(loss):
-            raise RunError(f"the loss is {loss} in task {progress.task}, epoch {progress.epoch}; a lower lr may help")
-        return loss
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed every stream that Avalanche draws from; Python's and numpy's are put back (torch's the run puts back)."""
-    python, numpy = random.getstate(), np.random.get_state()
-    seed_global_stream(seed, device)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-def _held(value: Any, seen: set[int]) -> Iterable[Tensor]:
-    """Walk over the tensors that Avalanche's objects hold, each once; samples of data sets count as uint8 images."""
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, nn.Module):
-        yield from (t for t in value.state_dict(keep_vars=True).values() if isinstance(t, Tensor))
-    elif isinstance(value, AvalancheDataset):
-        if len(value):
-            yield torch.empty(len(value), *value[0][0].shape, dtype=torch.uint8, device="meta")
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _held(item, seen)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _held(item, seen)
-    elif type(value).__module__.startswith("avalanche.") and not isinstance(value, SupervisedTemplate):
-        yield from _held(vars(value), seen)
 
 
 def _parameters(template: Any) -> dict[str, inspect.Parameter]:

@@ -89,27 +89,45 @@ def test_task_labels_make_a_task_incremental_scenario() -> None:
     assert scenario.class_names == ("0 (task 0)", "1 (task 0)", "0 (task 1)", "1 (task 1)", "0 (task 2)", "1 (task 2)")
 
 
+def _data(images: Any, labels: Any) -> Any:
+    from avalanche.benchmarks.utils.classification_dataset import _make_taskaware_tensor_classification_dataset
+
+    return _make_taskaware_tensor_classification_dataset(
+        torch.from_numpy(np.array(images)), torch.from_numpy(labels), targets=labels.tolist()
+    )
+
+
 @pytest.mark.slow
 def test_the_same_classes_in_each_experience_make_a_domain_incremental_scenario(digits: Any) -> None:
-    from avalanche.benchmarks import ni_benchmark
-    from avalanche.benchmarks.utils.classification_dataset import _make_taskaware_tensor_classification_dataset
+    """Every second image of ten classes goes to the second of two experiences, in training and in test."""
+    from avalanche.benchmarks import benchmark_from_datasets
 
     from clbench.scenarios.avalanche import from_benchmark
 
-    def made(images: Any, labels: Any) -> Any:
-        return _make_taskaware_tensor_classification_dataset(
-            torch.from_numpy(np.array(images)), torch.from_numpy(labels), targets=labels.tolist()
+    streams = {
+        name: [_data(images[half::2], labels[half::2]) for half in (0, 1)]
+        for name, images, labels in (
+            ("train", digits.x_train, digits.y_train),
+            ("test", digits.x_test, digits.y_test),
         )
+    }
+    scenario = from_benchmark(benchmark_from_datasets(**streams))
+    assert scenario.setting == "domain"
+    assert [(task.outputs.start, task.outputs.stop) for task in scenario.tasks] == [(0, 10), (0, 10)]
+    for half, task in enumerate(scenario.tasks):
+        assert torch.equal(task.train.labels, torch.from_numpy(digits.y_train[half::2]))
 
-    benchmark = ni_benchmark(
-        made(digits.x_train, digits.y_train),
-        made(digits.x_test, digits.y_test),
-        n_experiences=2,
-        balance_experiences=True,
-    )
-    if len(benchmark.test_stream) != len(benchmark.train_stream):
-        pytest.skip("this Avalanche tests new instances in one experience")
-    assert from_benchmark(benchmark).setting == "domain"
+
+@pytest.mark.slow
+def test_new_instances_that_share_one_test_experience_are_refused(digits: Any, refused: Any) -> None:
+    """As Avalanche's ni_benchmark makes them: two to train on, one to test."""
+    from avalanche.benchmarks import ni_benchmark
+
+    from clbench.scenarios.avalanche import from_benchmark
+
+    train, test = _data(digits.x_train, digits.y_train), _data(digits.x_test, digits.y_test)
+    with refused("test stream has 1 experiences", "2 are accepted"):
+        from_benchmark(ni_benchmark(train, test, n_experiences=2, balance_experiences=True))
 
 
 @pytest.mark.slow
