@@ -9,16 +9,14 @@ a sweep of any length.
 """
 
 import argparse
-import csv
 import os
-import platform
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from common import ratios, where, write
 
 from clbench.execution import run_planned
 from clbench.sweeps import plan_sweep
@@ -66,29 +64,18 @@ def main() -> None:
             accuracies[rival].append(accuracy)
     result: dict[str, object] = {"scenario": scenario, "runs": runs, "repeats": repeats}
     for rival in ("one_thread", "two_threads"):
-        ratios = [slow / fast for slow, fast in zip(times[rival], times["two_processes"], strict=True)]
-        result |= {
-            f"over_{rival}_median": round(statistics.median(ratios), 3),
-            f"over_{rival}_min": round(min(ratios), 3),
-            f"over_{rival}_max": round(max(ratios), 3),
-        }
+        times_each = zip(times[rival], times["two_processes"], strict=True)
+        result |= ratios(f"over_{rival}", [slow / fast for slow, fast in times_each])
     for rival in RIVALS:
         result[f"{rival}_seconds"] = round(statistics.median(times[rival]), 2)
         result[f"{rival}_accuracy"] = round(statistics.mean(accuracies[rival]), 4)
-    # What others were doing meanwhile: at a load above 1 the ratios are those of a shared machine.
-    result["load"] = round(load, 1)
-    result |= {"torch": torch.__version__, "machine": f"{platform.machine()}, {os.cpu_count()} cores, CPU"}
+    result |= where(load, "clbench", "torch")
     for key, value in result.items():
         print(f"{key}: {value}")
     # The threads of a run change the order of its sums, and so its last digits; processes change nothing.
     assert accuracies["two_processes"] == accuracies["one_thread"]
     assert max(abs(a - b) for a, b in zip(accuracies["two_threads"], accuracies["one_thread"], strict=True)) < 0.02
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, result)
-            writer.writeheader()
-            writer.writerow(result)
+    write([result], args.out)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any
 # Ours, Avalanche's class, and the options of both; twice the strength makes the penalties equal.
 STRATEGIES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "naive": ("naive", {}, "Naive", {}),
-    "lwf": ("lwf", {"strength": 1.0, "temperature": 2.0}, "LwF", {"alpha": 1.0, "temperature": 2.0}),
+    "lwf": ("lwf", {"strength": 1.0, "temperature": 2.0, "distilled": "old"}, "LwF", {"alpha": 1.0, "temperature": 2.0}),
     "ewc": ("ewc", {"strength": 2.0}, "EWC", {"ewc_lambda": 1.0}),
     "replay": ("er", {}, "Replay", {"mem_size": 200}),
 }

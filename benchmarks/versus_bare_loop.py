@@ -1,103 +1,220 @@
 """How much the engine adds to a hand-written PyTorch loop with the same arithmetic.
 
-Naive fine-tuning on Split-MNIST (MLP 784-400-400, batch 128, Adam, one epoch): the two rivals alternate in one process,
-and the ratio of their training times is what counts, since a shared machine is noisy.
+Naive, LwF, EWC and ER on Split-MNIST (MLP 784-400-400, batch 128, Adam, one epoch): the two rivals take turns in one
+process, and the ratio of their training times is what counts, since a shared machine is noisy. What a method does at
+the end of a task, such as EWC's Fisher information, is part of its training.
 
-    python benchmarks/versus_bare_loop.py --data-root data [--repeats 7] [--threads 1] [--smoke] [--out FILE.csv]
+    python benchmarks/versus_bare_loop.py --data-root data [--strategies NAME ...] [--repeats 7] [--threads 1]
+        [--smoke] [--out FILE.csv]
 """
 
 import argparse
-import csv
-import platform
+import copy
+import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from common import ratios, where, write
+from torch import Tensor, nn
 
 import clbench
 from clbench.resolve import prepare, resolve
 from clbench.scenario import Scenario
 
+MEMORY = 500
 
-def bare_loop(scenario: Scenario, seed: int) -> tuple[float, float]:
+
+def pixels(images: Tensor) -> Tensor:
+    """Return what every loop gives its model: float [B, 1, 28, 28] in 0..1."""
+    return images.float() / 255
+
+
+class Bare:
+    """Naive fine-tuning by hand; the other loops add to its loss, and do something between steps and tasks."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.images, self.labels = scenario.train.images, scenario.train.labels
+        self.model = nn.Sequential(
+            nn.Flatten(), nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU(), nn.Linear(400, 10)
+        )
+
+    def loss(self, index: Tensor, seen: int) -> Tensor:
+        return F.cross_entropy(self.model(pixels(self.images[index]))[:, :seen], self.labels[index])
+
+    def after_step(self, index: Tensor) -> None:
+        pass
+
+    def after_task(self, ids: Tensor, seen: int) -> None:
+        pass
+
+    def train(self) -> float:
+        """Train on all tasks and return the seconds."""
+        started = time.perf_counter()
+        for task in self.scenario.tasks:
+            optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, fused=True)
+            for index in task.train.ids[torch.randperm(len(task.train))].split(128):
+                loss = self.loss(index, task.outputs.stop)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                self.after_step(index)
+            self.after_task(task.train.ids, task.outputs.stop)
+        return time.perf_counter() - started
+
+    def accuracy(self) -> float:
+        """Return the average task-aware accuracy."""
+        accuracies = []
+        with torch.inference_mode():
+            for task in self.scenario.tasks:
+                scores = self.model(pixels(task.test.images))[:, task.outputs]
+                accuracies.append(float((scores.argmax(1) + task.outputs.start == task.test.labels).float().mean()))
+        return statistics.mean(accuracies)
+
+
+class BareLwF(Bare):
+    teacher: nn.Module | None = None
+
+    def loss(self, index: Tensor, seen: int) -> Tensor:
+        images = pixels(self.images[index])
+        logits = self.model(images)
+        loss = F.cross_entropy(logits[:, :seen], self.labels[index])
+        if self.teacher is not None:
+            with torch.no_grad():
+                old = self.teacher(images)[:, : self.old]
+            student, teacher = (F.log_softmax(x / 2, 1) for x in (logits[:, : self.old], old))
+            loss = loss + F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        return loss
+
+    def after_task(self, ids: Tensor, seen: int) -> None:
+        self.teacher, self.old = copy.deepcopy(self.model).requires_grad_(False), seen
+
+
+class BareEWC(Bare):
+    """The Fisher information of linear layers: per-sample gradients are outer products, so their squares are too."""
+
+    strength = 100.0
+
+    def __init__(self, scenario: Scenario) -> None:
+        super().__init__(scenario)
+        self.fisher: list[Tensor] = []
+
+    def loss(self, index: Tensor, seen: int) -> Tensor:
+        loss = super().loss(index, seen)
+        if self.fisher:
+            terms = zip(self.fisher, self.model.parameters(), self.anchor, strict=True)
+            loss = loss + self.strength / 2 * sum((f * (w - a).square()).sum() for f, w, a in terms)
+        return loss
+
+    def after_task(self, ids: Tensor, seen: int) -> None:
+        linear = [layer for layer in self.model if isinstance(layer, nn.Linear)]
+        total = [torch.zeros_like(w) for w in self.model.parameters()]
+        for index in ids.split(512):
+            inputs, outputs = [], []
+            x = pixels(self.images[index])
+            for layer in self.model:
+                inputs += [x] if layer in linear else []
+                x = layer(x)
+                outputs += [x] if layer in linear else []
+            log_p = F.log_softmax(x[:, :seen], 1).gather(1, self.labels[index, None]).sum()
+            for k, (a, g) in enumerate(zip(inputs, torch.autograd.grad(log_p, outputs), strict=True)):
+                total[2 * k] += g.square().T @ a.detach().square()
+                total[2 * k + 1] += g.square().sum(0)
+        new = [t / len(ids) for t in total]
+        now = [w.detach().clone() for w in self.model.parameters()]
+        if self.fisher:
+            weights = [torch.where(f + n > 0, n / (f + n), 0.5) for f, n in zip(self.fisher, new, strict=True)]
+            self.anchor = [torch.lerp(a, w, by) for a, w, by in zip(self.anchor, now, weights, strict=True)]
+            self.fisher = [f + n for f, n in zip(self.fisher, new, strict=True)]
+        else:
+            self.fisher, self.anchor = new, now
+
+
+class BareER(Bare):
+    """A reservoir, filled after each step, gives as many images again as the task does."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        super().__init__(scenario)
+        self.memory, self.stored, self.offered = torch.empty(MEMORY, dtype=torch.int64), 0, 0
+
+    def loss(self, index: Tensor, seen: int) -> Tensor:
+        index = torch.cat([index, self.memory[torch.randperm(self.stored)[: len(index)]]])
+        return super().loss(index, seen)
+
+    def after_step(self, index: Tensor) -> None:
+        position = torch.arange(self.offered, self.offered + len(index))
+        slot = torch.where(position < MEMORY, position, (torch.rand(len(index)) * (position + 1)).long())
+        kept = slot < MEMORY
+        self.memory[slot[kept]] = index[kept]
+        self.offered += len(index)
+        self.stored = min(self.offered, MEMORY)
+
+
+BARE: dict[str, Callable[[Scenario], Bare]] = {"naive": Bare, "lwf": BareLwF, "ewc": BareEWC, "er": BareER}
+
+
+def bare_loop(scenario: Scenario, name: str, seed: int) -> tuple[float, float]:
     """Train with a plain loop; return seconds of training and the average task-aware accuracy at the end."""
     torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU(), nn.Linear(400, 10)
-    )
-    images, labels = scenario.train.images, scenario.train.labels
-    seconds = 0.0
-    for task in scenario.tasks:
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-        seen = task.outputs.stop
-        started = time.perf_counter()
-        order = task.train.ids[torch.randperm(len(task.train))]
-        for index in order.split(128):
-            loss = F.cross_entropy(model(images[index].float() / 255)[:, :seen], labels[index])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        seconds += time.perf_counter() - started
-    accuracies = []
-    with torch.inference_mode():
-        for task in scenario.tasks:
-            scores = model(task.test.images.float() / 255)[:, task.outputs]
-            accuracies.append(float((scores.argmax(1) + task.outputs.start == task.test.labels).float().mean()))
-    return seconds, statistics.mean(accuracies)
+    loop = BARE[name](scenario)
+    return loop.train(), loop.accuracy()
 
 
-def engine(scenario: Scenario, seed: int, threads: int) -> tuple[float, float]:
+def engine(scenario: Scenario, name: str, seed: int, threads: int) -> tuple[float, float]:
     """Train with clbench; return the same two numbers."""
     options = dict(model="mlp:400-400", optimizer="adam", lr=1e-3, batch_size=128, epochs=1, normalize="none")
+    own = {"lwf": {"temperature": 2.0, "softmax": "joint"}, "ewc": {"strength": BareEWC.strength}}.get(name, {})
+    if name == "er":
+        options["memory_size"] = MEMORY
     with tempfile.TemporaryDirectory() as folder:
-        result = clbench.run(scenario, "naive", out=folder, seed=seed, threads=threads, **options)
+        result = clbench.run(
+            scenario, name, out=folder, seed=seed, threads=threads, strategy_options=own, **options
+        )
     aware = result.summary(matrix="task_aware")["average_accuracy"]
     assert aware is not None
-    return sum(epoch["seconds"] for epoch in result.record["training"]), aware
+    return sum(task["seconds"]["train"] + task["seconds"]["memory"] for task in result.record["tasks"]), aware
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="data")
+    parser.add_argument("--strategies", nargs="+", choices=list(BARE), default=list(BARE))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--smoke", action="store_true", help="once, on the embedded digits: does it work?")
     parser.add_argument("--out", type=Path, help="CSV file for the result")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    name = "split-mnist-5k" if args.smoke else "split-mnist"
-    scenario = prepare(resolve(name, "naive", {"data_root": args.data_root}))[1]
+    scenario_name = "split-mnist-5k" if args.smoke else "split-mnist"
+    scenario = prepare(resolve(scenario_name, "naive", {"data_root": args.data_root}))[1]
     repeats = 1 if args.smoke else args.repeats
-    engine(scenario, 0, args.threads), bare_loop(scenario, 0)  # the first run pays for what is loaded lazily
-    rows = [(bare_loop(scenario, seed), engine(scenario, seed, args.threads)) for seed in range(repeats)]
-    ratios = [ours[0] / bare[0] for bare, ours in rows]
     n = sum(len(task.train) for task in scenario.tasks)
-    result = {
-        "scenario": name,
-        "repeats": repeats,
-        "threads": args.threads,
-        "ratio_median": round(statistics.median(ratios), 3),
-        "ratio_min": round(min(ratios), 3),
-        "ratio_max": round(max(ratios), 3),
-        "bare_images_per_second": round(n / statistics.median(bare[0] for bare, _ in rows)),
-        "clbench_images_per_second": round(n / statistics.median(ours[0] for _, ours in rows)),
-        "bare_accuracy": round(statistics.mean(bare[1] for bare, _ in rows), 4),
-        "clbench_accuracy": round(statistics.mean(ours[1] for _, ours in rows), 4),
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, CPU",
-    }
-    for key, value in result.items():
-        print(f"{key}: {value}")
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, result)
-            writer.writeheader()
-            writer.writerow(result)
+    rows = []
+    for name in args.strategies:
+        load = os.getloadavg()[0]
+        engine(scenario, name, 0, args.threads), bare_loop(scenario, name, 0)  # what is loaded lazily is loaded
+        turns = []
+        for seed in range(repeats):
+            # By turns one and the other first.
+            pair = [lambda s=seed: bare_loop(scenario, name, s), lambda s=seed: engine(scenario, name, s, args.threads)]
+            found = [rival() for rival in pair[:: 1 if seed % 2 == 0 else -1]]
+            turns.append(found[:: 1 if seed % 2 == 0 else -1])
+        row: dict[str, object] = {
+            "scenario": scenario_name, "strategy": name, "repeats": repeats, "threads": args.threads,
+            **ratios("ratio", [ours[0] / bare[0] for bare, ours in turns]),
+        }  # fmt: skip
+        for rival, of in zip(("bare", "clbench"), zip(*turns, strict=True), strict=True):
+            row[f"{rival}_images_per_second"] = round(n / statistics.median(seconds for seconds, _ in of))
+            row[f"{rival}_accuracy"] = round(statistics.mean(accuracy for _, accuracy in of), 4)
+        rows.append(row | where(load, "clbench", "torch"))
+        print({key: value for key, value in row.items() if key != "scenario"}, flush=True)
+        assert abs(float(str(row["bare_accuracy"])) - float(str(row["clbench_accuracy"]))) < 0.15
+    write(rows, args.out)
 
 
 if __name__ == "__main__":

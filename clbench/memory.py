@@ -7,6 +7,7 @@ its slots empty.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -157,15 +158,11 @@ class Memory(ABC):
             )
         if len(ids) == 0:
             return
-        originals, inverse = torch.unique(classes, return_inverse=True)
-        first = torch.full_like(originals, len(ids)).scatter_reduce(0, inverse, torch.arange(len(ids)), "amin")
-        n_new = inverse.bincount().tolist()
         seen = dict(self.seen)
-        for index in first.argsort().tolist():
-            original = int(originals[index])
-            seen[original] = seen.get(original, 0) + n_new[index]
+        for original, n_new in Counter(listed := classes.tolist()).items():
+            seen[original] = seen.get(original, 0) + n_new
         appearance = {original: index for index, original in enumerate(seen)}
-        groups = torch.tensor([appearance[original] for original in originals.tolist()])[inverse]
+        groups = torch.tensor([appearance[original] for original in listed])
         self._insert(ids, classes, groups, len(seen), generator, features)
         self.seen = seen
 
@@ -226,17 +223,19 @@ class ReservoirMemory(Memory):
     ) -> None:
         assert self.size is not None
         n_seen = sum(self.seen.values())
-        position = n_seen + torch.arange(len(ids))
-        drawn = (torch.rand(len(ids), dtype=torch.float64, generator=generator) * (position + 1)).long()
-        slot = torch.where(position < self.size, position, drawn)
-        kept = (slot < self.size).nonzero()[:, 0]
+        position = np.arange(n_seen, n_seen + len(ids))
+        draws = torch.rand(len(ids), dtype=torch.float64, generator=generator).numpy()
+        slot = np.where(position < self.size, position, (draws * (position + 1)).astype(np.int64))
+        kept = slot < self.size
         n = min(self.size, n_seen + len(ids))
-        # Where several samples of the batch fall on one slot the last of them stays, as in a loop over them.
-        last = torch.full((n,), -1).scatter_reduce(0, slot[kept], kept, "amax")
-        old = torch.cat([torch.arange(len(self)), torch.full((n - len(self),), -1)])
-        source = torch.where(last >= 0, len(self) + last, old)
-        self.ids = torch.cat([self.ids, ids])[source]
-        self.classes = torch.cat([self.classes, classes])[source]
+
+        def put(old: Tensor, new: Tensor) -> Tensor:
+            # Where several samples of the batch fall on one slot the last of them stays, as in a loop over them.
+            slots = np.concatenate([old.numpy(), np.empty(n - len(old), dtype=np.int64)])
+            slots[slot[kept]] = new.numpy()[kept]
+            return torch.from_numpy(slots)
+
+        self.ids, self.classes = put(self.ids, ids), put(self.classes, classes)
 
 
 class _QuotaMemory(Memory):

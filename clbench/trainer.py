@@ -158,7 +158,8 @@ class Trainer:
             seed_global_stream(dropout + step, context.device)
             with context.autocast():
                 terms = named(loss_of(batch))
-            optimizer.zero_grad(set_to_none=True)
+            for parameter in fit.trained.values():
+                parameter.grad = None
             taken = self._backward(batch, terms, fit.trained)
             if taken:
                 if config.clip is not None:

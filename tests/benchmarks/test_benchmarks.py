@@ -15,10 +15,12 @@ def test_versus_bare_loop_trains_both_rivals_to_the_same_accuracy_SP02(tmp_path:
     out = tmp_path / "result.csv"
     command = [sys.executable, str(BENCHMARKS / "versus_bare_loop.py"), "--smoke", "--out", str(out)]
     subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
-    row = next(csv.DictReader(out.open()))
-    assert float(row["ratio_median"]) > 0
-    assert abs(float(row["bare_accuracy"]) - float(row["clbench_accuracy"])) < 0.15
-    assert float(row["clbench_accuracy"]) > 0.6
+    rows = list(csv.DictReader(out.open()))
+    assert [row["strategy"] for row in rows] == ["naive", "lwf", "ewc", "er"]
+    for row in rows:
+        assert float(row["ratio"]) > 0
+        assert abs(float(row["bare_accuracy"]) - float(row["clbench_accuracy"])) < 0.15
+        assert float(row["clbench_accuracy"]) > 0.6
 
 
 def test_sweep_scaling_does_the_same_runs_in_one_process_and_in_two(tmp_path: Path) -> None:
@@ -26,7 +28,7 @@ def test_sweep_scaling_does_the_same_runs_in_one_process_and_in_two(tmp_path: Pa
     command = [sys.executable, str(BENCHMARKS / "sweep_scaling.py"), "--smoke", "--out", str(out)]
     subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
     row = next(csv.DictReader(out.open()))
-    assert float(row["over_one_thread_median"]) > 0
+    assert float(row["over_one_thread"]) > 0
     assert row["two_processes_accuracy"] == row["one_thread_accuracy"]
     assert float(row["one_thread_accuracy"]) > 0.2
 

@@ -1,0 +1,43 @@
+"""What the benchmarks share: ratios of rivals that took turns, and result files that say where they are from."""
+
+import csv
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+
+def ratios(name: str, values: Sequence[float], digits: int = 3) -> dict[str, object]:
+    """Return the median, the smallest and the largest of the ratios, one for each turn."""
+    found = {"": statistics.median(values), "_min": min(values), "_max": max(values)}
+    return {f"{name}{suffix}": round(value, digits) for suffix, value in found.items()}
+
+
+def where(load: float, *packages: str) -> dict[str, object]:
+    """Return the versions of packages and the machine; load: its load average before the first turn.
+
+    At a load above 1 the ratios are those of a shared machine.
+    """
+    versions: dict[str, object] = {package: metadata.version(package) for package in packages}
+    return {"load": round(load, 1)} | versions | {"machine": f"{_processor()}, {os.cpu_count()} cores, CPU"}
+
+
+def write(rows: Sequence[dict[str, object]], out: Path | None) -> None:
+    """Write the rows as CSV, if a file was asked for."""
+    if out is None:
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
