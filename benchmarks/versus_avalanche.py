@@ -1,50 +1,68 @@
 """How much faster the engine is than Avalanche, used as its tutorials do, on the same arithmetic.
 
-Naive, LwF, EWC and replay on Split-MNIST (MLP 784-400-400, batch 128, Adam, one epoch), each rival in a process of its
-own, alternating, since a shared machine is noisy: training images/s, seconds to test all tasks once, seconds of the
-whole process. Then ResNet-32 on Split-CIFAR-100 (10 tasks, few images), Avalanche in fp32, clbench in fp32 and bf16.
+Naive, LwF, EWC and replay on Split-MNIST (MLP 784-400-400, batch 128, Adam, one epoch), then naive, LwF and iCaRL on
+Split-CIFAR-100 (ResNet-32, 10 tasks, 50 training and 20 test images a class; clbench in fp32 and bf16). Each rival runs
+in a process of its own, by turns, since a shared machine is noisy: new images trained a second, images tested a second,
+seconds of the whole process, imports and data included.
 
     python benchmarks/versus_avalanche.py --data-root data [--repeats 3] [--threads 2] [--limit N] [--tasks N]
         [--only mnist|cifar] [--strategies NAME ...] [--smoke] [--out FILE.csv]
 """
 
 import argparse
-import csv
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from common import ratios, where, write
 
 # Ours, Avalanche's class, and the options of both; twice the strength makes the penalties equal.
 STRATEGIES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "naive": ("naive", {}, "Naive", {}),
-    "lwf": ("lwf", {"strength": 1.0, "temperature": 2.0, "distilled": "old"}, "LwF", {"alpha": 1.0, "temperature": 2.0}),
+    "lwf": (
+        "lwf", {"strength": 1.0, "temperature": 2.0, "distilled": "old"},
+        "LwF", {"alpha": 1.0, "temperature": 2.0},
+    ),
     "ewc": ("ewc", {"strength": 2.0}, "EWC", {"ewc_lambda": 1.0}),
     "replay": ("er", {}, "Replay", {"mem_size": 200}),
+    "icarl": ("icarl", {}, "ICaRL", {"memory_size": 500, "buffer_transform": None, "fixed_memory": True}),
+}  # fmt: skip
+MEMORY: dict[str, dict[str, Any]] = {
+    "replay": {"memory_size": 200, "memory_policy": "balanced"},
+    "icarl": {"memory_size": 500},
 }
 CASES: dict[str, dict[str, Any]] = {
-    "mnist": {"scenario": "split-mnist", "tasks": 5, "model": "mlp:400-400", "optimizer": "adam", "lr": 1e-3},
-    "cifar": {"scenario": "split-cifar100", "tasks": 10, "model": "resnet32", "optimizer": "sgd", "lr": 0.1},
-}
+    "mnist": {
+        "scenario": "split-mnist", "tasks": 5, "model": "mlp:400-400", "optimizer": "adam", "lr": 1e-3,
+        "evaluate": "all", "test_batch": 512,
+    },
+    "cifar": {
+        "scenario": "split-cifar100", "tasks": 10, "model": "resnet32", "optimizer": "sgd", "lr": 0.1,
+        "evaluate": "seen", "test_batch": 128,
+    },
+}  # fmt: skip
+# Of CIFAR-100, images a class to train and to test: a ResNet takes its time.
+FEW = (50, 20)
+IN_CASE = {"mnist": ("naive", "lwf", "ewc", "replay"), "cifar": ("naive", "lwf", "icarl")}
+PRECISIONS = {"mnist": ("fp32",), "cifar": ("fp32", "bf16")}
 SMOKE = CASES["mnist"] | {"scenario": "split-mnist-5k"}
 
 
 def ours(case: dict[str, Any], name: str, seed: int, threads: int, root: str, precision: str) -> dict[str, float]:
-    """Train and test with clbench; return images trained a second, seconds of one test pass, accuracy."""
+    """Train and test with clbench; return new images trained and images tested a second, and the accuracy."""
     import clbench
 
     strategy, own, _, _ = STRATEGIES[name]
     # Avalanche keeps the optimizer's state from task to task.
-    options: dict[str, Any] = {"optimizer_state": "keep"} | {k: v for k, v in case.items() if k != "scenario"}
-    if name == "replay":
-        options |= {"memory_size": 200, "memory_policy": "balanced"}
+    fields = {k: v for k, v in case.items() if k not in ("scenario", "test_batch")}
+    options: dict[str, Any] = {"optimizer_state": "keep"} | fields
+    options |= MEMORY.get(name, {})
     with tempfile.TemporaryDirectory() as folder:
         result = clbench.run(
             case["scenario"], strategy, out=folder, seed=seed, threads=threads, data_root=root, precision=precision,
@@ -54,13 +72,23 @@ def ours(case: dict[str, Any], name: str, seed: int, threads: int, root: str, pr
     record = result.record
     # What a method does at the end of a task, such as EWC's Fisher information, is part of its training.
     seconds = sum(task["seconds"]["train"] + task["seconds"]["memory"] for task in record["tasks"])
-    # The first task is tested twice, before and after; all other cells once for each task.
-    tests = len(record["tasks"]) + 1
+    tasks = record["scenario"]["tasks"]
+    # The untrained network is tested too, for forward transfer.
+    tested = sum(sum(task["n_test"] for task in tasks[:upto]) for upto in [_tested(case, 0), *_each(case)])
     return {
-        "images_per_second": sum(epoch["images"] for epoch in record["training"]) / seconds,
-        "evaluation_seconds": sum(task["seconds"]["evaluation"] for task in record["tasks"]) / tests,
+        "images_per_second": sum(task["n_train"] for task in tasks) / seconds,
+        "tests_per_second": tested / sum(task["seconds"]["evaluation"] for task in record["tasks"]),
         "accuracy": result.summary(matrix="task_aware")["average_accuracy"] or 0.0,
     }
+
+
+def _tested(case: dict[str, Any], task: int) -> int:
+    """Return how many tasks are tested after a task."""
+    return int(case["tasks"]) if case["evaluate"] == "all" else task + 1
+
+
+def _each(case: dict[str, Any]) -> list[int]:
+    return [_tested(case, task) for task in range(case["tasks"])]
 
 
 def theirs(case: dict[str, Any], name: str, seed: int, threads: int, root: str) -> dict[str, float]:
@@ -79,28 +107,33 @@ def theirs(case: dict[str, Any], name: str, seed: int, threads: int, root: str) 
         train, test, n_experiences=case["tasks"], task_labels=False, shuffle=False,
         train_transform=to_tensor, eval_transform=to_tensor,
     )  # fmt: skip
-    model = _network(case["model"], shape, benchmark.n_classes)
+    network = _network(case["model"], shape, benchmark.n_classes)
     kinds: dict[str, Any] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     _, _, kind, own = STRATEGIES[name]
+    if kind == "ICaRL":
+        parts = {"feature_extractor": _features(network), "classifier": network.head}
+    else:
+        parts = {"model": network, "criterion": torch.nn.CrossEntropyLoss()}
     learner = getattr(avalanche.training, kind)(
-        model=model, optimizer=kinds[case["optimizer"]](model.parameters(), lr=case["lr"]),
-        criterion=torch.nn.CrossEntropyLoss(), train_mb_size=128, train_epochs=1, eval_mb_size=512,
-        evaluator=EvaluationPlugin(), **own,
+        optimizer=kinds[case["optimizer"]](network.parameters(), lr=case["lr"]),
+        train_mb_size=128, train_epochs=1, eval_mb_size=case["test_batch"], evaluator=EvaluationPlugin(),
+        **parts, **own,
     )  # fmt: skip
-    trained, tested, images = 0.0, 0.0, 0
-    for experience in benchmark.train_stream:
+    trained, testing, images, tested = 0.0, 0.0, 0, 0
+    for experience, upto in zip(benchmark.train_stream, _each(case), strict=True):
         started = time.perf_counter()
         learner.train(experience, eval_streams=[])
         trained += time.perf_counter() - started
         images += len(experience.dataset)
-        # A matrix of accuracies needs all tasks tested after each, as clbench does.
+        # A matrix of accuracies needs the tasks tested after each, as clbench does.
         started = time.perf_counter()
-        learner.eval(benchmark.test_stream)
-        tested += time.perf_counter() - started
+        learner.eval(benchmark.test_stream[:upto])
+        testing += time.perf_counter() - started
+        tested += sum(len(seen.dataset) for seen in benchmark.test_stream[:upto])
     return {
         "images_per_second": images / trained,
-        "evaluation_seconds": tested / case["tasks"],
-        "accuracy": _task_aware(model, benchmark),
+        "tests_per_second": tested / testing,
+        "accuracy": _task_aware(learner.model, benchmark),
     }
 
 
@@ -130,6 +163,23 @@ def _datasets(case: dict[str, Any], root: str) -> tuple[Any, Any, tuple[int, ...
         Pictures([task.test for task in scenario.tasks]),
         scenario.image_shape,
     )
+
+
+def _features(network: Any) -> Any:
+    """Return the network up to its head, as Avalanche's iCaRL wants it."""
+    import torch
+
+    class Features(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = torch.nn.ModuleList(network.blocks())
+
+        def forward(self, images: Any) -> Any:
+            for block in self.blocks:
+                images = block(images)
+            return images
+
+    return Features()
 
 
 def _network(model: str, shape: tuple[int, ...], n_classes: int) -> Any:
@@ -175,37 +225,51 @@ def _job(text: str) -> None:
     print(json.dumps(theirs(*given) if rival == "avalanche" else ours(*given, rival.removeprefix("clbench-"))))
 
 
-def compare(case: dict[str, Any], name: str, precision: str, args: argparse.Namespace) -> dict[str, object]:
-    """Alternate the rivals and return the ratios, clbench over Avalanche; above 1 clbench is faster."""
-    repeats = 1 if args.smoke else args.repeats
+def few_images(root: str, folder: str) -> str:
+    """Write the first few training and test images of each class of CIFAR-100 into a file, and return its path."""
+    import numpy as np
+    import torch
+
+    from clbench.resolve import prepare, resolve
+
+    scenario = prepare(resolve("split-cifar100", "naive", {"data_root": root}))[1]
+    arrays = {}
+    for part, images, n in (("train", scenario.train, FEW[0]), ("test", scenario.test, FEW[1])):
+        index = torch.cat([torch.nonzero(images.classes == c).flatten()[:n] for c in images.classes.unique()])
+        arrays[f"x_{part}"] = images.images[index].permute(0, 2, 3, 1).numpy()
+        arrays[f"y_{part}"] = images.classes[index].numpy()
+    path = f"{folder}/cifar100-few.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def compare(case: dict[str, Any], name: str, precisions: tuple[str, ...], args: argparse.Namespace) -> list[Any]:
+    """Let the rivals take turns; return for each precision the ratios, clbench over Avalanche: above 1 it is faster."""
     load = os.getloadavg()[0]
-    pairs = []
-    for seed in range(repeats):
-        # By turns one and the other first: what else runs on the machine comes and goes.
-        both = {}
-        for rival in ("avalanche", f"clbench-{precision}")[:: 1 if seed % 2 == 0 else -1]:
-            both["avalanche" if rival == "avalanche" else "clbench"] = measure(rival, case, name, seed, args)
-        pairs.append(both)
-    row: dict[str, object] = {
-        "scenario": case["scenario"], "model": case["model"], "strategy": name, "precision": precision,
-        "tasks": case["tasks"],
-        "limit": case.get("limit", "all"),
-        "repeats": repeats, "threads": args.threads,
-    }  # fmt: skip
-    for what in ("images_per_second", "evaluation_seconds", "process_seconds"):
-        of = [(pair["clbench"][what], pair["avalanche"][what]) for pair in pairs]
-        ratios = [a / b if what == "images_per_second" else b / a for a, b in of]
-        row |= {
-            f"{what}_ratio": round(statistics.median(ratios), 2),
-            f"{what}_ratio_min": round(min(ratios), 2),
-            f"{what}_ratio_max": round(max(ratios), 2),
-            f"clbench_{what}": float(f"{statistics.median(a for a, _ in of):.4g}"),
-            f"avalanche_{what}": float(f"{statistics.median(b for _, b in of):.4g}"),
-        }
-    for rival in ("clbench", "avalanche"):
-        row[f"{rival}_accuracy"] = round(statistics.mean(pair[rival]["accuracy"] for pair in pairs), 4)
-    versions = {package: metadata.version(package) for package in ("clbench", "avalanche-lib", "torch")}
-    return row | {"load": round(load, 1)} | versions | {"machine": f"{platform.machine()}, {os.cpu_count()} cores, CPU"}
+    rivals = ["avalanche", *(f"clbench-{precision}" for precision in precisions)]
+    turns = []
+    for seed in range(1 if args.smoke else args.repeats):
+        # By turns the first and the last: what else runs on the machine comes and goes.
+        turns.append({rival: measure(rival, case, name, seed, args) for rival in rivals[:: 1 if seed % 2 == 0 else -1]})
+    rows = []
+    for precision in precisions:
+        row: dict[str, object] = {
+            "scenario": Path(case["scenario"]).name, "model": case["model"], "strategy": name, "precision": precision,
+            "tasks": case["tasks"], "limit": case.get("limit", "all"), "repeats": len(turns), "threads": args.threads,
+        }  # fmt: skip
+        for what in ("images_per_second", "tests_per_second", "process_seconds"):
+            of = [(turn[f"clbench-{precision}"][what], turn["avalanche"][what]) for turn in turns]
+            row |= ratios(f"{what}_ratio", [a / b if what != "process_seconds" else b / a for a, b in of], 2)
+            row[f"clbench_{what}"] = float(f"{statistics.median(a for a, _ in of):.4g}")
+            row[f"avalanche_{what}"] = float(f"{statistics.median(b for _, b in of):.4g}")
+        for label, rival in (("clbench", f"clbench-{precision}"), ("avalanche", "avalanche")):
+            row[f"{label}_accuracy"] = round(statistics.mean(turn[rival]["accuracy"] for turn in turns), 4)
+        print({k: v for k, v in row.items() if "ratio" in k or "accuracy" in k or k in ("strategy", "precision")})
+        sys.stdout.flush()
+        # One draw of weights and order against another.
+        assert abs(float(str(row["clbench_accuracy"])) - float(str(row["avalanche_accuracy"]))) < 0.15
+        rows.append(row | where(load, "clbench", "avalanche-lib", "torch"))
+    return rows
 
 
 def main() -> None:
@@ -213,41 +277,33 @@ def main() -> None:
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--limit", type=int, help="training images a class (default: MNIST all, CIFAR-100 20)")
+    parser.add_argument("--limit", type=int, help="training images a class (default: all of MNIST, 50 of CIFAR-100)")
     parser.add_argument("--tasks", type=int, help="tasks (default: MNIST 5, CIFAR-100 10)")
-    parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
+    parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES))
     parser.add_argument("--only", choices=("mnist", "cifar"))
     parser.add_argument("--smoke", action="store_true", help="naive alone, once, on the embedded digits: does it work?")
     parser.add_argument("--out", type=Path, help="CSV file for the result")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.smoke:
+        args.only, args.strategies = "mnist", ["naive"]
     if args.job:
         _job(args.job)
         return
     asked = {k: v for k, v in (("limit", args.limit), ("tasks", args.tasks)) if v is not None}
-    mnist, cifar = CASES["mnist"] | asked, CASES["cifar"] | {"limit": 20} | asked
-    wanted = [(mnist, name, "fp32") for name in STRATEGIES] + [
-        (cifar, name, precision) for precision in ("fp32", "bf16") for name in ("naive", "lwf")
-    ]
-    if args.smoke:
-        wanted = [(SMOKE | {"limit": 100}, "naive", "fp32")]
     rows = []
-    for case, name, precision in wanted:
-        if name not in args.strategies or (args.only and not case["scenario"].startswith(f"split-{args.only}")):
-            continue
-        rows.append(compare(case, name, precision, args))
-        print(
-            {k: v for k, v in rows[-1].items() if "ratio" in k or k in ("scenario", "strategy", "precision")},
-            flush=True,
-        )
-        # One draw of weights and order against another.
-        assert abs(float(str(rows[-1]["clbench_accuracy"])) - float(str(rows[-1]["avalanche_accuracy"]))) < 0.15
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, case in CASES.items():
+            if args.only not in (None, kind):
+                continue
+            if args.smoke:
+                case = SMOKE | {"limit": 100}
+            elif kind == "cifar":
+                case = case | {"scenario": few_images(args.data_root, folder)}
+            for name in IN_CASE[kind]:
+                if name in (args.strategies or IN_CASE[kind]):
+                    rows += compare(case | asked, name, PRECISIONS[kind], args)
+    write(rows, args.out)
 
 
 if __name__ == "__main__":

@@ -172,9 +172,7 @@ def engine(scenario: Scenario, name: str, seed: int, threads: int) -> tuple[floa
     if name == "er":
         options["memory_size"] = MEMORY
     with tempfile.TemporaryDirectory() as folder:
-        result = clbench.run(
-            scenario, name, out=folder, seed=seed, threads=threads, strategy_options=own, **options
-        )
+        result = clbench.run(scenario, name, out=folder, seed=seed, threads=threads, strategy_options=own, **options)
     aware = result.summary(matrix="task_aware")["average_accuracy"]
     assert aware is not None
     return sum(task["seconds"]["train"] + task["seconds"]["memory"] for task in result.record["tasks"]), aware
@@ -200,10 +198,9 @@ def main() -> None:
         engine(scenario, name, 0, args.threads), bare_loop(scenario, name, 0)  # what is loaded lazily is loaded
         turns = []
         for seed in range(repeats):
-            # By turns one and the other first.
-            pair = [lambda s=seed: bare_loop(scenario, name, s), lambda s=seed: engine(scenario, name, s, args.threads)]
-            found = [rival() for rival in pair[:: 1 if seed % 2 == 0 else -1]]
-            turns.append(found[:: 1 if seed % 2 == 0 else -1])
+            ours = engine(scenario, name, seed, args.threads) if seed % 2 else None  # by turns one and the other first
+            bare = bare_loop(scenario, name, seed)
+            turns.append((bare, ours or engine(scenario, name, seed, args.threads)))
         row: dict[str, object] = {
             "scenario": scenario_name, "strategy": name, "repeats": repeats, "threads": args.threads,
             **ratios("ratio", [ours[0] / bare[0] for bare, ours in turns]),

@@ -13,6 +13,8 @@ from clbench.streams import stream
 
 # Images in one forward pass without gradients: large enough to fill two cores, small enough for a laptop.
 PASS_SIZE = 512
+# Where a CPU convolves, larger activations go back to the system after each layer and are faulted in again.
+CONVOLVING_PASS_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,7 @@ class Pipeline:
         self._shift = (-mean / std).view(shape).to(device)
         if config.normalize == "pixel-mean":
             self._shift = (-_mean_image(scenario.train.images) / 255)[None].to(device)
-        # oneDNN's and cuDNN's convolutions in bf16 want the channels last.
-        self._format = torch.channels_last if config.precision == "bf16" else torch.contiguous_format
+        self.pass_size = PASS_SIZE
         self._augment = AUGMENTATIONS[config.augment]
         self._own = torch.zeros(len(scenario.tasks), scenario.n_outputs, dtype=torch.bool)
         for task in scenario.tasks:
@@ -69,7 +70,7 @@ class Pipeline:
     def normalize(self, originals: Tensor) -> Tensor:
         """uint8 [B, C, H, W] on the device -> normalised float32 of the same shape."""
         # In place: of uint8 with broadcasting, addcmul takes twenty times as long on a CPU.
-        return originals.float().mul_(self._scale).add_(self._shift).contiguous(memory_format=self._format)
+        return originals.float().mul_(self._scale).add_(self._shift)
 
     def batch(self, ids: Tensor, active: slice | Tensor, keys: tuple[int | str, ...] | None) -> Batch:
         """Cut a batch of training samples; `keys` names the augmentation stream, None means no augmentation."""
@@ -79,7 +80,7 @@ class Pipeline:
             generator = stream(self.config.seed, "augmentation", *keys)
             if self.config.normalize == "pixel-mean":
                 # A crop moves the image and its mean together, and what it adds at the border is the mean.
-                images = self._augment(self.normalize(originals), generator).contiguous(memory_format=self._format)
+                images = self._augment(self.normalize(originals), generator)
             else:
                 images = self.normalize(self._augment(originals, generator))
         else:
@@ -95,15 +96,19 @@ class Pipeline:
 
     def passes(self, data: ImageSet, active: Callable[[Tensor], slice | Tensor]) -> Iterator[Batch]:
         """Walk over training samples in order, in large batches without augmentation."""
-        for ids in data.ids.split(PASS_SIZE) if len(data) else ():
+        for ids in self._parts(data.ids):
             yield self.batch(ids, active(ids), None)
 
     def test_passes(self, ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Walk over test samples: (normalised images, labels, ids) in large batches, all on the device."""
-        for chunk in ids.split(PASS_SIZE):
-            index = chunk.to(self.device, non_blocking=True)
+        for part in self._parts(ids):
+            index = part.to(self.device, non_blocking=True)
             images = self.normalize(self._test.images.index_select(0, index))
             yield images, self._test.labels.index_select(0, index), index
+
+    def _parts(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """Cut into parts of nearly equal size, so that none of one sample is left over for a batch norm."""
+        return ids.tensor_split(-(-len(ids) // self.pass_size)) if len(ids) else ()
 
     def active_outputs(self, ids: Tensor, task: int, loss_outputs: str) -> slice | Tensor:
         """Return the outputs that compete in the loss for these training samples while `task` is learnt.

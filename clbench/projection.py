@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 
 def project(gradient: Tensor, reference: Tensor) -> Tensor:
@@ -37,14 +36,21 @@ def project_on_cone(gradient: Tensor, references: Tensor, margin: float = 0.0) -
 
 def gradient_of(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     """Return the gradient of a loss as one vector [P], zero where it does not depend on a parameter; `.grad` stays."""
-    return parameters_to_vector(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
-
-
-def replace_gradients(parameters: Iterable[nn.Parameter], gradient: Tensor) -> None:
-    """Put a vector [P] in the place of the parameters' `.grad`."""
-    vector_to_parameters(gradient, (p.grad for p in parameters if p.grad is not None))
+    return _vector(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
 
 
 def gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Return the parameters' `.grad` as one vector [P]."""
-    return parameters_to_vector(p.grad for p in parameters if p.grad is not None)
+    return _vector(p.grad for p in parameters if p.grad is not None)
+
+
+def replace_gradients(parameters: Iterable[nn.Parameter], gradient: Tensor) -> None:
+    """Put a vector [P] in the place of the parameters' `.grad`."""
+    own = [p.grad for p in parameters if p.grad is not None]
+    for part, now in zip(gradient.split([g.numel() for g in own]), own, strict=True):
+        now.copy_(part.view(now.shape))
+
+
+def _vector(tensors: Iterable[Tensor]) -> Tensor:
+    # Not torch's parameters_to_vector, which refuses weights whose channels come last.
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])

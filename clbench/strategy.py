@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from clbench.batches import Batch, Pipeline
+from clbench.batches import CONVOLVING_PASS_SIZE, Batch, Pipeline
 from clbench.config import RunConfig
 from clbench.errors import RunError
 from clbench.losses import cross_entropy
@@ -356,8 +356,12 @@ def new_model(context: Context, task: int) -> Network:
     model = build_model(config.model, context.scenario.image_shape, stream_seed(config.seed, "initialisation", task))
     if config.weights is not None:
         load_backbone(model, config.weights, offline=config.offline)
-    if config.precision == "bf16":
+    # oneDNN's convolutions want the channels last, and cuDNN's in bf16; the weights decide for the images.
+    on_cpu = context.device.type == "cpu"
+    if on_cpu or config.precision == "bf16":
         model = model.to(memory_format=torch.channels_last)
+    if on_cpu and any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        context.pipeline.pass_size = CONVOLVING_PASS_SIZE
     return model.to(context.device)
 
 

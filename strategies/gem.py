@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from clbench.batches import PASS_SIZE, Batch
+from clbench.batches import Batch
 from clbench.projection import gradient_of, gradients, project_on_cone, replace_gradients
 from clbench.scenario import ImageSet
 from clbench.space import Choices
@@ -39,11 +39,10 @@ class GEM(Strategy):
 
     def _gradient(self, data: ImageSet, parameters: list[nn.Parameter]) -> Tensor:
         """The gradient of the mean loss on one task's exemplars."""
-        # Batch norm needs two samples: a single one counts twice, and the chunks are equally large.
+        # Batch norm needs two samples: a single one counts twice, and parts are equally large.
         index = torch.arange(len(data)) if len(data) > 1 else torch.zeros(2, dtype=torch.int64)
         total = torch.zeros((), device=self.device)
-        for part in index.tensor_split(-(-len(index) // PASS_SIZE)):
-            for batch in self.passes(data.subset(part)):
-                loss = self.classification_loss(self.model(batch.images), batch)
-                total = total + len(batch) / len(index) * gradient_of(loss, parameters)
+        for batch in self.passes(data.subset(index)):
+            loss = self.classification_loss(self.model(batch.images), batch)
+            total = total + len(batch) / len(index) * gradient_of(loss, parameters)
         return total

@@ -68,9 +68,11 @@ class PackNet(Strategy):
             free = owner == FREE
             order = weight.abs().masked_fill(~free, torch.inf).flatten().argsort(stable=True)
             smallest = order[: round(self.prune * int(free.sum()))]
+            pruned = torch.zeros(order.shape, dtype=torch.bool, device=order.device)
+            pruned[smallest] = True
             owner[free] = self.progress.task
-            owner.view(-1)[smallest] = FREE
-            weight.view(-1)[smallest] = 0.0
+            owner[pruned.view(owner.shape)] = FREE
+            weight[pruned.view(weight.shape)] = 0.0
         self._hold(self.progress.task)
 
     def _hold(self, moving: int) -> None:
@@ -93,7 +95,9 @@ class PackNet(Strategy):
         """The weights of later tasks are zero; a task that is yet to come is scored by the model as it is."""
         assert task is not None
         earlier = self._weights() if task < self.progress.task else {}
-        used = {n: torch.where((self.owner[n] != FREE) & (self.owner[n] <= task), w, 0.0) for n, w in earlier.items()}
+        # A clone keeps the order of dimensions in memory, and with it the kernel and its rounding.
+        unused = {n: (self.owner[n] == FREE) | (self.owner[n] > task) for n in earlier}
+        used = {n: w.clone().masked_fill_(unused[n], 0.0) for n, w in earlier.items()}
         head, own = self.model.head, self.outputs_of(task)
         rows = {"head.weight": head.weight[own], "head.bias": head.bias[own]}
         logits = functional_call(self.model, used | rows, (images,))

@@ -51,6 +51,15 @@ def test_every_strategy_learns_every_shape_of_tasks_it_declares(
     assert np.isfinite(result.accuracy[-1]).all()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_strategy_trains_a_convolutional_network_in_bf16(name: str, tmp_path: Path) -> None:
+    """Its weights have their channels last in memory, which a view refuses."""
+    options = {"memory_size": 20} if strategy_class(name).needs_memory else {}
+    setting = strategy_class(name).settings[0]
+    fixed = {"model": "conv:4-4", "precision": "bf16", "limit": 6, "epochs": 1, "tasks": 2, "threads": 1}
+    assert clbench.run("split-mnist-5k", name, out=tmp_path, setting=setting, **fixed, **options).status == "done"
+
+
 def short_run(name: str, folder: Path) -> float:
     """Return the average accuracy of a short run in the first setting that the strategy declares."""
     setting = strategy_class(name).settings[0]
