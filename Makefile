@@ -49,6 +49,7 @@ readme: setup
 	$(RUN) docs/update_defaults.py
 	$(RUN) docs/update_schema.py
 	$(RUN) docs/update_reproduction.py
+	$(RUN) docs/update_speed.py
 
 docs: setup
 	$(RUN) -m mkdocs build --strict

@@ -3,10 +3,11 @@
 Naive, LwF, EWC and replay on Split-MNIST (MLP 784-400-400, batch 128, Adam, one epoch), then naive, LwF and iCaRL on
 Split-CIFAR-100 (ResNet-32, 10 tasks, 50 training and 20 test images a class; clbench in fp32 and bf16). Each rival runs
 in a process of its own, by turns, since a shared machine is noisy: new images trained a second, images tested a second,
-seconds of the whole process, imports and data included.
+seconds of the whole process, imports and data included. Last a comparison of five strategies over five seeds of
+Split-MNIST: `clbench compare --jobs 2` against a shell loop over Avalanche's runs.
 
     python benchmarks/versus_avalanche.py --data-root data [--repeats 3] [--threads 2] [--limit N] [--tasks N]
-        [--only mnist|cifar] [--strategies NAME ...] [--smoke] [--out FILE.csv]
+        [--only mnist|cifar|compare] [--strategies NAME ...] [--smoke] [--out FILE.csv]
 """
 
 import argparse
@@ -30,11 +31,15 @@ STRATEGIES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
         "LwF", {"alpha": 1.0, "temperature": 2.0},
     ),
     "ewc": ("ewc", {"strength": 2.0}, "EWC", {"ewc_lambda": 1.0}),
-    "replay": ("er", {}, "Replay", {"mem_size": 200}),
+    "replay": ("er", {}, "Replay", {"mem_size": 500}),
+    "si": (
+        "si", {"strength": 1.0, "gradient": "total", "relu": False},
+        "SynapticIntelligence", {"si_lambda": 2.0, "eps": 0.1},
+    ),
     "icarl": ("icarl", {}, "ICaRL", {"memory_size": 500, "buffer_transform": None, "fixed_memory": True}),
 }  # fmt: skip
 MEMORY: dict[str, dict[str, Any]] = {
-    "replay": {"memory_size": 200, "memory_policy": "balanced"},
+    "replay": {"memory_size": 500, "memory_policy": "balanced"},
     "icarl": {"memory_size": 500},
 }
 CASES: dict[str, dict[str, Any]] = {
@@ -47,9 +52,15 @@ CASES: dict[str, dict[str, Any]] = {
         "evaluate": "seen", "test_batch": 128,
     },
 }  # fmt: skip
+# What makes a run of clbench do as Avalanche does, which keeps the optimizer's state from task to task.
+SAME: dict[str, Any] = {
+    "epochs": 1, "batch_size": 128, "head": "full", "loss_outputs": "all", "normalize": "none", "augment": "none",
+    "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "optimizer_state": "keep",
+}  # fmt: skip
 # Of CIFAR-100, images a class to train and to test: a ResNet takes its time.
 FEW = (50, 20)
 IN_CASE = {"mnist": ("naive", "lwf", "ewc", "replay"), "cifar": ("naive", "lwf", "icarl")}
+COMPARED = ("naive", "lwf", "ewc", "replay", "si")
 PRECISIONS = {"mnist": ("fp32",), "cifar": ("fp32", "bf16")}
 SMOKE = CASES["mnist"] | {"scenario": "split-mnist-5k"}
 
@@ -59,15 +70,12 @@ def ours(case: dict[str, Any], name: str, seed: int, threads: int, root: str, pr
     import clbench
 
     strategy, own, _, _ = STRATEGIES[name]
-    # Avalanche keeps the optimizer's state from task to task.
     fields = {k: v for k, v in case.items() if k not in ("scenario", "test_batch")}
-    options: dict[str, Any] = {"optimizer_state": "keep"} | fields
-    options |= MEMORY.get(name, {})
+    options: dict[str, Any] = fields | MEMORY.get(name, {})
     with tempfile.TemporaryDirectory() as folder:
         result = clbench.run(
             case["scenario"], strategy, out=folder, seed=seed, threads=threads, data_root=root, precision=precision,
-            strategy_options=own, epochs=1, batch_size=128, head="full", loss_outputs="all", normalize="none",
-            augment="none", momentum=0.0, weight_decay=0.0, schedule="constant", milestones=None, **options,
+            strategy_options=own, **SAME, **options,
         )  # fmt: skip
     record = result.record
     # What a method does at the end of a task, such as EWC's Fisher information, is part of its training.
@@ -272,6 +280,37 @@ def compare(case: dict[str, Any], name: str, precisions: tuple[str, ...], args: 
     return rows
 
 
+def compare_all(args: argparse.Namespace) -> dict[str, object]:
+    """Time a comparison of five strategies over five seeds on the command line, and Avalanche's runs one by one."""
+    load, case, seeds = os.getloadavg()[0], CASES["mnist"], 1 if args.smoke else 5
+    scenario = SMOKE["scenario"] if args.smoke else case["scenario"]
+    case = case | {"scenario": scenario} | ({"limit": 100} if args.smoke else {})
+    specs = []
+    for name in COMPARED:
+        strategy, own, _, _ = STRATEGIES[name]
+        given = ",".join(f"{k}={str(v).lower()}" for k, v in (own | MEMORY.get(name, {})).items())
+        specs.append(f"{strategy}[{given}]" if given else strategy)
+    fields = SAME | {k: v for k, v in case.items() if k not in ("scenario", "test_batch")}
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in fields.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-m", "clbench", "compare", scenario, *specs, f"--seeds={seeds}", "--jobs=2", "--threads=1",
+            "--no-references", f"--data-root={args.data_root}", f"--out={folder}", *options,
+        ]  # fmt: skip
+        started = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        ours_seconds = time.perf_counter() - started
+    runs = [(name, seed) for name in COMPARED for seed in range(seeds)]
+    theirs_seconds = sum(measure("avalanche", case, name, seed, args)["process_seconds"] for name, seed in runs)
+    row: dict[str, object] = {
+        "scenario": scenario, "strategies": len(COMPARED), "seeds": seeds, "jobs": 2, "threads": args.threads,
+        "seconds_ratio": round(theirs_seconds / ours_seconds, 2),
+        "clbench_seconds": round(ours_seconds, 1), "avalanche_seconds": round(theirs_seconds, 1),
+    }  # fmt: skip
+    print(row, flush=True)
+    return row | where(load, "clbench", "avalanche-lib", "torch")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="data")
@@ -280,13 +319,13 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="training images a class (default: all of MNIST, 50 of CIFAR-100)")
     parser.add_argument("--tasks", type=int, help="tasks (default: MNIST 5, CIFAR-100 10)")
     parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES))
-    parser.add_argument("--only", choices=("mnist", "cifar"))
+    parser.add_argument("--only", choices=("mnist", "cifar", "compare"))
     parser.add_argument("--smoke", action="store_true", help="naive alone, once, on the embedded digits: does it work?")
     parser.add_argument("--out", type=Path, help="CSV file for the result")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.smoke:
-        args.only, args.strategies = "mnist", ["naive"]
+        args.only, args.strategies = args.only or "mnist", ["naive"]
     if args.job:
         _job(args.job)
         return
@@ -303,7 +342,11 @@ def main() -> None:
             for name in IN_CASE[kind]:
                 if name in (args.strategies or IN_CASE[kind]):
                     rows += compare(case | asked, name, PRECISIONS[kind], args)
-    write(rows, args.out)
+    if args.only in (None, "compare"):
+        compared = compare_all(args)
+        write([compared], args.out and args.out.with_stem(f"{args.out.stem}-compare"))
+    if rows:
+        write(rows, args.out)
 
 
 if __name__ == "__main__":

@@ -241,8 +241,11 @@ class ReservoirMemory(Memory):
 class _QuotaMemory(Memory):
     """Keeps of each class the samples with the lowest keys, up to its quota; ordered by class, then by key.
 
-    A quota never grows when a class joins, so the lowest keys kept are the lowest of all samples offered.
+    A quota never grows when a class joins, so the lowest keys kept are the lowest of all samples offered. fills: a
+    quota that the samples chosen don't fill is filled with others.
     """
+
+    fills: ClassVar[bool] = True
 
     def __init__(self, size: int | None = None, per_class: int | None = None, rounding: Rounding = "spare") -> None:
         super().__init__(size, per_class, rounding)
@@ -264,6 +267,8 @@ class _QuotaMemory(Memory):
         counts = groups.bincount(minlength=n_classes)
         rank = torch.arange(len(groups)) - (counts.cumsum(0) - counts)[groups]
         keep = rank < quota[groups]
+        if not self.fills:
+            keep &= priority % _KEYS < _KEYS - 1
         self._priority, order = priority[keep], order[keep]
         self.ids = torch.cat([self.ids, ids])[order]
         self.classes = torch.cat([self.classes, classes])[order]
@@ -323,18 +328,7 @@ class HerdingMemory(_QuotaMemory):
 class ArgmaxHerdingMemory(HerdingMemory):
     """Of each class the images that the iCaRL authors' walk meets (see `argmax_herding`), which may be fewer."""
 
-    def _insert(
-        self,
-        ids: Tensor,
-        classes: Tensor,
-        groups: Tensor,
-        n_classes: int,
-        generator: torch.Generator,
-        features: Tensor | None,
-    ) -> None:
-        super()._insert(ids, classes, groups, n_classes, generator, features)
-        met = self._priority % _KEYS < _KEYS - 1
-        self._priority, self.ids, self.classes = self._priority[met], self.ids[met], self.classes[met]
+    fills = False
 
     def _choose(self, features: Tensor, m: int) -> Tensor:
         return argmax_herding(features, m)

@@ -7,8 +7,8 @@ import torch
 from clbench.batches import Pipeline
 from clbench.config import RunConfig
 from clbench.errors import ConfigError, RunError
+from clbench.process import process_settings
 from clbench.resolve import strategy_class
-from clbench.runner import process_settings
 from clbench.scenario import ImageSet, Scenario
 from clbench.schedule import Progressless
 from clbench.strategy import Context, Progress, Stage, Strategy, eval_mode, grow_head, new_model

@@ -1,20 +1,15 @@
 """run(): the tasks of a scenario in order, one strategy, two accuracy matrices, every number kept."""
 
-import math
 import os
-import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -24,16 +19,17 @@ from clbench.config import RunConfig
 from clbench.errors import ConfigError, RunError
 from clbench.evaluation import MATRICES, Evaluation, evaluate
 from clbench.interruption import Interruption
-from clbench.memory import MEMORIES, Memory, quotas
+from clbench.memory import MEMORIES
+from clbench.process import peak_memory, process_settings
+from clbench.record import above_budget, differences, measure, new_record
 from clbench.resolve import prepare, resolve, strategy_class
-from clbench.result import SCHEMA_VERSION, Result
+from clbench.result import Result
 from clbench.scenario import ImageSet, Scenario, Task
 from clbench.store import RunFolder, default_folder, pack, unpack
 from clbench.strategy import Context, Progress, Stage, Strategy, grow_head, new_model
 from clbench.streams import stream
 from clbench.trainer import Trainer, backbone_below
 
-PACKAGES = ("torch", "torchvision", "numpy", "avalanche-lib")
 # The form of a checkpoint; one of another form is refused.
 FORM = 1
 
@@ -471,7 +467,7 @@ class _Run:
                 "best_epochs": {epoch["stage"]: epoch["epoch"] for epoch in epochs if "best" in epoch},
                 "learning_rates": sorted({epoch["lr"] for epoch in epochs}, reverse=True),
                 "seconds": seconds,
-                "peak_memory_bytes": _peak_memory(self.context.device),
+                "peak_memory_bytes": peak_memory(self.context.device),
                 "logged": dict(self.context.logged),
             }
         )
@@ -559,212 +555,6 @@ def _position(task: int, within: dict[str, Any] | None) -> str:
     return f"task {task}, stage {at['stage']!r}, epoch {at['epoch']}, step {at['step']}"
 
 
-def differences(begun: dict[str, Any], here: dict[str, Any]) -> str:
-    """Return in what of clbench, torch and processor two records differ, as "torch 2.6, here 2.7"; "" for nothing."""
-    named = {
-        "clbench": [r["clbench"] for r in (begun, here)],
-        "torch": [r["environment"]["packages"]["torch"] for r in (begun, here)],
-        "processor": [r["environment"]["device"] for r in (begun, here)],
-    }
-    return "; ".join(f"{name} {then}, here {now}" for name, (then, now) in named.items() if then != now)
-
-
-def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> dict[str, Any]:
-    """Return the record of a run that has not learnt anything yet."""
-    kind = type(strategy)
-    n = len(scenario.tasks)
-    empty: dict[str, Any] = {
-        "class_incremental": [[None] * n for _ in range(n)],
-        "task_aware": [[None] * n for _ in range(n)],
-        "untrained": {"class_incremental": None, "task_aware": None},
-    }
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "clbench": metadata.version("clbench"),
-        "status": "running",
-        "identity": config.identity(),
-        "group": config.identity(without_seed=True),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": config.model_dump(mode="json"),
-        "strategy": {
-            "name": config.strategy,
-            "label": config.label,
-            "family": kind.family,
-            "reference": kind.data_access == "all",
-            "data_access": kind.data_access,
-            "features": _features(config, kind),
-            "options": config.strategy_options,
-            "paper": kind.paper,
-        },
-        "environment": {
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "device": _device_name(config.device),
-            "threads": config.threads,
-            "packages": {name: metadata.version(name) for name in PACKAGES},
-        },
-        "scenario": {
-            "name": scenario.name,
-            "setting": scenario.setting,
-            "class_names": list(scenario.class_names),
-            "tasks": scenario.describe(),
-        },
-        "class_order": scenario.class_order,
-        "learning_rate": config.scaled_lr,
-        "headline": {
-            "matrix": "task_aware" if scenario.setting == "task" else "class_incremental",
-            "classifier": "linear",
-        },
-        "accuracy": empty,
-        "classifiers": {},
-        "correct": {matrix: [] for matrix in MATRICES},
-        "confusion": None,
-        "tasks": [],
-        "training": [],
-        "evaluations": [],
-        "ledger": [],
-        "resumes": [],
-        "metrics": {},
-        "metrics_task_aware": {},
-        "warnings": run_warnings(config, scenario, strategy),
-    }
-
-
-def _features(config: RunConfig, kind: type[Strategy]) -> str | None:
-    """Say where features come from that are not learnt from all tasks; None where they are."""
-    if config.weights is not None:
-        return f"start from {config.weights}"
-    return "come from the first task" if kind.family == "frozen" else None
-
-
-def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> list[dict[str, str]]:
-    """Return what a reader of the numbers should know about how they came about."""
-    found = []
-    if strategy.family == "regularisation" and scenario.setting == "class" and not config.memory_budget:
-        found.append(
-            {
-                "rule": "regularisation-in-class-incremental",
-                "text": f"{config.label}: methods that only regularise weights are not expected to help in "
-                "class-incremental scenarios; their strengths are tuned for task-incremental ones",
-            }
-        )
-    if (config.tuned_by or "").startswith("oracle"):
-        found.append(
-            {
-                "rule": "tuned-by-oracle",
-                "text": f"{config.label}: hyper-parameters chosen by an oracle, on the validation data of all tasks, "
-                "which no learner of the stream has at once",
-            }
-        )
-    if scenario.setting == "task" or strategy.needs_task_at_test:
-        found.append(
-            {
-                "rule": "task-given-at-test",
-                "text": "The task of each test image is given, so its classes alone compete; such accuracies don't "
-                "compare with class-incremental ones",
-            }
-        )
-    if strategy.data_access == "all" and strategy.family != "reference":
-        found.append(
-            {
-                "rule": "all-past-data",
-                "text": f"{config.label} reads the data of all tasks so far, as for class means: a reference, no "
-                "competitor",
-            }
-        )
-    if config.memory_size and config.memory_rounding == "ceil":
-        n_classes = np.cumsum([len(task.classes) for task in scenario.tasks]).tolist()
-        most = max(sum(quotas(n, config.memory_size, rounding="ceil")) for n in n_classes)
-        if most > config.memory_size:
-            found.append(
-                {
-                    "rule": "memory-above-budget",
-                    "text": f"{config.label}: rounding up lets the memory hold up to {most} exemplars, above its "
-                    f"{config.memory_size}",
-                }
-            )
-    if config.evaluate_on == "train":
-        found.append(
-            {
-                "rule": "evaluated-on-training-data",
-                "text": f"{config.label}: accuracies are on training images, as evaluate_on='train' asks; "
-                "they say nothing about new ones",
-            }
-        )
-    n_classes = len(scenario.class_order)
-    if config.memory_size and config.memory_size < n_classes:
-        found.append(
-            {
-                "rule": "memory-smaller-than-classes",
-                "text": f"{config.label}: a memory of {config.memory_size} can't hold one exemplar of each of "
-                f"{n_classes} classes",
-            }
-        )
-    return found
-
-
-def measure(strategy: Strategy, scenario: Scenario) -> dict[str, dict[str, int]]:
-    """Return the bytes and items that the strategy keeps from one task to the next, by the name of what is kept.
-
-    Exemplars count as their images would, uint8, though only their ids are held.
-    """
-    size = scenario.train.images[0].numel()
-    kept: dict[str, int] = {}
-    items: dict[str, int] = {}
-    for name, value in strategy.state().items():
-        if isinstance(value, Memory):
-            items["exemplars"], kept["exemplars"] = len(value), len(value) * size
-        elif (n := _bytes(value)) or name == "model":
-            kept[name] = n
-        # Copies of images, wherever they are kept, are exemplars under another name.
-        if copies := _images(value, scenario.image_shape):
-            items["images"] = items.get("images", 0) + copies
-    return {"bytes": kept, "items": items}
-
-
-def above_budget(config: RunConfig, counts: dict[int, int], items: dict[str, int]) -> str | None:
-    """Say in which way what was measured is more than the memory that a run was given; None where it is not.
-
-    counts: exemplars of each class; items: what `measure` counted.
-    """
-    copies, held = items.get("images", 0), items.get("exemplars", 0)
-    size, per_class = config.memory_size, config.memory_per_class
-    budget = size or (per_class or 0) * len(counts)
-    # Of what rounding up adds another sentence tells.
-    most = budget if config.memory_rounding != "ceil" else max(budget, held)
-    if copies and held + copies > budget:
-        return f"{copies} copies of images are kept beside {held} exemplars, and the memory is of {budget}"
-    if held > most or (per_class is not None and max(counts.values(), default=0) > per_class):
-        return f"{held} exemplars are kept, and the memory is of {budget}"
-    return None
-
-
-def _images(value: Any, shape: tuple[int, int, int]) -> int:
-    """Return how many images of a shape are in tensors outside of modules: [n, C, H, W], or uint8 [n, C * H * W]."""
-    if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
-        flat = value.dtype == torch.uint8 and value.dim() == 2 and value.shape[1] == math.prod(shape)
-        return len(value) if flat or (value.dim() == 4 and value.shape[1:] == shape) else 0
-    if isinstance(value, dict):
-        value = list(value.values())
-    # One image of [C, H, W] is kept as soon as there are several of them.
-    if isinstance(value, list | tuple):
-        single = sum(isinstance(v, torch.Tensor) and v.shape == shape for v in value)
-        return single + sum(_images(v, shape) for v in value)
-    return 0
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    if isinstance(value, nn.Module):
-        return sum(_bytes(v) for v in value.state_dict().values())
-    if isinstance(value, dict):
-        return sum(_bytes(v) for v in value.values())
-    if isinstance(value, list | tuple):
-        return sum(_bytes(v) for v in value)
-    return 0
-
-
 def safe_classes(strategy: Strategy) -> list[type]:
     """Return the classes that a checkpoint may hold: torch's layers, ours, and those of the strategy's own file."""
     modules = {type(strategy).__module__, *(c.__module__ for c in type(strategy).__mro__)} - {"builtins"}
@@ -807,48 +597,3 @@ def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
             f"batch_size={config.batch_size} with drop_last leaves no batch of the {n} training images of task "
             f"{smallest.index}; at most {n} is accepted"
         )
-
-
-@contextmanager
-def process_settings(config: RunConfig) -> Iterator[None]:
-    """Set what torch keeps per process for the time of a run, and put it back."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    devices = [torch.device(config.device)] if config.device.startswith("cuda") else []
-    assert config.threads is not None
-    torch.set_num_threads(config.threads)
-    # Moments of a dead pixel decay into denormal numbers, with which a CPU takes many times as long.
-    flushed = _flushes_denormals()
-    torch.set_flush_denormal(True)
-    torch.use_deterministic_algorithms(config.deterministic or deterministic)
-    if config.deterministic:
-        # cuBLAS repeats its sums only with a workspace of fixed size.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_flush_denormal(flushed)
-        torch.use_deterministic_algorithms(deterministic)
-
-
-def _flushes_denormals() -> bool:
-    return float(torch.tensor(1e-39) * 1) == 0
-
-
-def _device_name(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return device if device == "mps" else platform.processor() or platform.machine()
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Peak bytes: of the task on a GPU, of the process so far on the CPU (0 where the system doesn't tell)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from clbench.cli import _LISTINGS
+from clbench.cli.listing import LISTINGS
 from clbench.config import EXCLUSIVE, NOT_IDENTITY, RunConfig
 from clbench.options import INTERNAL, metavar, text_of
 from clbench.registry import entry_point_names
@@ -146,7 +146,7 @@ def _models() -> Iterator[str]:
     yield ""
     rows = (
         (f"`{row['name']}`", ", ".join(f"`{option}`" for option in row["options"]), row["summary"])
-        for row in _LISTINGS["models"]()
+        for row in LISTINGS["models"]()
     )
     yield from _table(("model", "options and their defaults", "what it is"), rows)
 

@@ -27,7 +27,7 @@ SPECIAL = {
 def to_latex(parts: Sequence[Comparison]) -> str:
     r"""Return a table for each scenario and setting: percent, mean \pm sd, best competitor bold, second underlined.
 
-    All text is escaped.
+    Naive is neither, being the lower reference. All text is escaped.
     """
     return "\n".join(
         [
@@ -85,7 +85,7 @@ def _table(part: Comparison) -> str:
 
 def _marks(part: Comparison, name: str) -> dict[str, str]:
     """Return the command for the printed numbers of the best and the second competitor; equal ones share it."""
-    rows = [row for row in competitors(part) if row.spread(name).n]
+    rows = [row for row in competitors(part) if row.spread(name).n and not row.is_naive]
     printed = {_number(row.spread(name).mean or 0.0) for row in rows}
     if len(rows) < 2:
         return {}
@@ -98,7 +98,7 @@ def _cell(row: Row, name: str, marks: dict[str, str]) -> str:
     if mean is None:
         return "--"
     text = _number(mean)
-    command = None if row.is_reference or not row.is_headline else marks.get(text)
+    command = None if row.is_reference or row.is_naive or not row.is_headline else marks.get(text)
     text = f"{command}{{{text}}}" if command else text
     spread = "" if sd is None else rf" \pm {_number(sd)}"
     return f"${text}{spread}$" + ("" if n == len(row.runs) else f" ($n={n}$)")

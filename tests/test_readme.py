@@ -184,6 +184,11 @@ def test_the_page_of_strategies_is_up_to_date() -> None:
     assert len(blocks("docs/strategies.md", "text")) == len(declared)
 
 
+def test_the_page_on_speed_is_up_to_date() -> None:
+    expected: str = runpy.run_path(str(ROOT / "docs/update_speed.py"))["page"]()
+    assert (ROOT / "docs/speed.md").read_text() == expected
+
+
 def test_the_page_of_published_numbers_is_up_to_date_IC01() -> None:
     """Generated from the claims and the kept results; `make readme` writes it anew. Each claim has its row."""
     expected: str = runpy.run_path(str(ROOT / "docs/update_reproduction.py"))["page"]()

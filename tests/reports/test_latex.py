@@ -32,6 +32,17 @@ def test_best_is_bold_and_second_underlined_among_competitors(make_result: Make)
     assert found["naive"][0] == r"$15.0 \pm 7.1$"
 
 
+def test_naive_is_a_line_to_compare_with_and_no_second_best(make_result: Make) -> None:
+    results = [
+        make_result(name, seed, sizes=(2,), matrix=np.array([[level + 0.1 * seed]]))
+        for name, level in (("er", 0.65), ("naive", 0.1), ("lwf", 0.05))
+        for seed in range(2)
+    ]
+    found = rows(latex.to_latex(tables.compare(results)))
+    assert found["naive"][0] == r"$15.0 \pm 7.1$"
+    assert found["lwf"][0] == r"$\underline{10.0} \pm 7.1$"
+
+
 def test_of_forgetting_the_least_is_best(seven: list[Result]) -> None:
     """The levels of the made-up runs: icarl loses 4 % with each task, er 8 %."""
     text = latex.to_latex(tables.compare(seven))

@@ -88,3 +88,13 @@ def test_a_strategy_of_ones_own_that_reads_all_data_is_told(run: Any) -> None:
 
     assert [w["rule"] for w in run(Means).record["warnings"]] == ["all-past-data"]
     assert not run("joint").record["warnings"]
+
+
+def test_milestones_that_training_does_not_reach_are_told(run: Any, cut: Any) -> None:
+    """Of two epochs the last is epoch 1, so a rate that falls at epoch 2 never does; over a run of two tasks it does."""
+    tasks = cut(task_sizes=[5, 5], limit=5)
+    fields = {"epochs": 2, "schedule": "multistep", "milestones": [1, 2]}
+    (told,) = run("naive", tasks, **fields).record["warnings"]
+    assert told["rule"] == "milestones-not-reached"
+    assert "epoch 2, since training ends after 2" in told["text"]
+    assert run("naive", tasks, schedule_scope="run", **fields).record["warnings"] == []

@@ -1,0 +1,150 @@
+"""The command line: `main`, and the verbs by name. torch is imported by the verbs that train, and by no other."""
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from clbench.cli.console import end
+from clbench.cli.listing import list_verb
+from clbench.cli.looking import check_verb, describe_verb, report_verb, watch_verb
+from clbench.cli.preparing import plan_verb, pretrain_verb, tune_verb
+from clbench.cli.reproducing import reproduce_verb
+from clbench.cli.running import compare_verb, crosscheck_verb, run_verb
+from clbench.cli.sweeping import sweep_verb
+from clbench.errors import ConfigError, RunError
+
+# Seconds in which worker processes may save what they are at when they are interrupted; Slurm gives 30 by default.
+WORKERS_END = 20
+
+VERBS: dict[str, Callable[..., None]] = {
+    "run": run_verb,
+    "compare": compare_verb,
+    "crosscheck": crosscheck_verb,
+    "sweep": sweep_verb,
+    "reproduce": reproduce_verb,
+    "plan": plan_verb,
+    "pretrain": pretrain_verb,
+    "tune": tune_verb,
+    "report": report_verb,
+    "watch": watch_verb,
+    "describe": describe_verb,
+    "check": check_verb,
+    "list": list_verb,
+}
+
+app = typer.Typer(
+    help="Which continual-learning strategy forgets least, by how much, and can the number be trusted?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from importlib import metadata
+
+        print(f"clbench {metadata.version('clbench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _front(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+for _name, _verb in VERBS.items():
+    app.command(_name)(_verb)
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as Slurm and Ray send it before they kill."""
+
+
+def _interrupt(number: int, _: object) -> NoReturn:
+    # Worker processes go first: waiting for one that was interrupted itself can take for ever.
+    import psutil
+
+    workers = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any("popen_loky" in word for word in child.cmdline()):
+                # It saves where it is after the step that it is at.
+                child.terminate()
+                workers.append(child)
+    for child in psutil.wait_procs(workers, timeout=WORKERS_END)[1]:
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _check_arguments(command: Any, given: Sequence[str]) -> None:
+    """Refuse what click would take in silence: an empty text, as of a variable that is not set, and an option twice."""
+    verb = command.commands.get(given[0]) if given else None
+    once = {name for p in verb.params if not p.multiple for name in p.opts} if verb is not None else set()
+    names = [text.partition("=")[0] for text in given if text.startswith("--")]
+    for text in given:
+        if not text or (text.startswith("--") and text.endswith("=")):
+            what = f"{text} without a value" if text else f"an empty argument in: {' '.join(given)}"
+            raise ConfigError(f"{what}; give a value or leave it out")
+    for name in names:
+        if name in once and names.count(name) > 1:
+            raise ConfigError(f"{name} is given twice; once is accepted")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 a run failed, 2 the request can't be met, 130/143 interrupted."""
+    # Typer brings its own copy of click, or uses the installed one, by version; the base class tells which.
+    click_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
+    command = typer.main.get_command(app)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+            given = list(sys.argv[1:] if arguments is None else arguments)
+            _check_arguments(command, given)
+            code = command.main(args=given, prog_name="clbench", standalone_mode=False)
+        # Typer turns Ctrl-C into this code.
+        if code == 130:
+            raise KeyboardInterrupt
+        sys.exit(0)
+    except (typer.Abort, KeyboardInterrupt):
+        end("interrupted; what was saved is kept and can be continued", 130)
+    except _Terminated:
+        end("terminated; what was saved is kept and can be continued", 143)
+    except ConfigError as error:
+        end(str(error), 2)
+    except RunError as error:
+        end(str(error), 1)
+    except SystemExit as ended:
+        # Typer and rich end with 1 when nobody reads what is printed any more.
+        sys.exit(0 if isinstance(ended.__context__, BrokenPipeError) else ended.code)
+    except Exception as error:
+        if not isinstance(error, click_error):
+            if os.environ.get("CLBENCH_TRACEBACK"):
+                raise
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            end(
+                f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno}); "
+                "CLBENCH_TRACEBACK=1 shows where it came from",
+                1,
+            )
+        message: str = error.format_message()  # type: ignore[attr-defined]
+        # No arguments at all: click raises the help text as an error.
+        if error.__class__.__name__ == "NoArgsIsHelpError":
+            print(message)
+            sys.exit(0)
+        end(str(ConfigError(message)), 2)

@@ -1,0 +1,130 @@
+"""report, watch, describe, check: the verbs that train nothing, or nothing that is kept."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clbench.cli.console import end, plain, print_report, screen
+from clbench.errors import ConfigError, RunError
+from clbench.options import (
+    DESCRIBED,
+    Json,
+    config_options,
+)
+
+
+def report_verb(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
+    figure: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Write this figure alone, such as average_accuracy; repeatable."),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option("--format", metavar="pdf|svg|png", help="Format of --figure (default: pdf).")
+    ] = None,
+    style: Annotated[
+        str | None, typer.Option(metavar="paper|talk|screen", help="Size and letters of --figure (default: paper).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make tables and plots from finished runs, without torch."""
+    from clbench.result import load_results
+
+    if not figure and (kind or style):
+        raise ConfigError("--format and --style are for --figure NAME; give it too")
+    if figure and as_json:
+        raise ConfigError("--json prints the table, which --figure leaves out; give one of them")
+
+    results = load_results(folders)
+    if not results:
+        raise ConfigError(
+            f"{', '.join(map(str, folders))}: no finished run there; folders with a run.json are accepted"
+        )
+    if figure:
+        from clbench.reports import write_figures
+
+        try:
+            paths = write_figures(results, out, figure, kind=kind or "pdf", style=style or "paper")
+        except OSError as error:
+            raise RunError(f"{out}: {error.strerror or error}") from None
+        print(*paths, sep="\n")
+        return
+    print_report(results, out, as_json)
+
+
+def watch_verb(
+    folder: Annotated[Path, typer.Argument(help="Folder of the runs.")] = Path("runs"),
+    once: Annotated[bool, typer.Option("--once", help="Print the runs as they are now, and end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show runs under way, here or on other machines that see the folder; Ctrl-C ends the looking, not the runs."""
+    from dataclasses import asdict
+
+    from clbench.watching import Watch, counts, follow, render
+
+    watch = Watch(folder)
+    runs = watch.look()
+    if as_json:
+        print(json.dumps({**counts(runs), "runs": [asdict(run) for run in runs]}))
+        return
+    stdout = screen()
+    if once or not stdout.is_terminal:
+        stdout.print(render(runs, folder))
+        return
+    try:
+        follow(watch, stdout)
+    except KeyboardInterrupt:
+        end("no longer watching; the runs go on", 130)
+
+
+@config_options(*DESCRIBED)
+def describe_verb(
+    scenario: Annotated[str, typer.Argument(help="A scenario, an .npz file or a folder of images.")],
+    fields: dict[str, Any],
+    as_json: Json = False,
+) -> None:
+    """Show the tasks of a scenario: original classes, head outputs, numbers of images."""
+    from clbench.resolve import prepare, resolve
+
+    _, made = prepare(resolve(scenario, "naive", fields))
+    rows = made.describe()
+    if as_json:
+        print(json.dumps({"scenario": made.name, "setting": made.setting, "tasks": rows}))
+        return
+    from rich.table import Table
+
+    table = Table(title=f"{made.name}, {made.setting}-incremental, images {'x'.join(map(str, made.image_shape))}")
+    for column in ("task", "original classes", "head outputs", "train", "validation", "test"):
+        table.add_column(column, justify="left" if "s" in column[-1:] else "right")
+    for row in rows:
+        named = [c if str(c) == n else f"{c} ({n})" for c, n in zip(row["classes"], row["names"], strict=True)]
+        outputs = f"{row['outputs'][0]}-{row['outputs'][-1]}" if len(row["outputs"]) > 1 else str(row["outputs"][0])
+        others = f" ({n} of other tasks)" if (n := row["n_train_of_other_tasks"]) else ""
+        counts = (f"{row['n_train']}{others}", row["n_validation"], row["n_test"])
+        table.add_row(str(row["task"]), plain(", ".join(map(str, named))), outputs, *map(str, counts))
+    screen().print(table)
+
+
+def check_verb(
+    strategies: Annotated[list[str], typer.Argument(help="Strategies by name, or path/to/file.py:Class.")],
+    as_json: Json = False,
+) -> None:
+    """Check a strategy, built-in or your own, against the conformance kit."""
+    from dataclasses import asdict
+
+    from clbench.testing import check_strategy
+
+    found = {name: check_strategy(name) for name in strategies}
+    if as_json:
+        print(json.dumps({name: [asdict(outcome) for outcome in outcomes] for name, outcomes in found.items()}))
+    else:
+        for name, outcomes in found.items():
+            for outcome in outcomes:
+                reason = f": {outcome.reason}" if outcome.reason else ""
+                print(f"{name}: {outcome.check.replace('_', ' ')}: {outcome.status}{reason}")
+    failed = [f"{name}: {o.check}" for name, outcomes in found.items() for o in outcomes if o.status == "failed"]
+    if failed:
+        raise RunError(f"{len(failed)} checks failed: {', '.join(failed)}")

@@ -1,0 +1,147 @@
+"""plan, pretrain, tune: what comes before the runs that count."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clbench.cli.console import RunProgress, megabytes, messages, plain, screen
+from clbench.cli.given import beginning
+from clbench.errors import ConfigError
+from clbench.options import (
+    Force,
+    Json,
+    Like,
+    Params,
+    Quiet,
+    ScenarioName,
+    StrategyNames,
+    config_options,
+    pairs,
+)
+
+
+@config_options()
+def plan_verb(
+    fields: dict[str, Any],
+    scenario: ScenarioName = None,
+    strategies: StrategyNames = None,
+    like: Like = None,
+    param: Params = None,
+    as_json: Json = False,
+) -> None:
+    """Tell updates, exemplars, time and bytes of runs before training, from a few timed steps."""
+    from clbench.plan import plan_run
+    from clbench.resolve import prepare, resolve
+    from clbench.text import duration
+
+    scenario, names, fields = beginning(like, scenario, strategies or [], fields, pairs(param))
+    configs = [resolve(scenario, name, fields) for name in names]
+    plans = [plan_run(*prepare(config)) for config in configs]
+    if as_json:
+        print(json.dumps(plans))
+        return
+    from rich.table import Table
+
+    for plan in plans:
+        table = Table(title=plain(f"{plan['strategy']} on {plan['scenario']}, {plan['setting']}-incremental"))
+        for column in ("task", "classes", "images", "updates", "exemplars", "a class", "time"):
+            table.add_column(column, justify="right")
+        for task in plan["tasks"]:
+            fewest, most = task["exemplars_per_class"]
+            counts = (task["task"], len(task["classes"]), task["images"], task["updates"], task["exemplars"])
+            each = str(most) if fewest == most else f"{fewest}-{most}"
+            table.add_row(*map(str, counts), each, duration(task["seconds"]))
+        stdout = screen()
+        stdout.print(table)
+        held = ", ".join(f"{name} {megabytes(n)}" for name, n in plan["bytes"].items() if n)
+        stdout.print(
+            f"in all {plan['updates']} updates, about {duration(plan['seconds'])} on {plan['device']}; "
+            f"holds at most {megabytes(plan['peak_bytes'])} beside the activations of a step: {held}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+@config_options(without=("setting", "tasks", "task_sizes", "class_order", "class_order_seed", "weights"))
+def pretrain_verb(
+    scenario: Annotated[str, typer.Argument(help="A scenario, an .npz file or a folder of images.")],
+    fields: dict[str, Any],
+    classes: Annotated[str, typer.Option(help="The classes to train on, such as 0,1,2.")],
+    out: Annotated[Path, typer.Option(help="File of the backbone's weights, for --weights.")],
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a backbone on some classes as one task, and write its weights."""
+    from clbench.resolve import parse_fields, prepare, resolve
+    from clbench.runner import execute
+    from clbench.store import RunFolder, default_folder, make_folder
+    from clbench.weights import save_backbone
+
+    one_task = {"setting": "class", "tasks": 1, **parse_fields({"class_order": classes})}
+    if not isinstance(one_task["class_order"], list):
+        raise ConfigError(f"--classes {classes}: classes such as 0,1,2 are accepted")
+    config, tasks = prepare(resolve(scenario, "naive", {**fields, **one_task}))
+    if os.path.isdir(out):
+        raise ConfigError(f"--out {out}: this is a folder; the file of the weights is accepted")
+    make_folder(out.parent)
+    folder = RunFolder(default_folder(config))
+    with RunProgress(messages(quiet or as_json)) as progress:
+        result = execute(config, tasks, folder, resume=not force, force=force, observer=progress.observer())
+    save_backbone(folder.path / "model.pt", out)
+    accuracy = result.metrics["average_accuracy"]
+    if as_json:
+        print(json.dumps({"weights": str(out), "run": str(folder.path), "accuracy": accuracy}))
+        return
+    assert accuracy is not None
+    n = len(tasks.class_order)
+    print(
+        f"{out}: a backbone for --model {config.model}, trained on {n} classes to {100 * accuracy:.1f} % on their test"
+    )
+
+
+@config_options(without=("tuned_by",))
+def tune_verb(
+    scenario: Annotated[str, typer.Argument(help="A scenario, an .npz file or a folder of images.")],
+    strategy: Annotated[str, typer.Argument(help="A strategy, such as lwf or er\\[memory_size=500].")],
+    fields: dict[str, Any],
+    protocol: Annotated[str, typer.Option(help="first-k-tasks, continual or oracle.")] = "first-k-tasks",
+    first_tasks: Annotated[int | None, typer.Option(metavar="K", help="Tasks of first-k-tasks (default: 3).")] = None,
+    trials: Annotated[int | None, typer.Option(metavar="N", help="Trials, not of continual (default: 20).")] = None,
+    space: Annotated[
+        str | None, typer.Option(help="What is searched, such as strength=log:0.1:1000,temperature=1|2|4.")
+    ] = None,
+    param: Params = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the search (default: tuning/SCENARIO/...).")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Choose hyper-parameters on validation images, never on test images."""
+    from clbench.reports.search_tables import render_search, trial_line
+    from clbench.tuning import tune
+
+    console = messages(quiet or as_json)
+    with RunProgress(console) as progress:
+        found = tune(
+            scenario,
+            strategy,
+            protocol=protocol,
+            first_tasks=first_tasks,
+            trials=trials,
+            space=space,
+            out=out,
+            observer=progress.observer(),
+            told=lambda trial: console.print(trial_line(trial), markup=False, highlight=False, soft_wrap=True),
+            strategy_options=fields.pop("strategy_options", {}) | pairs(param),
+            **fields,
+        )
+    if as_json:
+        print(json.dumps(found.record))
+        return
+    stdout = screen()
+    stdout.print(render_search(found.record))
+    stdout.print(f"for --config: {found.folder / 'best.toml'}", soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,145 @@
+"""reproduce: published claims against runs."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clbench.cli.console import RunProgress, messages, plain, screen
+from clbench.errors import ConfigError, RunError
+from clbench.options import (
+    Json,
+    Quiet,
+    config_options,
+)
+from clbench.options import seconds as read_seconds
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from clbench.execution import Outcome
+    from clbench.reports.published import Claim
+    from clbench.reports.reproduction import Judgement, Measured, Needed
+
+
+@config_options("device", "data_root", "offline")
+def reproduce_verb(
+    fields: dict[str, Any],
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Claims, or what their ids begin with (default: those of tier A).")
+    ] = None,
+    tier: Annotated[str | None, typer.Option(help="Only claims of this tier: A, B or C.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Run what fits into a time such as 10m, by estimate.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="So many seeds, instead of each claim's own number.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of claims.md, claims.csv and runs.csv (default: OUT/reproduction).")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run, and how long.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run published claims, compare, and give a verdict; what is done already is not run again."""
+    from clbench.reports import reproduction
+    from clbench.reports.published import chosen
+
+    limit = None if budget is None else read_seconds(budget)
+    wanted = chosen(names or [], tier or ("A" if not names and budget is None else None))
+    runs, refused = reproduction.needed(wanted, out=out, seeds=seeds, **fields)
+    console = messages(quiet or as_json)
+    for claim, reason in refused.items():
+        console.print(f"{claim} can't run here: {reason}", markup=False, highlight=False, soft_wrap=True)
+    if not runs:
+        kept = reproduction.committed()
+        if not kept:
+            raise ConfigError(next(iter(refused.values())))
+        console.print("none can run here; these are the results that are kept with the code", markup=False)
+        _judged(reproduction.judge_all(kept, wanted), reproduction.provenance(kept), as_json)
+        return
+    todo = runs if limit is None else reproduction.within(runs, limit, jobs)
+    if not as_json:
+        screen().print(_plan_table(wanted, runs, todo, jobs))
+    if dry_run:
+        return
+    from clbench.execution import raise_first_failure, run_planned
+
+    serves = {run.planned.folder: run.serves for run in runs}
+    ready = [run for run in runs if run in todo or not run.seconds]
+    outcomes: list[Outcome] = []
+    rows: list[Measured] = []
+    folder = results or out / "reproduction"
+    with RunProgress(console, [run.planned for run in ready]) as progress:
+        observer = progress.observer() if jobs == 1 else None
+        for outcome in run_planned([run.planned for run in ready], jobs=jobs, observer=observer):
+            outcomes.append(outcome)
+            progress.finished(outcome)
+            if (result := outcome.result) is not None:
+                rows += [reproduction.measure(c, role, result) for c, role in serves[outcome.planned.folder]]
+                # After each run: what takes days is looked at, or killed, on the way.
+                _write_results(rows, folder)
+    judgements = reproduction.judge_all(rows, wanted)
+    _judged(judgements, [*reproduction.provenance(rows), f"table: {folder / 'claims.md'}"], as_json)
+    raise_first_failure(outcomes)
+    if differ := [j.claim.id for j in judgements if j.verdict == "differs" and not j.provisional]:
+        raise RunError(f"{len(differ)} of {len(judgements)} claims differ: {', '.join(differ)}")
+
+
+def _plan_table(wanted: "Sequence[Claim]", runs: "Sequence[Needed]", todo: "Sequence[Needed]", jobs: int) -> "Table":
+    from rich.table import Table
+
+    from clbench.text import duration
+
+    left = sum(run.seconds for run in todo)
+    table = Table(title=f"about {duration(left / jobs)} to go with {jobs} job(s), by estimate")
+    for column, justify in (
+        ("claim", "left"),
+        ("runs", "right"),
+        ("done", "right"),
+        ("to do", "right"),
+        ("time", "right"),
+    ):
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for claim in wanted:
+        own = [run for run in runs if any(c.id == claim.id for c, _ in run.serves)]
+        coming = [run for run in own if run in todo and run.seconds]
+        done = sum(not run.seconds for run in own)
+        time = duration(sum(run.seconds for run in coming))
+        table.add_row(claim.id, str(len(own)), str(done), str(len(coming)), time)
+    return table
+
+
+def _write_results(rows: "list[Measured]", folder: Path) -> None:
+    from clbench.reports import reproduction
+
+    try:
+        reproduction.write_results(rows, folder)
+    except OSError as error:
+        raise RunError(f"{folder}: {error.strerror or error}; the runs themselves are kept") from None
+
+
+def _judged(judgements: "Sequence[Judgement]", notes: list[str], as_json: bool) -> None:
+    from clbench.reports import reproduction
+
+    if as_json:
+        print(json.dumps([dict(zip(reproduction.COLUMNS, reproduction.cells(j), strict=True)) for j in judgements]))
+        return
+    from rich.table import Table
+
+    table = Table()
+    for column in reproduction.COLUMNS:
+        table.add_column(
+            column, justify="left" if column in ("target", "claim", "verdict") else "right", overflow="fold"
+        )
+    for judgement in judgements:
+        table.add_row(*map(plain, reproduction.cells(judgement)))
+    stdout = screen()
+    stdout.print(table)
+    for note in notes:
+        stdout.print(note, soft_wrap=True, highlight=False, markup=False)

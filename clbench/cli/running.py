@@ -1,0 +1,186 @@
+"""run, compare, crosscheck: the verbs that train strategies on a scenario."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clbench.cli.console import RunProgress, messages, plain, print_report, screen
+from clbench.cli.given import beginning, check_tracker, given_seeds
+from clbench.errors import ConfigError, RunError
+from clbench.options import (
+    Force,
+    Json,
+    Like,
+    Params,
+    Quiet,
+    ScenarioName,
+    StrategyNames,
+    Track,
+    config_options,
+    pairs,
+)
+
+if TYPE_CHECKING:
+    from clbench.execution import Outcome
+
+
+@config_options()
+def run_verb(
+    fields: dict[str, Any],
+    scenario: ScenarioName = None,
+    strategy: Annotated[str | None, typer.Argument(help="A strategy, such as lwf or er\\[memory_size=500].")] = None,
+    like: Like = None,
+    param: Params = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run (default: runs/SCENARIO/STRATEGY/SEED-HASH).")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an unfinished run.")] = False,
+    force: Force = False,
+    explain_on_cpu: Annotated[
+        bool, typer.Option("--explain-on-cpu", help="After a device error: replay on the CPU, and say what it says.")
+    ] = False,
+    overfit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only check that N images can be learnt by heart.")
+    ] = None,
+    track: Track = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Run one strategy on one scenario."""
+    if resume and force:
+        raise ConfigError("--resume and --force exclude each other; give one of them")
+    if overfit is not None and (out or resume or force or explain_on_cpu or track):
+        raise ConfigError(
+            "--overfit leaves no run behind; give it without --out, --resume, --force, --explain-on-cpu, --track"
+        )
+    check_tracker(track)
+    from clbench.resolve import prepare, resolve
+    from clbench.runner import execute
+    from clbench.store import RunFolder, default_folder
+
+    scenario, names, fields = beginning(like, scenario, [] if strategy is None else [strategy], fields, pairs(param))
+    if len(names) > 1:
+        raise ConfigError(f"{' '.join(names)}: with --like one strategy or none is accepted; compare takes several")
+    config, tasks = prepare(resolve(scenario, names[0], fields))
+    if overfit is not None:
+        from clbench.overfit import learn_by_heart
+
+        learnt = learn_by_heart(config, tasks, overfit)
+        print(
+            json.dumps(learnt)
+            if as_json
+            else f"{learnt['images']} images are learnt by heart after {learnt['epochs']} epochs ({learnt['steps']} "
+            f"steps): all are right, at learning rate {learnt['learning_rate']:g}: loss {learnt['loss']:.4f}"
+        )
+        return
+    folder = RunFolder(out or default_folder(config))
+    console = messages(quiet or as_json)
+    try:
+        with RunProgress(console) as progress:
+            result = execute(
+                config, tasks, folder, resume=resume, force=force, observer=progress.observer(), track=track
+            )
+    except Exception as error:
+        from clbench.explain import explain, is_device_error
+
+        if not is_device_error(error):
+            raise
+        hint = "--resume --explain-on-cpu replays it on the CPU, where errors are clear"
+        raise RunError(explain(folder.path) if explain_on_cpu else f"{str(error).splitlines()[0]}; {hint}") from error
+    if as_json:
+        print(json.dumps(result.record))
+        return
+    from clbench.reports.run_tables import render_run
+
+    stdout = screen()
+    stdout.print(render_run(result))
+    stdout.print(f"run folder: {folder.path}", soft_wrap=True, highlight=False, markup=False)
+
+
+@config_options(without=("seed",))
+def compare_verb(
+    fields: dict[str, Any],
+    scenario: ScenarioName = None,
+    strategies: StrategyNames = None,
+    like: Like = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="A number of seeds, or the seeds: 0,1,2 (default: 5, or the --config file's).")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+    param: Params = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs; the report goes to OUT/report.")] = Path("runs"),
+    references: Annotated[
+        bool,
+        typer.Option("--references/--no-references", help="Add naive and joint where they are not named."),
+    ] = True,
+    force: Force = False,
+    track: Track = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compare strategies over seeds: a table on screen, a report on disk."""
+    check_tracker(track)
+    from clbench.comparison import plan
+    from clbench.execution import raise_first_failure, run_planned
+
+    scenario, names, fields = beginning(like, scenario, strategies or [], fields, pairs(param))
+    wanted = given_seeds(seeds, fields)
+    planned = plan(scenario, names, seeds=wanted, out=out, references=references, **fields)
+    outcomes: list[Outcome] = []
+    with RunProgress(messages(quiet or as_json), planned) as progress:
+        for outcome in run_planned(
+            planned, jobs=jobs, force=force, observer=progress.observer() if jobs == 1 else None, track=track
+        ):
+            outcomes.append(outcome)
+            progress.finished(outcome)
+    found = {outcome.planned.folder: outcome.result for outcome in outcomes}
+    results = [result for item in planned if (result := found[item.folder]) is not None]
+    if results:
+        print_report(results, out / "report", as_json)
+    raise_first_failure(outcomes)
+
+
+@config_options(without=("seed", "memory_per_class", "memory_policy"))
+def crosscheck_verb(
+    fields: dict[str, Any],
+    methods: Annotated[list[str], typer.Argument(help="Methods: naive lwf ewc er icarl si.")],
+    scenario: Annotated[str, typer.Option(help="The scenario of both.")] = "split-mnist-5k",
+    seeds: Annotated[str | None, typer.Option(help="A number of seeds, or the seeds: 0,1,2 (default: 5).")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+    force: Force = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train our implementation of a method and Avalanche's on the same scenario, and show how far they are apart."""
+    from clbench.crosscheck import as_dict, plan_crosscheck, rows
+    from clbench.execution import raise_first_failure, run_planned
+
+    wanted = given_seeds(seeds, fields)
+    planned = plan_crosscheck(methods, scenario, seeds=wanted, out=out, **fields)
+    every = [run for ours, theirs in planned.values() for run in (*ours, *theirs)]
+    outcomes: list[Outcome] = []
+    with RunProgress(messages(quiet or as_json), every) as progress:
+        for outcome in run_planned(every, jobs=jobs, force=force):
+            outcomes.append(outcome)
+            progress.finished(outcome)
+    raise_first_failure(outcomes)
+    found = [as_dict(row) for row in rows(planned)]
+    if as_json:
+        print(json.dumps(found))
+        return
+    from rich.table import Table
+
+    table = Table(
+        title=f"average accuracy on {scenario} in %, ours minus Avalanche's with 95 % interval", show_lines=True
+    )
+    for column in ("method", "n", "ours", "Avalanche", "difference", "where definitions differ"):
+        table.add_column(column, overflow="fold")
+    for row in found:
+        interval = "" if row["low"] is None else f" [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+        difference = f"{100 * row['difference']:+.1f}{interval}"
+        means = [f"{100 * row[name]:.1f}" for name in ("ours", "avalanche")]
+        table.add_row(row["method"], str(row["n"]), *means, plain(difference), row["differs"])
+    screen().print(table)

@@ -1,0 +1,124 @@
+"""sweep: any grid of runs."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clbench.cli.console import RunProgress, messages, plain, screen
+from clbench.cli.given import check_tracker
+from clbench.errors import ConfigError, unknown
+from clbench.options import (
+    Force,
+    Json,
+    Quiet,
+    Track,
+)
+
+if TYPE_CHECKING:
+    from clbench.execution import Outcome, PlannedRun
+
+
+def sweep_verb(
+    grid: Annotated[Path, typer.Argument(metavar="FILE.toml", help="The grid of runs; docs/sweeps.md shows one.")],
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes (default: 1).")] = None,
+    shard: Annotated[str | None, typer.Option(metavar="K/N", help="Only the K-th of N parts, K from 1 to N.")] = None,
+    backend: Annotated[str, typer.Option(metavar="processes|ray", help="Where the runs are done.")] = "processes",
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Ray: the cluster (default: RAY_ADDRESS, or this machine).")
+    ] = None,
+    gpus_per_run: Annotated[
+        float | None, typer.Option(min=0, help="Ray: GPUs of a run, such as 0.25 (default: 0).")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check and print the runs.")] = False,
+    force: Force = False,
+    track: Track = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Do any grid of runs, on this machine or a cluster; what is done already is left alone."""
+    if backend not in ("processes", "ray"):
+        raise unknown("backend", backend, ("processes", "ray"))
+    if backend == "ray":
+        if jobs is not None:
+            raise ConfigError(f"--jobs {jobs} is for --backend processes; a Ray cluster does as many as fit on it")
+        from clbench.cluster import require_ray
+
+        require_ray()
+    elif address is not None or gpus_per_run is not None:
+        raise ConfigError("--address and --gpus-per-run are for --backend ray; give it too")
+    check_tracker(track)
+    from clbench.execution import Cluster, raise_first_failure, run_planned
+    from clbench.sweeps import plan_sweep
+
+    cluster = Cluster(address, gpus_per_run or 0.0) if backend == "ray" else None
+    planned = plan_sweep(grid, out=out, shard=None if shard is None else _shard(shard), cluster=cluster)
+    if dry_run:
+        _show_runs(planned, as_json)
+        return
+    outcomes: list[Outcome] = []
+    with RunProgress(messages(quiet or as_json), planned) as progress:
+        one = progress.observer() if (jobs or 1) == 1 and cluster is None else None
+        for outcome in run_planned(planned, jobs=jobs or 1, force=force, observer=one, track=track, cluster=cluster):
+            outcomes.append(outcome)
+            progress.finished(outcome)
+    n = Counter("failed" if outcome.error is not None else outcome.source for outcome in outcomes)
+    if as_json:
+        print(json.dumps([_outcome_row(outcome) for outcome in outcomes]))
+    else:
+        told = [
+            f"{n[key]} {text}"
+            for key, text in (
+                ("here", "done now"),
+                ("before", "done before"),
+                ("elsewhere", "done by others meanwhile"),
+                ("failed", "failed"),
+            )
+            if n[key]
+        ]
+        print(f"{len(outcomes)} runs in {out}: {', '.join(told)}; clbench report {out} makes the tables")
+    raise_first_failure(outcomes)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    k, _, n = text.partition("/")
+    if not (k.isdecimal() and n.isdecimal()):
+        raise ConfigError(f"--shard {text}: K/N such as 1/10 is accepted")
+    return int(k), int(n)
+
+
+def _show_runs(planned: "Sequence[PlannedRun]", as_json: bool) -> None:
+    from clbench.execution import run_status
+
+    rows = [_run_row(item) | {"status": run_status(item)} for item in planned]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    from rich.table import Table
+
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(plain(str(value)) for value in row.values()))
+    stdout = screen()
+    stdout.print(table)
+    print(f"{len(rows)} runs, {sum(row['status'] != 'done' for row in rows)} to do")
+
+
+def _run_row(item: "PlannedRun") -> dict[str, Any]:
+    config = item.config
+    return {
+        "scenario": config.scenario,
+        "setting": config.setting,
+        "strategy": config.label,
+        "seed": config.seed,
+        "folder": str(item.folder),
+    }
+
+
+def _outcome_row(outcome: "Outcome") -> dict[str, Any]:
+    status = "done" if outcome.error is None else "failed"
+    return _run_row(outcome.planned) | {"status": status, "source": outcome.source, "error": outcome.error}
