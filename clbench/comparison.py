@@ -64,13 +64,16 @@ def compare(
     references: bool = True,
     force: bool = False,
     track: str | None = None,
+    seeds_together: bool = False,
     **options: Any,
 ) -> list[Result]:
     """Run every strategy with every seed and return the results, strategy by strategy; see plan() and run().
 
-    Unfinished runs are continued. Raises ConfigError before any training, RunError at the end if a run failed.
+    Unfinished runs are continued. seeds_together: train all seeds of a strategy in one batched model. Raises
+    ConfigError before any training, RunError at the end if a run failed.
     """
     planned = plan(scenario, strategies, seeds=seeds, out=out, references=references, **options)
     given = scenario if isinstance(scenario, Scenario) else None
-    raise_first_failure(list(run_planned(planned, scenario=given, jobs=jobs, force=force, track=track)))
+    outcomes = run_planned(planned, scenario=given, jobs=jobs, force=force, track=track, seeds_together=seeds_together)
+    raise_first_failure(list(outcomes))
     return [Result.load(item.folder) for item in planned]

@@ -6,6 +6,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from clbench.config import SCENARIO_FIELDS, RunConfig
 from clbench.errors import ConfigError, RunError
 from clbench.locks import InUseError, Watched, is_held
+from clbench.process import process_settings
 from clbench.resolve import give, prepare, resolve, strategy_class
 from clbench.result import Result
 from clbench.runner import Observer, check, execute
@@ -142,17 +144,21 @@ def run_planned(
     observer: Observer | None = None,
     track: str | None = None,
     cluster: Cluster | None = None,
+    seeds_together: bool = False,
 ) -> Iterator[Outcome]:
     """Do the planned runs, in any order, and yield each one's outcome as it ends; finished runs are not repeated.
 
     jobs: worker processes, which stay up between runs; the results do not depend on it. A run that another process is
     doing is waited for at the end, and taken over if that process is gone. track: see `clbench.run`; each run has a
-    tracker of its own, made in the process that does it. Raises ConfigError where that can't be.
+    tracker of its own, made in the process that does it. seeds_together: what differs in its seed alone is trained in
+    one batched model. Raises ConfigError where that can't be.
     """
     if track is not None:
         from clbench.tracking import require_tracker
 
         require_tracker(track)
+    if seeds_together:
+        _refuse_together(planned, jobs, cluster)
     left: list[PlannedRun] = []
     versions: dict[str, int] = {}
     for item in planned:
@@ -180,6 +186,8 @@ def run_planned(
             outcomes = on_ray(left, work, cluster)
         elif jobs > 1:
             outcomes = _in_processes(left, work, jobs)
+        elif seeds_together:
+            outcomes = _together(left, work)
         else:
             outcomes = (do(observer) for do in work)
         for outcome in outcomes:
@@ -218,6 +226,7 @@ def _do(
     track: str | None,
     seen: tuple[int, int] | None,
     observer: Observer | None = None,
+    make: Callable[[Context, Strategy], Trainer] = Trainer,
 ) -> Outcome:
     """Do one run; `seen` is its run.json as it was when everything began."""
     try:
@@ -235,7 +244,7 @@ def _do(
         begun: list[Trainer] = []
 
         def trainer(context: Context, strategy: Strategy) -> Trainer:
-            begun.append(Trainer(context, strategy))
+            begun.append(make(context, strategy))
             return begun[0]
 
         folder = RunFolder(item.folder)
@@ -257,6 +266,43 @@ def _do(
         return Outcome(item, str(error))
     except Exception as error:  # whatever a strategy raises: the other runs go on
         return Outcome(item, f"{type(error).__name__}: {error}")
+
+
+def _refuse_together(planned: Sequence[PlannedRun], jobs: int, cluster: Cluster | None) -> None:
+    from clbench.registry import entry_point_names
+    from clbench.together import refuse_together
+
+    if jobs > 1 or cluster is not None:
+        raise ConfigError("--seeds-together trains in this process; leave it out, or --jobs and --backend ray")
+    possible = [name for name in entry_point_names("clbench.strategies") if strategy_class(name).seeds_together]
+    for item in planned:
+        refuse_together(item.config, item.given or strategy_class(item.config.strategy), possible)
+
+
+def _together(items: Sequence[PlannedRun], work: Sequence[Callable[..., Outcome]]) -> Iterator[Outcome]:
+    """Do the runs group by group, each run of a group in a thread that waits for the others at each epoch."""
+    from clbench.together import Together
+
+    groups: dict[str, list[tuple[PlannedRun, Callable[..., Outcome]]]] = {}
+    for item, do in zip(items, work, strict=True):
+        groups.setdefault(item.config.identity(without_seed=True), []).append((item, do))
+    for group in groups.values():
+        together = Together([item.config.seed for item, _ in group])
+
+        def one(do: Callable[..., Outcome], together: Together = together) -> Outcome:
+            try:
+                return do(None, together.trainer)
+            finally:
+                together.leave()
+
+        # What torch keeps per process is set for the group; a run that ends early puts back no more than that.
+        with process_settings(group[0][0].config), ThreadPoolExecutor(len(group)) as threads:
+            begun = [threads.submit(one, do) for _, do in group]
+            try:
+                for ended in as_completed(begun):
+                    yield ended.result()
+            finally:
+                together.stop()
 
 
 def _in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcome]], jobs: int) -> Iterator[Outcome]:

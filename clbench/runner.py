@@ -190,6 +190,8 @@ class _Run:
                 size=config.memory_size, per_class=config.memory_per_class, rounding=config.memory_rounding
             )
         self.record = new_record(config, scenario, strategy)
+        for rule, text in self.trainer.remarks:
+            self._warn(rule, text)
         # What was learnt before the task under way, packed: a checkpoint within a task begins the task again with it.
         self._start: bytes | None = None
         self._saved = time.monotonic()

@@ -33,7 +33,9 @@ class Trainer:
         self.optimizer_state: dict[str, dict[str, Tensor]] = {}
         # Where --resume would go on, in words, for the sentence that ends a run.
         self.saved = "the beginning"
-        self._fit: _Fit | None = None
+        self._fit: Fit | None = None
+        # Rule and sentence of what a reader should know about how it trains.
+        self.remarks: list[tuple[str, str]] = []
 
     def fit(
         self,
@@ -112,15 +114,15 @@ class Trainer:
             "skipped": fit.skipped,
         }
 
-    def _begin(self, stage: Stage) -> "_Fit":
+    def _begin(self, stage: Stage) -> "Fit":
         trained, frozen = self._freeze(stage)
         optimizer = self._optimizer(trained, self._rate(stage))
-        return _Fit(stage, trained, frozen, optimizer, self.strategy, self.config)
+        return Fit(stage, trained, frozen, optimizer, self.strategy, self.config)
 
-    def _go_on(self, stage: Stage, stored: dict[str, Any]) -> "_Fit":
+    def _go_on(self, stage: Stage, stored: dict[str, Any]) -> "Fit":
         vars(self.context.progress).update(stored["progress"])
         optimizer = self._optimizer(stored["trained"], self._rate(stage))
-        fit = _Fit(stage, stored["trained"], stored["frozen"], optimizer, self.strategy, self.config)
+        fit = Fit(stage, stored["trained"], stored["frozen"], optimizer, self.strategy, self.config)
         optimizer.load_state_dict(stored["optimizer"])
         self.optimizer_state = stored["optimizer_state"]
         if fit.rows is not None:
@@ -135,26 +137,19 @@ class Trainer:
     def _rate(self, stage: Stage) -> float:
         return self.config.scaled_lr if stage.lr is None else stage.lr
 
-    def _epoch(
-        self, fit: "_Fit", after_step: Callable[[float | None], None], at_rest: Callable[[bool], None]
-    ) -> Record:
+    def _epoch(self, fit: "Fit", after_step: Callable[[float | None], None], at_rest: Callable[[bool], None]) -> Record:
         strategy, progress, config, context = self.strategy, self.context.progress, self.config, self.context
-        stage, optimizer = fit.stage, fit.optimizer
-        loss_of = stage.loss or strategy.loss
-        keys = (progress.task, stage.name, progress.epoch)
-        order = torch.randperm(len(stage.data), generator=stream(config.seed, "shuffle", *keys))
-        batches = cut(stage.data.ids[order], config.batch_size, drop_last=config.drop_last)
-        if fit.steps_done == 0:
-            progress.steps_per_epoch, progress.replayed = len(batches), 0
+        loss_of = fit.stage.loss or strategy.loss
+        batches = self.batches(fit)
         # Dropout draws from torch's global stream: a seed per step makes it independent of what else draws from it.
-        dropout = stream_seed(config.seed, "dropout", *keys) >> 1
-        fill = self._fills_memory(stage)
+        dropout = stream_seed(config.seed, "dropout", *self._keys(fit)) >> 1
+        fill = self._fills_memory(fit.stage)
         started = time.perf_counter()
-        while fit.steps_done < len(batches) and (fit.steps is None or progress.step < fit.steps):
+        while fit.steps_done < len(batches) and not fit.is_out_of_steps(progress):
             step = fit.steps_done
             ids = batches[step]
             fit.set_rate(progress, config, len(context.scenario.tasks))
-            batch = context.pipeline.batch(ids, strategy.active_outputs(ids), (*keys, step))
+            batch = self.batch(fit, ids)
             seed_global_stream(dropout + step, context.device)
             with context.autocast():
                 terms = named(loss_of(batch))
@@ -164,7 +159,7 @@ class Trainer:
             if taken:
                 if config.clip is not None:
                     nn.utils.clip_grad_norm_(fit.trained.values(), config.clip)
-                optimizer.step()
+                fit.optimizer.step()
                 if fit.rows is not None:
                     fit.rows.restore()
             if fill:
@@ -173,28 +168,49 @@ class Trainer:
                 strategy.after_step(batch)
                 fit.losses.add(progress.step, terms)
             fit.skipped += not taken
-            fit.images += len(ids)
-            fit.steps_done += 1
-            progress.step += 1
+            fit.count(progress, len(ids))
             # The only place where a step waits for the device, but with on_nan="skip".
             loss = fit.losses.read(progress, fit.trained, self.saved) if step % 50 == 49 else None
             fit.seconds += time.perf_counter() - started
             after_step(loss)
             at_rest(False)
             started = time.perf_counter()
+        fit.seconds += time.perf_counter() - started
+        return self.record(fit)
+
+    def batches(self, fit: "Fit") -> list[Tensor]:
+        """Return the sample ids of the epoch under way, int64, cut into batches in the order of its stream."""
+        order = torch.randperm(len(fit.stage.data), generator=stream(self.config.seed, "shuffle", *self._keys(fit)))
+        batches = cut(fit.stage.data.ids[order], self.config.batch_size, drop_last=self.config.drop_last)
+        if fit.steps_done == 0:
+            self.context.progress.steps_per_epoch, self.context.progress.replayed = len(batches), 0
+        return batches
+
+    def batch(self, fit: "Fit", ids: Tensor) -> Batch:
+        """Return the samples of the step to come."""
+        active = self.strategy.active_outputs(ids)
+        return self.context.pipeline.batch(ids, active, (*self._keys(fit), fit.steps_done))
+
+    def record(self, fit: "Fit") -> Record:
+        """Return what is written of the epoch, whose steps are done."""
+        progress = self.context.progress
         fit.losses.read(progress, fit.trained, self.saved)
         return {
             "task": progress.task,
-            "stage": stage.name,
+            "stage": fit.stage.name,
             "epoch": progress.epoch,
             "steps": fit.steps_done - fit.skipped,
-            **({"skipped": fit.skipped} if config.on_nan == "skip" else {}),
+            **({"skipped": fit.skipped} if self.config.on_nan == "skip" else {}),
             "lr": progress.learning_rate,
-            "seconds": fit.seconds + time.perf_counter() - started,
+            "seconds": fit.seconds,
             "images": fit.images,
             "replayed": progress.replayed,
             "losses": fit.losses.means(),
         }
+
+    def _keys(self, fit: "Fit") -> tuple[int, str, int]:
+        """Return what names the streams of the epoch under way."""
+        return self.context.progress.task, fit.stage.name, self.context.progress.epoch
 
     def _backward(self, batch: Batch, terms: dict[str, Tensor], trained: dict[str, nn.Parameter]) -> bool:
         """Compute the gradient of a step and add its penalty to the terms; return whether the step is to be taken.
@@ -273,7 +289,7 @@ class Trainer:
         self.strategy.memory.update(ids, classes, generator)
 
 
-class _Fit:
+class Fit:
     """One stage under way: how far it is, and what it goes on with."""
 
     def __init__(
@@ -303,9 +319,17 @@ class _Fit:
             return False
         if patience is not None and self.waiting.count >= patience:
             return True
-        return (self.epochs is not None and progress.epoch >= self.epochs) or (
-            self.steps is not None and progress.step >= self.steps
-        )
+        return (self.epochs is not None and progress.epoch >= self.epochs) or self.is_out_of_steps(progress)
+
+    def is_out_of_steps(self, progress: Progress) -> bool:
+        """Whether the stage has had the steps that it was given, where they were given."""
+        return self.steps is not None and progress.step >= self.steps
+
+    def count(self, progress: Progress, n_images: int) -> None:
+        """Count a step."""
+        self.images += n_images
+        self.steps_done += 1
+        progress.step += 1
 
     def set_rate(self, progress: Progress, config: RunConfig, n_tasks: int) -> None:
         """Set the learning rate of the step to come."""

@@ -11,6 +11,7 @@ class Cumulative(Strategy):
     """
 
     family = "reference"
+    seeds_together = True
     data_access = "all"
     memory_use = "none"
 

@@ -23,6 +23,7 @@ class EWC(Strategy):
 
     family = "regularisation"
     paper = "Kirkpatrick et al. 2017, arXiv:1612.00796"
+    seeds_together = True
 
     strength: Annotated[Strength, Log(1e-2, 1e6)] = 100.0
     mode: Literal["separate", "online"] = "separate"

@@ -14,6 +14,7 @@ class Joint(Strategy):
     """
 
     family = "reference"
+    seeds_together = True
     data_access = "all"
     memory_use = "none"
 

@@ -19,6 +19,7 @@ class L2(Strategy):
 
     family = "regularisation"
     paper = "Kirkpatrick et al. 2017, arXiv:1612.00796, figure 2"
+    seeds_together = True
 
     strength: Annotated[Strength, Log(1e-2, 1e6)] = 1.0
 

@@ -32,6 +32,7 @@ class LwF(Strategy):
 
     family = "distillation"
     paper = "Li & Hoiem 2016, arXiv:1606.09282"
+    seeds_together = True
 
     strength: Annotated[Strength | list[Strength], Log(0.1, 10)] = 1.0
     weighting: Literal["constant", "old-tasks", "share"] = "constant"

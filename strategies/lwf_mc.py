@@ -23,6 +23,7 @@ class LwFMC(Strategy):
 
     family = "distillation"
     paper = "Rebuffi et al. 2017, arXiv:1611.07725, section 4.1"
+    seeds_together = True
     settings = ("class", "task")
     memory_use = "none"
 

@@ -19,6 +19,7 @@ class MAS(Strategy):
 
     family = "regularisation"
     paper = "Aljundi et al. 2018, arXiv:1711.09601"
+    seeds_together = True
 
     strength: Annotated[Strength, Log(1e-2, 1e6)] = 1.0
 

@@ -7,3 +7,4 @@ class Naive(Strategy):
     """Go on training on each new task as if it were the first; with a memory, on the task and its exemplars."""
 
     family = "reference"
+    seeds_together = True

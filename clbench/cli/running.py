@@ -115,6 +115,9 @@ def compare_verb(
         bool,
         typer.Option("--references/--no-references", help="Add naive and joint where they are not named."),
     ] = True,
+    seeds_together: Annotated[
+        bool, typer.Option("--seeds-together", help="Train all seeds of a strategy in one batched model (for GPUs).")
+    ] = False,
     force: Force = False,
     track: Track = None,
     quiet: Quiet = False,
@@ -130,8 +133,9 @@ def compare_verb(
     planned = plan(scenario, names, seeds=wanted, out=out, references=references, **fields)
     outcomes: list[Outcome] = []
     with RunProgress(messages(quiet or as_json), planned) as progress:
+        one = progress.observer() if jobs == 1 and not seeds_together else None
         for outcome in run_planned(
-            planned, jobs=jobs, force=force, observer=progress.observer() if jobs == 1 else None, track=track
+            planned, jobs=jobs, force=force, observer=one, track=track, seeds_together=seeds_together
         ):
             outcomes.append(outcome)
             progress.finished(outcome)

@@ -91,7 +91,7 @@ def test_a_strategy_of_ones_own_that_reads_all_data_is_told(run: Any) -> None:
 
 
 def test_milestones_that_training_does_not_reach_are_told(run: Any, cut: Any) -> None:
-    """Of two epochs the last is epoch 1, so a rate that falls at epoch 2 never does; over a run of two tasks it does."""
+    """Of two epochs the last is epoch 1: a rate that falls at epoch 2 never does, but over a run of two tasks."""
     tasks = cut(task_sizes=[5, 5], limit=5)
     fields = {"epochs": 2, "schedule": "multistep", "milestones": [1, 2]}
     (told,) = run("naive", tasks, **fields).record["warnings"]

@@ -1,0 +1,239 @@
+"""Several seeds of one configuration in one batched model: each step computes all of them at once."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from operator import add
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from clbench.batches import Batch
+from clbench.config import RunConfig
+from clbench.errors import ConfigError, RunError
+from clbench.strategy import Context, Strategy
+from clbench.trainer import Fit, Record, Trainer, named
+
+Tensors = dict[str, Tensor]
+
+
+def refuse_together(config: RunConfig, kind: type[Strategy], possible: Sequence[str]) -> None:
+    """Raise ConfigError unless seeds of a configuration can be trained together; `possible` names strategies."""
+    if not kind.seeds_together or kind.after_step is not Strategy.after_step:
+        raise ConfigError(f"--seeds-together: {config.strategy} trains its seeds one by one; {', '.join(possible)} can")
+    for name, given, accepted in (
+        ("memory_size", config.memory_size, None),
+        ("memory_per_class", config.memory_per_class, None),
+        ("clip", config.clip, None),
+        ("eval_every", config.eval_every if isinstance(config.eval_every, int) else None, None),
+        ("on_nan", config.on_nan, "stop"),
+    ):
+        if given is not None and given != accepted:
+            raise ConfigError(f"--seeds-together: {name}={given} needs runs one by one; leave out one of them")
+
+
+class Together:
+    """Where the runs of a group meet: an epoch is trained when all of them have come to one.
+
+    Each run goes its way in a thread of its own, evaluation and saving included. Of those that wait, the ones that are
+    furthest behind are trained, so a run that is continued, or stops early, joins the others where they meet.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds = list(seeds)
+        self._met = threading.Condition()
+        self._under_way = len(self.seeds)
+        self._waiting: list[_Member] = []
+        self.stopped = False
+
+    def trainer(self, context: Context, strategy: Strategy) -> Trainer:
+        """Return a trainer that trains its epochs with those of the other runs."""
+        return _Member(self, context, strategy)
+
+    def leave(self) -> None:
+        """Say that a run has ended, in whatever way."""
+        with self._met:
+            self._under_way -= 1
+            self._train_if_all_are_here()
+
+    def stop(self) -> None:
+        """End all runs after the step that they are at."""
+        self.stopped = True
+        with self._met:
+            self._met.notify_all()
+
+    def epoch(self, member: "_Member") -> None:
+        """Wait for the others, and return when the member's epoch is trained."""
+        with self._met:
+            self._waiting.append(member)
+            self._train_if_all_are_here()
+            self._met.wait_for(lambda: member not in self._waiting or self.stopped)
+        if self.stopped:
+            raise RunError("stopped; what was saved is kept")
+        if member.error is not None:
+            raise member.error
+
+    def _train_if_all_are_here(self) -> None:
+        if not self._waiting or len(self._waiting) < self._under_way:
+            return
+        position = min(member.position for member in self._waiting)
+        ready = [member for member in self._waiting if member.position == position]
+        try:
+            _train_epoch(ready)
+        except Exception as error:
+            for member in ready:
+                member.error = error
+        self._waiting = [member for member in self._waiting if member not in ready]
+        self._met.notify_all()
+
+
+class _Member(Trainer):
+    """The trainer of one of the runs."""
+
+    def __init__(self, group: Together, context: Context, strategy: Strategy) -> None:
+        super().__init__(context, strategy)
+        self.group = group
+        self.error: Exception | None = None
+        seeds = ", ".join(map(str, group.seeds))
+        text = f"seeds {seeds} in one batched model, so last bits may differ from those of a run by itself"
+        self.remarks = [("seeds-together", f"{self.config.label}: {text}")]
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Task and epoch."""
+        return self.context.progress.task, self.context.progress.epoch
+
+    @property
+    def fit_under_way(self) -> Fit:
+        """The stage under way."""
+        assert self._fit is not None
+        return self._fit
+
+    def _epoch(self, fit: Fit, after_step: Callable[[float | None], None], at_rest: Callable[[bool], None]) -> Record:
+        self.group.epoch(self)
+        return self.record(fit)
+
+
+class _Holder(nn.Module):
+    """The modules of a strategy, so that its methods can be called with other tensors in their place."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        super().__init__()
+        for name, module in vars(strategy).items():
+            if isinstance(module, nn.Module):
+                self.add_module(name, module)
+
+    def forward(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        return method(*arguments)
+
+
+def _train_epoch(members: Sequence[_Member]) -> None:
+    """Train an epoch of all members; weights, buffers and optimizers end up where each alone would take them."""
+    started = time.perf_counter()
+    fits, holders = [member.fit_under_way for member in members], [_Holder(member.strategy) for member in members]
+    _refuse(fits, holders[0])
+    tensors = [{**dict(holder.named_parameters()), **dict(holder.named_buffers())} for holder in holders]
+    stacked = {name: torch.stack([own[name].detach() for own in tensors]) for name in tensors[0]}
+    optimizer = _stacked_optimizer(fits, tensors, stacked)
+    batches = [member.batches(fit) for member, fit in zip(members, fits, strict=True)]
+    if len({tuple(map(len, own)) for own in batches}) > 1:
+        raise ConfigError("--seeds-together: the tasks of the seeds differ in size")
+    for ids in zip(*batches, strict=True):
+        if fits[0].is_out_of_steps(members[0].context.progress):
+            break
+        if members[0].group.stopped:
+            return
+        parts = []
+        for member, fit, own in zip(members, fits, ids, strict=True):
+            fit.set_rate(member.context.progress, member.config, len(member.context.scenario.tasks))
+            parts.append(member.batch(fit, own))
+        for joint, single in zip(optimizer.param_groups, fits[0].optimizer.param_groups, strict=True):
+            joint["lr"] = single["lr"]
+        optimizer.zero_grad()
+        terms = _losses(members[0], holders[0], stacked, parts)
+        reduce(add, terms.values()).sum().backward()
+        for index, (member, fit, holder) in enumerate(zip(members, fits, holders, strict=True)):
+            found = {name: term[index].detach() for name, term in terms.items()}
+            penalty = functional_call(holder, {n: t[index] for n, t in stacked.items()}, (member.strategy.penalty,))
+            if penalty is not None:
+                found["penalty"] = penalty.detach()
+                if penalty.requires_grad:
+                    penalty.backward()
+            fit.losses.add(member.context.progress.step, found)
+        optimizer.step()
+        for member, fit, own in zip(members, fits, ids, strict=True):
+            fit.count(member.context.progress, len(own))
+    with torch.no_grad():
+        for index, single in enumerate(tensors):
+            for name, tensor in single.items():
+                tensor.copy_(stacked[name][index])
+    _unstack_optimizer(optimizer, fits)
+    for fit in fits:
+        fit.seconds += (time.perf_counter() - started) / len(fits)
+
+
+def _refuse(fits: Sequence[Fit], holder: _Holder) -> None:
+    dropouts = [m for m in holder.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
+    if dropouts:
+        raise ConfigError("--seeds-together: dropout draws for each seed on its own; choose a model without")
+    for fit in fits:
+        if fit.stage.loss is not None or fit.rows is not None:
+            raise ConfigError(f"--seeds-together: stage {fit.stage.name!r} has a loss or rows of its own")
+        if fit.steps_done:
+            raise ConfigError("--seeds-together: one of the runs is within an epoch; go on with it alone first")
+
+
+def _losses(member: _Member, holder: _Holder, stacked: Tensors, parts: Sequence[Batch]) -> Tensors:
+    """Return the loss terms of a step by name, float [seeds], by the methods of one member and the tensors of all."""
+    active = parts[0].active
+    if not all(isinstance(part.active, slice) and part.active == active for part in parts):
+        raise ConfigError("--seeds-together: the outputs that compete differ between samples or seeds")
+    fields = ("images", "originals", "labels", "tasks", "ids")
+    together = {name: torch.stack([getattr(part, name) for part in parts]) for name in fields}
+
+    def loss(tensors: Tensors, given: Tensors) -> Tensors:
+        return named(functional_call(holder, tensors, (member.strategy.loss, Batch(**given, active=active))))
+
+    with member.context.autocast():
+        terms: Tensors = vmap(loss)(stacked, together)
+    return terms
+
+
+def _stacked_optimizer(fits: Sequence[Fit], tensors: Sequence[Tensors], stacked: Tensors) -> torch.optim.Optimizer:
+    """Return an optimizer of the stacked parameters, with the groups and the statistics of the single ones."""
+    names = {id(parameter): name for name, parameter in tensors[0].items()}
+    singles = [fit.optimizer for fit in fits]
+    groups = []
+    for group in singles[0].param_groups:
+        chosen = [stacked[names[id(p)]].requires_grad_() for p in group["params"]]
+        groups.append({**group, "params": chosen})
+    optimizer = type(singles[0])(groups, **singles[0].defaults)
+    for joint, *own in _parameters(optimizer, *singles):
+        states = [single.state[p] for single, p in zip(singles, own, strict=True)]
+        if states[0]:
+            optimizer.state[joint] = {
+                key: torch.stack([state[key] for state in states]) if value.dim() else value.clone()
+                for key, value in states[0].items()
+            }
+    return optimizer
+
+
+def _unstack_optimizer(optimizer: torch.optim.Optimizer, fits: Sequence[Fit]) -> None:
+    singles = [fit.optimizer for fit in fits]
+    for joint, *own in _parameters(optimizer, *singles):
+        for index, (single, parameter) in enumerate(zip(singles, own, strict=True)):
+            single.state[parameter] = {
+                # Weights have their channels last, and so their statistics must have.
+                key: torch.empty_like(parameter).copy_(value[index]) if value.dim() else value.clone()
+                for key, value in optimizer.state[joint].items()
+                if value is not None
+            }
+
+
+def _parameters(*optimizers: torch.optim.Optimizer) -> Iterator[tuple[nn.Parameter, ...]]:
+    """Walk over the parameters of optimizers with the same groups, side by side."""
+    for groups in zip(*(optimizer.param_groups for optimizer in optimizers), strict=True):
+        yield from zip(*(group["params"] for group in groups), strict=True)

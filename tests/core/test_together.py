@@ -1,0 +1,142 @@
+"""Seeds of one configuration trained in one batched model: the losses of each seed are those of its run alone."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import clbench
+import clbench.runner
+from clbench.batches import Pipeline
+from clbench.comparison import plan
+from clbench.execution import run_planned
+from clbench.result import Result
+
+Refused = Callable[..., Any]
+FIXED: dict[str, Any] = {"references": False, "seeds": 3, "tasks": 2, "limit": 20, "threads": 1}
+
+
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks and images in double precision, in which rounding can't be taken for a difference."""
+    new_model, normalize = clbench.runner.new_model, Pipeline.normalize
+    monkeypatch.setattr(clbench.runner, "new_model", lambda *given: new_model(*given).double())
+    monkeypatch.setattr(Pipeline, "normalize", lambda self, originals: normalize(self, originals).double())
+
+
+def both(strategy: Any, folder: Path, **options: Any) -> list[tuple[Result, Result]]:
+    alone = clbench.compare("split-mnist-5k", [strategy], out=folder / "alone", **FIXED | options)
+    together = clbench.compare(
+        "split-mnist-5k", [strategy], out=folder / "together", seeds_together=True, **FIXED | options
+    )
+    return list(zip(alone, together, strict=True))
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("strategy", ["naive", "lwf", "ewc", "mas", "l2"])
+def test_losses_are_those_of_the_separate_runs(strategy: str, optimizer: str, tmp_path: Path) -> None:
+    """In float64 to 1e-8 over 20 steps, ten in each of two tasks; an epoch of 40 images in batches of 64 is one."""
+    options = {"epochs": 10, "batch_size": 64, "model": "mlp:20-10", "optimizer": optimizer, "lr": 0.01}
+    if optimizer == "sgd":
+        options |= {"momentum": 0.9, "optimizer_state": "keep", "weight_decay": 0.01}
+    for alone, together in both(strategy, tmp_path, **options):
+        steps = [[epoch["losses"] for epoch in result.record["training"]] for result in (alone, together)]
+        assert len(steps[0]) == 20
+        for one, other in zip(*steps, strict=True):
+            assert one.keys() == other.keys()
+            for name, value in one.items():
+                assert other[name] == pytest.approx(value, rel=1e-8, abs=1e-12)
+        assert alone.accuracy == pytest.approx(together.accuracy, nan_ok=True)
+
+
+@pytest.mark.usefixtures("in_float64")
+def test_batch_norm_and_convolutions_keep_their_statistics_apart(tmp_path: Path) -> None:
+    options = {"epochs": 3, "batch_size": 16, "model": "conv:4-4", "optimizer": "sgd", "lr": 0.05, "momentum": 0.0}
+    for alone, together in both("naive", tmp_path, **options):
+        losses = [[epoch["losses"]["classification"] for epoch in r.record["training"]] for r in (alone, together)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-7)
+        assert alone.accuracy == pytest.approx(together.accuracy, nan_ok=True)
+
+
+def test_accuracies_differ_by_less_than_seeds_do_and_the_record_says_how_it_was(tmp_path: Path) -> None:
+    pairs = both("naive", tmp_path, epochs=3, limit=200)
+    finals = np.array([[r.metrics["average_accuracy"] for r in pair] for pair in pairs])
+    assert abs(finals[:, 0].mean() - finals[:, 1].mean()) <= finals[:, 0].std(ddof=1)
+    for _, together in pairs:
+        (told,) = [w["text"] for w in together.record["warnings"] if w["rule"] == "seeds-together"]
+        assert "seeds 0, 1, 2 in one batched model" in told
+
+
+def test_early_stopping_lets_each_seed_end_where_it_would_alone(tmp_path: Path) -> None:
+    options = {"epochs": 12, "patience": 1, "validation": 0.3, "lr": 0.02}
+    epochs = [[len(r.record["training"]) for r in pair] for pair in both("naive", tmp_path, **options)]
+    assert all(alone == together for alone, together in epochs)
+    assert len({alone for alone, _ in epochs}) > 1
+
+
+def test_finished_runs_are_left_alone_and_unfinished_ones_join(tmp_path: Path) -> None:
+    first = clbench.compare("split-mnist-5k", ["naive"], out=tmp_path, epochs=2, **FIXED | {"seeds": [1]})
+    created = first[0].record["created"]
+    results = clbench.compare("split-mnist-5k", ["naive"], out=tmp_path, epochs=2, seeds_together=True, **FIXED)
+    assert [r.seed for r in results] == [0, 1, 2]
+    assert results[1].record["created"] == created
+    assert [any(w["rule"] == "seeds-together" for w in r.record["warnings"]) for r in results] == [True, False, True]
+
+
+class Fails(clbench.Strategy):
+    """Naive; the penalty of seed 1 is not a number."""
+
+    family = "reference"
+    seeds_together = True
+
+    def penalty(self) -> Any:
+        weight = next(self.model.parameters())
+        return weight.sum() * float("nan") if self.config.seed == 1 else None
+
+
+def test_a_seed_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
+    planned = plan("split-mnist-5k", [Fails], out=tmp_path, epochs=1, **FIXED)
+    outcomes = {o.planned.config.seed: o.error for o in run_planned(planned, seeds_together=True)}
+    assert outcomes[0] is None
+    assert outcomes[2] is None
+    assert "the penalty loss is nan" in str(outcomes[1])
+
+
+def test_who_stops_looking_ends_the_runs_and_no_thread_stays(tmp_path: Path) -> None:
+    before = threading.active_count()
+    planned = plan("split-mnist-5k", ["naive", "l2"], out=tmp_path, epochs=1, **FIXED)
+    outcomes = run_planned(planned, seeds_together=True)
+    assert next(outcomes).error is None
+    outcomes.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "words"),
+    [
+        ("er", {}, ["er trains its seeds one by one", "naive"]),
+        ("si", {}, ["si trains its seeds one by one"]),
+        ("naive[memory_size=20]", {}, ["memory_size=20"]),
+        ("naive", {"clip": 1.0}, ["clip=1.0"]),
+        ("naive", {"on_nan": "skip"}, ["on_nan=skip"]),
+        ("naive", {"eval_every": 3}, ["eval_every=3"]),
+        ("naive", {"jobs": 2}, ["--jobs"]),
+    ],
+)
+def test_what_needs_runs_one_by_one_is_refused(
+    strategy: str, options: dict[str, Any], words: list[str], refused: Refused, tmp_path: Path
+) -> None:
+    with refused("--seeds-together", *words):
+        clbench.compare("split-mnist-5k", [strategy], out=tmp_path, seeds_together=True, **FIXED | options)
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_dropout_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(clbench.RunError, match="dropout"):
+        clbench.compare(
+            "split-mnist-5k", ["naive"], out=tmp_path, seeds_together=True, model="mlp:8[dropout=0.5]", **FIXED
+        )
