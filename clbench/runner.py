@@ -190,8 +190,6 @@ class _Run:
                 size=config.memory_size, per_class=config.memory_per_class, rounding=config.memory_rounding
             )
         self.record = new_record(config, scenario, strategy)
-        for rule, text in self.trainer.remarks:
-            self._warn(rule, text)
         # What was learnt before the task under way, packed: a checkpoint within a task begins the task again with it.
         self._start: bytes | None = None
         self._saved = time.monotonic()
@@ -200,6 +198,8 @@ class _Run:
     def go(self, found: Result | None) -> Result:
         """Learn the tasks that are left of the run that was found, if any; return the result."""
         first, within = self._restore(found)
+        for rule, text in self.trainer.remarks:
+            self._warn(rule, text)
         self.observer.begin(self.config, self.scenario, first)
         try:
             if self.record["resumes"]:

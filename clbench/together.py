@@ -99,7 +99,7 @@ class _Member(Trainer):
         self.error: Exception | None = None
         seeds = ", ".join(map(str, group.seeds))
         text = f"seeds {seeds} in one batched model, so last bits may differ from those of a run by itself"
-        self.remarks = [("seeds-together", f"{self.config.label}: {text}")]
+        self.remarks = [("seeds-together", text)]
 
     @property
     def position(self) -> tuple[int, int]:
@@ -179,6 +179,9 @@ def _refuse(fits: Sequence[Fit], holder: _Holder) -> None:
     dropouts = [m for m in holder.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
     if dropouts:
         raise ConfigError("--seeds-together: dropout draws for each seed on its own; choose a model without")
+    known = {id(parameter) for parameter in holder.parameters()}
+    if any(id(parameter) not in known for parameter in fits[0].trained.values()):
+        raise ConfigError("--seeds-together: some parameters are in no module of the strategy")
     for fit in fits:
         if fit.stage.loss is not None or fit.rows is not None:
             raise ConfigError(f"--seeds-together: stage {fit.stage.name!r} has a loss or rows of its own")

@@ -78,7 +78,28 @@ def test_early_stopping_lets_each_seed_end_where_it_would_alone(tmp_path: Path) 
     assert len({alone for alone, _ in epochs}) > 1
 
 
-def test_finished_runs_are_left_alone_and_unfinished_ones_join(tmp_path: Path) -> None:
+class Interrupts(clbench.runner.Observer):  # type: ignore[name-defined,misc]
+    def task(self, task: int, row: list[float | None]) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_unfinished_run_goes_on_with_the_others(tmp_path: Path) -> None:
+    """Seed 1 has learnt its first task by itself; the others are trained up to there without it."""
+    fixed = FIXED | {"epochs": 2}
+    with pytest.raises(KeyboardInterrupt):
+        list(
+            run_planned(
+                plan("split-mnist-5k", ["naive"], out=tmp_path, **fixed | {"seeds": [1]}), observer=Interrupts()
+            )
+        )
+    results = clbench.compare("split-mnist-5k", ["naive"], out=tmp_path, seeds_together=True, **fixed)
+    assert [len(r.record["resumes"]) for r in results] == [0, 1, 0]
+    for result in results:
+        assert [epoch["task"] for epoch in result.record["training"]] == [0, 0, 1, 1]
+        assert [w["rule"] for w in result.record["warnings"]] == ["seeds-together"]
+
+
+def test_finished_runs_are_left_alone(tmp_path: Path) -> None:
     first = clbench.compare("split-mnist-5k", ["naive"], out=tmp_path, epochs=2, **FIXED | {"seeds": [1]})
     created = first[0].record["created"]
     results = clbench.compare("split-mnist-5k", ["naive"], out=tmp_path, epochs=2, seeds_together=True, **FIXED)
