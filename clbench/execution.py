@@ -289,15 +289,9 @@ def _together(items: Sequence[PlannedRun], work: Sequence[Callable[..., Outcome]
     for group in groups.values():
         together = Together([item.config.seed for item, _ in group])
 
-        def one(do: Callable[..., Outcome], together: Together = together) -> Outcome:
-            try:
-                return do(None, together.trainer)
-            finally:
-                together.leave()
-
         # What torch keeps per process is set for the group; a run that ends early puts back no more than that.
         with process_settings(group[0][0].config), ThreadPoolExecutor(len(group)) as threads:
-            begun = [threads.submit(one, do) for _, do in group]
+            begun = [threads.submit(together.run, functools.partial(do, None, together.trainer)) for _, do in group]
             try:
                 for ended in as_completed(begun):
                     yield ended.result()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from clbench.strategy import Context, Strategy
 from clbench.trainer import Fit, Record, Trainer, named
 
 Tensors = dict[str, Tensor]
+Outcome = TypeVar("Outcome")
 
 
 def refuse_together(config: RunConfig, kind: type[Strategy], possible: Sequence[str]) -> None:
@@ -38,13 +39,14 @@ def refuse_together(config: RunConfig, kind: type[Strategy], possible: Sequence[
 class Together:
     """Where the runs of a group meet: an epoch is trained when all of them have come to one.
 
-    Each run goes its way in a thread of its own, evaluation and saving included. Of those that wait, the ones that are
-    furthest behind are trained, so a run that is continued, or stops early, joins the others where they meet.
+    Each run goes its way in a thread of its own, evaluation and saving included, but only one at a time: torch's global
+    random stream, which builds a model, is one for all. Of those that wait, the ones that are furthest behind are
+    trained, so a run that is continued, or stops early, joins the others where they meet.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = list(seeds)
-        self._met = threading.Condition()
+        self._turn = threading.Condition()
         self._under_way = len(self.seeds)
         self._waiting: list[_Member] = []
         self.stopped = False
@@ -53,24 +55,26 @@ class Together:
         """Return a trainer that trains its epochs with those of the other runs."""
         return _Member(self, context, strategy)
 
-    def leave(self) -> None:
-        """Say that a run has ended, in whatever way."""
-        with self._met:
-            self._under_way -= 1
-            self._train_if_all_are_here()
+    def run(self, do: Callable[[], Outcome]) -> Outcome:
+        """Do one of the runs, whose trainer is of this group, in the thread that calls."""
+        with self._turn:
+            try:
+                return do()
+            finally:
+                self._under_way -= 1
+                self._train_if_all_are_here()
 
     def stop(self) -> None:
         """End all runs after the step that they are at."""
         self.stopped = True
-        with self._met:
-            self._met.notify_all()
+        with self._turn:
+            self._turn.notify_all()
 
     def epoch(self, member: "_Member") -> None:
         """Wait for the others, and return when the member's epoch is trained."""
-        with self._met:
-            self._waiting.append(member)
-            self._train_if_all_are_here()
-            self._met.wait_for(lambda: member not in self._waiting or self.stopped)
+        self._waiting.append(member)
+        self._train_if_all_are_here()
+        self._turn.wait_for(lambda: member not in self._waiting or self.stopped)
         if self.stopped:
             raise RunError("stopped; what was saved is kept")
         if member.error is not None:
@@ -87,7 +91,7 @@ class Together:
             for member in ready:
                 member.error = error
         self._waiting = [member for member in self._waiting if member not in ready]
-        self._met.notify_all()
+        self._turn.notify_all()
 
 
 class _Member(Trainer):

@@ -71,6 +71,17 @@ def test_accuracies_differ_by_less_than_seeds_do_and_the_record_says_how_it_was(
         assert "seeds 0, 1, 2 in one batched model" in told
 
 
+def test_the_same_seeds_together_repeat_to_the_byte(tmp_path: Path) -> None:
+    """Whichever thread comes first: dropped into each other, they would draw from each other's random streams."""
+    first, second = (
+        clbench.compare("split-mnist-5k", ["joint"], out=tmp_path / name, epochs=1, seeds_together=True, **FIXED)
+        for name in ("first", "second")
+    )
+    for one, other in zip(first, second, strict=True):
+        assert [e["losses"] for e in one.record["training"]] == [e["losses"] for e in other.record["training"]]
+        assert one.record["correct"] == other.record["correct"]
+
+
 def test_early_stopping_lets_each_seed_end_where_it_would_alone(tmp_path: Path) -> None:
     options = {"epochs": 12, "patience": 1, "validation": 0.3, "lr": 0.02}
     epochs = [[len(r.record["training"]) for r in pair] for pair in both("naive", tmp_path, **options)]
