@@ -11,8 +11,9 @@ from clbench.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from clbench import augment, importance, losses, memory, metrics, statistics
     from clbench.comparison import compare
+    from clbench.observer import Observer
     from clbench.result import Result, load
-    from clbench.runner import Observer, run
+    from clbench.runner import run
     from clbench.scenario import ImageSet, Scenario, Task
     from clbench.strategy import Stage, Strategy
     from clbench.sweeps import sweep
@@ -22,7 +23,7 @@ _HOMES = {
     "compare": "comparison",
     "Result": "result",
     "load": "result",
-    "Observer": "runner",
+    "Observer": "observer",
     "run": "runner",
     "ImageSet": "scenario",
     "Scenario": "scenario",

@@ -15,10 +15,11 @@ from typing import Any, Literal
 from clbench.config import SCENARIO_FIELDS, RunConfig
 from clbench.errors import ConfigError, RunError
 from clbench.locks import InUseError, Watched, is_held
+from clbench.observer import Observer
 from clbench.process import process_settings
 from clbench.resolve import give, prepare, resolve, strategy_class
 from clbench.result import Result
-from clbench.runner import Observer, check, execute
+from clbench.runner import check, execute
 from clbench.scenario import Scenario
 from clbench.store import RunFolder, announce, default_folder, make_folder
 from clbench.strategy import Context, Strategy

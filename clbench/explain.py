@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from clbench.config import make_config
+from clbench.observer import Observer
 from clbench.resolve import prepare, strategy_class
 from clbench.result import Result
-from clbench.runner import Observer, execute, safe_classes
+from clbench.runner import execute, safe_classes
 from clbench.store import RunFolder
 from clbench.strategy import Progress
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from clbench.config import RunConfig
 from clbench.execution import Outcome, PlannedRun
 from clbench.locks import is_held
-from clbench.runner import Observer
+from clbench.observer import Observer
 from clbench.scenario import Scenario
 from clbench.strategy import Progress
 from clbench.text import duration

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from clbench.config import RunConfig
 from clbench.errors import ConfigError, unknown
 from clbench.files import write_atomically
-from clbench.runner import Observer
+from clbench.observer import Observer
 from clbench.scenario import Scenario
 from clbench.store import TRACKED
 

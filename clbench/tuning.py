@@ -17,11 +17,12 @@ from torch import Tensor
 from clbench.config import RunConfig, make_config
 from clbench.errors import ConfigError, RunError, unknown
 from clbench.files import write_atomically
+from clbench.observer import Observer
 from clbench.process import process_settings
 from clbench.registry import parse_spec
 from clbench.resolve import _trainable_fields, parse_fields, prepare, resolve, strategy_class
 from clbench.result import Result
-from clbench.runner import Observer, _Run, check, execute, safe_classes
+from clbench.runner import _Run, check, execute, safe_classes
 from clbench.scenario import Images, ImageSet, Scenario
 from clbench.space import Choices, Log, Space, declared, read_space
 from clbench.store import RunFolder, pack, unpack

@@ -32,6 +32,7 @@ import psutil
 import torch
 from PIL import Image
 
+import clbench.observer
 import clbench.runner
 from clbench import cli
 from clbench.config import EXCLUSIVE, RunConfig
@@ -557,7 +558,7 @@ def interrupt(config: Any, scenario: Any, out: Path) -> None:
     class EnoughError(Exception):
         pass
 
-    class Stop(clbench.runner.Observer):
+    class Stop(clbench.observer.Observer):
         def step(self, progress: Any, loss: float | None) -> None:
             if progress.task == 1 and progress.step == 3:
                 raise EnoughError

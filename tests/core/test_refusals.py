@@ -112,7 +112,7 @@ def test_a_checkpoint_with_other_contents_is_refused(
     class StopError(Exception):
         pass
 
-    class Stop(clbench.runner.Observer):
+    class Stop(clbench.observer.Observer):
         def task(self, task: int, row: Any) -> None:
             raise StopError
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import clbench
+import clbench.observer
 import clbench.runner
 from clbench.batches import Pipeline
 from clbench.comparison import plan
@@ -89,7 +90,7 @@ def test_early_stopping_lets_each_seed_end_where_it_would_alone(tmp_path: Path) 
     assert len({alone for alone, _ in epochs}) > 1
 
 
-class Interrupts(clbench.runner.Observer):  # type: ignore[name-defined,misc]
+class Interrupts(clbench.observer.Observer):  # type: ignore[name-defined,misc]
     def task(self, task: int, row: list[float | None]) -> None:
         raise KeyboardInterrupt
 

@@ -170,7 +170,7 @@ def test_plan_and_check_refuse_a_loop_that_is_not_ours(refused: Refused) -> None
 def test_an_interrupted_run_begins_again_and_says_so(run: Callable[..., Any], tmp_path: Path) -> None:
     import clbench
 
-    class Stop(clbench.runner.Observer):  # type: ignore[name-defined,misc]
+    class Stop(clbench.observer.Observer):  # type: ignore[name-defined,misc]
         def task(self, task: int, row: list[float | None]) -> None:
             if task == 2:
                 raise KeyboardInterrupt
