@@ -36,7 +36,8 @@ class Claim(BaseModel):
 
     error: the published standard error of the mean ("sem") or standard deviation ("std") over error_runs runs.
     tolerance: how far the mean of a reproduction may be away where both are exact. seconds: of one run, on one thread
-    of a CPU where the cost is on CPU. provenance says who read the number; what nobody could verify is no claim.
+    of a CPU where the cost is on CPU. note: how the protocol here differs. tried: of a number that is not met, what was
+    looked at. provenance says who read the number; what nobody could verify is no claim.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -66,6 +67,7 @@ class Claim(BaseModel):
     provenance: Literal["primary", "transcription", "two transcriptions", "re-implementation"]
     source: str
     note: str = ""
+    tried: str = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Claim":

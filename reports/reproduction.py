@@ -380,7 +380,8 @@ def to_markdown(judgements: Sequence[Judgement], rows: Sequence[Measured]) -> st
         "",
     ]
     if differing := [j for j in judgements if j.verdict != "reproduced" and j.n]:
-        lines += ["## Why", "", *(f"- `{j.claim.id}`: {j.verdict}: {j.reason}." for j in differing), ""]
+        why = [f"- `{j.claim.id}`: {j.verdict}: {j.reason}. {j.claim.tried}".rstrip() for j in differing]
+        lines += ["## Why", "", *why, ""]
     if noted := [j.claim for j in judgements if j.claim.note]:
         lines += ["## Notes on protocols", "", *(f"- `{c.id}`: {c.note}" for c in noted), ""]
     return "\n".join(lines)

@@ -298,3 +298,10 @@ def test_list_claims_shows_every_one(two_claims: list[Claim], capsys: pytest.Cap
     code, out, _ = call(capsys, "list", "claims", "--json")
     assert code == 0
     assert [row["claim"] for row in json.loads(out)["claims"]] == ["paper/digits/er", "paper/digits/lwf"]
+
+
+def test_of_each_kept_result_that_differs_it_is_said_what_was_tried() -> None:
+    kept = reproduction.judge_all(reproduction.committed())
+    assert len(kept) >= 5
+    for judgement in kept:
+        assert judgement.verdict != "differs" or len(judgement.claim.tried) > 80, judgement.claim.id
