@@ -288,8 +288,10 @@ def _together(items: Sequence[PlannedRun], work: Sequence[Callable[..., Outcome]
     for item, do in zip(items, work, strict=True):
         groups.setdefault(item.config.identity(without_seed=True), []).append((item, do))
     for group in groups.values():
+        if len(group) == 1:
+            yield group[0][1]()
+            continue
         together = Together([item.config.seed for item, _ in group])
-
         # What torch keeps per process is set for the group; a run that ends early puts back no more than that.
         with process_settings(group[0][0].config), ThreadPoolExecutor(len(group)) as threads:
             begun = [threads.submit(together.run, functools.partial(do, None, together.trainer)) for _, do in group]

@@ -105,9 +105,11 @@ def binary_cross_entropy(
     if reduction not in ("mean", "sum"):
         raise unknown("reduction", reduction, ["mean", "sum"])
     logits = _full_precision(logits)
-    targets = torch.zeros_like(logits).scatter_(1, labels[:, None], 1.0)
+    # A comparison, since scatter_ has no batched form, which seeds that are trained together need.
+    targets = (labels[:, None] == torch.arange(logits.shape[1], device=logits.device)).to(logits.dtype)
     if teacher_logits is not None:
-        targets[:, : teacher_logits.shape[1]] = _full_precision(teacher_logits.detach()).sigmoid()
+        old = _full_precision(teacher_logits.detach()).sigmoid()
+        targets = torch.cat([old, targets[:, old.shape[1] :]], dim=1)
     loss = F.binary_cross_entropy_with_logits(logits, targets)
     return loss * logits.shape[1] if reduction == "sum" else loss
 

@@ -153,10 +153,12 @@ def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> l
                 "they say nothing about new ones",
             }
         )
-    if config.milestones and config.epochs:
-        length = config.epochs * (len(scenario.tasks) if config.schedule_scope == "run" else 1)
-        late = [str(milestone) for milestone in config.milestones if milestone >= length]
-        if late:
+    if drops := config.milestones or ([config.step_epochs] if config.step_epochs else []):
+        # With a number of iterations the smallest task sees most epochs.
+        smallest = min(len(task.train) for task in scenario.tasks)
+        epochs = config.epochs or math.ceil((config.iterations or 1) / math.ceil(smallest / config.batch_size))
+        length = epochs * (len(scenario.tasks) if config.schedule_scope == "run" else 1)
+        if late := [str(epoch) for epoch in drops if epoch >= length]:
             found.append(
                 {
                     "rule": "milestones-not-reached",

@@ -119,8 +119,8 @@ class Strategy:
     needs_memory: ClassVar[bool] = False
     memory_policy: ClassVar[str] = "herding"
     needs_task_at_test: ClassVar[bool] = False
-    # Whether seeds can be trained together in one batched model: all that a step does is `loss`, without random draws,
-    # and `penalty`.
+    # Whether seeds can be trained together in one batched model: all that a step does is `loss` and `penalty`, and the
+    # loss draws nothing at random and reads modules, tensors and floats of `self`, not other state that a seed decides.
     seeds_together: ClassVar[bool] = False
     # Whether other software trains, whose state can't be saved: such a run is not continued but begun again.
     foreign: ClassVar[bool] = False

@@ -10,10 +10,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from clbench.batches import Batch
 from clbench.config import RunConfig
-from clbench.errors import ConfigError, RunError
+from clbench.errors import ConfigError
+from clbench.models import build_model
 from clbench.strategy import Context, Strategy
 from clbench.trainer import Fit, Record, Trainer, named
 
@@ -30,10 +33,23 @@ def refuse_together(config: RunConfig, kind: type[Strategy], possible: Sequence[
         ("memory_per_class", config.memory_per_class, None),
         ("clip", config.clip, None),
         ("eval_every", config.eval_every if isinstance(config.eval_every, int) else None, None),
+        (
+            "checkpoint_every",
+            config.checkpoint_every if str(config.checkpoint_every).endswith("-steps") else None,
+            None,
+        ),
         ("on_nan", config.on_nan, "stop"),
+        # Rates, numbers of steps and sizes of tasks would differ from seed to seed.
+        ("schedule", "plateau" if config.schedule == "plateau" else None, None),
+        ("optimizer_state", config.optimizer_state if config.patience is not None else "reset", "reset"),
+        ("class_order_seed", "per-seed" if config.class_order_seed == "per-seed" else None, None),
     ):
         if given is not None and given != accepted:
-            raise ConfigError(f"--seeds-together: {name}={given} needs runs one by one; leave out one of them")
+            beside = " with patience" if name == "optimizer_state" else ""
+            raise ConfigError(f"--seeds-together: {name}={given}{beside} needs runs one by one; leave out one of them")
+    # For its layers alone, which don't depend on the images.
+    if any(isinstance(m, _DropoutNd) and m.p > 0 for m in build_model(config.model, (3, 32, 32), 0).modules()):
+        raise ConfigError(f"--seeds-together: model {config.model} has dropout, which draws for each seed on its own")
 
 
 class Together:
@@ -76,7 +92,7 @@ class Together:
         self._train_if_all_are_here()
         self._turn.wait_for(lambda: member not in self._waiting or self.stopped)
         if self.stopped:
-            raise RunError("stopped; what was saved is kept")
+            raise KeyboardInterrupt
         if member.error is not None:
             raise member.error
 
@@ -117,6 +133,9 @@ class _Member(Trainer):
         return self._fit
 
     def _epoch(self, fit: Fit, after_step: Callable[[float | None], None], at_rest: Callable[[bool], None]) -> Record:
+        if fit.steps_done:
+            # Of a run that was begun alone the others train no part of an epoch.
+            return super()._epoch(fit, after_step, at_rest)
         self.group.epoch(self)
         return self.record(fit)
 
@@ -157,7 +176,7 @@ def _train_epoch(members: Sequence[_Member]) -> None:
         for joint, single in zip(optimizer.param_groups, fits[0].optimizer.param_groups, strict=True):
             joint["lr"] = single["lr"]
         optimizer.zero_grad()
-        terms = _losses(members[0], holders[0], stacked, parts)
+        terms = _losses(members, holders[0], stacked, parts)
         reduce(add, terms.values()).sum().backward()
         for index, (member, fit, holder) in enumerate(zip(members, fits, holders, strict=True)):
             found = {name: term[index].detach() for name, term in terms.items()}
@@ -180,33 +199,68 @@ def _train_epoch(members: Sequence[_Member]) -> None:
 
 
 def _refuse(fits: Sequence[Fit], holder: _Holder) -> None:
-    dropouts = [m for m in holder.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
-    if dropouts:
-        raise ConfigError("--seeds-together: dropout draws for each seed on its own; choose a model without")
     known = {id(parameter) for parameter in holder.parameters()}
-    if any(id(parameter) not in known for parameter in fits[0].trained.values()):
-        raise ConfigError("--seeds-together: some parameters are in no module of the strategy")
     for fit in fits:
         if fit.stage.loss is not None or fit.rows is not None:
             raise ConfigError(f"--seeds-together: stage {fit.stage.name!r} has a loss or rows of its own")
-        if fit.steps_done:
-            raise ConfigError("--seeds-together: one of the runs is within an epoch; go on with it alone first")
+    if any(id(parameter) not in known for parameter in fits[0].trained.values()):
+        raise ConfigError("--seeds-together: some parameters are in no module of the strategy")
 
 
-def _losses(member: _Member, holder: _Holder, stacked: Tensors, parts: Sequence[Batch]) -> Tensors:
-    """Return the loss terms of a step by name, float [seeds], by the methods of one member and the tensors of all."""
-    active = parts[0].active
-    if not all(isinstance(part.active, slice) and part.active == active for part in parts):
-        raise ConfigError("--seeds-together: the outputs that compete differ between samples or seeds")
+def _losses(members: Sequence[_Member], holder: _Holder, stacked: Tensors, parts: Sequence[Batch]) -> Tensors:
+    """Return the loss terms of a step by name, float [seeds]: the method of one member, the tensors of all."""
+    strategy = members[0].strategy
     fields = ("images", "originals", "labels", "tasks", "ids")
     together = {name: torch.stack([getattr(part, name) for part in parts]) for name in fields}
+    same = isinstance(parts[0].active, slice) and all(
+        isinstance(part.active, slice) and part.active == parts[0].active for part in parts
+    )
+    if not same:
+        together["active"] = _masks(parts, strategy.model.head.out_features)
+    names, states = _states([member.strategy for member in members])
 
-    def loss(tensors: Tensors, given: Tensors) -> Tensors:
-        return named(functional_call(holder, tensors, (member.strategy.loss, Batch(**given, active=active))))
+    def loss(tensors: Tensors, given: Tensors, state: list[Tensor]) -> Tensors:
+        batch = Batch(**{"active": parts[0].active, **given})
+        vars(strategy).update(tree_unflatten(state, names))
+        return named(functional_call(holder, tensors, (strategy.loss, batch)))
 
-    with member.context.autocast():
-        terms: Tensors = vmap(loss)(stacked, together)
+    own = dict(vars(strategy))
+    try:
+        with members[0].context.autocast():
+            terms: Tensors = vmap(loss)(stacked, together, states)
+    finally:
+        vars(strategy).update(own)
     return terms
+
+
+def _masks(parts: Sequence[Batch], width: int) -> Tensor:
+    """Return the outputs that compete for each sample, bool [seeds, B, width], where they are not one slice for all."""
+    masks = []
+    for part in parts:
+        mask = part.active
+        if isinstance(mask, slice):
+            mask = torch.zeros(len(part), width, dtype=torch.bool, device=part.images.device)
+            mask[:, part.active] = True
+        masks.append(mask)
+    return torch.stack(masks)
+
+
+def _states(strategies: Sequence[Strategy]) -> tuple[Any, list[Tensor]]:
+    """Return what the strategies keep outside of modules, numbers as tensors: its form, and its leaves stacked."""
+    kept = [
+        {name: value for name, value in strategy.state().items() if not isinstance(value, nn.Module)}
+        for strategy in strategies
+    ]
+    kept = [{name: value for name, value in own.items() if _is_numeric(value)} for own in kept]
+    leaves = [tree_flatten(own)[0] for own in kept]
+    form = tree_flatten(kept[0])[1]
+    return form, [torch.stack([torch.as_tensor(leaf) for leaf in each]) for each in zip(*leaves, strict=True)]
+
+
+def _is_numeric(value: Any) -> bool:
+    """Whether all leaves are tensors or floats, at least one of them."""
+    leaves = tree_flatten(value)[0]
+    return bool(leaves) and all(isinstance(leaf, Tensor | float) for leaf in leaves)
 
 
 def _stacked_optimizer(fits: Sequence[Fit], tensors: Sequence[Tensors], stacked: Tensors) -> torch.optim.Optimizer:

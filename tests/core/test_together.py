@@ -7,14 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import clbench
 import clbench.observer
 import clbench.runner
+import clbench.strategy
 from clbench.batches import Pipeline
 from clbench.comparison import plan
-from clbench.execution import run_planned
+from clbench.execution import run_planned, run_status
+from clbench.resolve import strategy_class
 from clbench.result import Result
+from clbench.together import Together
 
 Refused = Callable[..., Any]
 FIXED: dict[str, Any] = {"references": False, "seeds": 3, "tasks": 2, "limit": 20, "threads": 1}
@@ -24,7 +28,8 @@ FIXED: dict[str, Any] = {"references": False, "seeds": 3, "tasks": 2, "limit": 2
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks and images in double precision, in which rounding can't be taken for a difference."""
     new_model, normalize = clbench.runner.new_model, Pipeline.normalize
-    monkeypatch.setattr(clbench.runner, "new_model", lambda *given: new_model(*given).double())
+    for module in (clbench.runner, clbench.strategy):
+        monkeypatch.setattr(module, "new_model", lambda *given: new_model(*given).double())
     monkeypatch.setattr(Pipeline, "normalize", lambda self, originals: normalize(self, originals).double())
 
 
@@ -139,13 +144,103 @@ def test_a_seed_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
     assert "the penalty loss is nan" in str(outcomes[1])
 
 
-def test_who_stops_looking_ends_the_runs_and_no_thread_stays(tmp_path: Path) -> None:
+class Stops(clbench.Strategy):
+    """Naive; whoever looks on goes away in the third epoch of the second task."""
+
+    family = "reference"
+    seeds_together = True
+    interrupt: Any = None
+
+    def penalty(self) -> Any:
+        if (self.progress.task, self.progress.epoch) == (1, 2) and type(self).interrupt is not None:
+            type(self).interrupt()
+        return None
+
+
+def test_who_stops_looking_ends_the_runs_and_each_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an interruption does: no thread stays, no run has failed, and all go on after their last epoch."""
     before = threading.active_count()
-    planned = plan("split-mnist-5k", ["naive", "l2"], out=tmp_path, epochs=1, **FIXED)
-    outcomes = run_planned(planned, seeds_together=True)
-    assert next(outcomes).error is None
-    outcomes.close()  # type: ignore[attr-defined]
+    fixed = FIXED | {"epochs": 5, "checkpoint_every": "epoch"}
+    planned = plan("split-mnist-5k", [Stops], out=tmp_path / "stopped", **fixed)
+    stop = Together.stop
+    groups: list[Together] = []
+    monkeypatch.setattr(Together, "run", lambda self, do, run=Together.run: (groups.append(self), run(self, do))[1])
+    monkeypatch.setattr(Stops, "interrupt", lambda: stop(groups[0]))
+    with pytest.raises(KeyboardInterrupt):
+        list(run_planned(planned, seeds_together=True))
     assert threading.active_count() == before
+    assert [run_status(item) for item in planned] == ["running"] * 3
+    monkeypatch.setattr(Stops, "interrupt", None)
+    results = clbench.compare("split-mnist-5k", [Stops], out=tmp_path / "stopped", seeds_together=True, **fixed)
+    assert [(r.record["resumes"][0]["task"], r.record["resumes"][0]["epoch"]) for r in results] == [(1, 2)] * 3
+    whole = clbench.compare("split-mnist-5k", [Stops], out=tmp_path / "whole", seeds_together=True, **fixed)
+    for one, other in zip(results, whole, strict=True):
+        assert one.record["correct"] == other.record["correct"]
+
+
+def test_an_epoch_that_was_begun_alone_is_ended_alone(tmp_path: Path) -> None:
+    """Seed 1 is saved after three of five steps of its first epoch; in the next one it trains with the others."""
+
+    class Leaves(clbench.observer.Observer):  # type: ignore[name-defined,misc]
+        def step(self, progress: Any, loss: float | None) -> None:
+            if progress.step == 3:
+                raise KeyboardInterrupt
+
+    fixed = FIXED | {"epochs": 2, "batch_size": 8, "checkpoint_every": 1e-9}
+    one = plan("split-mnist-5k", ["naive"], out=tmp_path / "parts", **fixed | {"seeds": [1]})
+    with pytest.raises(KeyboardInterrupt):
+        list(run_planned(one, observer=Leaves()))
+    parts = clbench.compare("split-mnist-5k", ["naive"], out=tmp_path / "parts", seeds_together=True, **fixed)
+    whole = clbench.compare("split-mnist-5k", ["naive"], out=tmp_path / "whole", **fixed)
+    assert parts[1].record["resumes"][0]["step"] > 0
+    for one, other in zip(parts, whole, strict=True):
+        losses = [[e["losses"]["classification"] for e in r.record["training"]] for r in (one, other)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+class Pulls(clbench.Strategy):
+    """An anchor and a number of its own in the loss of each seed, outside of modules."""
+
+    family = "regularisation"
+    seeds_together = True
+
+    def begin_task(self, task: Any) -> None:
+        if task.index == 0:
+            self.anchor = {name: torch.zeros_like(p) for name, p in self.model.named_parameters()}
+            self.share = 0.01 * (1 + self.config.seed)
+
+    def loss(self, batch: Any) -> Any:
+        away = sum(
+            (p[: len(self.anchor[name])] - self.anchor[name]).square().sum()
+            for name, p in self.model.named_parameters()
+        )
+        logits = self.model(batch.images)
+        return {"classification": self.classification_loss(logits, batch), "pull": self.share * away}
+
+    def end_task(self, task: Any) -> None:
+        self.anchor = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+
+@pytest.mark.usefixtures("in_float64")
+def test_what_a_loss_reads_of_the_strategy_is_that_of_its_seed(tmp_path: Path) -> None:
+    for alone, together in both(Pulls, tmp_path, epochs=3, model="mlp:10"):
+        steps = [[epoch["losses"] for epoch in result.record["training"]] for result in (alone, together)]
+        for one, other in zip(*steps, strict=True):
+            assert other == pytest.approx(one, rel=1e-7)
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize("strategy", ["joint", "cumulative", "lwf", "lwf-mc", "ewc"])
+def test_each_setting_trains_together_as_alone(strategy: str, tmp_path: Path) -> None:
+    """In the task setting samples of several tasks compete among different outputs."""
+    for setting in ("task", "domain", "class"):
+        if setting not in strategy_class(strategy).settings:
+            continue
+        options = {"epochs": 2, "model": "mlp:10", "setting": setting, "optimizer": "sgd", "lr": 0.1}
+        for alone, together in both(strategy, tmp_path / setting, **options):
+            steps = [[epoch["losses"] for epoch in result.record["training"]] for result in (alone, together)]
+            for one, other in zip(*steps, strict=True):
+                assert other == pytest.approx(one, rel=1e-7, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +253,15 @@ def test_who_stops_looking_ends_the_runs_and_no_thread_stays(tmp_path: Path) -> 
         ("naive", {"on_nan": "skip"}, ["on_nan=skip"]),
         ("naive", {"eval_every": 3}, ["eval_every=3"]),
         ("naive", {"jobs": 2}, ["--jobs"]),
+        ("naive", {"schedule": "plateau", "validation": 0.2}, ["schedule=plateau"]),
+        (
+            "naive",
+            {"patience": 1, "validation": 0.2, "optimizer_state": "keep"},
+            ["optimizer_state=keep with patience"],
+        ),
+        ("naive", {"class_order_seed": "per-seed"}, ["class_order_seed=per-seed"]),
+        ("naive", {"checkpoint_every": "1-steps"}, ["checkpoint_every=1-steps"]),
+        ("naive", {"model": "mlp:8[dropout=0.5]"}, ["mlp:8[dropout=0.5] has dropout"]),
     ],
 )
 def test_what_needs_runs_one_by_one_is_refused(
@@ -166,10 +270,3 @@ def test_what_needs_runs_one_by_one_is_refused(
     with refused("--seeds-together", *words):
         clbench.compare("split-mnist-5k", [strategy], out=tmp_path, seeds_together=True, **FIXED | options)
     assert not list(tmp_path.rglob("run.json"))
-
-
-def test_dropout_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(clbench.RunError, match="dropout"):
-        clbench.compare(
-            "split-mnist-5k", ["naive"], out=tmp_path, seeds_together=True, model="mlp:8[dropout=0.5]", **FIXED
-        )

@@ -98,3 +98,8 @@ def test_milestones_that_training_does_not_reach_are_told(run: Any, cut: Any) ->
     assert told["rule"] == "milestones-not-reached"
     assert "epoch 2, since training ends after 2" in told["text"]
     assert run("naive", tasks, schedule_scope="run", **fields).record["warnings"] == []
+    steps = {"epochs": 2, "schedule": "step", "step_epochs": 5}
+    assert "at epoch 5," in run("naive", tasks, **steps).record["warnings"][0]["text"]
+    # Tasks of 25 images in batches of 25: three iterations are three epochs.
+    few = {"epochs": None, "iterations": 3, "batch_size": 25, "schedule": "multistep", "milestones": [1, 9]}
+    assert "at epoch 9, since training ends after 3" in run("naive", tasks, **few).record["warnings"][0]["text"]
