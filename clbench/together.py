@@ -220,7 +220,7 @@ def _losses(members: Sequence[_Member], holder: _Holder, stacked: Tensors, parts
     names, states = _states([member.strategy for member in members])
 
     def loss(tensors: Tensors, given: Tensors, state: list[Tensor]) -> Tensors:
-        batch = Batch(**{"active": parts[0].active, **given})
+        batch = Batch(**{name: given[name] for name in fields}, active=given.get("active", parts[0].active))
         vars(strategy).update(tree_unflatten(state, names))
         return named(functional_call(holder, tensors, (strategy.loss, batch)))
 
