@@ -276,7 +276,8 @@ def _refuse_together(planned: Sequence[PlannedRun], jobs: int, cluster: Cluster 
     if jobs > 1 or cluster is not None:
         raise ConfigError("--seeds-together trains in this process; leave it out, or --jobs and --backend ray")
     possible = [name for name in entry_point_names("clbench.strategies") if strategy_class(name).seeds_together]
-    for item in planned:
+    # Once for all seeds.
+    for item in {item.config.identity(without_seed=True): item for item in planned}.values():
         refuse_together(item.config, item.given or strategy_class(item.config.strategy), possible)
 
 

@@ -21,7 +21,7 @@ from clbench.strategy import Context, Strategy
 from clbench.trainer import Fit, Record, Trainer, named
 
 Tensors = dict[str, Tensor]
-Outcome = TypeVar("Outcome")
+T = TypeVar("T")
 
 
 def refuse_together(config: RunConfig, kind: type[Strategy], possible: Sequence[str]) -> None:
@@ -71,7 +71,7 @@ class Together:
         """Return a trainer that trains its epochs with those of the other runs."""
         return _Member(self, context, strategy)
 
-    def run(self, do: Callable[[], Outcome]) -> Outcome:
+    def run(self, do: Callable[[], T]) -> T:
         """Do one of the runs, whose trainer is of this group, in the thread that calls."""
         with self._turn:
             try:
@@ -161,6 +161,8 @@ def _train_epoch(members: Sequence[_Member]) -> None:
     tensors = [{**dict(holder.named_parameters()), **dict(holder.named_buffers())} for holder in holders]
     stacked = {name: torch.stack([own[name].detach() for own in tensors]) for name in tensors[0]}
     optimizer = _stacked_optimizer(fits, tensors, stacked)
+    # No hook of a step changes it, so once an epoch is enough.
+    state = _states([member.strategy for member in members])
     batches = [member.batches(fit) for member, fit in zip(members, fits, strict=True)]
     if len({tuple(map(len, own)) for own in batches}) > 1:
         raise ConfigError("--seeds-together: the tasks of the seeds differ in size")
@@ -176,7 +178,7 @@ def _train_epoch(members: Sequence[_Member]) -> None:
         for joint, single in zip(optimizer.param_groups, fits[0].optimizer.param_groups, strict=True):
             joint["lr"] = single["lr"]
         optimizer.zero_grad()
-        terms = _losses(members, holders[0], stacked, parts)
+        terms = _losses(members[0], holders[0], stacked, state, parts)
         reduce(add, terms.values()).sum().backward()
         for index, (member, fit, holder) in enumerate(zip(members, fits, holders, strict=True)):
             found = {name: term[index].detach() for name, term in terms.items()}
@@ -207,9 +209,11 @@ def _refuse(fits: Sequence[Fit], holder: _Holder) -> None:
         raise ConfigError("--seeds-together: some parameters are in no module of the strategy")
 
 
-def _losses(members: Sequence[_Member], holder: _Holder, stacked: Tensors, parts: Sequence[Batch]) -> Tensors:
+def _losses(
+    member: _Member, holder: _Holder, stacked: Tensors, state: tuple[Any, list[Tensor]], parts: Sequence[Batch]
+) -> Tensors:
     """Return the loss terms of a step by name, float [seeds]: the method of one member, the tensors of all."""
-    strategy = members[0].strategy
+    strategy, (form, leaves) = member.strategy, state
     fields = ("images", "originals", "labels", "tasks", "ids")
     together = {name: torch.stack([getattr(part, name) for part in parts]) for name in fields}
     same = isinstance(parts[0].active, slice) and all(
@@ -217,17 +221,16 @@ def _losses(members: Sequence[_Member], holder: _Holder, stacked: Tensors, parts
     )
     if not same:
         together["active"] = _masks(parts, strategy.model.head.out_features)
-    names, states = _states([member.strategy for member in members])
 
-    def loss(tensors: Tensors, given: Tensors, state: list[Tensor]) -> Tensors:
+    def loss(tensors: Tensors, given: Tensors, own_leaves: list[Tensor]) -> Tensors:
         batch = Batch(**{name: given[name] for name in fields}, active=given.get("active", parts[0].active))
-        vars(strategy).update(tree_unflatten(state, names))
+        vars(strategy).update(tree_unflatten(own_leaves, form))
         return named(functional_call(holder, tensors, (strategy.loss, batch)))
 
     own = dict(vars(strategy))
     try:
-        with members[0].context.autocast():
-            terms: Tensors = vmap(loss)(stacked, together, states)
+        with member.context.autocast():
+            terms: Tensors = vmap(loss)(stacked, together, leaves)
     finally:
         vars(strategy).update(own)
     return terms
