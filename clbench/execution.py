@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from clbench.config import SCENARIO_FIELDS, RunConfig
 from clbench.errors import ConfigError, RunError
+from clbench.interruption import interruptible
 from clbench.locks import InUseError, Watched, is_held
 from clbench.observer import Observer
 from clbench.process import process_settings
@@ -307,6 +308,7 @@ def _in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outco
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    _start_trackers()
     left = dict(zip((item.folder for item in items), work, strict=True))
     named = {item.folder: item for item in items}
 
@@ -314,7 +316,9 @@ def _in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outco
         parallel = Parallel(
             n_jobs=jobs, backend="loky", return_as="generator_unordered", pre_dispatch="all", batch_size=1
         )
-        outcomes: Iterator[Outcome] = parallel(delayed(left[folder])() for folder in folders)
+        # A worker that Ctrl-C reached while it was starting would end with a traceback.
+        with interruptible(False):
+            outcomes: Iterator[Outcome] = parallel(delayed(_in_worker)(left[folder]) for folder in folders)
         return outcomes
 
     while left:
@@ -330,6 +334,33 @@ def _in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outco
                 except TerminatedWorkerError:
                     yield Outcome(named[folder], "its process was killed, as it is when memory runs out")
                 del left[folder]
+
+
+def _in_worker(do: Callable[[], Outcome]) -> Outcome:
+    with interruptible(True):
+        return do()
+
+
+def _start_trackers() -> None:
+    """Start the processes that clean up behind workers, without their warnings.
+
+    They outlive this one, and after an interruption would tell on the terminal, below our last line, what they found.
+    Python's own, which loky starts with the first worker, would also let Ctrl-C through again.
+    """
+    from multiprocessing import resource_tracker as of_python
+
+    from joblib.externals.loky.backend import resource_tracker as of_loky
+
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
+    try:
+        of_python.ensure_running()
+        of_loky.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _finished(item: PlannedRun) -> str | None:

@@ -1,9 +1,21 @@
 """SIGTERM and Ctrl-C under training: they wait until the run is where it can be continued."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+
+@contextlib.contextmanager
+def interruptible(now: bool) -> Iterator[None]:
+    """Let Ctrl-C through, or let it wait, in this thread and in the processes that it starts inside."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK if now else signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Interruption:

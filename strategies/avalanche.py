@@ -6,12 +6,9 @@ tested as every strategy is. Importing it takes seconds, so this module is loade
 
 import functools
 import importlib.util
-import inspect
-import operator
-import types
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Union, get_args, get_origin
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +19,7 @@ from clbench.errors import ConfigError, unknown
 from clbench.models.network import Network
 from clbench.scenario import Scenario, Task
 from clbench.strategies._avalanche import Experience, Features, Recorder, TaskOutputs, held, seeded
+from clbench.strategies._avalanche_constructors import missing_in, options_of, parameters_of
 from clbench.strategy import Stage, Strategy, Watch
 from clbench.streams import stream_seed
 
@@ -37,27 +35,6 @@ with warnings.catch_warnings():
     from avalanche.training.plugins import EvaluationPlugin
     from avalanche.training.templates import SupervisedTemplate
 
-# What the run gives a constructor; every other parameter is an option of the strategy.
-GIVEN = {
-    *("self", "model", "feature_extractor", "classifier", "optimizer", "criterion", "buffer_transform"),
-    *("train_mb_size", "train_epochs", "eval_mb_size", "device", "plugins", "evaluator", "eval_every", "peval_mode"),
-    *("mem_size", "memory_size", "fixed_memory"),
-}
-# Constructors that the run can fill, but whose models, losses or data are of a kind that no run has.
-UNUSABLE = {
-    "CoPE": "a loss and a model with normalised outputs of its own",
-    "FeatureReplay": "a model whose last layer it takes apart",
-    "GenerativeReplay": "a generator for one image format",
-    "BiC": "a torch below 2.7: it hands verbose to MultiStepLR, which later ones refuse",
-    "GSS_greedy": "a memory that whole batches fill from the first step",
-    "LFL": "a model with get_features()",
-    "JointTraining": "the data of all tasks at once; 'joint' is the same reference",
-    "PNNStrategy": "a model of its own",
-    "PackNet": "a model of its own",
-    "SCR": "a model with a projection head of its own",
-    "VAETraining": "a model that makes images",
-    "AETraining": "a model that makes images",
-}
 FAMILIES: dict[str, Any] = {
     "Naive": "reference",
     "Cumulative": "reference",
@@ -72,21 +49,11 @@ SETTINGS = {"ICaRL": ("class",), "DER": ("class", "domain"), "CWRStar": ("class"
 # What of a RunConfig reaches Avalanche, or is done outside of training.
 HONOURED = {
     *("scenario", "strategy", "strategy_options", "label", "data_fingerprint", "setting", "tasks", "task_sizes"),
-    *(
-        "class_order",
-        "class_order_seed",
-        "limit",
-        "validation",
-        "blurry",
-        "imbalance",
-        "shots",
-        "image_size",
-        "padding",
-    ),
-    *("normalize", "augment", "seed", "model", "weights", "head", "head_init", "loss_outputs", "epochs", "batch_size"),
-    *("drop_last", "optimizer", "lr", "base_batch_size", "momentum", "nesterov", "weight_decay", "optimizer_state"),
-    *("memory_size", "memory_per_class", "memory_policy", "evaluate", "evaluate_on", "device", "deterministic"),
-    *("threads", "data_root", "offline", "tuned_by"),
+    *("class_order", "class_order_seed", "limit", "validation", "blurry", "imbalance", "shots", "image_size"),
+    *("padding", "normalize", "augment", "seed", "model", "weights", "head", "head_init", "loss_outputs", "epochs"),
+    *("batch_size", "drop_last", "optimizer", "lr", "base_batch_size", "momentum", "nesterov", "weight_decay"),
+    *("optimizer_state", "memory_size", "memory_per_class", "memory_policy", "evaluate", "evaluate_on", "device"),
+    *("deterministic", "threads", "data_root", "offline", "tuned_by"),
 }
 
 
@@ -95,15 +62,15 @@ def strategy_class(name: str) -> type[Strategy]:
     """Return the strategy that runs Avalanche's `name`; raises ConfigError for one that a run can't fill."""
     found = vars(avalanche.training)
     templates = {n: c for n, c in found.items() if isinstance(c, type) and issubclass(c, SupervisedTemplate)}
-    missing = {n: _missing(n, c) for n, c in templates.items()}
+    missing = {n: missing_in(n, c) for n, c in templates.items()}
     usable = sorted(n for n, what in missing.items() if not what)
     if name not in templates:
         raise unknown("strategy", f"avalanche:{name}", [f"avalanche:{n}" for n in usable])
     if missing[name]:
         raise ConfigError(f"avalanche:{name} needs {missing[name]}; accepted of Avalanche: {', '.join(usable)}")
     template = templates[name]
-    parameters = _parameters(template)
-    options = {n: kind for n, p in parameters.items() if (kind := _option_type(p)) is not None and n not in GIVEN}
+    parameters = parameters_of(template)
+    options = options_of(template)
     memory = "mem_size" in parameters or "memory_size" in parameters
     members = {
         "__doc__": f"Avalanche's {name}, by its own loop.",
@@ -225,7 +192,7 @@ class AvalancheStrategy(Strategy):
             "fixed_memory": config.memory_size is not None,
         }
         own = {name: getattr(self, name) for name in self._options.model_fields}
-        accepted = _parameters(self.template)
+        accepted = parameters_of(self.template)
         return self.template(**{name: value for name, value in (given | own).items() if name in accepted})
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -288,39 +255,3 @@ class AvalancheStrategy(Strategy):
         self.memory.ids = torch.tensor(kept, dtype=torch.int64)
         self.memory.classes = torch.tensor(classes, dtype=torch.int64)
         self.memory.seen = dict.fromkeys(dict.fromkeys(classes), 0)
-
-
-def _parameters(template: Any) -> dict[str, inspect.Parameter]:
-    try:
-        found = inspect.signature(template.__init__, eval_str=True).parameters
-    except NameError:
-        found = inspect.signature(template.__init__).parameters
-    return {n: p for n, p in found.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-
-
-def _option_type(parameter: inspect.Parameter) -> Any:
-    """Return the type of a parameter that can be given as text, None for one that can't (a module, a function)."""
-    annotation, default = parameter.annotation, parameter.default
-    if annotation is parameter.empty or (annotation is int and isinstance(default, float)):
-        annotation = type(default)
-    parts = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    kinds = []
-    for part in parts:
-        if get_origin(part) in (list, Sequence) and get_args(part)[0] in (int, float):
-            part = list[get_args(part)[0]]  # type: ignore[misc]
-        elif part not in (bool, int, float, str, types.NoneType):
-            return None
-        kinds.append(part)
-    # None alone is the type of a default that says nothing.
-    return None if kinds == [types.NoneType] else functools.reduce(operator.or_, kinds)
-
-
-def _missing(name: str, template: Any) -> str:
-    """Return what a constructor needs that a run can't give; "" where it can be filled."""
-    if name in UNUSABLE:
-        return UNUSABLE[name]
-    parameters = _parameters(template)
-    if not {"model", "feature_extractor"} & set(parameters):
-        return "a model of its own"
-    other = [n for n, p in parameters.items() if p.default is p.empty and n not in GIVEN and _option_type(p) is None]
-    return f"its {other[0]} from Python" if other else ""

@@ -375,3 +375,25 @@ def test_expanding_needs_no_run_to_be_possible() -> None:
     assert len(plan_sweep(tomllib.loads(excluded))) == 3
     with pytest.raises(ConfigError, match="one class"):
         plan_sweep(tomllib.loads(text))
+
+
+@pytest.mark.slow
+def test_what_is_left_of_workers_is_cleaned_up_without_a_word_WK02() -> None:
+    """After Ctrl-C, loky's own process may find something gone already; a semaphore that never was stands for it."""
+    Path("leaks.py").write_text(
+        textwrap.dedent(f"""
+        import os
+        from clbench.execution import run_planned
+        from clbench.sweeps import plan_sweep
+        from joblib.externals.loky.backend import resource_tracker
+
+        if __name__ == "__main__":
+            grid = dict(scenario="{DIGITS}", limit=5, epochs=1, model="mlp:16", tasks=2, strategy="naive", seeds=2)
+            print([outcome.source for outcome in run_planned(plan_sweep(grid), jobs=2)])
+            resource_tracker.register("/never-there", "semlock")
+            print(os.environ.get("PYTHONWARNINGS"))
+        """)
+    )
+    ended = subprocess.run([sys.executable, "leaks.py"], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines() == ["['here', 'here']", "None"]
+    assert ended.stderr == ""
