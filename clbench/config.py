@@ -176,6 +176,10 @@ class RunConfig(BaseModel):
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="fp32, or bf16 autocast")
+    compile: Literal["none", "default", "reduce-overhead"] = Field(
+        default="none",
+        description="a mode of torch.compile for the network in training steps; reduce-overhead: CUDA graphs on a GPU",
+    )
     deterministic: bool = Field(default=False, description="on a GPU: refuse operations that can't be repeated")
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="CPU threads; part of what fixes the numbers"
@@ -262,6 +266,9 @@ class RunConfig(BaseModel):
             fields["strategy"] = f"{file_digest(path, 'strategy')}:{name}"
         if self.data_fingerprint is not None:
             fields["scenario"] = Path(self.scenario).name
+        if self.compile == "none":
+            # It came later: without it, runs are what they were.
+            del fields["compile"]
         return fields
 
     def identity(self, *, without_seed: bool = False) -> str:

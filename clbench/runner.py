@@ -15,6 +15,7 @@ from torch import nn
 
 from clbench import metrics
 from clbench.batches import Pipeline
+from clbench.compiled import refuse_compiled
 from clbench.config import RunConfig
 from clbench.errors import ConfigError, RunError
 from clbench.evaluation import MATRICES, Evaluation, evaluate
@@ -139,8 +140,6 @@ class _Run:
     def go(self, found: Result | None) -> Result:
         """Learn the tasks that are left of the run that was found, if any; return the result."""
         first, within = self._restore(found)
-        for rule, text in self.trainer.remarks:
-            self._warn(rule, text)
         self.observer.begin(self.config, self.scenario, first)
         try:
             if self.record["resumes"]:
@@ -417,6 +416,8 @@ class _Run:
         if skipped := sum(epoch.get("skipped", 0) for epoch in record["training"]):
             text = f"{skipped} optimizer steps were left out, as a loss or gradient was not finite"
             self._warn("steps-skipped", text)
+        for rule, text in self.trainer.remarks:
+            self._warn(rule, text)
         record["ledger"].append({"task": task, **measure(self.strategy, self.scenario)})
         if above := above_budget(self.config, counts, record["ledger"][-1]["items"]):
             self._warn("memory-above-budget", f"{above} after task {task}")
@@ -514,6 +515,7 @@ def safe_classes(strategy: Strategy) -> list[type]:
 def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
     """Refuse, before any training, what only scenario and config together show; raises ConfigError."""
     strategy.check(config, scenario)
+    refuse_compiled(config, type(strategy))
     if config.per_task is not None and len(config.per_task) != len(scenario.tasks):
         n = len(scenario.tasks)
         raise ConfigError(f"per_task has {len(config.per_task)} tables for {n} tasks; one for each task is accepted")

@@ -39,6 +39,7 @@ def refuse_together(config: RunConfig, kind: type[Strategy], possible: Sequence[
             None,
         ),
         ("on_nan", config.on_nan, "stop"),
+        ("compile", config.compile, "none"),
         # Rates, numbers of steps and sizes of tasks would differ from seed to seed.
         ("schedule", "plateau" if config.schedule == "plateau" else None, None),
         ("optimizer_state", config.optimizer_state if config.patience is not None else "reset", "reset"),

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from operator import add
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.batches import Batch
+from clbench.compiled import CompiledFeatures
 from clbench.config import RunConfig
 from clbench.early_stopping import Best, validation_loss
 from clbench.errors import ConfigError, RunError
@@ -34,6 +36,7 @@ class Trainer:
         # Where --resume would go on, in words, for the sentence that ends a run.
         self.saved = "the beginning"
         self._fit: Fit | None = None
+        self._compiled = CompiledFeatures(self.config.compile) if self.config.compile != "none" else None
         # Rule and sentence of what a reader should know about how it trains.
         self.remarks: list[tuple[str, str]] = []
 
@@ -56,6 +59,7 @@ class Trainer:
         progress, config = self.context.progress, self.config
         progress.stage, progress.epoch, progress.step = stage.name, 0, 0
         if stage.run is not None:
+            self._demand_compiled()
             return stage.run(Watch(after_step, after_epoch, at_rest))
         if stored is None and stage.before is not None:
             model = self.strategy.model
@@ -151,8 +155,9 @@ class Trainer:
             fit.set_rate(progress, config, len(context.scenario.tasks))
             batch = self.batch(fit, ids)
             seed_global_stream(dropout + step, context.device)
-            with context.autocast():
+            with context.autocast(), self._compiling():
                 terms = named(loss_of(batch))
+            self._demand_compiled()
             for parameter in fit.trained.values():
                 parameter.grad = None
             taken = self._backward(batch, terms, fit.trained)
@@ -207,6 +212,21 @@ class Trainer:
             "replayed": progress.replayed,
             "losses": fit.losses.means(),
         }
+
+    def _compiling(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._compiled is None else self._compiled.within(self.strategy.model)
+
+    def _demand_compiled(self) -> None:
+        """Raise ConfigError where what is trained has nothing of the compiled network in it."""
+        compiled, mode = self._compiled, self.config.compile
+        if compiled is not None and not compiled.calls:
+            raise ConfigError(
+                f"compile={mode} given, and {self.config.strategy} does not train through the features of the model as "
+                "a whole; compile=none is accepted"
+            )
+        if compiled is not None and compiled.problem is not None:
+            text = f"torch could not compile the network for compile={mode}, so it trained as it is: {compiled.problem}"
+            self.remarks = [("not-compiled", text)]
 
     def _keys(self, fit: "Fit") -> tuple[int, str, int]:
         """Return what names the streams of the epoch under way."""

@@ -78,6 +78,19 @@ def run(tmp_path: Path, tiny: Any) -> Callable[..., Any]:
 
 
 @pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks and images in double precision, in which rounding can't be taken for a difference."""
+    import clbench.runner
+    import clbench.strategy
+    from clbench.batches import Pipeline
+
+    new_model, normalize = clbench.runner.new_model, Pipeline.normalize
+    for module in (clbench.runner, clbench.strategy):
+        monkeypatch.setattr(module, "new_model", lambda *given: new_model(*given).double())
+    monkeypatch.setattr(Pipeline, "normalize", lambda self, originals: normalize(self, originals).double())
+
+
+@pytest.fixture
 def refused() -> Callable[..., AbstractContextManager[None]]:
     """Expect a ConfigError of one short sentence that holds each of the words."""
 

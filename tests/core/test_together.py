@@ -11,9 +11,6 @@ import torch
 
 import clbench
 import clbench.observer
-import clbench.runner
-import clbench.strategy
-from clbench.batches import Pipeline
 from clbench.comparison import plan
 from clbench.execution import run_planned, run_status
 from clbench.resolve import strategy_class
@@ -22,15 +19,6 @@ from clbench.together import Together
 
 Refused = Callable[..., Any]
 FIXED: dict[str, Any] = {"references": False, "seeds": 3, "tasks": 2, "limit": 20, "threads": 1}
-
-
-@pytest.fixture
-def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks and images in double precision, in which rounding can't be taken for a difference."""
-    new_model, normalize = clbench.runner.new_model, Pipeline.normalize
-    for module in (clbench.runner, clbench.strategy):
-        monkeypatch.setattr(module, "new_model", lambda *given: new_model(*given).double())
-    monkeypatch.setattr(Pipeline, "normalize", lambda self, originals: normalize(self, originals).double())
 
 
 def both(strategy: Any, folder: Path, **options: Any) -> list[tuple[Result, Result]]:

@@ -1,0 +1,66 @@
+"""The network's features compiled for the steps of training, by torch.compile."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from clbench.config import RunConfig
+from clbench.errors import ConfigError
+from clbench.models.network import Network
+from clbench.strategy import Strategy
+
+
+class CompiledFeatures:
+    """Stands in for `features` of a network while a loss is computed, and nowhere else.
+
+    Everything else, evaluation, teachers, hooks of importances, herding, reads the network as it is. Where torch can't
+    compile, as without a C++ compiler, the network trains as it is, and `problem` says why.
+    """
+
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+        self.problem: str | None = None
+        self.calls = 0
+        self._model: Network | None = None
+
+    @contextmanager
+    def within(self, model: Network) -> Iterator[None]:
+        """Let the model's `features` be the compiled ones."""
+        if self.problem is not None:
+            yield
+            return
+        if model is not self._model:
+            self._model = model
+            self._compiled = torch.compile(model.features, mode=self.mode)
+        torch.compiler.cudagraph_mark_step_begin()
+        # An attribute of the object goes before the method of its class.
+        vars(model)["features"] = self._call
+        try:
+            yield
+        finally:
+            del vars(model)["features"]
+
+    def _call(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        assert self._model is not None
+        if self.problem is None:
+            try:
+                features: Tensor = self._compiled(images)
+                return features
+            except Exception as error:  # whatever compilers raise; what the network itself can't do is raised again
+                self.problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        return type(self._model).features(self._model, images)
+
+
+def refuse_compiled(config: RunConfig, kind: type[Strategy]) -> None:
+    """Raise ConfigError where a step of the strategy does more than compute a loss and a penalty."""
+    if config.compile == "none":
+        return
+    for hook in ("after_backward", "after_step"):
+        if getattr(kind, hook) is not getattr(Strategy, hook):
+            raise ConfigError(
+                f"compile={config.compile} given, and {config.strategy} reads gradients or weights within a step; "
+                "compile=none is accepted"
+            )
