@@ -7,13 +7,22 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from clbench.errors import ConfigError
-from clbench.execution import Cluster, Outcome, PlannedRun
+from clbench.planned import Outcome, PlannedRun
 
 # How often a run is begun again because its node or its process was lost.
 RETRIES = 5
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster: its address (None: RAY_ADDRESS, or one on this machine), and the GPUs, or the part, a run gets."""
+
+    address: str | None = None
+    gpus_per_run: float = 0.0
 
 
 def require_ray() -> None:

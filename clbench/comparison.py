@@ -5,15 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from clbench.errors import ConfigError
-from clbench.execution import (
-    PlannedRun,
-    Request,
-    lives_on_memory,
-    plan_requests,
-    raise_first_failure,
-    run_planned,
-    seed_list,
-)
+from clbench.execution import Request, lives_on_memory, plan_requests, raise_first_failure, run_planned, seed_list
+from clbench.planned import PlannedRun
 from clbench.result import Result
 from clbench.scenario import Scenario
 from clbench.strategy import Strategy

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clbench.errors import ConfigError, unknown
-from clbench.execution import PlannedRun, Request, plan_requests, seed_list
+from clbench.execution import Request, plan_requests, seed_list
+from clbench.planned import PlannedRun
 from clbench.result import Result
 from clbench.statistics import Paired, paired
 

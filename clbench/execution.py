@@ -10,16 +10,16 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from clbench.cluster import Cluster, on_ray
 from clbench.config import SCENARIO_FIELDS, RunConfig
 from clbench.errors import ConfigError, RunError
-from clbench.interruption import interruptible
 from clbench.locks import InUseError, Watched, is_held
 from clbench.observer import Observer
+from clbench.planned import Outcome, PlannedRun
 from clbench.process import process_settings
 from clbench.resolve import give, prepare, resolve, strategy_class
-from clbench.result import Result
 from clbench.runner import check, execute
 from clbench.scenario import Scenario
 from clbench.store import RunFolder, announce, default_folder, make_folder
@@ -40,40 +40,6 @@ class Request:
     strategy: str | type[Strategy]
     options: Mapping[str, Any]
     place: str = ""
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run, complete and checked, the folder it goes to, and the class where one was handed over."""
-
-    config: RunConfig
-    folder: Path
-    given: type[Strategy] | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a planned run: the sentence that says why it failed, and where it was done.
-
-    source: `here`; `before`, which was finished already; `elsewhere`, by another process meanwhile; `held`, not yet.
-    """
-
-    planned: PlannedRun
-    error: str | None = None
-    source: Literal["here", "before", "elsewhere", "held"] = "here"
-
-    @property
-    def result(self) -> Result | None:
-        """The result, read from the run's folder; None for a failed run."""
-        return Result.load(self.planned.folder) if self.error is None else None
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A Ray cluster: its address (None: RAY_ADDRESS, or one on this machine), and the GPUs, or the part, a run gets."""
-
-    address: str | None = None
-    gpus_per_run: float = 0.0
 
 
 def plan_requests(
@@ -183,11 +149,11 @@ def run_planned(
             left = [waiting.pop(folder)[0] for folder in _wait_for_any(waiting)]
         work = [functools.partial(_do, item, scenario, force, track, seen[item.folder]) for item in left]
         if cluster is not None:
-            from clbench.cluster import on_ray
-
             outcomes = on_ray(left, work, cluster)
         elif jobs > 1:
-            outcomes = _in_processes(left, work, jobs)
+            from clbench.workers import in_processes
+
+            outcomes = in_processes(left, work, jobs)
         elif seeds_together:
             outcomes = _together(left, work)
         else:
@@ -302,65 +268,6 @@ def _together(items: Sequence[PlannedRun], work: Sequence[Callable[..., Outcome]
                     yield ended.result()
             finally:
                 together.stop()
-
-
-def _in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcome]], jobs: int) -> Iterator[Outcome]:
-    from joblib import Parallel, delayed
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    _start_trackers()
-    left = dict(zip((item.folder for item in items), work, strict=True))
-    named = {item.folder: item for item in items}
-
-    def start(folders: list[Path]) -> Iterator[Outcome]:
-        parallel = Parallel(
-            n_jobs=jobs, backend="loky", return_as="generator_unordered", pre_dispatch="all", batch_size=1
-        )
-        # A worker that Ctrl-C reached while it was starting would end with a traceback.
-        with interruptible(False):
-            outcomes: Iterator[Outcome] = parallel(delayed(_in_worker)(left[folder]) for folder in folders)
-        return outcomes
-
-    while left:
-        try:
-            for outcome in start(list(left)):
-                del left[outcome.planned.folder]
-                yield outcome
-        except TerminatedWorkerError:
-            # A process that is killed takes all others with it, so each run that was under way has one to itself.
-            for folder in [f for f in left if is_held(f)] or list(left)[:1]:
-                try:
-                    yield from start([folder])
-                except TerminatedWorkerError:
-                    yield Outcome(named[folder], "its process was killed, as it is when memory runs out")
-                del left[folder]
-
-
-def _in_worker(do: Callable[[], Outcome]) -> Outcome:
-    with interruptible(True):
-        return do()
-
-
-def _start_trackers() -> None:
-    """Start the processes that clean up behind workers, without their warnings.
-
-    They outlive this one, and after an interruption would tell on the terminal, below our last line, what they found.
-    Python's own, which loky starts with the first worker, would also let Ctrl-C through again.
-    """
-    from multiprocessing import resource_tracker as of_python
-
-    from joblib.externals.loky.backend import resource_tracker as of_loky
-
-    before = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
-    try:
-        of_python.ensure_running()
-        of_loky.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONWARNINGS"]
-        else:
-            os.environ["PYTHONWARNINGS"] = before
 
 
 def _finished(item: PlannedRun) -> str | None:

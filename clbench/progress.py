@@ -9,9 +9,9 @@ from rich.progress import ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
 from clbench.config import RunConfig
-from clbench.execution import Outcome, PlannedRun
 from clbench.locks import is_held
 from clbench.observer import Observer
+from clbench.planned import Outcome, PlannedRun
 from clbench.scenario import Scenario
 from clbench.strategy import Progress
 from clbench.text import duration

@@ -8,20 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from clbench.cluster import Cluster
 from clbench.comparison import MEMORY_OPTIONS
 from clbench.config import SCENARIO_FIELDS, RunConfig, excludes
 from clbench.errors import ConfigError, unknown
-from clbench.execution import (
-    Cluster,
-    PlannedRun,
-    Request,
-    lives_on_memory,
-    plan_requests,
-    raise_first_failure,
-    run_planned,
-    seed_list,
-)
+from clbench.execution import Request, lives_on_memory, plan_requests, raise_first_failure, run_planned, seed_list
 from clbench.options import INTERNAL, text_of
+from clbench.planned import PlannedRun
 from clbench.registry import parse_spec
 from clbench.resolve import strategy_class
 from clbench.result import Result

@@ -16,7 +16,7 @@ from clbench.reports.published import Claim, claims
 from clbench.statistics import spread
 
 if TYPE_CHECKING:
-    from clbench.execution import PlannedRun
+    from clbench.planned import PlannedRun
     from clbench.result import Result
 
 Role = Literal["claim", "naive"]
@@ -154,7 +154,7 @@ def needed(
 
     seeds: how many instead of each claim's own number. options: fields of the machine, such as device and data_root.
     """
-    from clbench.execution import PlannedRun
+    from clbench.planned import PlannedRun
     from clbench.resolve import prepare, resolve, strategy_class
     from clbench.runner import check
     from clbench.store import RunFolder, default_folder

@@ -10,7 +10,7 @@ from clbench.errors import RunError, one_line
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from clbench.execution import Outcome, PlannedRun
+    from clbench.planned import Outcome, PlannedRun
     from clbench.result import Result
 
 

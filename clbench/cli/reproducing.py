@@ -19,7 +19,7 @@ from clbench.options import seconds as read_seconds
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from clbench.execution import Outcome
+    from clbench.planned import Outcome
     from clbench.reports.published import Claim
     from clbench.reports.reproduction import Judgement, Measured, Needed
 

@@ -23,7 +23,7 @@ from clbench.options import (
 )
 
 if TYPE_CHECKING:
-    from clbench.execution import Outcome
+    from clbench.planned import Outcome
 
 
 @config_options()

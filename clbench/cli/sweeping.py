@@ -19,7 +19,7 @@ from clbench.options import (
 )
 
 if TYPE_CHECKING:
-    from clbench.execution import Outcome, PlannedRun
+    from clbench.planned import Outcome, PlannedRun
 
 
 def sweep_verb(
@@ -52,7 +52,8 @@ def sweep_verb(
     elif address is not None or gpus_per_run is not None:
         raise ConfigError("--address and --gpus-per-run are for --backend ray; give it too")
     check_tracker(track)
-    from clbench.execution import Cluster, raise_first_failure, run_planned
+    from clbench.cluster import Cluster
+    from clbench.execution import raise_first_failure, run_planned
     from clbench.sweeps import plan_sweep
 
     cluster = Cluster(address, gpus_per_run or 0.0) if backend == "ray" else None

@@ -13,7 +13,8 @@ import pytest
 
 import clbench
 from clbench import ConfigError, locks
-from clbench.execution import Cluster, run_planned
+from clbench.cluster import Cluster
+from clbench.execution import run_planned
 from clbench.sweeps import plan_sweep
 
 GRID = """
