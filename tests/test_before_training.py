@@ -106,6 +106,21 @@ def test_the_command_prints_a_plan_and_leaves_nothing_behind(tmp_path, capsys, m
     assert "did you mean 'lwf'" in err
 
 
+def test_a_plan_says_what_a_reader_of_the_run_will_be_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    steps = "--schedule multistep --milestones 1,9 --lr-factor 0.1"
+    common = f"split-mnist-5k ewc --limit 20 --model mlp:16 --epochs 2 --threads 1 {steps}"
+    code, out, _ = command(capsys, f"plan {common}")
+    assert code == 0
+    assert "the learning rate is not lowered at epoch 9, since training ends after 2" in out
+    _, planned, _ = command(capsys, f"plan {common} --json")
+    assert command(capsys, f"run {common} --quiet")[0] == 0
+    told = json.loads(planned)[0]["warnings"]
+    assert [w["rule"] for w in told] == ["regularisation-in-class-incremental", "milestones-not-reached"]
+    record = json.loads(next(tmp_path.rglob("run.json")).read_text())
+    assert record["warnings"] == told
+
+
 # clbench run --overfit
 
 

@@ -64,6 +64,8 @@ def plan_verb(
             markup=False,
             soft_wrap=True,
         )
+        for warning in plan["warnings"]:
+            stdout.print(warning["text"], highlight=False, markup=False, soft_wrap=True)
 
 
 @config_options(without=("setting", "tasks", "task_sizes", "class_order", "class_order_seed", "weights"))

@@ -31,7 +31,7 @@ def both(strategy: Any, folder: Path, **options: Any) -> list[tuple[Result, Resu
 
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("strategy", ["naive", "lwf", "ewc", "mas", "l2"])
+@pytest.mark.parametrize("strategy", ["naive", "lwf", "lwf[recorded=true]", "ewc", "mas", "l2"])
 def test_losses_are_those_of_the_separate_runs(strategy: str, optimizer: str, tmp_path: Path) -> None:
     """In float64 to 1e-8 over 20 steps, ten in each of two tasks; an epoch of 40 images in batches of 64 is one."""
     options = {"epochs": 10, "batch_size": 64, "model": "mlp:20-10", "optimizer": optimizer, "lr": 0.01}
