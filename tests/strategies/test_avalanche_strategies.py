@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -58,6 +59,14 @@ def test_a_full_head_where_avalanche_needs_one(run: Callable[..., Any], refused:
     assert list(result.record["classifiers"]) == (["nearest_mean", "linear"] if name == "ICaRL" else ["linear"])
     last = result.record["tasks"][-1]
     assert last["n_exemplars"] == sum(last["exemplars_per_class"].values()) == 20
+
+
+@pytest.mark.filterwarnings("always")
+def test_avalanches_notes_on_its_own_code_are_not_the_users(run: Callable[..., Any]) -> None:
+    """Its replay calls a function of its own that it calls deprecated, and says so whatever the filters are."""
+    with warnings.catch_warnings(record=True) as told:
+        run("avalanche:Replay", memory_size=20)
+    assert [str(warning.message) for warning in told] == []
 
 
 def test_runs_repeat_to_the_bit_and_seeds_differ(run: Callable[..., Any]) -> None:
