@@ -50,7 +50,8 @@ class CompiledFeatures:
                 features: Tensor = self._compiled(images)
                 return features
             except Exception as error:  # whatever compilers raise; what the network itself can't do is raised again
-                self.problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                first, *_ = str(error).strip().splitlines() or [""]
+                self.problem = f"{type(error).__name__}: {first}"
         return type(self._model).features(self._model, images)
 
 
