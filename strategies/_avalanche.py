@@ -5,7 +5,7 @@ import random
 import time
 import types
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clbench.augment import AUGMENTATIONS
 from clbench.errors import RunError
 from clbench.models.network import Network
 from clbench.scenario import Scenario, Task
@@ -23,7 +24,11 @@ with warnings.catch_warnings():
     # Of optional packages that are not there, and of what Avalanche will rename.
     warnings.simplefilter("ignore")
     from avalanche.benchmarks.scenarios import DatasetExperience
-    from avalanche.benchmarks.utils import AvalancheDataset
+    from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, TransformGroups
+    from avalanche.benchmarks.utils.classification_dataset import (
+        TaskAwareSupervisedClassificationDataset,
+        _make_taskaware_tensor_classification_dataset,
+    )
     from avalanche.core import SupervisedPlugin
     from avalanche.models import MultiTaskModule
     from avalanche.training.templates import SupervisedTemplate
@@ -41,6 +46,34 @@ class Experience(DatasetExperience):  # type: ignore[misc]
             n_classes_per_exp=[len(t.classes) for t in tasks],
             classes_order=[output for t in tasks for output in range(t.outputs.start, t.outputs.stop)],
         )
+
+
+def experience(strategy: Strategy, task: Task) -> Experience:
+    """Return the task as Avalanche sees it: normalised images, head outputs as targets, augmented in training."""
+    images = torch.cat([batch.images.cpu() for batch in strategy.passes(task.train)])
+    labels = task.train.labels
+    label = task.index if strategy.setting == "task" else 0
+    data = _make_taskaware_tensor_classification_dataset(images, labels, targets=labels.tolist(), task_labels=label)
+    groups = TransformGroups({"train": augmentation(strategy), "eval": None})
+    ids = DataAttribute(task.train.ids.tolist(), "sample_ids")
+    seen = TaskAwareSupervisedClassificationDataset([data], data_attributes=[ids], transform_groups=groups)
+    return Experience(seen, task, label, strategy)
+
+
+def augmentation(strategy: Strategy) -> Callable[[Tensor], Tensor] | None:
+    """Return the run's augmentation for one normalised image, drawing from torch's global stream."""
+    augment = AUGMENTATIONS[strategy.config.augment]
+    if augment is None:
+        return None
+    black = strategy.normalize(torch.zeros(1, *strategy._context.scenario.image_shape, device=strategy.device)).cpu()
+    if strategy.config.normalize == "pixel-mean":
+        black = torch.zeros_like(black)
+
+    def augmented(image: Tensor) -> Tensor:
+        # What a crop adds at the border is a pixel of 0 before normalisation.
+        return (augment(image[None] - black, torch.default_generator) + black)[0]
+
+    return augmented
 
 
 class TaskOutputs(MultiTaskModule):  # type: ignore[misc]
@@ -136,6 +169,25 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def kept_exemplars(learner: Any, scenario: Scenario) -> tuple[list[int], list[int]]:
+    """Return ids and classes of the samples that Avalanche keeps; ids are -1 where it keeps copies of images."""
+    kept: list[int] = []
+    classes: list[int] = []
+    of_output = dict(enumerate(scenario.class_order))
+    for owner in (*learner.plugins, learner):
+        buffer = getattr(getattr(owner, "storage_policy", None), "buffer", None)
+        if buffer is not None and hasattr(buffer, "sample_ids"):
+            kept = list(buffer.sample_ids)
+            classes = scenario.train.classes[kept].tolist()
+            break
+        if hasattr(owner, "y_memory"):
+            # iCaRL keeps copies of images, without their ids.
+            classes = [of_output[int(y)] for of_class in owner.y_memory for y in of_class]
+            kept = [-1] * len(classes)
+            break
+    return kept, classes
 
 
 def held(value: Any, seen: set[int]) -> Iterable[Tensor]:

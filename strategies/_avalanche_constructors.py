@@ -1,11 +1,17 @@
-"""Avalanche's strategy constructors: which a run can fill, and which of their parameters are options."""
+"""Which of Avalanche's strategies a run can fill, which parameters are options, and what of a run they honour."""
 
 import functools
+import importlib.util
 import inspect
 import operator
 import types
 from collections.abc import Sequence
 from typing import Any, Union, get_args, get_origin
+
+from clbench.config import RunConfig
+from clbench.errors import ConfigError
+from clbench.scenario import Scenario
+from clbench.strategy import Strategy
 
 # What the run gives a constructor; every other parameter is an option of the strategy.
 GIVEN = {
@@ -27,6 +33,26 @@ UNUSABLE = {
     "SCR": "a model with a projection head of its own",
     "VAETraining": "a model that makes images",
     "AETraining": "a model that makes images",
+}
+FAMILIES: dict[str, Any] = {
+    "Naive": "reference",
+    "Cumulative": "reference",
+    "FromScratchTraining": "reference",
+    "LwF": "distillation",
+    "CWRStar": "isolation",
+}
+# They copy the network, or its weights, before the first task, so its head can't grow.
+FULL_HEAD = {"ICaRL", "GDumb", "CWRStar", "DER"}
+# Their code reads no task labels, or needs classes that come once.
+SETTINGS = {"ICaRL": ("class",), "DER": ("class", "domain"), "CWRStar": ("class", "domain")}
+# What of a RunConfig reaches Avalanche, or is done outside of training.
+HONOURED = {
+    *("scenario", "strategy", "strategy_options", "label", "data_fingerprint", "setting", "tasks", "task_sizes"),
+    *("class_order", "class_order_seed", "limit", "validation", "blurry", "imbalance", "shots", "image_size"),
+    *("padding", "normalize", "augment", "seed", "model", "weights", "head", "head_init", "loss_outputs", "epochs"),
+    *("batch_size", "drop_last", "optimizer", "lr", "base_batch_size", "momentum", "nesterov", "weight_decay"),
+    *("optimizer_state", "memory_size", "memory_per_class", "memory_policy", "evaluate", "evaluate_on", "device"),
+    *("deterministic", "threads", "data_root", "offline", "tuned_by"),
 }
 
 
@@ -54,6 +80,33 @@ def missing_in(name: str, template: Any) -> str:
         return "a model of its own"
     other = [n for n, p in parameters.items() if p.default is p.empty and n not in GIVEN and _option_type(p) is None]
     return f"its {other[0]} from Python" if other else ""
+
+
+def refuse(config: RunConfig, scenario: Scenario, name: str, kind: type[Strategy]) -> None:
+    """Raise ConfigError for what Avalanche's `name`, as our strategy `kind`, has no place for."""
+    if config.epochs is None:
+        raise ConfigError(f"{config.strategy} trains by epochs; give epochs, such as 1")
+    for option, field in RunConfig.model_fields.items():
+        value = getattr(config, option)
+        if option not in HONOURED and value != field.default and (option, value) != ("checkpoint_every", "task"):
+            raise ConfigError(f"{config.strategy} can't honour {option}={value}; leave it at {field.default}")
+    outputs = "all" if config.head == "full" and scenario.setting == "class" else "seen"
+    if config.loss_outputs != outputs:
+        raise ConfigError(
+            f"{config.strategy} trains every output that the head has: loss_outputs={outputs!r} is accepted with "
+            f"head={config.head!r}, and {config.loss_outputs!r} was given"
+        )
+    if name in FULL_HEAD and config.head != "full" and scenario.setting != "domain":
+        more = ",loss_outputs=all" if scenario.setting == "class" else ""
+        raise ConfigError(f"{config.strategy} can't work with a head that grows; head=full{more} is accepted")
+    if name == "GEM" and importlib.util.find_spec("quadprog") is None:
+        raise ConfigError(f"{config.strategy} needs the package quadprog; pip install quadprog brings it")
+    if kind.needs_memory and not config.memory_budget:
+        raise ConfigError(f"{config.strategy} lives on a memory; give memory_size, such as 200")
+    if config.memory_per_class and name != "ICaRL":
+        raise ConfigError(f"{config.strategy} has no memory per class; memory_size is accepted")
+    if config.memory_budget and config.memory_policy != kind.memory_policy:
+        raise ConfigError(f"{config.strategy} chooses its exemplars itself; leave out memory_policy")
 
 
 def _option_type(parameter: inspect.Parameter) -> Any:

@@ -5,21 +5,27 @@ tested as every strategy is. Importing it takes seconds, so this module is loade
 """
 
 import functools
-import importlib.util
 import warnings
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from clbench.augment import AUGMENTATIONS
 from clbench.config import RunConfig
 from clbench.errors import ConfigError, unknown
 from clbench.models.network import Network
 from clbench.scenario import Scenario, Task
-from clbench.strategies._avalanche import Experience, Features, Recorder, TaskOutputs, held, seeded
-from clbench.strategies._avalanche_constructors import missing_in, options_of, parameters_of
+from clbench.strategies._avalanche import (
+    Features,
+    Recorder,
+    TaskOutputs,
+    augmentation,
+    experience,
+    held,
+    kept_exemplars,
+    seeded,
+)
+from clbench.strategies._avalanche_constructors import FAMILIES, SETTINGS, missing_in, options_of, parameters_of, refuse
 from clbench.strategy import Stage, Strategy, Watch
 from clbench.streams import stream_seed
 
@@ -27,34 +33,8 @@ with warnings.catch_warnings():
     # Of optional packages that are not there, and of what Avalanche will rename.
     warnings.simplefilter("ignore")
     import avalanche.training
-    from avalanche.benchmarks.utils import DataAttribute, TransformGroups
-    from avalanche.benchmarks.utils.classification_dataset import (
-        TaskAwareSupervisedClassificationDataset,
-        _make_taskaware_tensor_classification_dataset,
-    )
     from avalanche.training.plugins import EvaluationPlugin
     from avalanche.training.templates import SupervisedTemplate
-
-FAMILIES: dict[str, Any] = {
-    "Naive": "reference",
-    "Cumulative": "reference",
-    "FromScratchTraining": "reference",
-    "LwF": "distillation",
-    "CWRStar": "isolation",
-}
-# They copy the network, or its weights, before the first task, so its head can't grow.
-FULL_HEAD = {"ICaRL", "GDumb", "CWRStar", "DER"}
-# Their code reads no task labels, or needs classes that come once.
-SETTINGS = {"ICaRL": ("class",), "DER": ("class", "domain"), "CWRStar": ("class", "domain")}
-# What of a RunConfig reaches Avalanche, or is done outside of training.
-HONOURED = {
-    *("scenario", "strategy", "strategy_options", "label", "data_fingerprint", "setting", "tasks", "task_sizes"),
-    *("class_order", "class_order_seed", "limit", "validation", "blurry", "imbalance", "shots", "image_size"),
-    *("padding", "normalize", "augment", "seed", "model", "weights", "head", "head_init", "loss_outputs", "epochs"),
-    *("batch_size", "drop_last", "optimizer", "lr", "base_batch_size", "momentum", "nesterov", "weight_decay"),
-    *("optimizer_state", "memory_size", "memory_per_class", "memory_policy", "evaluate", "evaluate_on", "device"),
-    *("deterministic", "threads", "data_root", "offline", "tuned_by"),
-}
 
 
 @functools.cache
@@ -97,29 +77,7 @@ class AvalancheStrategy(Strategy):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Refuse what Avalanche's loop has no place for."""
-        if config.epochs is None:
-            raise ConfigError(f"{config.strategy} trains by epochs; give epochs, such as 1")
-        for name, field in RunConfig.model_fields.items():
-            value = getattr(config, name)
-            if name not in HONOURED and value != field.default and (name, value) != ("checkpoint_every", "task"):
-                raise ConfigError(f"{config.strategy} can't honour {name}={value}; leave it at {field.default}")
-        outputs = "all" if config.head == "full" and scenario.setting == "class" else "seen"
-        if config.loss_outputs != outputs:
-            raise ConfigError(
-                f"{config.strategy} trains every output that the head has: loss_outputs={outputs!r} is accepted with "
-                f"head={config.head!r}, and {config.loss_outputs!r} was given"
-            )
-        if self.template.__name__ in FULL_HEAD and config.head != "full" and scenario.setting != "domain":
-            more = ",loss_outputs=all" if scenario.setting == "class" else ""
-            raise ConfigError(f"{config.strategy} can't work with a head that grows; head=full{more} is accepted")
-        if self.template.__name__ == "GEM" and importlib.util.find_spec("quadprog") is None:
-            raise ConfigError(f"{config.strategy} needs the package quadprog; pip install quadprog brings it")
-        if self.needs_memory and not config.memory_budget:
-            raise ConfigError(f"{config.strategy} lives on a memory; give memory_size, such as 200")
-        if config.memory_per_class and self.template.__name__ != "ICaRL":
-            raise ConfigError(f"{config.strategy} has no memory per class; memory_size is accepted")
-        if config.memory_budget and config.memory_policy != self.memory_policy:
-            raise ConfigError(f"{config.strategy} chooses its exemplars itself; leave out memory_policy")
+        refuse(config, scenario, self.template.__name__, type(self))
 
     def stages(self, task: Task) -> list[Stage]:
         """Avalanche's loop over the task."""
@@ -161,14 +119,19 @@ class AvalancheStrategy(Strategy):
             if task.index > 0 and config.optimizer_state == "reset":
                 self.learner.optimizer, self.learner.optimized_param_id = self._optimizer(), None
             loader = {"drop_last": True} if config.drop_last else {}
-            self.learner.train(self._experience(task), eval_streams=[], **loader)
+            self.learner.train(experience(self, task), eval_streams=[], **loader)
         self.learner.plugins.remove(recorder)
         trained = self.learner.model
         trained = trained.network if isinstance(trained, TaskOutputs) else trained
         if isinstance(trained, Network):
             # Some train a copy.
             self.model = trained
-        self._note_exemplars()
+        if self.memory is not None:
+            # For the record.
+            kept, classes = kept_exemplars(self.learner, self._context.scenario)
+            self.memory.ids = torch.tensor(kept, dtype=torch.int64)
+            self.memory.classes = torch.tensor(classes, dtype=torch.int64)
+            self.memory.seen = dict.fromkeys(dict.fromkeys(classes), 0)
         return recorder.records
 
     def _make(self) -> Any:
@@ -181,7 +144,7 @@ class AvalancheStrategy(Strategy):
             "classifier": self.model.head,
             "optimizer": self._optimizer(),
             "criterion": nn.CrossEntropyLoss(),
-            "buffer_transform": self._augmentation(),
+            "buffer_transform": augmentation(self),
             "train_mb_size": config.batch_size,
             "train_epochs": config.epochs,
             "eval_mb_size": config.batch_size,
@@ -209,51 +172,3 @@ class AvalancheStrategy(Strategy):
             )
         kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
         return kind(parameters, lr=config.scaled_lr, weight_decay=config.weight_decay)
-
-    def _experience(self, task: Task) -> Experience:
-        """Return the task as Avalanche sees it: normalised images, head outputs as targets, augmented in training."""
-        images = torch.cat([batch.images.cpu() for batch in self.passes(task.train)])
-        labels = task.train.labels
-        label = task.index if self.setting == "task" else 0
-        data = _make_taskaware_tensor_classification_dataset(images, labels, targets=labels.tolist(), task_labels=label)
-        groups = TransformGroups({"train": self._augmentation(), "eval": None})
-        ids = DataAttribute(task.train.ids.tolist(), "sample_ids")
-        seen = TaskAwareSupervisedClassificationDataset([data], data_attributes=[ids], transform_groups=groups)
-        return Experience(seen, task, label, self)
-
-    def _augmentation(self) -> Callable[[Tensor], Tensor] | None:
-        """Return the run's augmentation for one normalised image, drawing from torch's global stream."""
-        augment = AUGMENTATIONS[self.config.augment]
-        if augment is None:
-            return None
-        black = self.normalize(torch.zeros(1, *self._context.scenario.image_shape, device=self.device)).cpu()
-        if self.config.normalize == "pixel-mean":
-            black = torch.zeros_like(black)
-
-        def augmented(image: Tensor) -> Tensor:
-            # What a crop adds at the border is a pixel of 0 before normalisation.
-            return (augment(image[None] - black, torch.default_generator) + black)[0]
-
-        return augmented
-
-    def _note_exemplars(self) -> None:
-        """Copy into the run's memory which samples Avalanche keeps, for the record."""
-        if self.memory is None:
-            return
-        kept: list[int] = []
-        classes: list[int] = []
-        of_output = dict(enumerate(self._context.scenario.class_order))
-        for owner in (*self.learner.plugins, self.learner):
-            buffer = getattr(getattr(owner, "storage_policy", None), "buffer", None)
-            if buffer is not None and hasattr(buffer, "sample_ids"):
-                kept = list(buffer.sample_ids)
-                classes = self._context.scenario.train.classes[kept].tolist()
-                break
-            if hasattr(owner, "y_memory"):
-                # iCaRL keeps copies of images, without their ids.
-                classes = [of_output[int(y)] for of_class in owner.y_memory for y in of_class]
-                kept = [-1] * len(classes)
-                break
-        self.memory.ids = torch.tensor(kept, dtype=torch.int64)
-        self.memory.classes = torch.tensor(classes, dtype=torch.int64)
-        self.memory.seen = dict.fromkeys(dict.fromkeys(classes), 0)

@@ -113,6 +113,7 @@ def test_augmented_images_are_crops_of_ours(tiny: Any) -> None:
     """What Avalanche's loader yields is one of the 81 x 2 crops of the normalised image, padded with black by hand."""
     from clbench.batches import Pipeline
     from clbench.resolve import resolve, strategy_class
+    from clbench.strategies._avalanche import experience
     from clbench.strategy import Context, Progress
 
     config = resolve(tiny, "avalanche:Naive", {"augment": "crop-flip", "epochs": 1})
@@ -120,15 +121,15 @@ def test_augmented_images_are_crops_of_ours(tiny: Any) -> None:
     pipeline = Pipeline(tiny, config, torch.device("cpu"))
     strategy._context = Context(config, tiny, pipeline, torch.device("cpu"), Progress(task=0))
     task = tiny.tasks[0]
-    experience = strategy._experience(task)  # type: ignore[attr-defined]
-    image, label = experience.dataset[3][:2]
+    seen = experience(strategy, task)
+    image, label = seen.dataset[3][:2]
     padded = F.pad(task.train.images[3], (4, 4, 4, 4))
     size = image.shape[-1]
     crops = [padded[:, y : y + size, x : x + size] for y in range(9) for x in range(9)]
     crops = torch.stack([*crops, *(crop.flip(-1) for crop in crops)])
     assert (pipeline.normalize(crops) - image).abs().amax((1, 2, 3)).min() < 1e-5
     assert int(label) == int(task.train.labels[3])
-    plain = experience.dataset.eval()[3][0]
+    plain = seen.dataset.eval()[3][0]
     assert torch.allclose(plain, pipeline.normalize(task.train.images[3:4])[0])
 
 
