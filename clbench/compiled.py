@@ -33,6 +33,8 @@ class CompiledFeatures:
             return
         if model is not self._model:
             self._model = model
+            # What was compiled for other networks counts against torch's limit of recompilations.
+            torch.compiler.reset()
             self._compiled = torch.compile(model.features, mode=self.mode)
         torch.compiler.cudagraph_mark_step_begin()
         # An attribute of the object goes before the method of its class.
@@ -47,7 +49,11 @@ class CompiledFeatures:
         assert self._model is not None
         if self.problem is None:
             try:
-                features: Tensor = self._compiled(images)
+                # Above the limit torch would go on uncompiled without raising anything.
+                from torch._dynamo import config
+
+                with config.patch(fail_on_recompile_limit_hit=True):
+                    features: Tensor = self._compiled(images)
                 return features
             except Exception as error:  # whatever compilers raise; what the network itself can't do is raised again
                 first, *_ = str(error).strip().splitlines() or [""]

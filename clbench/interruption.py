@@ -26,6 +26,8 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        # Whether the last one was Ctrl-C.
+        self._interrupted = False
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -40,7 +42,7 @@ class Interruption:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers.clear()
-        noted, self.signal = self.signal, None
+        noted, self.signal, self._interrupted = self.signal, None, False
         if noted is not None:
             signal.raise_signal(noted)
 
@@ -50,7 +52,8 @@ class Interruption:
         self.__enter__()
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        again = number == signal.SIGINT == self.signal
+        again = number == signal.SIGINT and self._interrupted
+        self._interrupted = number == signal.SIGINT
         # SIGTERM ends a worker process, which Ctrl-C may not.
         if self.signal != signal.SIGTERM:
             self.signal = number

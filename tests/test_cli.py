@@ -12,6 +12,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -588,6 +589,36 @@ ENDINGS = [
     pytest.param(TWO, 2, signal.SIGTERM, 143, marks=pytest.mark.slow),
     (TWO, 2, signal.SIGINT, 130),
 ]
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interruption_in_the_middle_of_an_import_ends_at_once_WK02(number: str, code: int, tmp_path: Path) -> None:
+    """numpy and torch catch what is raised while they import parts of theirs, and this module does."""
+    (tmp_path / "catches.py").write_text(
+        textwrap.dedent(f"""
+        import os, signal, time
+        from clbench import Strategy
+
+        try:
+            os.kill(os.getpid(), signal.{number})
+            time.sleep(5)
+        except BaseException:
+            pass
+
+
+        class Catches(Strategy):
+            family = "reference"
+        """)
+    )
+    command = [sys.executable, "-m", "clbench", "run", SCENARIO, "catches.py:Catches", "--limit", "5", "--epochs", "1"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == code
+    assert ended.stderr.splitlines() == [
+        f"clbench: {'interrupted' if code == 130 else 'terminated'}; what was saved is kept and can be continued"
+    ]
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".pyc" and path.name != "__pycache__"] == [
+        "catches.py"
+    ]
 
 
 @pytest.mark.parametrize(("arguments", "n_runs", "number", "code"), ENDINGS)

@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -23,6 +24,11 @@ from clbench.errors import ConfigError, RunError
 
 # Seconds in which worker processes may save what they are at when they are interrupted; Slurm gives 30 by default.
 WORKERS_END = 20
+
+ENDINGS: dict[int, tuple[str, int]] = {
+    signal.SIGINT: ("interrupted; what was saved is kept and can be continued", 130),
+    signal.SIGTERM: ("terminated; what was saved is kept and can be continued", 143),
+}
 
 VERBS: dict[str, Callable[..., None]] = {
     "run": run_verb,
@@ -73,8 +79,29 @@ class _Terminated(BaseException):
     """SIGTERM, as Slurm and Ray send it before they kill."""
 
 
-def _interrupt(number: int, _: object) -> NoReturn:
-    # Worker processes go first: waiting for one that was interrupted itself can take for ever.
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    if _imports(frame):
+        # Packages take what is raised in the middle of their import for a fault of theirs, and go on without a part.
+        with contextlib.suppress(Exception):  # psutil and the streams may be half-way through something themselves
+            _end_workers()
+            sys.stdout.flush()
+        os.write(sys.stderr.fileno(), f"clbench: {ENDINGS[number][0]}\n".encode())
+        os._exit(ENDINGS[number][1])
+    _end_workers()
+    raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported below the frame."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _end_workers() -> None:
+    # They go first: waiting for one that was interrupted itself can take for ever.
     import psutil
 
     workers = []
@@ -87,7 +114,6 @@ def _interrupt(number: int, _: object) -> NoReturn:
     for child in psutil.wait_procs(workers, timeout=WORKERS_END)[1]:
         with contextlib.suppress(psutil.Error):
             child.kill()
-    raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def _check_arguments(command: Any, given: Sequence[str]) -> None:
@@ -122,9 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise KeyboardInterrupt
         sys.exit(0)
     except (typer.Abort, KeyboardInterrupt):
-        end("interrupted; what was saved is kept and can be continued", 130)
+        end(*ENDINGS[signal.SIGINT])
     except _Terminated:
-        end("terminated; what was saved is kept and can be continued", 143)
+        end(*ENDINGS[signal.SIGTERM])
     except ConfigError as error:
         end(str(error), 2)
     except RunError as error:

@@ -519,6 +519,29 @@ def test_an_interruption_between_the_steps_waits_for_the_task_to_end_and_a_secon
         assert (record["status"], len(record["tasks"])) == ("running", tasks)
 
 
+def test_a_second_ctrl_c_does_not_wait_after_sigterm_either(run, tmp_path):
+    class Interrupts(Strategy):
+        family = "replay"
+
+        def end_task(self, task: Any) -> None:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+                signal.raise_signal(number)
+
+    class Ended(BaseException):
+        pass
+
+    def end(*_: Any) -> None:
+        raise Ended
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(Ended):
+            run(Interrupts, out=tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert Result.load(tmp_path / "run").record["tasks"] == []
+
+
 def test_an_interruption_in_the_last_moment_ends_the_program_and_the_run_is_done(er, tmp_path):
     class Last(Observer):
         def task(self, task: int, row: Any) -> None:

@@ -43,11 +43,31 @@ def test_features_are_the_compiled_ones_within_and_the_models_own_outside(monkey
 
 @with_compiler
 @pytest.mark.slow
+def test_what_torch_does_not_compile_any_more_is_told() -> None:
+    """torch gives up on a function after `recompile_limit` versions; each network is one of its own."""
+    images = torch.rand(3, 1, 4, 4)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        features = CompiledFeatures("default")
+        for width in (4, 5, 6):
+            before, model = compiled_graphs(), build_model(f"mlp:{width}", (1, 4, 4), 0)
+            with features.within(model):
+                model.features(images)
+            assert compiled_graphs() == before + 1
+        assert features.problem is None
+        with features.within(model):
+            again = model.features(images.double().float().requires_grad_())
+        assert compiled_graphs() == before + 1
+        assert torch.equal(again, model.features(images))
+    assert features.problem is not None
+    assert "recompile_limit" in features.problem
+
+
+@with_compiler
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize(("strategy", "model"), [("naive", "conv:4-8"), ("lwf", "mlp:20-10"), ("ewc", "mlp:20-10")])
 def test_losses_are_those_of_the_network_as_it_is(strategy: str, model: str, tmp_path: Path) -> None:
     """In float64 to 1e-8 over 20 steps; batch normalisation, a teacher and Fisher information are among them."""
-    torch._dynamo.reset()
     before = compiled_graphs()
     plain, compiled = (
         clbench.run("split-mnist-5k", strategy, out=tmp_path / mode, compile=mode, model=model, epochs=10, **FIXED)

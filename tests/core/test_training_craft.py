@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -872,7 +873,7 @@ def live_bytes() -> int:
     storages = {
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
         for t in gc.get_objects()
-        if type(t) in (Tensor, nn.Parameter)
+        if issubclass(type(t), Tensor) and not issubclass(type(t), FakeTensor)
     }
     return sum(storages.values())
 
