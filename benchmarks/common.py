@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from clbench.process import device_name
+
 
 def ratios(name: str, values: Sequence[float], digits: int = 3) -> dict[str, object]:
     """Return the median, the smallest and the largest of the ratios, one for each turn."""
@@ -15,13 +17,14 @@ def ratios(name: str, values: Sequence[float], digits: int = 3) -> dict[str, obj
     return {f"{name}{suffix}": round(value, digits) for suffix, value in found.items()}
 
 
-def where(load: float, *packages: str) -> dict[str, object]:
+def where(load: float, device: str, *packages: str) -> dict[str, object]:
     """Return the versions of packages and the machine; load: its load average before the first turn.
 
-    At a load above 1 the ratios are those of a shared machine.
+    At a load above 1 the ratios are those of a shared machine. device: what was trained on, "cpu" or "cuda".
     """
     versions: dict[str, object] = {package: metadata.version(package) for package in packages}
-    return {"load": round(load, 1)} | versions | {"machine": f"{_processor()}, {os.cpu_count()} cores, CPU"}
+    trained_on = "CPU" if device == "cpu" else device_name(device)
+    return {"load": round(load, 1)} | versions | {"machine": f"{_processor()}, {os.cpu_count()} cores, {trained_on}"}
 
 
 def write(rows: Sequence[dict[str, object]], out: Path | None) -> None:

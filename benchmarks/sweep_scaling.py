@@ -69,7 +69,7 @@ def main() -> None:
     for rival in RIVALS:
         result[f"{rival}_seconds"] = round(statistics.median(times[rival]), 2)
         result[f"{rival}_accuracy"] = round(statistics.mean(accuracies[rival]), 4)
-    result |= where(load, "clbench", "torch")
+    result |= where(load, "cpu", "clbench", "torch")
     for key, value in result.items():
         print(f"{key}: {value}")
     # The threads of a run change the order of its sums, and so its last digits; processes change nothing.

@@ -6,8 +6,8 @@ in a process of its own, by turns, since a shared machine is noisy: new images t
 seconds of the whole process, imports and data included. Last a comparison of five strategies over five seeds of
 Split-MNIST: `clbench compare --jobs 2` against a shell loop over Avalanche's runs.
 
-    python benchmarks/versus_avalanche.py --data-root data [--repeats 3] [--threads 2] [--limit N] [--tasks N]
-        [--only mnist|cifar|compare] [--strategies NAME ...] [--smoke] [--out FILE.csv]
+    python benchmarks/versus_avalanche.py --data-root data [--repeats 3] [--device cuda] [--threads 2]
+        [--limit N] [--tasks N] [--only mnist|cifar|compare] [--strategies NAME ...] [--smoke] [--out FILE.csv]
 """
 
 import argparse
@@ -65,7 +65,9 @@ PRECISIONS = {"mnist": ("fp32",), "cifar": ("fp32", "bf16")}
 SMOKE = CASES["mnist"] | {"scenario": "split-mnist-5k"}
 
 
-def ours(case: dict[str, Any], name: str, seed: int, threads: int, root: str, precision: str) -> dict[str, float]:
+def ours(
+    case: dict[str, Any], name: str, seed: int, device: str, threads: int, root: str, precision: str
+) -> dict[str, float]:
     """Train and test with clbench; return new images trained and images tested a second, and the accuracy."""
     import clbench
 
@@ -74,8 +76,8 @@ def ours(case: dict[str, Any], name: str, seed: int, threads: int, root: str, pr
     options: dict[str, Any] = fields | MEMORY.get(name, {})
     with tempfile.TemporaryDirectory() as folder:
         result = clbench.run(
-            case["scenario"], strategy, out=folder, seed=seed, threads=threads, data_root=root, precision=precision,
-            strategy_options=own, **SAME, **options,
+            case["scenario"], strategy, out=folder, seed=seed, device=device, threads=threads, data_root=root,
+            precision=precision, strategy_options=own, **SAME, **options,
         )  # fmt: skip
     record = result.record
     # What a method does at the end of a task, such as EWC's Fisher information, is part of its training.
@@ -99,7 +101,7 @@ def _each(case: dict[str, Any]) -> list[int]:
     return [_tested(case, task) for task in range(case["tasks"])]
 
 
-def theirs(case: dict[str, Any], name: str, seed: int, threads: int, root: str) -> dict[str, float]:
+def theirs(case: dict[str, Any], name: str, seed: int, device: str, threads: int, root: str) -> dict[str, float]:
     """Train and test with Avalanche as its documentation does; return the same numbers."""
     import avalanche.training
     import torch
@@ -115,7 +117,7 @@ def theirs(case: dict[str, Any], name: str, seed: int, threads: int, root: str) 
         train, test, n_experiences=case["tasks"], task_labels=False, shuffle=False,
         train_transform=to_tensor, eval_transform=to_tensor,
     )  # fmt: skip
-    network = _network(case["model"], shape, benchmark.n_classes)
+    network = _network(case["model"], shape, benchmark.n_classes).to(device)
     kinds: dict[str, Any] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     _, _, kind, own = STRATEGIES[name]
     if kind == "ICaRL":
@@ -124,24 +126,27 @@ def theirs(case: dict[str, Any], name: str, seed: int, threads: int, root: str) 
         parts = {"model": network, "criterion": torch.nn.CrossEntropyLoss()}
     learner = getattr(avalanche.training, kind)(
         optimizer=kinds[case["optimizer"]](network.parameters(), lr=case["lr"]),
-        train_mb_size=128, train_epochs=1, eval_mb_size=case["test_batch"], evaluator=EvaluationPlugin(),
+        train_mb_size=128, train_epochs=1, eval_mb_size=case["test_batch"], evaluator=EvaluationPlugin(), device=device,
         **parts, **own,
     )  # fmt: skip
+    finish = torch.cuda.synchronize if device == "cuda" else lambda: None
     trained, testing, images, tested = 0.0, 0.0, 0, 0
     for experience, upto in zip(benchmark.train_stream, _each(case), strict=True):
         started = time.perf_counter()
         learner.train(experience, eval_streams=[])
+        finish()
         trained += time.perf_counter() - started
         images += len(experience.dataset)
         # A matrix of accuracies needs the tasks tested after each, as clbench does.
         started = time.perf_counter()
         learner.eval(benchmark.test_stream[:upto])
+        finish()
         testing += time.perf_counter() - started
         tested += sum(len(seen.dataset) for seen in benchmark.test_stream[:upto])
     return {
         "images_per_second": images / trained,
         "tests_per_second": tested / testing,
-        "accuracy": _task_aware(learner.model, benchmark),
+        "accuracy": _task_aware(learner.model.cpu(), benchmark),
     }
 
 
@@ -217,7 +222,8 @@ def _task_aware(model: Any, benchmark: Any) -> float:
 
 def measure(rival: str, case: dict[str, Any], name: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
     """Run one rival in a process of its own; `process_seconds` is the whole of it, imports and data included."""
-    job = {"rival": rival, "case": case, "name": name, "seed": seed, "threads": args.threads, "root": args.data_root}
+    job = {"rival": rival, "case": case, "name": name, "seed": seed}
+    job |= {"device": args.device, "threads": args.threads, "root": args.data_root}
     started = time.perf_counter()
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, "--job", json.dumps(job)], check=True, capture_output=True, text=True
@@ -228,7 +234,7 @@ def measure(rival: str, case: dict[str, Any], name: str, seed: int, args: argpar
 
 def _job(text: str) -> None:
     job = json.loads(text)
-    given = (job["case"], job["name"], job["seed"], job["threads"], job["root"])
+    given = (job["case"], job["name"], job["seed"], job["device"], job["threads"], job["root"])
     rival = job["rival"]
     print(json.dumps(theirs(*given) if rival == "avalanche" else ours(*given, rival.removeprefix("clbench-"))))
 
@@ -276,7 +282,7 @@ def compare(case: dict[str, Any], name: str, precisions: tuple[str, ...], args: 
         sys.stdout.flush()
         # One draw of weights and order against another.
         assert abs(float(str(row["clbench_accuracy"])) - float(str(row["avalanche_accuracy"]))) < 0.15
-        rows.append(row | where(load, "clbench", "avalanche-lib", "torch"))
+        rows.append(row | where(load, args.device, "clbench", "avalanche-lib", "torch"))
     return rows
 
 
@@ -295,7 +301,7 @@ def compare_all(args: argparse.Namespace) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "-m", "clbench", "compare", scenario, *specs, f"--seeds={seeds}", "--jobs=2", "--threads=1",
-            "--no-references", f"--data-root={args.data_root}", f"--out={folder}", *options,
+            "--no-references", f"--device={args.device}", f"--data-root={args.data_root}", f"--out={folder}", *options,
         ]  # fmt: skip
         started = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True, text=True)
@@ -308,13 +314,14 @@ def compare_all(args: argparse.Namespace) -> dict[str, object]:
         "clbench_seconds": round(ours_seconds, 1), "avalanche_seconds": round(theirs_seconds, 1),
     }  # fmt: skip
     print(row, flush=True)
-    return row | where(load, "clbench", "avalanche-lib", "torch")
+    return row | where(load, args.device, "clbench", "avalanche-lib", "torch")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=int, help="training images a class (default: all of MNIST, 50 of CIFAR-100)")
     parser.add_argument("--tasks", type=int, help="tasks (default: MNIST 5, CIFAR-100 10)")

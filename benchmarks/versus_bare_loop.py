@@ -4,8 +4,8 @@ Naive, LwF, EWC and ER on Split-MNIST (MLP 784-400-400, batch 128, Adam, one epo
 process, and the ratio of their training times is what counts, since a shared machine is noisy. What a method does at
 the end of a task, such as EWC's Fisher information, is part of its training.
 
-    python benchmarks/versus_bare_loop.py --data-root data [--strategies NAME ...] [--repeats 7] [--threads 1]
-        [--smoke] [--out FILE.csv]
+    python benchmarks/versus_bare_loop.py --data-root data [--strategies NAME ...] [--repeats 7] [--device cuda]
+        [--threads 1] [--smoke] [--out FILE.csv]
 """
 
 import argparse
@@ -37,12 +37,12 @@ def pixels(images: Tensor) -> Tensor:
 class Bare:
     """Naive fine-tuning by hand; the other loops add to its loss, and do something between steps and tasks."""
 
-    def __init__(self, scenario: Scenario) -> None:
-        self.scenario = scenario
-        self.images, self.labels = scenario.train.images, scenario.train.labels
+    def __init__(self, scenario: Scenario, device: str) -> None:
+        self.scenario, self.device = scenario, device
+        self.images, self.labels = scenario.train.images.to(device), scenario.train.labels.to(device)
         self.model = nn.Sequential(
             nn.Flatten(), nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU(), nn.Linear(400, 10)
-        )
+        ).to(device)
 
     def loss(self, index: Tensor, seen: int) -> Tensor:
         return F.cross_entropy(self.model(pixels(self.images[index]))[:, :seen], self.labels[index])
@@ -58,13 +58,16 @@ class Bare:
         started = time.perf_counter()
         for task in self.scenario.tasks:
             optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, fused=True)
-            for index in task.train.ids[torch.randperm(len(task.train))].split(128):
+            ids = task.train.ids.to(self.device)
+            for index in ids[torch.randperm(len(ids), device=self.device)].split(128):
                 loss = self.loss(index, task.outputs.stop)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 self.after_step(index)
-            self.after_task(task.train.ids, task.outputs.stop)
+            self.after_task(ids, task.outputs.stop)
+        if self.device == "cuda":
+            torch.cuda.synchronize()
         return time.perf_counter() - started
 
     def accuracy(self) -> float:
@@ -72,7 +75,7 @@ class Bare:
         accuracies = []
         with torch.inference_mode():
             for task in self.scenario.tasks:
-                scores = self.model(pixels(task.test.images))[:, task.outputs]
+                scores = self.model(pixels(task.test.images.to(self.device)))[:, task.outputs].cpu()
                 accuracies.append(float((scores.argmax(1) + task.outputs.start == task.test.labels).float().mean()))
         return statistics.mean(accuracies)
 
@@ -100,8 +103,8 @@ class BareEWC(Bare):
 
     strength = 100.0
 
-    def __init__(self, scenario: Scenario) -> None:
-        super().__init__(scenario)
+    def __init__(self, scenario: Scenario, device: str) -> None:
+        super().__init__(scenario, device)
         self.fisher: list[Tensor] = []
 
     def loss(self, index: Tensor, seen: int) -> Tensor:
@@ -138,41 +141,44 @@ class BareEWC(Bare):
 class BareER(Bare):
     """A reservoir, filled after each step, gives as many images again as the task does."""
 
-    def __init__(self, scenario: Scenario) -> None:
-        super().__init__(scenario)
-        self.memory, self.stored, self.offered = torch.empty(MEMORY, dtype=torch.int64), 0, 0
+    def __init__(self, scenario: Scenario, device: str) -> None:
+        super().__init__(scenario, device)
+        # The last slot takes what is not kept.
+        self.memory, self.stored, self.offered = torch.empty(MEMORY + 1, dtype=torch.int64, device=device), 0, 0
 
     def loss(self, index: Tensor, seen: int) -> Tensor:
-        index = torch.cat([index, self.memory[torch.randperm(self.stored)[: len(index)]]])
+        drawn = torch.randperm(self.stored, device=self.device)[: len(index)]
+        index = torch.cat([index, self.memory[drawn]])
         return super().loss(index, seen)
 
     def after_step(self, index: Tensor) -> None:
-        position = torch.arange(self.offered, self.offered + len(index))
-        slot = torch.where(position < MEMORY, position, (torch.rand(len(index)) * (position + 1)).long())
-        kept = slot < MEMORY
-        self.memory[slot[kept]] = index[kept]
+        position = torch.arange(self.offered, self.offered + len(index), device=self.device)
+        random = (torch.rand(len(index), device=self.device) * (position + 1)).long()
+        self.memory[torch.where(position < MEMORY, position, random).clamp(max=MEMORY)] = index
         self.offered += len(index)
         self.stored = min(self.offered, MEMORY)
 
 
-BARE: dict[str, Callable[[Scenario], Bare]] = {"naive": Bare, "lwf": BareLwF, "ewc": BareEWC, "er": BareER}
+BARE: dict[str, Callable[[Scenario, str], Bare]] = {"naive": Bare, "lwf": BareLwF, "ewc": BareEWC, "er": BareER}
 
 
-def bare_loop(scenario: Scenario, name: str, seed: int) -> tuple[float, float]:
+def bare_loop(scenario: Scenario, name: str, seed: int, device: str) -> tuple[float, float]:
     """Train with a plain loop; return seconds of training and the average task-aware accuracy at the end."""
     torch.manual_seed(seed)
-    loop = BARE[name](scenario)
+    loop = BARE[name](scenario, device)
     return loop.train(), loop.accuracy()
 
 
-def engine(scenario: Scenario, name: str, seed: int, threads: int) -> tuple[float, float]:
+def engine(scenario: Scenario, name: str, seed: int, device: str, threads: int) -> tuple[float, float]:
     """Train with clbench; return the same two numbers."""
     options = dict(model="mlp:400-400", optimizer="adam", lr=1e-3, batch_size=128, epochs=1, normalize="none")
     own = {"lwf": {"temperature": 2.0, "softmax": "joint"}, "ewc": {"strength": BareEWC.strength}}.get(name, {})
     if name == "er":
         options["memory_size"] = MEMORY
     with tempfile.TemporaryDirectory() as folder:
-        result = clbench.run(scenario, name, out=folder, seed=seed, threads=threads, strategy_options=own, **options)
+        result = clbench.run(
+            scenario, name, out=folder, seed=seed, device=device, threads=threads, strategy_options=own, **options
+        )
     aware = result.summary(matrix="task_aware")["average_accuracy"]
     assert aware is not None
     return sum(task["seconds"]["train"] + task["seconds"]["memory"] for task in result.record["tasks"]), aware
@@ -183,6 +189,7 @@ def main() -> None:
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--strategies", nargs="+", choices=list(BARE), default=list(BARE))
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--smoke", action="store_true", help="once, on the embedded digits: does it work?")
     parser.add_argument("--out", type=Path, help="CSV file for the result")
@@ -195,12 +202,14 @@ def main() -> None:
     rows = []
     for name in args.strategies:
         load = os.getloadavg()[0]
-        engine(scenario, name, 0, args.threads), bare_loop(scenario, name, 0)  # what is loaded lazily is loaded
+        # What is loaded lazily is loaded.
+        engine(scenario, name, 0, args.device, args.threads), bare_loop(scenario, name, 0, args.device)
         turns = []
         for seed in range(repeats):
-            ours = engine(scenario, name, seed, args.threads) if seed % 2 else None  # by turns one and the other first
-            bare = bare_loop(scenario, name, seed)
-            turns.append((bare, ours or engine(scenario, name, seed, args.threads)))
+            # By turns one and the other first.
+            ours = engine(scenario, name, seed, args.device, args.threads) if seed % 2 else None
+            bare = bare_loop(scenario, name, seed, args.device)
+            turns.append((bare, ours or engine(scenario, name, seed, args.device, args.threads)))
         row: dict[str, object] = {
             "scenario": scenario_name, "strategy": name, "repeats": repeats, "threads": args.threads,
             **ratios("ratio", [ours[0] / bare[0] for bare, ours in turns]),
@@ -208,7 +217,7 @@ def main() -> None:
         for rival, of in zip(("bare", "clbench"), zip(*turns, strict=True), strict=True):
             row[f"{rival}_images_per_second"] = round(n / statistics.median(seconds for seconds, _ in of))
             row[f"{rival}_accuracy"] = round(statistics.mean(accuracy for _, accuracy in of), 4)
-        rows.append(row | where(load, "clbench", "torch"))
+        rows.append(row | where(load, args.device, "clbench", "torch"))
         print({key: value for key, value in row.items() if key != "scenario"}, flush=True)
         assert abs(float(str(row["bare_accuracy"])) - float(str(row["clbench_accuracy"]))) < 0.15
     write(rows, args.out)

@@ -180,6 +180,8 @@ class Trainer:
             after_step(loss)
             at_rest(False)
             started = time.perf_counter()
+        # A device may still be at work on the last steps, whose time is part of the epoch's.
+        fit.losses.read(progress, fit.trained, self.saved)
         fit.seconds += time.perf_counter() - started
         return self.record(fit)
 

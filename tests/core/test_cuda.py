@@ -1,0 +1,92 @@
+"""On a GPU: it learns what it learns on a CPU, no step waits for the device, and a repeated run is the same run."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import clbench
+from clbench.batches import Pipeline
+from clbench.evaluation import MATRICES
+from clbench.registry import entry_point_names
+from clbench.resolve import strategy_class
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+NAMES = entry_point_names("clbench.strategies")
+# Long enough to learn, and short: the rounding of two devices has no time to grow.
+SMALL: dict[str, Any] = {"model": "mlp:24-24", "tasks": 3, "limit": 12, "epochs": 2, "batch_size": 8, "threads": 1}
+ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 0.005}
+
+
+def small(name: str, out: Path, **options: Any) -> clbench.Result:
+    """Run a strategy in small on the device given."""
+    kind = strategy_class(name)
+    memory = {"memory_size": 20} if kind.needs_memory else {}
+    return clbench.run("split-mnist-5k", name, out=out, setting=kind.settings[0], **SMALL, **ADAM, **memory, **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_strategy_learns_on_cuda_what_it_learns_on_the_cpu(name: str, tmp_path: Path) -> None:
+    on_cpu, on_cuda = (small(name, tmp_path / device, device=device) for device in ("cpu", "cuda"))
+    for classifier in on_cpu.classifiers:
+        for matrix in MATRICES:
+            expected, found = (
+                np.array(result.record["classifiers"][classifier][matrix], dtype=float) for result in (on_cpu, on_cuda)
+            )
+            np.testing.assert_allclose(found, expected, atol=0.03)
+
+
+def asynchronous(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make it an error of torch that the function waits for the device."""
+
+    @functools.wraps(function)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return watched
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_step_waits_for_the_device(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = strategy_class(name)
+    for hook in ("loss", "after_backward", "penalty", "after_step"):
+        monkeypatch.setattr(kind, hook, asynchronous(getattr(kind, hook)))
+    monkeypatch.setattr(Pipeline, "batch", asynchronous(Pipeline.batch))
+    assert small(name, tmp_path, device="cuda", augment="crop").status == "done"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_deterministic_run_repeats_to_the_byte(precision: str, tmp_path: Path) -> None:
+    options = {"model": "conv:8-8", "precision": precision, "deterministic": True, "augment": "crop"}
+    given = SMALL | ADAM | options | {"device": "cuda", "memory_size": 20}
+    one, other = (clbench.run("split-mnist-5k", "icarl", out=tmp_path / str(turn), **given) for turn in (0, 1))
+    assert one.record["classifiers"] == other.record["classifiers"]
+    losses = [[epoch["losses"] for epoch in result.record["training"]] for result in (one, other)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize("strategy", ["naive", "lwf", "icarl"])
+def test_graphs_of_compiled_steps_compute_the_same_losses(strategy: str, tmp_path: Path) -> None:
+    """In float64 to 1e-8 over 20 steps: the second mode records CUDA graphs."""
+    given: dict[str, Any] = {"tasks": 2, "limit": 20, "threads": 1, "batch_size": 64, "lr": 0.01, "optimizer": "sgd"}
+    given |= {"device": "cuda", "model": "conv:4-8", "epochs": 10} | (
+        {"memory_size": 20} if strategy == "icarl" else {}
+    )
+    plain, compiled = (
+        clbench.run("split-mnist-5k", strategy, out=tmp_path / mode, compile=mode, **given)
+        for mode in ("none", "reduce-overhead")
+    )
+    assert compiled.record["warnings"] == plain.record["warnings"]
+    for one, other in zip(plain.record["training"], compiled.record["training"], strict=True):
+        assert one["losses"] == pytest.approx(other["losses"], abs=1e-8)
