@@ -332,7 +332,7 @@ def check_no_leak_at_test(bench: Bench) -> None:
             images = torch.cat([x for x, _, _ in pipeline.test_passes(chunk)])
             scores = strategy.scores(images, 0) if strategy.needs_task_at_test else strategy.scores(images)
             first = next(iter(scores.values())) if isinstance(scores, dict) else scores
-            found[chunk] = first.argmax(1)
+            found[chunk] = first.argmax(1).cpu()
         return found
 
     for value in vars(strategy).values():

@@ -390,7 +390,9 @@ class _Losses:
         if self._pending:
             norm = total_norm([weight.detach() for weight in weights.values()])
             terms = [(step, name, term) for step, of_step in self._pending for name, term in of_step.items()]
-            *values, size = torch.stack([*(term.float() for *_, term in terms), norm]).tolist()
+            # A penalty without a term is a constant, and on the CPU.
+            found = torch.stack([*(term.float().to(norm.device) for *_, term in terms), norm])
+            *values, size = found.tolist()
             for (step, name, _), value in zip(terms, values, strict=True):
                 if not math.isfinite(value):
                     raise _diverged(f"the {name} loss is {value}", progress, step, saved)

@@ -60,7 +60,7 @@ class DER(Strategy):
         terms = {"classification": self.classification_loss(logits, batch)}
         replayed = self.replay(len(batch)) if self.alpha else None
         if replayed is not None:
-            stored = self.logits[positions(replayed.ids, self.ids).to(self.device)]
+            stored = self.logits[positions(replayed.ids, self.ids).to(self.device, non_blocking=True)]
             terms["distillation"] = self.alpha * F.mse_loss(self.model(replayed.images).float(), stored)
         return terms
 
@@ -68,7 +68,7 @@ class DER(Strategy):
         """Store the logits of those samples of the batch that are in the memory now."""
         if self.memory is not None and self.answers is not None:
             known = self.logits if len(self.ids) else self.answers[:0]
-            rows = positions(self.memory.ids, torch.cat([batch.ids, self.ids])).to(self.device)
+            rows = positions(self.memory.ids, torch.cat([batch.ids, self.ids])).to(self.device, non_blocking=True)
             self.logits, self.ids = torch.cat([self.answers, known])[rows], self.memory.ids
         self.answers = None
 

@@ -93,4 +93,4 @@ class DGR(Strategy):
         return torch.stack(losses).mean()
 
     def _noise(self, name: str, n: int) -> Tensor:
-        return torch.randn(n, self.latent, generator=self.rng(name)).to(self.device)
+        return torch.randn(n, self.latent, generator=self.rng(name)).to(self.device, non_blocking=True)

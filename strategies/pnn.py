@@ -86,7 +86,8 @@ class PNN(Strategy):
             self.columns = nn.ModuleList()
         else:
             with self.seeded("column"):
-                column = Column(self.fresh_model(), len(task.classes), task.index)
+                # Drawn on the CPU, so that it is the same on every device.
+                column = Column(self.fresh_model().cpu(), len(task.classes), task.index)
                 self.columns.append(column.to(self.device))
 
     def stages(self, task: Task) -> list[Stage]:

@@ -33,7 +33,7 @@ class XdG(Strategy):
         gates = []
         for block, width in enumerate(widths(self.model)):
             order = torch.randperm(width, generator=stream(self.config.seed, "xdg", task, block))
-            gates.append((order >= int(self.inactive * width)).float().to(self.device))
+            gates.append((order >= int(self.inactive * width)).float().to(self.device, non_blocking=True))
         return gates
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
