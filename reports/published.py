@@ -16,7 +16,7 @@ Tier = Literal["A", "B", "C"]
 # Fields that belong to a machine or to one run, not to a protocol.
 _NOT_PROTOCOL = {
     *("scenario", "strategy", "strategy_options", "label", "data_fingerprint", "seed"),
-    *("device", "deterministic", "data_root", "offline"),
+    *("device", "compile", "deterministic", "data_root", "offline"),
 }
 _MEMORY = ("memory_size", "memory_per_class", "memory_policy", "memory_rounding")
 

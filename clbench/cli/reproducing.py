@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from clbench.reports.reproduction import Judgement, Measured, Needed
 
 
-@config_options("device", "data_root", "offline")
+@config_options("device", "compile", "data_root", "offline")
 def reproduce_verb(
     fields: dict[str, Any],
     names: Annotated[
