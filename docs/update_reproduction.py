@@ -11,7 +11,8 @@ PAGE = Path(__file__).with_name("reproduction.md")
 HOW = """
 `clbench list claims` lists them, `clbench reproduce` runs those of tier A (minutes each on a CPU), `--tier B` those
 that take hours, `--tier C` those for a GPU; `--budget 10m` takes what fits, `--dry-run` only says what it would do.
-Finished runs are not repeated and unfinished ones go on where they were. A claim is also a preset: `clbench run
+With a GPU, `--device cuda --compile reduce-overhead` makes minutes of those hours. Finished runs are not repeated and
+unfinished ones go on where they were. A claim is also a preset: `clbench run
 --like vandeven2022/split-mnist-class/lwf` trains under its protocol, and what is given on the line comes first. The
 claims are data, one file a paper, in `reports/claims/`; the results behind this page are in `reports/results/`:
 `clbench reproduce --results reports/results` writes them, nobody edits them.

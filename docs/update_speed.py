@@ -3,6 +3,8 @@
 import csv
 from pathlib import Path
 
+from clbench.reports import reproduction
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -23,7 +25,7 @@ their channels last; Fisher information of linear layers is two matrix products.
 
 def page() -> str:
     """Return the text of the page."""
-    parts = [INTRODUCTION, *_bare(), *_avalanche(), *_compare(), *_sweep()]
+    parts = [INTRODUCTION, *_bare(), *_avalanche(), *_compare(), *_sweep(), *_gpu()]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -73,6 +75,20 @@ def _sweep() -> list[str]:
     table = [[_ratio(row, "over_one_thread"), _ratio(row, "over_two_threads")] for row in rows]
     what = "er on Split-MNIST, the same runs in two worker processes of one thread each and in one process."
     return _section("A sweep", "sweep_scaling.py", what, head, table, rows)
+
+
+def _gpu() -> list[str]:
+    claim = "rebuffi2017/icifar100-10"
+    runs = {run.identity: run for run in reproduction.committed() if run.claim.startswith(claim)}
+    lines = ["| claim | run | seconds |", "| --- | --- | --- |"]
+    lines += [f"| {run.claim} | {run.role} | {run.seconds:.0f} |" for run in runs.values()]
+    what = (
+        "Whole runs of published claims: ResNet-32 on Split-CIFAR-100, ten tasks of ten classes, 70 epochs each, in "
+        "bf16. All of them ran side by side on one card, each with one CPU thread."
+    )
+    first, command = next(iter(runs.values())), f"clbench reproduce {claim} --device cuda --compile reduce-overhead"
+    where = f"`{command}`: clbench {first.clbench}, torch {first.torch}; {first.device}."
+    return ["## On a GPU\n", what + "\n", *lines, "", where, ""]
 
 
 def _read(name: str) -> list[dict[str, str]]:

@@ -29,6 +29,15 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
+@pytest.fixture(autouse=True)
+def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a GPU is, a test trains on it only by name: what is compared to the byte is what a CPU does."""
+    import clbench.resolve
+
+    find = clbench.resolve.find_device
+    monkeypatch.setattr(clbench.resolve, "find_device", lambda name: find("cpu" if name == "auto" else name))
+
+
 @pytest.fixture(scope="session")
 def digits() -> Any:
     """The first 50 training and the first 20 test images of each class of the real digits, as a Dataset."""

@@ -117,6 +117,15 @@ def test_summary_has_the_published_names_and_the_worked_values():
     assert all(text.endswith(".") for text in metrics.DEFINITIONS.values())
 
 
+def test_values_are_plain_floats_whatever_the_mean_returns(monkeypatch):
+    """fmean of Python 3.12 returns a numpy scalar for numbers from an array; no checkpoint may hold one."""
+    exact = metrics.fmean
+    monkeypatch.setattr(metrics, "fmean", lambda values, weights: np.float64(exact(values, weights)))
+    found = metrics.summarize(R, baseline=UNTRAINED, test_sizes=[1, 2, 3])
+    assert {type(value) for value in found.values()} <= {float, type(None)}
+    assert {type(value) for value in metrics.average_accuracies(R)} == {float}
+
+
 def test_summary_of_what_was_not_given_is_none():
     summary = metrics.summarize(SEEN_ONLY)
     missing = {name for name, value in summary.items() if value is None}
