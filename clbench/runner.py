@@ -4,7 +4,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
@@ -147,7 +147,8 @@ class _Run:
                 self.observer.resumed([*self.record["training"], *under_way])
             if found is None or len(found.record["tasks"]) <= len(self.record["tasks"]):
                 self._write()
-            with self._interruption:
+            # A loop that can't be saved has nothing to wait for, and may not come to a step for long.
+            with nullcontext() if self.strategy.foreign else self._interruption:
                 return self._go(first, within)
         finally:
             self.observer.close()
@@ -245,9 +246,6 @@ class _Run:
         """Between two steps: save where the task is when it is time to, and end where an interruption waits."""
         if not self._is_due(epoch_is_over):
             return
-        if self.strategy.foreign:
-            self._interruption.pass_on()
-            return
         started = time.perf_counter()
         # One file, so that parameters in several places are one object each when it is read.
         within = {
@@ -272,8 +270,10 @@ class _Run:
 
     def _is_due(self, epoch_is_over: bool) -> bool:
         every = self.config.checkpoint_every
-        if self._interruption.signal is not None or self.strategy.foreign:
-            return self._interruption.signal is not None
+        if self.strategy.foreign:
+            return False
+        if self._interruption.signal is not None:
+            return True
         if isinstance(every, float):
             return time.monotonic() - self._saved >= 60 * every
         if every in ("epoch", "task"):

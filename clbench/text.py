@@ -1,5 +1,8 @@
 """Texts for people."""
 
+import sys
+from typing import Any
+
 
 def printable(text: str) -> str:
     """Return the text without line breaks, terminal codes and other characters that can't be seen."""
@@ -12,3 +15,8 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def note(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Show a warning as the command line does, in the place of `warnings.showwarning`."""
+    print(f"note: {message}", file=sys.stderr)

@@ -1,7 +1,8 @@
 """Planned runs in worker processes on one machine."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import resource_tracker as trackers_of_python
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from clbench.interruption import interruptible
 from clbench.locks import is_held
 from clbench.planned import Outcome, PlannedRun
+from clbench.text import note
 
 
 def in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcome]], jobs: int) -> Iterator[Outcome]:
@@ -19,6 +21,7 @@ def in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcom
     _start_trackers()
     left = dict(zip((item.folder for item in items), work, strict=True))
     named = {item.folder: item for item in items}
+    noted = warnings.showwarning is note
 
     def start(folders: list[Path]) -> Iterator[Outcome]:
         parallel = Parallel(
@@ -26,8 +29,18 @@ def in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcom
         )
         # A worker that Ctrl-C reached while it was starting would end with a traceback.
         with interruptible(False):
-            outcomes: Iterator[Outcome] = parallel(delayed(_in_worker)(left[folder]) for folder in folders)
-        return outcomes
+            outcomes: Generator[Outcome, None, None] = parallel(
+                delayed(_in_worker)(left[folder], noted) for folder in folders
+            )
+        try:
+            # Not `yield from`, which would close them on its own.
+            for outcome in outcomes:  # noqa: UP028
+                yield outcome
+        finally:
+            with warnings.catch_warnings():
+                # Of the work that an interruption leaves undone.
+                warnings.simplefilter("ignore")
+                outcomes.close()
 
     while left:
         try:
@@ -44,7 +57,9 @@ def in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcom
                 del left[folder]
 
 
-def _in_worker(do: Callable[[], Outcome]) -> Outcome:
+def _in_worker(do: Callable[[], Outcome], noted: bool) -> Outcome:
+    if noted:
+        warnings.showwarning = note
     with interruptible(True):
         return do()
 

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import operator
 import types
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Union, get_args, get_origin
 
@@ -107,6 +108,24 @@ def refuse(config: RunConfig, scenario: Scenario, name: str, kind: type[Strategy
         raise ConfigError(f"{config.strategy} has no memory per class; memory_size is accepted")
     if config.memory_budget and config.memory_policy != kind.memory_policy:
         raise ConfigError(f"{config.strategy} chooses its exemplars itself; leave out memory_policy")
+    if name == "ER_AML":
+        _refuse_small_memory(config, scenario)
+
+
+def _refuse_small_memory(config: RunConfig, scenario: Scenario) -> None:
+    """Raise ConfigError where a class has less than a batch in memory: ER_AML would look for a whole one for ever."""
+    seen: Counter[int] = Counter()
+    fewest = config.batch_size
+    for task in scenario.tasks:
+        seen.update(task.train.labels.tolist())
+        if task.index > 0:
+            fewest = min(fewest, config.memory_budget // len(seen), *seen.values())
+    if fewest < config.batch_size:
+        nearest = f"batch_size of at most {fewest}" if fewest else f"memory_size of at least {len(seen)}"
+        raise ConfigError(
+            f"{config.strategy} draws batch_size={config.batch_size} images of each class from its memory, which "
+            f"comes to hold {fewest} of one; {nearest} is accepted"
+        )
 
 
 def _option_type(parameter: inspect.Parameter) -> Any:

@@ -63,7 +63,7 @@ def test_the_wheel_holds_the_four_rooms_and_nothing_else(wheel: Path) -> None:
     assert {f"clbench/reports/page.{kind}" for kind in ("html", "css", "js")} <= names
     assert {"torch", "torchvision", "avalanche-lib", "mlxtend"} <= set(requires)
     assert not {"pytest", "ruff", "mypy"} & set(requires)
-    assert "clbench = clbench.cli:main" in entry_points
+    assert "clbench = clbench.__main__:main" in entry_points
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """The command line: `main`, and the verbs by name. torch is imported by the verbs that train, and by no other."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -8,7 +7,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -20,15 +18,9 @@ from clbench.cli.preparing import plan_verb, pretrain_verb, tune_verb
 from clbench.cli.reproducing import reproduce_verb
 from clbench.cli.running import compare_verb, crosscheck_verb, run_verb
 from clbench.cli.sweeping import sweep_verb
+from clbench.endings import ENDINGS, Terminated, interrupt, take_signals
 from clbench.errors import ConfigError, RunError
-
-# Seconds in which worker processes may save what they are at when they are interrupted; Slurm gives 30 by default.
-WORKERS_END = 20
-
-ENDINGS: dict[int, tuple[str, int]] = {
-    signal.SIGINT: ("interrupted; what was saved is kept and can be continued", 130),
-    signal.SIGTERM: ("terminated; what was saved is kept and can be continued", 143),
-}
+from clbench.text import note
 
 VERBS: dict[str, Callable[..., None]] = {
     "run": run_verb,
@@ -75,47 +67,6 @@ for _name, _verb in VERBS.items():
     app.command(_name)(_verb)
 
 
-class _Terminated(BaseException):
-    """SIGTERM, as Slurm and Ray send it before they kill."""
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    if _imports(frame):
-        # Packages take what is raised in the middle of their import for a fault of theirs, and go on without a part.
-        with contextlib.suppress(Exception):  # psutil and the streams may be half-way through something themselves
-            _end_workers()
-            sys.stdout.flush()
-        os.write(sys.stderr.fileno(), f"clbench: {ENDINGS[number][0]}\n".encode())
-        os._exit(ENDINGS[number][1])
-    _end_workers()
-    raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
-
-
-def _imports(frame: FrameType | None) -> bool:
-    """Whether a module is being imported below the frame."""
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _end_workers() -> None:
-    # They go first: waiting for one that was interrupted itself can take for ever.
-    import psutil
-
-    workers = []
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if any("popen_loky" in word for word in child.cmdline()):
-                # It saves where it is after the step that it is at.
-                child.terminate()
-                workers.append(child)
-    for child in psutil.wait_procs(workers, timeout=WORKERS_END)[1]:
-        with contextlib.suppress(psutil.Error):
-            child.kill()
-
-
 def _check_arguments(command: Any, given: Sequence[str]) -> None:
     """Refuse what click would take in silence: an empty text, as of a variable that is not set, and an option twice."""
     verb = command.commands.get(given[0]) if given else None
@@ -134,12 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 a run failed, 2 the request can't be met, 130/143 interrupted."""
     # Typer brings its own copy of click, or uses the installed one, by version; the base class tells which.
     click_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
-    command = typer.main.get_command(app)
     try:
+        take_signals(interrupt)
+        command = typer.main.get_command(app)
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+            warnings.showwarning = note
             given = list(sys.argv[1:] if arguments is None else arguments)
             _check_arguments(command, given)
             code = command.main(args=given, prog_name="clbench", standalone_mode=False)
@@ -149,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(0)
     except (typer.Abort, KeyboardInterrupt):
         end(*ENDINGS[signal.SIGINT])
-    except _Terminated:
+    except Terminated:
         end(*ENDINGS[signal.SIGTERM])
     except ConfigError as error:
         end(str(error), 2)

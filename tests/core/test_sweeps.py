@@ -346,6 +346,14 @@ def test_a_process_that_is_killed_costs_its_run_alone_SW02() -> None:
     assert {o.error for o in outcomes if o.error} == {"its process was killed, as it is when memory runs out"}
 
 
+def test_a_pool_that_is_left_alone_says_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    """As an interruption leaves it, if it comes between two outcomes; joblib would count what it did not do."""
+    outcomes = run_planned(plan_sweep(tomllib.loads(TINY) | {"strategy": "naive", "seeds": 9}), jobs=2)
+    assert next(iter(outcomes)).error is None
+    outcomes.close()  # type: ignore[attr-defined]
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_a_thousand_runs_are_found_in_two_seconds(tmp_path: Path) -> None:
     """Copies of one run.json under the identities that were planned; the time is that of the processor."""
     grid = tomllib.loads(TINY) | {

@@ -1,6 +1,8 @@
 """Avalanche's own strategies in our runs: the same matrix, repeatable, marked, and honest about what they can't do."""
 
+import contextlib
 import json
+import signal
 import subprocess
 import sys
 import warnings
@@ -59,6 +61,36 @@ def test_a_full_head_where_avalanche_needs_one(run: Callable[..., Any], refused:
     assert list(result.record["classifiers"]) == (["nearest_mean", "linear"] if name == "ICaRL" else ["linear"])
     last = result.record["tasks"][-1]
     assert last["n_exemplars"] == sum(last["exemplars_per_class"].values()) == 20
+
+
+@pytest.mark.parametrize("batch_size", [2, 7, 64])
+@pytest.mark.parametrize("memory_size", [1, 9, 100])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("ER_AML", "ER_ACE", "DER", "MIR[subsample=3,batch_size_mem=2]", "Replay", "GDumb", "ICaRL"),
+        *("AGEM[patterns_per_exp=1,sample_size=9]", "AGEM[patterns_per_exp=3,sample_size=99]"),
+    ],
+)
+def test_small_memories_and_batches_of_any_size_come_to_an_end(
+    run: Callable[..., Any], refused: Refused, spec: str, memory_size: int, batch_size: int
+) -> None:
+    """Loaders that leave out a last batch that is not full are drawn from again and again, and may have no other."""
+
+    def stop(*_: object) -> None:
+        pytest.fail("no end after 60 seconds")
+
+    memory = {} if spec.startswith("AGEM") else {"memory_size": memory_size}
+    # What it comes to hold of a class is less than a batch.
+    small = spec == "ER_AML" and min(memory_size // 10, 10) < batch_size
+    handler = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(60)
+    try:
+        with refused("each class") if small else contextlib.nullcontext():
+            run(f"avalanche:{spec}", batch_size=batch_size, **memory, **FULL)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
 
 
 @pytest.mark.filterwarnings("always")
@@ -153,6 +185,9 @@ def test_augmented_images_are_crops_of_ours(tiny: Any) -> None:
         ("avalanche:Replay", {"memory_size": 10, "memory_policy": "herding"}, ["memory_policy"]),
         ("avalanche:Replay", {"memory_per_class": 10}, ["per class", "memory_size"]),
         ("avalanche:ICaRL", {"setting": "task", "memory_size": 10}, ["avalanche:ICaRL", "task"]),
+        ("avalanche:ER_AML", {"memory_size": 200}, ["batch_size=", "each class", "batch_size of at most 5"]),
+        ("avalanche:ER_AML", {"memory_size": 49, "batch_size": 5}, ["batch_size=5", "batch_size of at most 4"]),
+        ("avalanche:ER_AML", {"memory_size": 9, "batch_size": 1}, ["batch_size=1", "memory_size of at least 10"]),
     ],
 )
 def test_what_cant_be_honoured_is_refused(
