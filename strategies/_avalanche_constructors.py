@@ -8,7 +8,7 @@ import types
 from collections.abc import Sequence
 from typing import Any, Union, get_args, get_origin
 
-from clbench.config import RunConfig
+from clbench.config import FOREIGN_FIELDS, RunConfig
 from clbench.errors import ConfigError
 from clbench.scenario import Scenario
 from clbench.strategy import Strategy
@@ -45,15 +45,6 @@ FAMILIES: dict[str, Any] = {
 FULL_HEAD = {"ICaRL", "GDumb", "CWRStar", "DER"}
 # Their code reads no task labels, or needs classes that come once.
 SETTINGS = {"ICaRL": ("class",), "DER": ("class", "domain"), "CWRStar": ("class", "domain")}
-# What of a RunConfig reaches Avalanche, or is done outside of training.
-HONOURED = {
-    *("scenario", "strategy", "strategy_options", "label", "data_fingerprint", "setting", "tasks", "task_sizes"),
-    *("class_order", "class_order_seed", "limit", "validation", "blurry", "imbalance", "shots", "image_size"),
-    *("padding", "normalize", "augment", "seed", "model", "weights", "head", "head_init", "loss_outputs", "epochs"),
-    *("batch_size", "drop_last", "optimizer", "lr", "base_batch_size", "momentum", "nesterov", "weight_decay"),
-    *("optimizer_state", "memory_size", "memory_per_class", "memory_policy", "evaluate", "evaluate_on", "device"),
-    *("deterministic", "threads", "data_root", "offline", "tuned_by"),
-}
 
 
 def parameters_of(template: Any) -> dict[str, inspect.Parameter]:
@@ -88,7 +79,7 @@ def refuse(config: RunConfig, scenario: Scenario, name: str, kind: type[Strategy
         raise ConfigError(f"{config.strategy} trains by epochs; give epochs, such as 1")
     for option, field in RunConfig.model_fields.items():
         value = getattr(config, option)
-        if option not in HONOURED and value != field.default and (option, value) != ("checkpoint_every", "task"):
+        if option not in FOREIGN_FIELDS and value != field.default and (option, value) != ("checkpoint_every", "task"):
             raise ConfigError(f"{config.strategy} can't honour {option}={value}; leave it at {field.default}")
     outputs = "all" if config.head == "full" and scenario.setting == "class" else "seen"
     if config.loss_outputs != outputs:
