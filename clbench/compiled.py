@@ -11,6 +11,8 @@ from clbench.errors import ConfigError
 from clbench.models.network import Network
 from clbench.strategy import Strategy
 
+PAST_FEATURES = "does not train through the features of the model as a whole"
+
 
 class CompiledFeatures:
     """Stands in for `features` of a network while a loss is computed, and nowhere else.
@@ -62,12 +64,13 @@ class CompiledFeatures:
 
 
 def refuse_compiled(config: RunConfig, kind: type[Strategy]) -> None:
-    """Raise ConfigError where a step of the strategy does more than compute a loss and a penalty."""
-    if config.compile == "none":
-        return
-    for hook in ("after_backward", "after_step"):
-        if getattr(kind, hook) is not getattr(Strategy, hook):
-            raise ConfigError(
-                f"compile={config.compile} given, and {config.strategy} reads gradients or weights within a step; "
-                "compile=none is accepted"
-            )
+    """Raise ConfigError where a step of the strategy has no place for the compiled network."""
+    if config.compile != "none" and (why := never_compiled(kind)):
+        raise ConfigError(f"compile={config.compile} given, and {config.strategy} {why}; compile=none is accepted")
+
+
+def never_compiled(kind: type[Strategy]) -> str:
+    """Return what a strategy does that has no place for the compiled network; "" for nothing."""
+    if any(getattr(kind, hook) is not getattr(Strategy, hook) for hook in ("after_backward", "after_step")):
+        return "reads gradients or weights within a step"
+    return "" if kind.through_features else PAST_FEATURES

@@ -30,6 +30,15 @@ SCENARIO_FIELDS = (
 )
 # Recorded with a run, but no part of its identity: they can't change its numbers (on_nan: but whether there are any).
 NOT_IDENTITY = frozenset({"data_root", "offline", "label", "checkpoint_every", "on_nan", "tuned_by"})
+# What reaches a loop that is not the engine's (Strategy.foreign), or is done outside of training.
+FOREIGN_FIELDS = (
+    *("scenario", "strategy", "strategy_options", "label", "data_fingerprint", "setting", "tasks", "task_sizes"),
+    *("class_order", "class_order_seed", "limit", "validation", "blurry", "imbalance", "shots", "image_size"),
+    *("padding", "normalize", "augment", "seed", "model", "weights", "head", "head_init", "loss_outputs", "epochs"),
+    *("batch_size", "drop_last", "optimizer", "lr", "base_batch_size", "momentum", "nesterov", "weight_decay"),
+    *("optimizer_state", "memory_size", "memory_per_class", "memory_policy", "evaluate", "evaluate_on", "device"),
+    *("deterministic", "threads", "data_root", "offline", "tuned_by"),
+)
 # Weights that torchvision knows by name, such as ResNet18_Weights.IMAGENET1K_V1; anything else is a file.
 NAMED_WEIGHTS = re.compile(r"\w+_Weights\.\w+")
 

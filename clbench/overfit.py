@@ -8,6 +8,7 @@ from clbench.batches import Pipeline
 from clbench.config import RunConfig
 from clbench.errors import ConfigError, RunError
 from clbench.process import process_settings
+from clbench.record import warning
 from clbench.resolve import strategy_class
 from clbench.scenario import ImageSet, Scenario
 from clbench.schedule import Progressless
@@ -27,8 +28,8 @@ def learn_by_heart(config: RunConfig, scenario: Scenario, n: int) -> dict[str, A
     """Train on n images, spread over the classes of all tasks, until every one of them is right.
 
     Plain fine-tuning with the network and optimizer of the config, at a constant learning rate, without augmentation,
-    smoothing and memory, which only make it harder. Returns images, epochs, steps, loss and learning rate. Raises
-    ConfigError for more images than there are, and RunError saying where the loss got stuck.
+    smoothing and memory, which only make it harder. Returns images, epochs, steps, loss, learning rate and warnings.
+    Raises ConfigError for more images than there are, and RunError saying where the loss got stuck.
     """
     everything = ImageSet(scenario.train, torch.cat([task.train.ids for task in scenario.tasks]))
     if not 2 <= n <= len(everything):
@@ -87,7 +88,7 @@ def _train(strategy: Strategy, context: Context, data: ImageSet) -> dict[str, An
             f"{n} images are not learnt by heart: {right} are right after {steps} steps, and the loss is stuck at "
             f"{waiting.lowest:.4g} since epoch {lowest_at} at learning rate {rate:g}; {remedy}"
         )
-    return learnt
+    return learnt | {"warnings": [warning(context.config, rule, text) for rule, text in trainer.remarks]}
 
 
 def _right(strategy: Strategy, data: ImageSet) -> int:

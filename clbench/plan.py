@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from clbench.config import RunConfig
 from clbench.errors import ConfigError
 from clbench.memory import Memory
-from clbench.record import run_warnings
+from clbench.record import run_warnings, warning
 from clbench.resolve import strategy_class
 from clbench.runner import execute
 from clbench.scenario import ImageSet, Scenario
@@ -90,7 +90,10 @@ def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
         "seconds": sum(task["seconds"] for task in tasks),
         "bytes": held,
         "peak_bytes": sum(held.values()),
-        "warnings": run_warnings(config, scenario, rehearsal.strategy),
+        "warnings": [
+            *run_warnings(config, scenario, rehearsal.strategy),
+            *(warning(config, rule, text) for rule, text in rehearsal.remarks),
+        ],
     }
 
 

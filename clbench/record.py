@@ -99,6 +99,11 @@ def _features(config: RunConfig, kind: type[Strategy]) -> str | None:
     return "come from the first task" if kind.family == "frozen" else None
 
 
+def warning(config: RunConfig, rule: str, text: str) -> dict[str, str]:
+    """Return a warning about a run, as run.json holds it."""
+    return {"rule": rule, "text": f"{config.label}: {text}"}
+
+
 def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> list[dict[str, str]]:
     """Return what a reader of the numbers should know about how they came about."""
     found = []

@@ -135,8 +135,8 @@ def explain(error: pydantic.ValidationError, values: Mapping[str, object]) -> st
     if not problems[0]["loc"]:
         return problems[0]["msg"].removeprefix("Value error, ")
     option = str(problems[0]["loc"][0])
-    if problems[0]["type"] == "missing":
-        return f"{option} is required"
+    if missing := [str(p["loc"][0]) for p in problems if p["type"] == "missing"]:
+        return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} required"
     accepted = " or ".join(dict.fromkeys(_accepted(p) for p in problems if p["loc"][0] == option))
     value = values.get(option, problems[0]["input"])
     shown = value if isinstance(value, str) and value.isprintable() else repr(value)

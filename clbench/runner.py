@@ -23,7 +23,7 @@ from clbench.interruption import Interruption
 from clbench.memory import MEMORIES
 from clbench.observer import Observer, both
 from clbench.process import peak_memory, process_settings
-from clbench.record import above_budget, differences, measure, new_record
+from clbench.record import above_budget, differences, measure, new_record, warning
 from clbench.resolve import prepare, resolve, strategy_class
 from clbench.result import Result
 from clbench.scenario import ImageSet, Scenario, Task
@@ -424,8 +424,8 @@ class _Run:
 
     def _warn(self, rule: str, text: str) -> None:
         """Put a warning into the record, in the place of an earlier one of the same rule."""
-        others = [warning for warning in self.record["warnings"] if warning["rule"] != rule]
-        self.record["warnings"] = [*others, {"rule": rule, "text": f"{self.config.label}: {text}"}]
+        others = [other for other in self.record["warnings"] if other["rule"] != rule]
+        self.record["warnings"] = [*others, warning(self.config, rule, text)]
 
     def _begin_at(self, start: bytes) -> None:
         """Take up what was learnt before a task, as a checkpoint holds it."""
@@ -477,7 +477,7 @@ class _Run:
             elsewhere = differences(self.record, here)
         if elsewhere:
             text = f"begun with {elsewhere}: the last bits may differ from those of a run in one go"
-            self.record["warnings"].append({"rule": "continued-elsewhere", "text": f"{self.config.label}: {text}"})
+            self.record["warnings"].append(warning(self.config, "continued-elsewhere", text))
             warnings.warn(f"{path}: {text}", stacklevel=2)
         return task, within
 

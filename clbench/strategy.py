@@ -122,6 +122,8 @@ class Strategy:
     # Whether seeds can be trained together in one batched model: all that a step does is `loss` and `penalty`, and the
     # loss draws nothing at random and reads modules, tensors and floats of `self`, not other state that a seed decides.
     seeds_together: ClassVar[bool] = False
+    # Whether the loss goes through `model.features` as a whole, which is what --compile compiles.
+    through_features: ClassVar[bool] = True
     # Whether other software trains, whose state can't be saved: such a run is not continued but begun again.
     foreign: ClassVar[bool] = False
     # Checks of the conformance kit (clbench.testing) that make no sense for it, each with the reason.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.batches import Batch
-from clbench.compiled import CompiledFeatures
+from clbench.compiled import PAST_FEATURES, CompiledFeatures
 from clbench.config import RunConfig
 from clbench.early_stopping import Best, validation_loss
 from clbench.errors import ConfigError, RunError
@@ -223,8 +223,7 @@ class Trainer:
         compiled, mode = self._compiled, self.config.compile
         if compiled is not None and not compiled.calls:
             raise ConfigError(
-                f"compile={mode} given, and {self.config.strategy} does not train through the features of the model as "
-                "a whole; compile=none is accepted"
+                f"compile={mode} given, and {self.config.strategy} {PAST_FEATURES}; compile=none is accepted"
             )
         if compiled is not None and compiled.problem is not None:
             text = f"torch could not compile the network for compile={mode}, so it trained as it is: {compiled.problem}"

@@ -133,6 +133,7 @@ def tune(
             record |= search.continual()
         else:
             record |= search.by_trials(TRIALS if trials is None else trials)
+        record["warnings"] = list(search.warnings.values())
         record["tuned_by"] = _tuned_by(record)
         record["status"] = "done"
         write_record(folder, record)
@@ -199,6 +200,8 @@ class _Search:
         self.kind = strategy_class(base.strategy)
         self.folder, self.observer, self.told = folder / "trials", observer, told
         self.trials: list[Trial] = []
+        # What a reader should know about the trials: of each rule the first one's.
+        self.warnings: dict[str, dict[str, str]] = {}
 
     def by_trials(self, n: int) -> dict[str, Any]:
         """Let Optuna propose n trials; the sampler is seeded, so a search that goes on proposes the same ones again."""
@@ -266,6 +269,7 @@ class _Search:
             raise
         except Exception as error:  # whatever a strategy raises: other values may do
             return None, time.perf_counter() - started, _sentence(error)
+        self._hear(result.record["warnings"])
         return result.metrics["average_accuracy"], sum(result.seconds.values()), None
 
     def _one_task(
@@ -293,8 +297,12 @@ class _Search:
                 found = folder.load_checkpoint(classes)
             assert found is not None
             done = found["record"]
+            self._hear(done["warnings"])
             seconds = sum(done["tasks"][-1]["seconds"].values())
             return unpack(found["start"].numpy().tobytes(), classes), (done["score"], seconds, None)
+
+    def _hear(self, warnings: list[dict[str, str]]) -> None:
+        self.warnings = {warning["rule"]: warning for warning in warnings} | self.warnings
 
     def _note(self, values: Values, judged: Judged, **more: Any) -> Trial:
         score, seconds, error = judged

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from clbench.augment import AUGMENTATIONS
 from clbench.errors import RunError
+from clbench.explain import is_device_error
 from clbench.models.network import Network
 from clbench.scenario import Scenario, Task
 from clbench.strategy import Strategy, Watch
@@ -153,8 +154,33 @@ class Recorder(SupervisedPlugin):  # type: ignore[misc]
     def _mean_loss(self) -> float:
         loss, progress = float(self.loss) / max(self.steps, 1), self.strategy.progress
         if not math.isfinite(loss):
-            raise RunError(f"the loss is {loss} in task {progress.task}, epoch {progress.epoch}; a lower lr may help")
+            remedy = "lower lr or other options" if self.strategy.config.strategy_options else "lower lr"
+            raise RunError(
+                f"the loss is {loss} in task {progress.task}, epoch {progress.epoch} of {options(self.strategy)}; a "
+                f"{remedy} may help"
+            )
         return loss
+
+
+def options(strategy: Strategy) -> str:
+    """Return the name of a strategy with all its options, as text."""
+    values = strategy.config.strategy_options.items()
+    return f"{strategy.config.strategy}[{','.join(f'{name}={value}' for name, value in values)}]".removesuffix("[]")
+
+
+@contextmanager
+def told(strategy: Strategy) -> Iterator[None]:
+    """Turn what Avalanche's code raises into a RunError that names the options."""
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:  # of any kind
+        if is_device_error(error):
+            raise
+        first, *_ = str(error).strip().splitlines() or [""]
+        wrong = f"{type(error).__name__}: {first}".removesuffix(": ")
+        raise RunError(f"Avalanche's own code fails with {options(strategy)}: {wrong}") from error
 
 
 @contextmanager

@@ -7,9 +7,11 @@ import operator
 import types
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from clbench.config import RunConfig
+from pydantic import Field
+
+from clbench.config import FOREIGN_FIELDS, RunConfig
 from clbench.errors import ConfigError
 from clbench.scenario import Scenario
 from clbench.strategy import Strategy
@@ -28,12 +30,26 @@ UNUSABLE = {
     "BiC": "a torch below 2.7: it hands verbose to MultiStepLR, which later ones refuse",
     "GSS_greedy": "a memory that whole batches fill from the first step",
     "LFL": "a model with get_features()",
+    "ExpertGateStrategy": "a model of its own",
     "JointTraining": "the data of all tasks at once; 'joint' is the same reference",
     "PNNStrategy": "a model of its own",
     "PackNet": "a model of its own",
     "SCR": "a model with a projection head of its own",
     "VAETraining": "a model that makes images",
     "AETraining": "a model that makes images",
+}
+# Numbers are 1 or more where they count something and 0 or more otherwise; what Avalanche's code needs beyond that.
+Number = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ACCEPTED: dict[str, dict[str, Any]] = {
+    "CWRStar": {"cwr_layer_name": Literal["head"]},
+    "ER_AML": {"temp": Positive, "base_temp": Positive},
+    "EWC": {"mode": Literal["separate", "online"]},
+    "LwF": {"temperature": Positive},
+    "MAS": {"alpha": Share},
+    "SynapticIntelligence": {"eps": Positive},
 }
 FAMILIES: dict[str, Any] = {
     "Naive": "reference",
@@ -46,15 +62,6 @@ FAMILIES: dict[str, Any] = {
 FULL_HEAD = {"ICaRL", "GDumb", "CWRStar", "DER"}
 # Their code reads no task labels, or needs classes that come once.
 SETTINGS = {"ICaRL": ("class",), "DER": ("class", "domain"), "CWRStar": ("class", "domain")}
-# What of a RunConfig reaches Avalanche, or is done outside of training.
-HONOURED = {
-    *("scenario", "strategy", "strategy_options", "label", "data_fingerprint", "setting", "tasks", "task_sizes"),
-    *("class_order", "class_order_seed", "limit", "validation", "blurry", "imbalance", "shots", "image_size"),
-    *("padding", "normalize", "augment", "seed", "model", "weights", "head", "head_init", "loss_outputs", "epochs"),
-    *("batch_size", "drop_last", "optimizer", "lr", "base_batch_size", "momentum", "nesterov", "weight_decay"),
-    *("optimizer_state", "memory_size", "memory_per_class", "memory_policy", "evaluate", "evaluate_on", "device"),
-    *("deterministic", "threads", "data_root", "offline", "tuned_by"),
-}
 
 
 def parameters_of(template: Any) -> dict[str, inspect.Parameter]:
@@ -69,7 +76,8 @@ def parameters_of(template: Any) -> dict[str, inspect.Parameter]:
 def options_of(template: Any) -> dict[str, Any]:
     """Return the parameters that are options of the strategy, with their types."""
     found = {n: _option_type(p) for n, p in parameters_of(template).items() if n not in GIVEN}
-    return {name: kind for name, kind in found.items() if kind is not None}
+    accepted = ACCEPTED.get(template.__name__, {})
+    return {name: accepted.get(name, kind) for name, kind in found.items() if kind is not None}
 
 
 def missing_in(name: str, template: Any) -> str:
@@ -89,7 +97,7 @@ def refuse(config: RunConfig, scenario: Scenario, name: str, kind: type[Strategy
         raise ConfigError(f"{config.strategy} trains by epochs; give epochs, such as 1")
     for option, field in RunConfig.model_fields.items():
         value = getattr(config, option)
-        if option not in HONOURED and value != field.default and (option, value) != ("checkpoint_every", "task"):
+        if option not in FOREIGN_FIELDS and value != field.default and (option, value) != ("checkpoint_every", "task"):
             raise ConfigError(f"{config.strategy} can't honour {option}={value}; leave it at {field.default}")
     outputs = "all" if config.head == "full" and scenario.setting == "class" else "seen"
     if config.loss_outputs != outputs:
@@ -108,8 +116,38 @@ def refuse(config: RunConfig, scenario: Scenario, name: str, kind: type[Strategy
         raise ConfigError(f"{config.strategy} has no memory per class; memory_size is accepted")
     if config.memory_budget and config.memory_policy != kind.memory_policy:
         raise ConfigError(f"{config.strategy} chooses its exemplars itself; leave out memory_policy")
+    _refuse_options(config, scenario, name)
     if name == "ER_AML":
         _refuse_small_memory(config, scenario)
+
+
+def _refuse_options(config: RunConfig, scenario: Scenario, name: str) -> None:
+    """Raise ConfigError for options with which Avalanche's `name` would fail later, or leave out what it is for."""
+    given: dict[str, Any] = config.strategy_options
+    n, memory = len(scenario.tasks), config.memory_budget or 0
+    lists = [option for option, value in given.items() if isinstance(value, list)]
+    problems: list[tuple[str, bool, str]] = [
+        # LwF's would end early; of SI's the last one goes on.
+        *((o, len(given[o]) > n or (name == "LwF" and len(given[o]) < n), f"one for each of {n} tasks") for o in lists)
+    ]
+    if name == "EWC":
+        online = given["mode"] == "online"
+        accepted = f"{'a number' if online else 'none'} with mode={given['mode']}"
+        problems.append(("decay_factor", online != (given["decay_factor"] is not None), accepted))
+    if name == "AGEM":
+        # The sample has equal parts of all tasks.
+        problems.append(("sample_size", given["sample_size"] < n, f"at least {n}, the number of tasks,"))
+    if name == "MIR":
+        drawn = given["batch_size_mem"]
+        problems.append(("subsample", given["subsample"] < drawn, f"at least {drawn}, batch_size_mem,"))
+    if "batch_size_mem" in given:
+        # With fewer images in the memory none of them is ever replayed.
+        drawn, most = given["batch_size_mem"] or config.batch_size, memory - (name == "MIR")
+        problems.append(("batch_size_mem", drawn > most, f"1 to {most} with memory_size={memory}"))
+    for option, wrong, accepted in problems:
+        if wrong:
+            shown = "none" if given[option] is None else given[option]
+            raise ConfigError(f"{config.strategy}: {option}={shown} given, {accepted} accepted")
 
 
 def _refuse_small_memory(config: RunConfig, scenario: Scenario) -> None:
@@ -136,10 +174,10 @@ def _option_type(parameter: inspect.Parameter) -> Any:
     parts = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     kinds = []
     for part in parts:
-        if get_origin(part) in (list, Sequence) and get_args(part)[0] in (int, float):
-            part = list[get_args(part)[0]]  # type: ignore[misc]
+        if get_origin(part) in (list, Sequence) and get_args(part)[0] is float:
+            part = Annotated[list[Number], Field(min_length=1)]
         elif part not in (bool, int, float, str, types.NoneType):
             return None
-        kinds.append(part)
+        kinds.append({int: Count, float: Number}.get(part, part))
     # None alone is the type of a default that says nothing.
     return None if kinds == [types.NoneType] else functools.reduce(operator.or_, kinds)

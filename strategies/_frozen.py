@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clbench.config import RunConfig
+from clbench.errors import ConfigError
 from clbench.importance import grown
-from clbench.scenario import ImageSet, Task
+from clbench.scenario import ImageSet, Scenario, Task
 from clbench.strategy import Stage, Strategy
 
 # The score of an output without samples: lower than any other, and equal among its like.
@@ -26,6 +28,14 @@ class FrozenBackbone(Strategy, ABC):
     family = "frozen"
     memory_use = "none"
     second_moment: ClassVar[bool] = False
+
+    def check(self, config: RunConfig, scenario: Scenario) -> None:
+        """With given weights nothing trains, so nothing would be compiled."""
+        if config.weights is not None and config.compile != "none":
+            raise ConfigError(
+                f"compile={config.compile} given, and {config.strategy} with weights trains nothing; compile=none is "
+                "accepted"
+            )
 
     def begin_task(self, task: Task) -> None:
         """Before the first task the sums are empty."""

@@ -24,6 +24,7 @@ from clbench.strategies._avalanche import (
     held,
     kept_exemplars,
     seeded,
+    told,
 )
 from clbench.strategies._avalanche_constructors import FAMILIES, SETTINGS, missing_in, options_of, parameters_of, refuse
 from clbench.strategy import Stage, Strategy, Watch
@@ -101,8 +102,8 @@ class AvalancheStrategy(Strategy):
             return kept
         own = {id(tensor) for tensor in self.model.state_dict(keep_vars=True).values()}
         found = [t for t in held([learner.plugins, vars(learner)], set()) if id(t) not in own]
-        if self.memory is not None:
-            # Exemplars are counted as such.
+        if self.memory is not None or self.data_access == "all":
+            # Exemplars are counted as such, and the data of all tasks are the run's.
             found = [t for t in found if t.shape[1:] != self._context.scenario.image_shape]
         return kept | {"avalanche": found}
 
@@ -111,7 +112,7 @@ class AvalancheStrategy(Strategy):
         recorder = Recorder(self, watch)
         stream = stream_seed(config.seed, "avalanche", task.index)
         # Notes on its own deprecated functions get past any filter; they are recorded, and dropped.
-        with seeded(stream, self.device), warnings.catch_warnings(record=True):
+        with seeded(stream, self.device), warnings.catch_warnings(record=True), told(self):
             warnings.simplefilter("ignore")
             if task.index == 0:
                 self.learner = self._make()

@@ -75,6 +75,7 @@ class PNN(Strategy):
     settings = ("task",)
     memory_use = "none"
     needs_task_at_test = True
+    through_features = False
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """A lateral connection joins one layer of each block."""

@@ -55,6 +55,7 @@ class PODNet(Strategy):
     paper = "Douillard et al. 2020, arXiv:2004.13513"
     settings = ("class",)
     needs_memory = True
+    through_features = False
     not_applicable: ClassVar[Mapping[str, str]] = {
         "neutral_at_zero": "it classifies by similarity to proxies, with a loss of its own, also without a memory"
     }

@@ -25,6 +25,7 @@ class XdG(Strategy):
     settings = ("task",)
     memory_use = "none"
     needs_task_at_test = True
+    through_features = False
 
     inactive: Annotated[float, Field(ge=0, lt=1), Choices(0.2, 0.4, 0.6, 0.8)] = 0.8
 

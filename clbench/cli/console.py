@@ -1,7 +1,7 @@
 """What the verbs print with: tables on stdout, progress and messages on stderr."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -97,6 +97,12 @@ class RunProgress:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def print_notes(warnings: Sequence[Mapping[str, str]]) -> None:
+    """Print what a reader of the numbers should know about how they came about."""
+    for warning in warnings:
+        screen().print(f"note: {warning['text']}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_report(results: "list[Result]", folder: Path, as_json: bool) -> None:

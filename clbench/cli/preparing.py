@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clbench.cli.console import RunProgress, megabytes, messages, plain, screen
+from clbench.cli.console import RunProgress, megabytes, messages, plain, print_notes, screen
 from clbench.cli.given import beginning
 from clbench.errors import ConfigError
 from clbench.options import (
@@ -64,8 +64,7 @@ def plan_verb(
             markup=False,
             soft_wrap=True,
         )
-        for warning in plan["warnings"]:
-            stdout.print(warning["text"], highlight=False, markup=False, soft_wrap=True)
+        print_notes(plan["warnings"])
 
 
 @config_options(without=("setting", "tasks", "task_sizes", "class_order", "class_order_seed", "weights"))
@@ -97,13 +96,15 @@ def pretrain_verb(
     save_backbone(folder.path / "model.pt", out)
     accuracy = result.metrics["average_accuracy"]
     if as_json:
-        print(json.dumps({"weights": str(out), "run": str(folder.path), "accuracy": accuracy}))
+        told = {"warnings": result.record["warnings"]}
+        print(json.dumps({"weights": str(out), "run": str(folder.path), "accuracy": accuracy} | told))
         return
     assert accuracy is not None
     n = len(tasks.class_order)
     print(
         f"{out}: a backbone for --model {config.model}, trained on {n} classes to {100 * accuracy:.1f} % on their test"
     )
+    print_notes(result.record["warnings"])
 
 
 @config_options(without=("tuned_by",))
@@ -146,4 +147,5 @@ def tune_verb(
         return
     stdout = screen()
     stdout.print(render_search(found.record))
+    print_notes(found.record.get("warnings", []))
     stdout.print(f"for --config: {found.folder / 'best.toml'}", soft_wrap=True, highlight=False, markup=False)

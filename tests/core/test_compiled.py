@@ -1,6 +1,7 @@
 """compile: the network compiled for training steps is the same network, and what can't be compiled is told."""
 
 import copy
+import inspect
 import pickle
 import shutil
 from collections.abc import Callable
@@ -11,12 +12,28 @@ import pytest
 import torch
 
 import clbench
+from clbench import ConfigError
+from clbench.cli import VERBS, main
 from clbench.compiled import CompiledFeatures
 from clbench.models import build_model
+from clbench.registry import entry_point_names
+from clbench.resolve import strategy_class
 from clbench.strategy import Stage
+from clbench.weights import save_backbone
 
 with_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ here")
 FIXED: dict[str, Any] = {"tasks": 2, "limit": 20, "threads": 1, "batch_size": 64, "lr": 0.01, "optimizer": "sgd"}
+
+
+@pytest.fixture
+def nothing_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_nothing(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
+        def fails(images: Any) -> Any:
+            raise RuntimeError("no C++ compiler\nand a page more")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
 
 
 def compiled_graphs() -> int:
@@ -81,17 +98,9 @@ def test_losses_are_those_of_the_network_as_it_is(strategy: str, model: str, tmp
         assert other == pytest.approx(one, rel=1e-8)
 
 
-def test_a_network_that_can_not_be_compiled_trains_as_it_is_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def compile_nothing(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
-        def fails(images: Any) -> Any:
-            raise RuntimeError("no C++ compiler\nand a page more")
-
-        return fails
-
+@pytest.mark.usefixtures("nothing_compiles")
+def test_a_network_that_can_not_be_compiled_trains_as_it_is_and_says_so(tmp_path: Path) -> None:
     plain = clbench.run("split-mnist-5k", "naive", out=tmp_path / "plain", model="mlp:8", epochs=1, **FIXED)
-    monkeypatch.setattr(torch, "compile", compile_nothing)
     result = clbench.run(
         "split-mnist-5k", "naive", out=tmp_path / "c", model="mlp:8", epochs=1, compile="reduce-overhead", **FIXED
     )
@@ -107,6 +116,7 @@ def test_a_network_that_can_not_be_compiled_trains_as_it_is_and_says_so(
         ("si", {}, ["weights within a step"]),  # after_step
         ("avalanche:Naive", {"head": "full", "loss_outputs": "all"}, ["none"]),  # another's loop
         ("hat", {"setting": "task"}, ["compile=none"]),
+        ("pnn", {"setting": "task"}, ["through the features", "compile=none"]),
     ],
 )
 def test_where_there_is_nothing_to_compile_it_is_refused(
@@ -114,7 +124,75 @@ def test_where_there_is_nothing_to_compile_it_is_refused(
 ) -> None:
     given = {"model": "mlp:8", "epochs": 1, "compile": "default"} | FIXED | options
     with refused("compile=default", strategy, *words):
-        clbench.run("split-mnist-5k", strategy, out=tmp_path, **given)
+        clbench.run("split-mnist-5k", strategy, out=tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained")
+    clbench.run("split-mnist-5k", "naive", out=folder / "run", model="mlp:8", epochs=1, **FIXED)
+    save_backbone(folder / "run" / "model.pt", folder / "w.pt")
+    return folder / "w.pt"
+
+
+def page_on_training() -> str:
+    return " ".join((Path(__file__).parents[2] / "docs" / "training.md").read_text().split())
+
+
+@pytest.mark.parametrize("strategy", sorted(entry_point_names("clbench.strategies")))
+@pytest.mark.usefixtures("nothing_compiles")
+def test_every_strategy_compiles_or_is_refused_before_training(strategy: str, backbone: Path, tmp_path: Path) -> None:
+    """With and without given weights; the page on training names exactly those that are refused."""
+    kind = strategy_class(strategy)
+    options: dict[str, Any] = {"setting": kind.settings[0], "tasks": 2, "limit": 5, "threads": 1, "batch_size": 5}
+    options |= {"model": "mlp:8", "epochs": 1, "lr": 0.01, "optimizer": "sgd", "compile": "default"}
+    refused = {}
+    for name, weights in (("plain", None), ("given", str(backbone))):
+        try:
+            result = clbench.run("split-mnist-5k", strategy, out=tmp_path / name, weights=weights, **options)
+        except ConfigError as error:
+            refused[name] = str(error)
+        else:
+            assert [w["rule"] for w in result.record["warnings"]].count("not-compiled") == 1
+    assert all("compile=default" in words and not (tmp_path / name).exists() for name, words in refused.items())
+    page = page_on_training()
+    listed = page[page.index("Refused are strategies that") : page.index("On two CPU cores it brought")]
+    assert ("plain" in refused) == (f"`{strategy}`" in listed[: listed.index("--weights")])
+    assert bool(refused) == (f"`{strategy}`" in listed)
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "run split-mnist-5k naive --out run",
+        "run split-mnist-5k naive --overfit 5",
+        "plan split-mnist-5k naive",
+        "pretrain split-mnist-5k --classes 0,1 --out w.pt",
+        "tune split-mnist-5k ewc --trials 1 --first-tasks 2",
+        "tune split-mnist-5k ewc --protocol continual --space strength=log:1:2",
+    ],
+)
+def test_every_verb_that_trains_tells_that_nothing_was_compiled(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fixed = "--model mlp:8 --limit 10 --threads 1 --epochs 1 --batch-size 10 --lr 0.1 --compile default"
+    for more in ("", " --json"):
+        with pytest.raises(SystemExit) as ended:
+            main(f"{line} {fixed}{more}".split())
+        out, err = capsys.readouterr()
+        assert ended.value.code == 0, err
+        assert out.count("could not compile the network") == 1
+        if more:
+            assert '"not-compiled"' in out
+
+
+def test_a_cross_check_lists_no_option_that_it_always_refuses() -> None:
+    listed = {p.name for p in inspect.signature(VERBS["crosscheck"]).parameters.values()}
+    assert "epochs" in listed
+    assert not {"compile", "clip", "schedule", "precision", "iterations"} & listed
 
 
 class Layerwise(clbench.Strategy):
