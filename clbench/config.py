@@ -184,7 +184,9 @@ class RunConfig(BaseModel):
         "is left out, counted and warned of, which waits for the device in each step",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="fp32, or bf16 autocast")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        default="fp32", description="fp32, TensorFloat-32 products of a CUDA GPU, or bf16 autocast"
+    )
     compile: Literal["none", "default", "reduce-overhead"] = Field(
         default="none",
         description="a mode of torch.compile for the network in training steps; reduce-overhead: CUDA graphs on a GPU",

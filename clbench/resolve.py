@@ -159,7 +159,14 @@ def resolve(
         raise ConfigError(
             f"{name} can't work in a {config.setting}-incremental scenario; supported: {', '.join(cls.settings)}"
         )
-    return config if elsewhere else config.model_copy(update={"device": find_device(config.device)})
+    if elsewhere:
+        return config
+    config = config.model_copy(update={"device": find_device(config.device)})
+    if config.precision == "tf32" and not config.device.startswith("cuda"):
+        raise ConfigError(
+            f"precision=tf32 given, and {config.device} has no TensorFloat-32; fp32 and bf16 are accepted"
+        )
+    return config
 
 
 def prepare(config: RunConfig) -> tuple[RunConfig, Scenario]:

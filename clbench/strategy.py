@@ -94,8 +94,8 @@ class Context:
     logged: dict[str, float] = field(default_factory=dict)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context in which forward passes run: bf16 autocast, or nothing for fp32."""
-        if self.config.precision == "fp32":
+        """Return the context in which forward passes run: bf16 autocast, or nothing."""
+        if self.config.precision != "bf16":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 

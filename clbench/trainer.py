@@ -435,14 +435,15 @@ class _Rows:
 
     def __init__(self, head: nn.Linear, moving: slice) -> None:
         self.parameters = [p for p in (head.weight, head.bias) if p is not None]
-        self.fixed = torch.ones(head.out_features, dtype=torch.bool, device=head.weight.device)
-        self.fixed[moving] = False
-        self.saved = [p.detach()[self.fixed].clone() for p in self.parameters]
+        # By number: for a mask an accelerator would be waited for, to count what it selects.
+        rows = torch.arange(head.out_features)
+        self.fixed = torch.cat([rows[: moving.start], rows[moving.stop :]]).to(head.weight.device)
+        self.saved = [p.detach()[self.fixed] for p in self.parameters]
 
     @torch.no_grad()
     def restore(self) -> None:
         for parameter, saved in zip(self.parameters, self.saved, strict=True):
-            parameter[self.fixed] = saved
+            parameter.index_copy_(0, self.fixed, saved)
 
 
 def cut(ids: Tensor, size: int, *, drop_last: bool) -> list[Tensor]:

@@ -14,6 +14,7 @@ from clbench.batches import Pipeline
 from clbench.evaluation import MATRICES
 from clbench.registry import entry_point_names
 from clbench.resolve import strategy_class
+from clbench.trainer import _Rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -55,16 +56,17 @@ def asynchronous(function: Callable[..., Any]) -> Callable[..., Any]:
     return watched
 
 
-@pytest.mark.parametrize("name", NAMES)
+# gem solves a quadratic programme in a step, mir looks up the samples that it drew.
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"gem", "mir"}))
 def test_no_step_waits_for_the_device(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = strategy_class(name)
-    for hook in ("loss", "after_backward", "penalty", "after_step"):
-        monkeypatch.setattr(kind, hook, asynchronous(getattr(kind, hook)))
-    monkeypatch.setattr(Pipeline, "batch", asynchronous(Pipeline.batch))
+    parts = [(kind, hook) for hook in ("loss", "after_backward", "penalty", "after_step")]
+    for owner, method in [*parts, (Pipeline, "batch"), (_Rows, "restore")]:
+        monkeypatch.setattr(owner, method, asynchronous(getattr(owner, method)))
     assert small(name, tmp_path, device="cuda", augment="crop").status == "done"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_a_deterministic_run_repeats_to_the_byte(precision: str, tmp_path: Path) -> None:
     options = {"model": "conv:8-8", "precision": precision, "deterministic": True, "augment": "crop"}
     given = SMALL | ADAM | options | {"device": "cuda", "memory_size": 20}

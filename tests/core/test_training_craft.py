@@ -677,6 +677,28 @@ def test_bf16_has_finite_losses_and_importances_in_float32_LW10(strategy, run):
     assert all(t.dtype == torch.float32 for t in tensors if t.is_floating_point())
 
 
+@pytest.mark.parametrize(("precision", "rounded"), [("fp32", False), ("bf16", True)])
+def test_products_of_a_gpu_are_rounded_only_where_that_was_asked_for(run, precision, rounded):
+    found = []
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+
+    class Look(Strategy):
+        family = "reference"
+
+        def end_task(self, task):
+            found.append([backend.allow_tf32 for backend in backends])
+
+    run(Look, precision=precision)
+    assert found == [[rounded, rounded]] * 5
+    assert [backend.allow_tf32 for backend in backends] == before
+
+
+def test_a_cpu_has_no_tensorfloat32(run, refused):
+    with refused("precision=tf32", "cpu", "fp32 and bf16"):
+        run(precision="tf32")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["lwf", "er", "ewc"])
 def test_three_seeds_in_bf16_land_where_float32_lands_LW10(strategy, tmp_path):

@@ -188,7 +188,7 @@ def test_augmented_images_are_crops_of_ours(tiny: Any) -> None:
         ("avalanche:ICaRL", {"setting": "task", "memory_size": 10}, ["avalanche:ICaRL", "task"]),
         ("avalanche:ER_AML", {"memory_size": 200}, ["batch_size=", "each class", "batch_size of at most 5"]),
         ("avalanche:ER_AML", {"memory_size": 49, "batch_size": 5}, ["batch_size=5", "batch_size of at most 4"]),
-        ("avalanche:ER_AML", {"memory_size": 9, "batch_size": 1}, ["batch_size=1", "memory_size of at least 10"]),
+        ("avalanche:ER_AML[batch_size_mem=9]", {"memory_size": 9, "batch_size": 1}, ["batch_size=1", "at least 10"]),
     ],
 )
 def test_what_cant_be_honoured_is_refused(
