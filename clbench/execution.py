@@ -20,7 +20,7 @@ from clbench.observer import Observer
 from clbench.planned import Outcome, PlannedRun
 from clbench.process import process_settings
 from clbench.resolve import give, prepare, resolve, strategy_class
-from clbench.runner import check, execute
+from clbench.runner import check, check_model, execute
 from clbench.scenario import Scenario
 from clbench.store import RunFolder, announce, default_folder, make_folder
 from clbench.strategy import Context, Strategy
@@ -30,6 +30,10 @@ from clbench.trainer import Trainer
 _HEAD = re.compile(rb'\{\s*"schema_version": 1,\s*"clbench": "([^"]*)",\s*"status": "(\w+)",\s*"identity": "(\w+)"')
 # Seconds between looks at the runs that other processes hold.
 _LOOK_EVERY = 1.0
+
+
+# More is a slip of the keyboard, and would fill the memory before a run begins.
+MOST_RUNS = 100_000
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ def plan_requests(
     planned: list[PlannedRun] = []
     owner: dict[str, str] = {}
     checked: set[str] = set()
+    models: set[tuple[Any, ...]] = set()
     made: tuple[tuple[Any, ...], Scenario] | None = None
     for request in requests:
         try:
@@ -70,6 +75,10 @@ def plan_requests(
             if kind not in checked:
                 check(config, tasks, strategy_class(config.strategy)(**config.strategy_options))
                 checked.add(kind)
+                model = (config.model, config.weights, config.train, tasks.image_shape)
+                if model not in models:
+                    check_model(config, tasks)
+                    models.add(model)
             identity = config.identity()
             if identity in owner:
                 raise ConfigError(f"{config.label} and {owner[identity]} are the same run; name it once")
@@ -85,13 +94,14 @@ def plan_requests(
 def seed_list(seeds: Any) -> Sequence[int]:
     """Return the seeds: those given, or as many as the number says (0, 1, ...); raises ConfigError."""
     if isinstance(seeds, int):
-        if isinstance(seeds, bool) or seeds < 1:
-            raise ConfigError(f"seeds={seeds}: a number of at least 1, or a list of seeds, is accepted")
+        if isinstance(seeds, bool) or not 1 <= seeds <= MOST_RUNS:
+            raise ConfigError(f"seeds={seeds}: a number from 1 to {MOST_RUNS:,}, or a list of seeds, is accepted")
         return range(seeds)
     if not isinstance(seeds, list | tuple | range):
         raise ConfigError(f"seeds={seeds!r}: a number of seeds, or a list of them, is accepted")
     if len(set(seeds)) != len(seeds) or not seeds:
-        raise ConfigError(f"seeds={','.join(map(str, seeds))}: at least one seed, each once, is accepted")
+        shown = ",".join(map(str, seeds)) or "[]"
+        raise ConfigError(f"seeds={shown}: at least one seed, each once, is accepted")
     return list(seeds)
 
 

@@ -4,6 +4,8 @@ import os
 import uuid
 from pathlib import Path
 
+MOST_BYTES = 10_000_000
+
 
 def write_atomically(
     path: str | os.PathLike[str], data: bytes | str, *, previous: str | os.PathLike[str] | None = None
@@ -34,6 +36,15 @@ def write_atomically(
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def read_small(path: Path) -> str:
+    """Return the text of a file that people write; raises OSError, and ValueError for one of more than 10 MB."""
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES // 10**6} MB")
+    return content.decode("utf-8")
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from clbench.config import SCENARIO_FIELDS, RunConfig, excludes
 from clbench.errors import ConfigError, unknown
+from clbench.files import read_small
 
 # Options come from RunConfig's fields, in its order; each of these names begins a panel of the help.
 PANELS = {
@@ -159,11 +160,11 @@ def metavar(annotation: Any) -> str:
 def read_config(path: Path) -> dict[str, Any]:
     """Read options from a TOML or JSON file, or from a run.json; raises ConfigError naming what is wrong in it."""
     try:
-        text = path.read_text("utf-8")
+        text = read_small(path)
         found = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror or error}; a TOML or JSON file is accepted") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: {error}; a TOML or JSON file is accepted") from None
     if isinstance(found, dict) and isinstance(found.get("config"), dict):
         found = {k: v for k, v in found["config"].items() if k not in INTERNAL or k in IN_FILES}

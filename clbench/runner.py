@@ -28,7 +28,7 @@ from clbench.resolve import prepare, resolve, strategy_class
 from clbench.result import Result
 from clbench.scenario import ImageSet, Scenario, Task
 from clbench.store import RunFolder, default_folder, pack, unpack
-from clbench.strategy import Context, Progress, Stage, Strategy, grow_head, new_model
+from clbench.strategy import Context, Progress, Stage, Strategy, grow_head, initial_model, new_model
 from clbench.streams import stream
 from clbench.trainer import Trainer, backbone_below
 
@@ -82,14 +82,15 @@ def execute(
     check(config, scenario, strategy)
     if force and not folder.is_ours():
         raise ConfigError(f"{folder.path} holds files that no run of clbench left; name another folder")
+    if not force and (found := folder.existing(config)) is not None and found.status == "done":
+        # It may be where nothing can be written, not even a lock.
+        return _reused(found, folder)
     with folder.lock(), process_settings(config):
         if force:
             folder.clear()
         found = folder.existing(config)
         if found is not None and found.status == "done":
-            if (made_by := found.record["clbench"]) != metadata.version("clbench"):
-                warnings.warn(f"{folder.path}: reused, a run of clbench {made_by}", stacklevel=2)
-            return found
+            return _reused(found, folder)
         if found is not None and strategy.foreign and not resume:
             raise ConfigError(
                 f"{folder.path} holds an unfinished run, which {config.strategy} can't continue; "
@@ -103,6 +104,12 @@ def execute(
         if tracker is not None:
             observer = both(observer, tracker(folder.path))
         return _Run(config, scenario, strategy, folder, observer, trainer).go(found)
+
+
+def _reused(found: Result, folder: RunFolder) -> Result:
+    if (made_by := found.record["clbench"]) != metadata.version("clbench"):
+        warnings.warn(f"{folder.path}: reused, a run of clbench {made_by}", stacklevel=3)
+    return found
 
 
 class _Run:
@@ -392,6 +399,11 @@ class _Run:
             strategy.model.eval()
             with torch.no_grad():
                 features = torch.cat([strategy.features(b.images).float().cpu() for b in strategy.passes(task.train)])
+            if not features.isfinite().all():
+                raise RunError(
+                    f"the features of task {task.index}, by which exemplars are chosen, are not finite; try a smaller "
+                    "learning rate"
+                )
         memory.update(ids, classes, generator, features)
 
     def _log_task(self, task: int, n_train: int, epochs: list[dict[str, Any]], seconds: dict[str, float]) -> None:
@@ -510,6 +522,11 @@ def safe_classes(strategy: Strategy) -> list[type]:
         if cls.__module__.startswith(("torch.nn.modules.", "clbench.")) or cls.__module__ in modules:
             known.append(cls)
     return known
+
+
+def check_model(config: RunConfig, scenario: Scenario) -> None:
+    """Refuse a model that can't be built, given its weights or trained in part as asked; raises ConfigError."""
+    backbone_below(initial_model(config, scenario.image_shape, 0), config.train)
 
 
 def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:

@@ -101,6 +101,8 @@ class RunFolder:
         """
         problems: list[str] = []
         for path in self._checkpoints:
+            if path.exists() and not path.is_file():
+                raise ConfigError(f"{path} is no file, and a checkpoint is one; remove it")
             try:
                 payload = unpack(path.read_bytes(), classes)
             except FileNotFoundError:

@@ -355,12 +355,18 @@ def eval_mode(strategy: Strategy) -> Iterator[None]:
             layer.training = training
 
 
-def new_model(context: Context, task: int) -> Network:
-    """Return a model as initialised by the stream of `task` or by given weights, on the device, without outputs."""
-    config = context.config
-    model = build_model(config.model, context.scenario.image_shape, stream_seed(config.seed, "initialisation", task))
+def initial_model(config: RunConfig, image_shape: tuple[int, int, int], task: int) -> Network:
+    """Return a model as initialised by the stream of `task` or by given weights, without outputs."""
+    model = build_model(config.model, image_shape, stream_seed(config.seed, "initialisation", task))
     if config.weights is not None:
         load_backbone(model, config.weights, offline=config.offline)
+    return model
+
+
+def new_model(context: Context, task: int) -> Network:
+    """Return the initial model on the device."""
+    config = context.config
+    model = initial_model(config, context.scenario.image_shape, task)
     # oneDNN's convolutions want the channels last, and cuDNN's in bf16; the weights decide for the images.
     on_cpu = context.device.type == "cpu"
     if on_cpu or config.precision == "bf16":

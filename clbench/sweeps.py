@@ -1,6 +1,7 @@
 """sweep(): any grid of runs from one file, checked as a whole, then done here or on a cluster."""
 
 import itertools
+import math
 import os
 import tomllib
 from collections import Counter
@@ -12,7 +13,16 @@ from clbench.cluster import Cluster
 from clbench.comparison import MEMORY_OPTIONS
 from clbench.config import SCENARIO_FIELDS, RunConfig, excludes
 from clbench.errors import ConfigError, unknown
-from clbench.execution import Request, lives_on_memory, plan_requests, raise_first_failure, run_planned, seed_list
+from clbench.execution import (
+    MOST_RUNS,
+    Request,
+    lives_on_memory,
+    plan_requests,
+    raise_first_failure,
+    run_planned,
+    seed_list,
+)
+from clbench.files import read_small
 from clbench.options import INTERNAL, text_of
 from clbench.planned import PlannedRun
 from clbench.registry import parse_spec
@@ -69,10 +79,10 @@ def plan_sweep(
 def read_grid(path: Path) -> Grid:
     """Read the TOML file of a grid; raises ConfigError."""
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(read_small(path))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}; the TOML file of a sweep is accepted") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}; a TOML file is accepted") from None
 
 
@@ -156,14 +166,22 @@ def _block(block: Grid, said: Grid, place: str) -> Iterator[Request]:
         raise ConfigError(f"{place}: {error}") from None
     names = [key for key in fields if key in SCENARIO_FIELDS]
     cuts = [_values(key, fields[key], place) for key in names]
-    for scenario, *cut_values in itertools.product(_entries(block, "scenario", place), *cuts):
+    scenarios = _entries(block, "scenario", place)
+    points = [
+        [
+            *(_values(key, value, place) for key, value in training.items()),
+            *(_values(key, value, place, strategy) for key, value in own.items()),
+        ]
+        for strategy, (training, own) in zip(strategies, axes, strict=True)
+    ]
+    n = len(scenarios) * math.prod(map(len, cuts)) * len(seeds) * sum(math.prod(map(len, p)) for p in points)
+    if n > MOST_RUNS:
+        raise ConfigError(f"{place}: {n:,} runs are asked for; at most {MOST_RUNS:,} are accepted")
+    for scenario, *cut_values in itertools.product(scenarios, *cuts):
         common = dict(zip(names, cut_values, strict=True))
-        for strategy, (training, own) in zip(strategies, axes, strict=True):
-            keys = [*training, *own]
-            values = [_values(key, value, place) for key, value in training.items()]
-            values += [_values(key, value, place, strategy) for key, value in own.items()]
+        for strategy, (training, own), values in zip(strategies, axes, points, strict=True):
             for chosen in itertools.product(*values):
-                point = dict(zip(keys, chosen, strict=True))
+                point = dict(zip([*training, *own], chosen, strict=True))
                 options = {"threads": 1} | common | {key: point[key] for key in training}
                 options["strategy_options"] = {key: point[key] for key in own}
                 for seed in seeds:
@@ -211,7 +229,9 @@ def _entries(block: Grid, key: str, place: str) -> list[Any]:
 def _values(key: str, value: Any, place: str, strategy: str | type[Strategy] | None = None) -> list[Any]:
     """Return the values of an axis: a list of them, or the one; where a value is a list itself, a list of lists."""
     fields = RunConfig.model_fields if strategy is None else _own_options(strategy)
-    lists = key in fields and _takes_list(fields[key].annotation)
+    annotation = fields[key].annotation if key in fields else None
+    # Where one number is accepted as well, a list of numbers is an axis, as any list is.
+    lists = _takes_list(annotation) and not _takes_number(annotation)
     if not isinstance(value, list | tuple) or (lists and all(isinstance(entry, int) for entry in value)):
         return [value]
     if not value:
@@ -221,6 +241,12 @@ def _values(key: str, value: Any, place: str, strategy: str | type[Strategy] | N
 
 def _takes_list(annotation: Any) -> bool:
     return get_origin(annotation) in (list, tuple) or any(_takes_list(part) for part in get_args(annotation))
+
+
+def _takes_number(annotation: Any) -> bool:
+    if get_origin(annotation) in (list, tuple):
+        return False
+    return annotation in (int, float) or any(_takes_number(part) for part in get_args(annotation))
 
 
 def _own_options(strategy: str | type[Strategy]) -> Mapping[str, Any]:

@@ -57,6 +57,13 @@ def call(capsys: pytest.CaptureFixture[str], line: str) -> tuple[Any, str, str]:
     return ended.value.code, *capsys.readouterr()
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--json"], ["--dry-run", "--json"]])
+def test_a_shard_without_a_run_has_nothing_to_do(capsys: pytest.CaptureFixture[str], more: list[str]) -> None:
+    code, out, err = call(capsys, " ".join(["sweep grid.toml --shard 99/100", *more]))
+    assert (code, err) == (0, "")
+    assert out == ("[]\n" if "--json" in more else "shard 99/100 holds no run of the grid; there is nothing to do\n")
+
+
 def test_a_dry_run_prints_the_runs_and_does_none(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(capsys, "sweep grid.toml --dry-run")
     assert (code, err) == (0, "")

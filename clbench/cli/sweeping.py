@@ -58,6 +58,10 @@ def sweep_verb(
 
     cluster = Cluster(address, gpus_per_run or 0.0) if backend == "ray" else None
     planned = plan_sweep(grid, out=out, shard=None if shard is None else _shard(shard), cluster=cluster)
+    if not planned and not as_json:
+        # A job array may well have more parts than there are runs.
+        print(f"shard {shard} holds no run of the grid; there is nothing to do")
+        return
     if dry_run:
         _show_runs(planned, as_json)
         return

@@ -21,7 +21,7 @@ import torch
 
 import clbench
 import clbench.files
-from clbench import Observer, Result, Strategy
+from clbench import ConfigError, Observer, Result, Strategy
 from clbench.config import make_config
 from clbench.resolve import strategy_class
 from clbench.runner import safe_classes
@@ -472,6 +472,28 @@ def test_a_run_folder_from_elsewhere_goes_on_and_the_record_says_what_differs_CK
     told = [warning["text"] for warning in Result.load(moved).record["warnings"]]
     assert any("torch 2.6.0" in text and "clbench 0.0.1" in text for text in told)
     assert (whole / "accuracy.csv").read_bytes() == (moved / "accuracy.csv").read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("put", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_in_a_checkpoints_place_is_refused_and_not_waited_for(put, er, refused, tmp_path):
+    with pytest.raises(StoppedError):
+        er(observer=At(1, 3, stop))
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    checkpoint.unlink()
+    put(checkpoint)
+    with refused("checkpoint.pt", "no file"):
+        er(resume=True)
+
+
+def test_a_finished_run_is_read_where_nothing_can_be_written(er, whole, tmp_path, monkeypatch):
+    done = er()
+
+    def read_only(*_, **__):
+        raise ConfigError("Read-only file system")
+
+    monkeypatch.setattr(RunFolder, "lock", read_only)
+    assert er().record == done.record
 
 
 def test_a_checkpoint_of_another_form_is_refused_CK03(er, refused, tmp_path):

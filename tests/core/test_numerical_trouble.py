@@ -76,6 +76,17 @@ def test_a_checkpoint_within_the_task_is_named(run: Any) -> None:
         run(spoilt("nan"), batch_size=4, checkpoint_every="2-steps")
 
 
+def test_features_that_exemplars_cant_be_chosen_by_end_the_run_with_advice(run: Any) -> None:
+    class Overflows(Strategy):
+        family = "replay"
+
+        def features(self, images: Any) -> Any:
+            return self.model.features(images) * torch.inf
+
+    with pytest.raises(clbench.RunError, match=r"features of task 0, .* not finite; try a smaller learning rate"):
+        run(Overflows, memory_size=10, memory_policy="herding", on_nan="skip")
+
+
 def test_weights_that_no_later_loss_shows_are_found(run: Any) -> None:
     """They are spoilt after the last step of the run, so that every loss is finite: 5 steps a task, of 4 images."""
 

@@ -58,6 +58,15 @@ def test_a_list_of_lists_is_several_values_and_a_list_of_numbers_is_one() -> Non
     assert two[0][0] == "naive[class_order=[0,1,2,3],head=growing]"
 
 
+@pytest.mark.parametrize("values", ["[1, 2, 3]", "[1.0, 2.0, 3.0]", "[1, 2.0, 3]"])
+def test_where_a_number_is_accepted_any_list_of_numbers_is_an_axis(values: str) -> None:
+    """lwf takes one strength for all tasks, or a list of one for each."""
+    found = runs(f'strategy = "lwf"\nseeds = 1\n[strategies.lwf]\nstrength = {values}')
+    assert [config["strategy_options"]["strength"] for _, config in found] == [1, 2, 3]
+    per_task = runs('strategy = "lwf"\nseeds = 1\n[strategies.lwf]\nstrength = [[0, 1], [0, 2]]')
+    assert [config["strategy_options"]["strength"] for _, config in per_task] == [[0, 1], [0, 2]]
+
+
 def test_a_strategy_has_options_and_training_of_its_own() -> None:
     found = runs(
         """
@@ -171,6 +180,14 @@ REFUSED = [
     (NAIVE + '[[exclude]]\nstrategy = "naive"', "no run is left"),
     (NAIVE + "[[include]]\nlr = -2.0", "[[include]] 1", "lr=-2"),
     (NAIVE + "[[include]]\nepoch = 2", "[[include]] 1", "'epochs'"),
+    ('strategy = ["naive", "naive[model=cnv]"]', "model=cnv", "'cnv'", "'conv'"),
+    ('strategy = ["naive", "naive[model=mlp:0]"]', "widths=0"),
+    ('strategy = ["naive", "naive[train=last-9]"]', "last-9", "last-1"),
+    (NAIVE + "seeds = 1000000000", "seeds=1000000000", "100,000"),
+    (NAIVE + "seeds = []", "seeds=[]", "at least one"),
+    (NAIVE + f"lr = {[0.1] * 299}\nbatch_size = {[1] * 299}", "447,005 runs", "100,000"),
+    (NAIVE + f"lr = {'[' * 5000}", "grid.toml", "TOML"),
+    (NAIVE + f"lr = {'1' * 10**7}", "grid.toml", "10 MB"),
 ]
 
 
