@@ -18,6 +18,10 @@ class ConfigError(ValueError):
         super().__init__(one_line(message, longest))
 
 
+class MissingDataError(ConfigError):
+    """A data set is not on this machine, and could not be downloaded."""
+
+
 class RunError(RuntimeError):
     """A run failed while it was under way (exit code 1), for a reason that one sentence can give."""
 
@@ -35,8 +39,9 @@ def one_line(text: str, longest: int) -> str:
 def unknown(kind: str, name: str, choices: Iterable[str]) -> ConfigError:
     """Return the error for an unknown name: the nearest valid one, or those there are."""
     known = list(choices)
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}?" if near else f"accepted: {_some(known) or 'none'}"
+    lowered = {choice.lower(): choice for choice in reversed(known)}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    hint = f"did you mean {lowered[near[0]]!r}?" if near else f"accepted: {_some(known) or 'none'}"
     return ConfigError(f"unknown {one_line(kind, 80)} {one_line(repr(name), 60)}; {hint}")
 
 

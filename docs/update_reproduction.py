@@ -10,9 +10,13 @@ PAGE = Path(__file__).with_name("reproduction.md")
 
 HOW = """
 `clbench list claims` lists them, `clbench reproduce` runs those of tier A (minutes each on a CPU), `--tier B` those
-that take hours, `--tier C` those for a GPU; `--budget 10m` takes what fits, `--dry-run` only says what it would do.
-With a GPU, `--device cuda --compile reduce-overhead` makes minutes of those hours. Finished runs are not repeated and
-unfinished ones go on where they were. A claim is also a preset: `clbench run
+that take hours, `--tier C` those for a GPU; `--budget 10m` takes what fits, of every tier where `--tier` names none;
+`--dry-run` only says what it would do, and neither reads data nor downloads any. With a GPU,
+`--device cuda --compile reduce-overhead` makes minutes of those hours. Finished runs are not repeated, nor is their
+data needed, and unfinished ones go on where they were. A claim that can't run here is left out, and it is said why.
+Where none can for want of data, the results that are kept with the code are shown, with exit code 0, or 2 where claims
+were asked for by name; any other reason that stops all of them, such as a device that is not there, is refused with
+exit code 2. A claim is also a preset: `clbench run
 --like vandeven2022/split-mnist-class/lwf` trains under its protocol, and what is given on the line comes first. The
 claims are data, one file a paper, in `reports/claims/`; the results behind this page are in `reports/results/`:
 `clbench reproduce --results reports/results` writes them, nobody edits them.

@@ -4,20 +4,23 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clbench.errors import ConfigError
+from clbench.config import SCENARIO_FIELDS
+from clbench.errors import ConfigError, MissingDataError
 from clbench.files import write_atomically
 from clbench.metrics import average_accuracies
 from clbench.reports.published import Claim, claims
 from clbench.statistics import spread
 
 if TYPE_CHECKING:
+    from clbench.config import RunConfig
     from clbench.planned import PlannedRun
     from clbench.result import Result
+    from clbench.scenario import Scenario
 
 Role = Literal["claim", "naive"]
 Verdict = Literal["reproduced", "differs", "not discriminating", "not run"]
@@ -149,18 +152,19 @@ class Needed:
 
 def needed(
     wanted: Sequence[Claim], *, out: str | Path, seeds: int | None = None, **options: Any
-) -> tuple[list[Needed], dict[str, str]]:
+) -> tuple[list[Needed], dict[str, ConfigError]]:
     """Return the runs that claims need, each once, and why some claims can't run here, by id.
 
     seeds: how many instead of each claim's own number. options: fields of the machine, such as device and data_root.
+    The data of claims have public names, so none are read for this; startable() does.
     """
+    from clbench.compiled import refuse_compiled
     from clbench.planned import PlannedRun
-    from clbench.resolve import prepare, resolve, strategy_class
-    from clbench.runner import check
+    from clbench.resolve import resolve, strategy_class
     from clbench.store import RunFolder, default_folder
 
     runs: dict[Path, tuple[PlannedRun, list[tuple[Claim, Role]], float]] = {}
-    refused: dict[str, str] = {}
+    refused: dict[str, ConfigError] = {}
     for claim in wanted:
         roles: list[tuple[Role, str, dict[str, Any], dict[str, Any], float]] = [
             ("claim", claim.strategy, claim.run_fields(), claim.options, claim.seconds)
@@ -171,13 +175,13 @@ def needed(
         try:
             of_claim = []
             for role, strategy, given, own, seconds in roles:
-                first, tasks = prepare(resolve(claim.scenario, strategy, {**given, **options, "strategy_options": own}))
-                check(first, tasks, strategy_class(strategy)(**first.strategy_options))
+                first = resolve(claim.scenario, strategy, {**given, **options, "strategy_options": own})
+                refuse_compiled(first, strategy_class(strategy))
                 for seed in range(seeds or claim.seeds):
                     config = first.model_copy(update={"seed": seed})
                     of_claim.append((role, PlannedRun(config, default_folder(config, out)), seconds))
         except ConfigError as error:
-            refused[claim.id] = str(error)
+            refused[claim.id] = error
             continue
         for role, planned, seconds in of_claim:
             if planned.folder not in runs:
@@ -217,6 +221,62 @@ def within(runs: Sequence[Needed], budget: float, jobs: int = 1) -> list[Needed]
             left -= cost(of_seed)
             taken |= {run.planned.folder: run for run in of_seed}
     return [run for run in runs if run.planned.folder in taken]
+
+
+def startable(
+    runs: Sequence[Needed], budget: float | None = None, jobs: int = 1
+) -> tuple[list[Needed], list[Needed], dict[str, ConfigError]]:
+    """Return the runs that are done or can be, those of them that fit into the budget, and why claims can't run, by id.
+
+    Only the data of what would be started is read, or downloaded; another claim takes the place of one that can't run.
+    """
+    left, refused, here = list(runs), dict[str, ConfigError](), _Here()
+    while True:
+        todo = left if budget is None else within(left, budget, jobs)
+        coming = sorted((run for run in todo if run.seconds), key=lambda run: repr(_cut(run.planned.config)))
+        found = {c.id: why for run in coming if (why := here.problem(run.planned.config)) for c, _ in run.serves}
+        if not found:
+            return left, todo, refused
+        refused |= found
+        served = [replace(run, serves=tuple(s for s in run.serves if s[0].id not in refused)) for run in left]
+        left = [run if not run.seconds else other for run, other in zip(left, served, strict=True)]
+        left = [run for run in left if run.serves]
+
+
+class _Here:
+    """Whether configs can run on this machine: each is looked at once for all seeds, absent data once for all."""
+
+    def __init__(self) -> None:
+        self._problems: dict[str, ConfigError | None] = {}
+        self._missing: dict[str, ConfigError] = {}
+        self._made: tuple[tuple[Any, ...], Scenario] | None = None
+
+    def problem(self, config: "RunConfig") -> ConfigError | None:
+        kind = config.identity(without_seed=True)
+        if kind not in self._problems:
+            self._problems[kind] = self._missing.get(config.scenario) or self._look(config)
+        return self._problems[kind]
+
+    def _look(self, config: "RunConfig") -> ConfigError | None:
+        from clbench.resolve import prepare, strategy_class
+        from clbench.runner import check
+
+        try:
+            # Seeds and strategies share the tasks that serve to check them.
+            if self._made is None or self._made[0] != _cut(config):
+                self._made = None  # not two at a time
+                self._made = _cut(config), prepare(config)[1]
+            check(config, self._made[1], strategy_class(config.strategy)(**config.strategy_options))
+        except ConfigError as error:
+            if isinstance(error, MissingDataError):
+                self._missing[config.scenario] = error
+            return error
+        return None
+
+
+def _cut(config: "RunConfig") -> tuple[Any, ...]:
+    """Return what the tasks of a claim depend on, but for the seed."""
+    return config.scenario, *(getattr(config, name) for name in SCENARIO_FIELDS)
 
 
 def measure(claim: Claim, role: Role, result: "Result") -> Measured:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, MissingDataError
 from clbench.scenarios import download
 from clbench.scenarios.cifar import CIFAR_10, CIFAR_100, CIFAR_BATCHES, read_cifar
 from clbench.scenarios.files import (
@@ -140,7 +140,7 @@ def _download(name: str, root: Path, offline: bool) -> None:
             if payload.name in missing:
                 download.fetch(payload, target)
     except OSError as error:
-        raise ConfigError(
+        raise MissingDataError(
             f"there is no data for {name!r} in {root}; put {', '.join(missing)} into {target},"
             f" or {name}.npz into {root} ({error})",
             longest=1000,  # it names every source that was tried, and what became of it

@@ -22,11 +22,16 @@ def beginning(
         if scenario is None or not strategies:
             raise ConfigError("a scenario and a strategy are needed, such as split-mnist-5k lwf, or --like CLAIM")
         return scenario, strategies, {**fields, "strategy_options": given}
-    from clbench.registry import parse_spec
+    from clbench.registry import entry_point_names, parse_spec
     from clbench.reports.published import claim
     from clbench.resolve import strategy_class
 
     start = claim(like)
+    if scenario is not None and (scenario.endswith(".npz") or scenario in entry_point_names("clbench.scenarios")):
+        raise ConfigError(
+            f"{scenario} given with --like, where the scenario is the claim's, {start.scenario}; strategies alone are "
+            "accepted"
+        )
     names = [name for name in (scenario, *strategies) if name is not None] or [start.strategy]
     kept = start.run_fields()
     if not any(strategy_class(parse_spec(name)[0]).needs_memory for name in names):

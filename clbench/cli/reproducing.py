@@ -1,14 +1,14 @@
 """reproduce: published claims against runs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clbench.cli.console import RunProgress, messages, plain, screen
-from clbench.errors import ConfigError, RunError
+from clbench.errors import LONGEST, ConfigError, MissingDataError, RunError, one_line
 from clbench.options import (
     Json,
     Quiet,
@@ -17,6 +17,7 @@ from clbench.options import (
 from clbench.options import seconds as read_seconds
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from clbench.planned import Outcome
@@ -28,11 +29,16 @@ if TYPE_CHECKING:
 def reproduce_verb(
     fields: dict[str, Any],
     names: Annotated[
-        list[str] | None, typer.Argument(help="Claims, or what their ids begin with (default: those of tier A).")
+        list[str] | None,
+        typer.Argument(help="Claims, or what their ids begin with (default: all that --tier and --budget allow)."),
     ] = None,
-    tier: Annotated[str | None, typer.Option(help="Only claims of this tier: A, B or C.")] = None,
+    tier: Annotated[
+        str | None,
+        typer.Option(help="Only claims of this tier: A, B or C (default: A, or with claims or --budget every tier)."),
+    ] = None,
     budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Run what fits into a time such as 10m, by estimate.")
+        str | None,
+        typer.Option(metavar="TIME", help="Run what fits into a time such as 10m, by estimate; of every tier."),
     ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="So many seeds, instead of each claim's own number.")
@@ -42,7 +48,9 @@ def reproduce_verb(
     results: Annotated[
         Path | None, typer.Option(help="Folder of claims.md, claims.csv and runs.csv (default: OUT/reproduction).")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run, and how long.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would run, and how long; reads no data.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -54,16 +62,25 @@ def reproduce_verb(
     wanted = chosen(names or [], tier or ("A" if not names and budget is None else None))
     runs, refused = reproduction.needed(wanted, out=out, seeds=seeds, **fields)
     console = messages(quiet or as_json)
-    for claim, reason in refused.items():
-        console.print(f"{claim} can't run here: {reason}", markup=False, highlight=False, soft_wrap=True)
-    if not runs:
+    if dry_run:
+        todo = runs if limit is None else reproduction.within(runs, limit, jobs)
+    else:
+        runs, todo, without = reproduction.startable(runs, limit, jobs)
+        refused |= without
+    if not any(role == "claim" for run in runs for _, role in run.serves):
         kept = reproduction.committed()
-        if not kept:
-            raise ConfigError(next(iter(refused.values())))
+        lacking = [why for why in refused.values() if isinstance(why, MissingDataError)]
+        if not kept or not lacking:
+            raise next(iter(refused.values()))
+        _say_why(console, refused)
         console.print("none can run here; these are the results that are kept with the code", markup=False)
         _judged(reproduction.judge_all(kept, wanted), reproduction.provenance(kept), as_json)
+        if names:
+            raise ConfigError(
+                f"{' '.join(names)}: none can run here, for want of data; --data-root accepts a folder that holds them"
+            )
         return
-    todo = runs if limit is None else reproduction.within(runs, limit, jobs)
+    _say_why(console, refused)
     if not as_json:
         screen().print(_plan_table(wanted, runs, todo, jobs))
     if dry_run:
@@ -89,6 +106,16 @@ def reproduce_verb(
     raise_first_failure(outcomes)
     if differ := [j.claim.id for j in judgements if j.verdict == "differs" and not j.provisional]:
         raise RunError(f"{len(differ)} of {len(judgements)} claims differ: {', '.join(differ)}")
+
+
+def _say_why(console: "Console", refused: "Mapping[str, ConfigError]") -> None:
+    """Say once for each reason which claim, or how many, it stops."""
+    stopped: dict[str, list[str]] = {}
+    for claim, why in refused.items():
+        stopped.setdefault(str(why), []).append(claim)
+    for reason, of in stopped.items():
+        text = f"{of[0] if len(of) == 1 else f'{len(of)} claims'} can't run here: {reason}"
+        console.print(one_line(text, LONGEST), markup=False, highlight=False, soft_wrap=True)
 
 
 def _plan_table(wanted: "Sequence[Claim]", runs: "Sequence[Needed]", todo: "Sequence[Needed]", jobs: int) -> "Table":

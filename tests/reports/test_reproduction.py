@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from clbench import resolve
 from clbench.cli import main
-from clbench.errors import ConfigError
+from clbench.errors import ConfigError, MissingDataError
 from clbench.reports import published, reproduction
 from clbench.reports.published import Claim, read_claims
 from clbench.reports.reproduction import Measured, judge, read_csv, to_csv, write_results
+from clbench.resolve import prepare
+from clbench.scenarios import download
 
 PAPER = """
 citation = "A paper"
@@ -263,6 +266,10 @@ def test_like_begins_with_the_protocol_of_a_claim(two_claims: list[Claim], capsy
         (["reproduce", "paper/other"], ("paper/other", "paper/digits")),
         (["reproduce", "--budget", "10"], ("--budget 10", "10m")),
         (["reproduce", "--tier", "E"], ("tier", "'E'")),
+        (["reproduce", "--tier", "a"], ("did you mean 'A'?",)),
+        (["reproduce", "--device", "cuda:99"], ("device=cuda:99 is not there", "cpu")),
+        (["run", "split-mnist", "lwf", "--like", "paper/digits/er"], ("split-mnist given", "claim's, split-mnist-5k")),
+        (["compare", "own.npz", "lwf", "--like", "paper/digits/er"], ("own.npz given", "claim's, split-mnist-5k")),
     ],
 )
 def test_what_reproduce_and_like_refuse(
@@ -272,6 +279,90 @@ def test_what_reproduce_and_like_refuse(
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert all(word in err for word in words), err
+
+
+def test_a_plan_reads_and_downloads_no_data(
+    two_claims: list[Claim], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a budget that nothing fits into: 2 + 3 s are the least that er and naive take."""
+    claim = two_claims[0].model_copy(update={"scenario": "split-mnist"})
+    monkeypatch.setattr(published, "claims", lambda: {claim.id: claim})
+    monkeypatch.setattr(resolve, "prepare", lambda config: pytest.fail("a scenario was built"))
+    for given in (["--dry-run"], ["--budget", "4s"]):
+        code, out, err = call(capsys, "reproduce", "--data-root", "empty", *given)
+        assert (code, err) == (0, "")
+        assert claim.id in out
+    assert not Path("empty").exists()
+
+
+def test_a_budget_alone_takes_claims_of_every_tier(
+    two_claims: list[Claim], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = two_claims[1].model_copy(update={"tier": "B"})
+    monkeypatch.setattr(published, "claims", lambda: {c.id: c for c in (two_claims[0], second)})
+    told = [call(capsys, "reproduce", "--dry-run", *given)[1] for given in ([], ["--budget", "10m"])]
+    assert [second.id in out for out in told] == [False, True]
+    assert " ".join(call(capsys, "reproduce", "--help")[1].split()).count("every tier") == 2
+
+
+def test_data_are_looked_at_once_for_all_claims_that_share_them(
+    two_claims: list[Claim], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is lacking is looked for once, and within a budget the next claim comes: er on the digits that are here."""
+    absent = [
+        two_claims[0].model_copy(
+            update={"scenario": "split-mnist", "name": f"er{n}", "fields": {**two_claims[0].fields, "limit": n}}
+        )
+        for n in (10, 20, 30)
+    ]
+    asked: list[str] = []
+    monkeypatch.setattr(resolve, "prepare", lambda config: asked.append(config.scenario) or prepare(config))
+    wanted = [*absent, *two_claims]
+    needed, _ = reproduction.needed(wanted, out="runs", offline=True, data_root="empty")
+    assert asked == []
+    _, todo, refused = reproduction.startable(needed, 25)
+    assert asked == ["split-mnist", "split-mnist-5k"]
+    assert {c.id for run in todo for c, _ in run.serves} == {c.id for c in two_claims}
+    assert sorted(run.seconds for run in todo) == [2, 2, 3, 3]
+    assert len(set(refused) & {c.id for c in absent}) == len(refused) > 0
+    left, todo, refused = reproduction.startable(needed)
+    assert asked[2:] == ["split-mnist", "split-mnist-5k"]
+    assert set(refused) == {c.id for c in absent}
+    assert left == todo
+    assert len(left) == 6
+
+
+def test_a_reason_is_said_once_and_briefly(
+    two_claims: list[Claim], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claims that are asked for by name, and can't run, end it with 2; the kept results are shown all the same."""
+    listed = [c.model_copy(update={"scenario": "split-mnist"}) for c in two_claims]
+    monkeypatch.setattr(published, "claims", lambda: {c.id: c for c in listed})
+    monkeypatch.setattr(reproduction, "committed", lambda: runs(listed[0], [50.0, 50.1], [20.0, 21.0]))
+    tried: list[str] = []
+
+    def fail(payload: Any, folder: Path) -> Path:
+        tried.append(payload.name)
+        raise ConnectionError("; ".join(f"https://mirror-{n}.org/{payload.name}: {'no answer ' * 9}" for n in (1, 2)))
+
+    monkeypatch.setattr(download, "fetch", fail)
+    for names, ends in (([], 0), (["paper"], 2)):
+        code, out, err = call(capsys, "reproduce", "--data-root", "empty", *names)
+        assert code == ends
+        assert "reproduced" in out
+        assert err.startswith("2 claims can't run here: there is no data for 'mnist' in empty")
+        assert err.count("can't run here") == 1
+        assert all(len(line) < 300 for line in err.splitlines())
+    assert len(tried) == 2
+    assert "paper: none can run here" in err
+
+
+def test_a_finished_claim_needs_no_data(
+    two_claims: list[Claim], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call(capsys, "reproduce", "paper/digits/er")[0] == 1
+    monkeypatch.setattr(resolve, "prepare", lambda config: pytest.fail("a scenario was built"))
+    assert "differs" in call(capsys, "reproduce", "paper/digits/er")[1]
 
 
 def test_with_nothing_at_hand_the_kept_results_are_shown(
@@ -292,6 +383,24 @@ def test_with_nothing_at_hand_the_kept_results_are_shown(
     monkeypatch.setattr(reproduction, "committed", list)
     code, out, err = call(capsys, "reproduce", "--offline", "--data-root", "empty")
     assert code == 2
+
+
+def test_finished_runs_of_naive_alone_are_no_result_of_a_claim(
+    two_claims: list[Claim], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naive = two_claims[0].model_copy(update={"strategy": "naive", "name": "naive", "fields": two_claims[1].fields})
+    monkeypatch.setattr(published, "claims", lambda: {c.id: c for c in (naive, two_claims[1])})
+    assert call(capsys, "reproduce", naive.id)[0] in (0, 1)
+    monkeypatch.setattr(reproduction, "committed", lambda: runs(two_claims[1], [90.0, 90.1], [20.0, 21.0]))
+
+    def lack(config: Any) -> Any:
+        raise MissingDataError("there is no data")
+
+    monkeypatch.setattr(resolve, "prepare", lack)
+    code, out, err = call(capsys, "reproduce", two_claims[1].id)
+    assert code == 2
+    assert "reproduced" in out
+    assert f"{two_claims[1].id} can't run here: there is no data" in err
 
 
 def test_list_claims_shows_every_one(two_claims: list[Claim], capsys: pytest.CaptureFixture[str]) -> None:
