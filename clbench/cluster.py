@@ -3,12 +3,15 @@
 import logging
 import os
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from urllib.parse import urlsplit
 
 from clbench.errors import ConfigError
 from clbench.planned import Outcome, PlannedRun
@@ -24,6 +27,11 @@ class Cluster:
     address: str | None = None
     gpus_per_run: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuse what Ray has no GPUs for."""
+        if self.gpus_per_run < 0 or not (self.gpus_per_run <= 1 or float(self.gpus_per_run).is_integer()):
+            raise ConfigError(f"--gpus-per-run {self.gpus_per_run:g}: 0 to 1, or a whole number, is accepted")
+
 
 def require_ray() -> None:
     """Raise ConfigError where Ray is not installed."""
@@ -36,16 +44,20 @@ def on_ray(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcome]], c
     require_ray()
     import ray
 
-    with _kept_signals() as deliver:
+    if not ray.is_initialized():
+        _refuse_unreachable(cluster.address or os.environ.get("RAY_ADDRESS", ""))
+    # Ray's processes end with the thread that started them.
+    with ThreadPoolExecutor(1) as beside, _kept_signals() as (keep, deliver):
         started = not ray.is_initialized()
         try:
             if started:
-                ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+                # In the main thread Ray would handle SIGTERM itself, by an exit that gets lost on the way.
+                init = beside.submit(ray.init, cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+                while wait([init], timeout=0.02).not_done:
+                    keep()
+                init.result()
         except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-            raise ConfigError(
-                f"no Ray cluster at {cluster.address or 'RAY_ADDRESS'} ({reason}); HOST:PORT or auto is accepted"
-            ) from None
+            raise _no_cluster(cluster.address or "RAY_ADDRESS", error) from None
         deliver()
         _warn_of_waiting(items, cluster)
         place = os.getcwd()
@@ -78,11 +90,29 @@ def on_ray(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcome]], c
                 ray.shutdown()
 
 
+def _refuse_unreachable(address: str) -> None:
+    """Raise ConfigError where nothing answers at HOST:PORT or ray://HOST:PORT: Ray would try on for a minute."""
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        if parts.scheme in ("", "ray") and parts.hostname is not None and parts.port is not None:
+            socket.create_connection((parts.hostname, parts.port), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> ConfigError:
+    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:120]
+    return ConfigError(f"no Ray cluster at {address} ({reason}); HOST:PORT or auto is accepted")
+
+
 @contextmanager
-def _kept_signals() -> Iterator[Callable[[], None]]:
-    """Keep signals until what is handed out is called: Ray drops what a handler raises inside Ray's calls."""
+def _kept_signals() -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """Keep signals until they are delivered: Ray drops what a handler raises inside Ray's calls.
+
+    What is handed out keeps them, also where Ray has put handlers of its own in place, and delivers them.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+        yield (lambda: None), (lambda: None)
         return
     numbers = (signal.SIGTERM, signal.SIGINT)
     handlers = {number: signal.getsignal(number) for number in numbers}
@@ -100,11 +130,11 @@ def _kept_signals() -> Iterator[Callable[[], None]]:
         if kept:
             restore()
             signal.raise_signal(kept.pop())
-        install()  # Ray puts handlers of its own in their place
+        install()
 
     install()
     try:
-        yield deliver
+        yield install, deliver
     finally:
         restore()
 

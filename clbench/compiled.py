@@ -1,5 +1,6 @@
 """The network's features compiled for the steps of training, by torch.compile."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,6 +27,8 @@ class CompiledFeatures:
         self.problem: str | None = None
         self.calls = 0
         self._model: Network | None = None
+        loggers = [x for name, x in logging.root.manager.loggerDict.items() if name.partition(".")[0] == "torch"]
+        self._handlers = [handler for x in loggers if isinstance(x, logging.Logger) for handler in x.handlers]
 
     @contextmanager
     def within(self, model: Network) -> Iterator[None]:
@@ -46,6 +49,20 @@ class CompiledFeatures:
         finally:
             del vars(model)["features"]
 
+    @contextmanager
+    def unlogged(self) -> Iterator[None]:
+        """Keep back the warnings that torch logs while it compiles: what really fails is raised.
+
+        What torch was asked to log, as by TORCH_LOGS, is no warning, and is shown.
+        """
+        for handler in self._handlers:
+            handler.addFilter(_no_warning)
+        try:
+            yield
+        finally:
+            for handler in self._handlers:
+                handler.removeFilter(_no_warning)
+
     def _call(self, images: Tensor) -> Tensor:
         self.calls += 1
         assert self._model is not None
@@ -54,13 +71,17 @@ class CompiledFeatures:
                 # Above the limit torch would go on uncompiled without raising anything.
                 from torch._dynamo import config
 
-                with config.patch(fail_on_recompile_limit_hit=True):
+                with config.patch(fail_on_recompile_limit_hit=True), self.unlogged():
                     features: Tensor = self._compiled(images)
                 return features
             except Exception as error:  # whatever compilers raise; what the network itself can't do is raised again
                 first, *_ = str(error).strip().splitlines() or [""]
                 self.problem = f"{type(error).__name__}: {first}"
         return type(self._model).features(self._model, images)
+
+
+def _no_warning(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.WARNING
 
 
 def refuse_compiled(config: RunConfig, kind: type[Strategy]) -> None:

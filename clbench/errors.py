@@ -36,13 +36,14 @@ def one_line(text: str, longest: int) -> str:
     return f"{line[: longest - tail - 5]} ... {line[-tail:]}"
 
 
-def unknown(kind: str, name: str, choices: Iterable[str]) -> ConfigError:
-    """Return the error for an unknown name: the nearest valid one, or those there are."""
+def unknown(kind: str, name: str, choices: Iterable[str], *, prefix: str = "") -> ConfigError:
+    """Return the error for an unknown name: the nearest valid one, or those there are; `prefix` goes before each."""
     known = list(choices)
-    lowered = {choice.lower(): choice for choice in reversed(known)}
-    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
-    hint = f"did you mean {lowered[near[0]]!r}?" if near else f"accepted: {_some(known) or 'none'}"
-    return ConfigError(f"unknown {one_line(kind, 80)} {one_line(repr(name), 60)}; {hint}")
+    by_lower = {choice.lower(): choice for choice in reversed(known)}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    shown = _some([prefix + choice for choice in known])
+    hint = f"did you mean {prefix + by_lower[near[0]]!r}?" if near else f"accepted: {shown or 'none'}"
+    return ConfigError(f"unknown {one_line(kind, 80)} {one_line(repr(prefix + name), 60)}; {hint}")
 
 
 def _some(names: list[str]) -> str:

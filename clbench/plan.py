@@ -15,7 +15,7 @@ from clbench.errors import ConfigError
 from clbench.memory import Memory
 from clbench.record import run_warnings, warning
 from clbench.resolve import strategy_class
-from clbench.runner import execute
+from clbench.runner import check, execute
 from clbench.scenario import ImageSet, Scenario
 from clbench.store import RunFolder
 from clbench.strategy import Context, Stage, Strategy
@@ -36,8 +36,7 @@ def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
     gradients, optimizer, what the strategy keeps, all images), without the activations of a step. With early stopping
     updates and time are upper limits. Raises ConfigError as run() does.
     """
-    if strategy_class(config.strategy).foreign:
-        raise ConfigError(f"{config.strategy} trains by its own loop, which can't be rehearsed; other strategies can")
+    check_plan(config, scenario)
     if config.evaluate_on == "train":
         scenario = scenario.tested_on_training()
     rehearsals: list[_Rehearsal] = []
@@ -95,6 +94,14 @@ def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
             *(warning(config, rule, text) for rule, text in rehearsal.remarks),
         ],
     }
+
+
+def check_plan(config: RunConfig, scenario: Scenario) -> None:
+    """Raise ConfigError, before any training, for what plan_run() can't do."""
+    kind = strategy_class(config.strategy)
+    if kind.foreign:
+        raise ConfigError(f"{config.strategy} trains by its own loop, which can't be rehearsed; other strategies can")
+    check(config, scenario, kind(**config.strategy_options))
 
 
 @dataclass

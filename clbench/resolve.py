@@ -111,7 +111,7 @@ def resolve(
     for key, value in bracket.items():
         if key in own or (key in asked and not shared):
             raise ConfigError(f"{key} is given twice, in the brackets of {name} and outside; once is accepted")
-        if key in cls._options.model_fields:
+        if key in cls._options.model_fields or key in cls.run_options:
             own[key] = value
         elif key in RunConfig.model_fields and key not in _SHARED:
             special |= parse_fields({key: value})

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from clbench.batches import CONVOLVING_PASS_SIZE, Batch, Pipeline
 from clbench.config import RunConfig
-from clbench.errors import RunError
+from clbench.errors import ConfigError, RunError
 from clbench.losses import cross_entropy
 from clbench.memory import Memory
 from clbench.models import build_model
@@ -124,6 +124,8 @@ class Strategy:
     seeds_together: ClassVar[bool] = False
     # Whether the loss goes through `model.features` as a whole, which is what --compile compiles.
     through_features: ClassVar[bool] = True
+    # Names that other software has for options of the run, each with the run's own.
+    run_options: ClassVar[Mapping[str, str]] = {}
     # Whether other software trains, whose state can't be saved: such a run is not continued but begun again.
     foreign: ClassVar[bool] = False
     # Checks of the conformance kit (clbench.testing) that make no sense for it, each with the reason.
@@ -157,7 +159,12 @@ class Strategy:
     @classmethod
     def validate(cls, options: Mapping[str, object], name: str | None = None) -> dict[str, Any]:
         """Return all hyper-parameters with defaults filled in; raises ConfigError for what isn't accepted."""
-        return validate_options(cls._options, options, owner=name or cls.__name__)
+        owner = name or cls.__name__
+        for key, value in options.items():
+            if key in cls.run_options:
+                right = cls.run_options[key]
+                raise ConfigError(f"{key}={value}: {owner} takes it from the run, whose option {right!r} is accepted")
+        return validate_options(cls._options, options, owner=owner)
 
     # The hooks, in the order in which the engine calls them.
 

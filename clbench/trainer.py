@@ -160,7 +160,9 @@ class Trainer:
             self._demand_compiled()
             for parameter in fit.trained.values():
                 parameter.grad = None
-            taken = self._backward(batch, terms, fit.trained)
+            # torch compiles the backward pass when it is first asked for.
+            with nullcontext() if self._compiled is None else self._compiled.unlogged():
+                taken = self._backward(batch, terms, fit.trained)
             if taken:
                 if config.clip is not None:
                     nn.utils.clip_grad_norm_(fit.trained.values(), config.clip)

@@ -7,17 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
-from avalanche.benchmarks.utils import TransformGroups
-from avalanche.benchmarks.utils.classification_dataset import (
-    TaskAwareSupervisedClassificationDataset,
-    _make_taskaware_tensor_classification_dataset,
-)
-from avalanche.benchmarks.utils.transforms import flat_transforms_recursive
 from torch import Tensor
 from torchvision import transforms
 
-from clbench.errors import ConfigError
+from clbench.avalanche import (
+    TaskAwareSupervisedClassificationDataset,
+    TransformGroups,
+    _make_taskaware_tensor_classification_dataset,
+    benchmark_from_datasets,
+    flat_transforms_recursive,
+    with_classes_timeline,
+    with_task_labels,
+)
+from clbench.errors import ConfigError, one_line
 from clbench.scenario import Images, ImageSet, Scenario, Task
 
 # Images that pass the evaluation transforms at a time.
@@ -33,6 +35,15 @@ def from_benchmark(benchmark: Any, *, name: str | None = None) -> Scenario:
     class-incremental scenario, the same classes a domain-incremental one, a task label for each experience a
     task-incremental one. Raises ConfigError, naming the transform or experience, for anything else.
     """
+    if isinstance(benchmark, Scenario):
+        raise ConfigError(
+            "from_benchmark was given a Scenario; a benchmark of Avalanche is accepted (to_benchmark makes one)"
+        )
+    if not (hasattr(benchmark, "train_stream") and hasattr(benchmark, "test_stream")):
+        raise ConfigError(
+            f"from_benchmark was given {_kind(benchmark)}; a benchmark of Avalanche with train_stream and test_stream, "
+            "such as SplitMNIST(5), is accepted"
+        )
     streams = {"train": list(benchmark.train_stream), "test": list(benchmark.test_stream)}
     if getattr(benchmark, "valid_stream", None):
         streams["validation"] = list(benchmark.valid_stream)
@@ -84,6 +95,11 @@ def to_benchmark(scenario: Scenario) -> Any:
     the task-incremental setting and are 0 otherwise. Images are float [C, H, W], normalised by the scenario's mean and
     std, in training augmented as its `augment` says.
     """
+    if not isinstance(scenario, Scenario):
+        raise ConfigError(
+            f"to_benchmark was given {_kind(scenario)}; a Scenario, such as split(load_dataset('mnist-5k', 'data'), "
+            "tasks=5), is accepted"
+        )
     plain = [transforms.ConvertImageDtype(torch.float32), transforms.Normalize(scenario.mean, scenario.std)]
     random = [make(scenario.image_shape[1:]) for kind, make in _RANDOM.items() if kind in scenario.augment.split("-")]
     groups = TransformGroups({"train": transforms.Compose([*random, *plain]), "eval": transforms.Compose(plain)})
@@ -106,6 +122,12 @@ def to_benchmark(scenario: Scenario) -> Any:
     if scenario.setting != "domain":
         benchmark.classes_order = scenario.class_order
     return benchmark
+
+
+def _kind(given: Any) -> str:
+    """Return a value for an error: plain ones as they are, others by their class."""
+    plain = given is None or isinstance(given, str | int | float)
+    return one_line(repr(given), 60) if plain else f"a value of type {type(given).__name__}"
 
 
 _RANDOM: dict[str, Callable[[Any], Any]] = {

@@ -4,7 +4,6 @@ import math
 import random
 import time
 import types
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,25 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from clbench.augment import AUGMENTATIONS
+from clbench.avalanche import (
+    AvalancheDataset,
+    DataAttribute,
+    DatasetExperience,
+    MultiTaskModule,
+    SupervisedPlugin,
+    SupervisedTemplate,
+    TaskAwareSupervisedClassificationDataset,
+    TransformGroups,
+    _make_taskaware_tensor_classification_dataset,
+)
 from clbench.errors import RunError
 from clbench.explain import is_device_error
 from clbench.models.network import Network
 from clbench.scenario import Scenario, Task
 from clbench.strategy import Strategy, Watch
 from clbench.trainer import seed_global_stream
-
-with warnings.catch_warnings():
-    # Of optional packages that are not there, and of what Avalanche will rename.
-    warnings.simplefilter("ignore")
-    from avalanche.benchmarks.scenarios import DatasetExperience
-    from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, TransformGroups
-    from avalanche.benchmarks.utils.classification_dataset import (
-        TaskAwareSupervisedClassificationDataset,
-        _make_taskaware_tensor_classification_dataset,
-    )
-    from avalanche.core import SupervisedPlugin
-    from avalanche.models import MultiTaskModule
-    from avalanche.training.templates import SupervisedTemplate
 
 
 class Experience(DatasetExperience):  # type: ignore[misc]

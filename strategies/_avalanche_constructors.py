@@ -22,6 +22,15 @@ GIVEN = {
     *("train_mb_size", "train_epochs", "eval_mb_size", "device", "plugins", "evaluator", "eval_every", "peval_mode"),
     *("mem_size", "memory_size", "fixed_memory"),
 }
+# Of these, the ones that go by another name as options of the run.
+RENAMED = {
+    "train_mb_size": "batch_size",
+    "eval_mb_size": "batch_size",
+    "train_epochs": "epochs",
+    "mem_size": "memory_size",
+    "buffer_transform": "augment",
+    "feature_extractor": "model",
+}
 # Constructors that the run can fill, but whose models, losses or data are of a kind that no run has.
 UNUSABLE = {
     "CoPE": "a loss and a model with normalised outputs of its own",

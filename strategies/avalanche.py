@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from clbench.avalanche import EvaluationPlugin, SupervisedTemplate, training
 from clbench.config import RunConfig
 from clbench.errors import ConfigError, unknown
 from clbench.models.network import Network
@@ -26,27 +27,28 @@ from clbench.strategies._avalanche import (
     seeded,
     told,
 )
-from clbench.strategies._avalanche_constructors import FAMILIES, SETTINGS, missing_in, options_of, parameters_of, refuse
+from clbench.strategies._avalanche_constructors import (
+    FAMILIES,
+    RENAMED,
+    SETTINGS,
+    missing_in,
+    options_of,
+    parameters_of,
+    refuse,
+)
 from clbench.strategy import Stage, Strategy, Watch
 from clbench.streams import stream_seed
-
-with warnings.catch_warnings():
-    # Of optional packages that are not there, and of what Avalanche will rename.
-    warnings.simplefilter("ignore")
-    import avalanche.training
-    from avalanche.training.plugins import EvaluationPlugin
-    from avalanche.training.templates import SupervisedTemplate
 
 
 @functools.cache
 def strategy_class(name: str) -> type[Strategy]:
     """Return the strategy that runs Avalanche's `name`; raises ConfigError for one that a run can't fill."""
-    found = vars(avalanche.training)
+    found = vars(training)
     templates = {n: c for n, c in found.items() if isinstance(c, type) and issubclass(c, SupervisedTemplate)}
     missing = {n: missing_in(n, c) for n, c in templates.items()}
     usable = sorted(n for n, what in missing.items() if not what)
     if name not in templates:
-        raise unknown("strategy", f"avalanche:{name}", [f"avalanche:{n}" for n in usable])
+        raise unknown("strategy", name, usable, prefix="avalanche:")
     if missing[name]:
         raise ConfigError(f"avalanche:{name} needs {missing[name]}; accepted of Avalanche: {', '.join(usable)}")
     template = templates[name]
@@ -63,6 +65,7 @@ def strategy_class(name: str) -> type[Strategy]:
         "memory_use": "own" if memory else "none",
         "needs_memory": memory,
         "memory_policy": "herding" if name == "ICaRL" else "reservoir",
+        "run_options": {n: option for n, option in RENAMED.items() if n in parameters},
         "template": template,
     }
     members |= {n: p.default for n, p in parameters.items() if n in options and p.default is not p.empty}

@@ -106,6 +106,20 @@ def test_the_command_prints_a_plan_and_leaves_nothing_behind(tmp_path, capsys, m
     assert "did you mean 'lwf'" in err
 
 
+@pytest.mark.parametrize(
+    ("strategies", "wrong"),
+    [
+        ("naive agem --compile default", ["compile=default", "agem"]),
+        pytest.param("naive avalanche:Naive", ["avalanche:Naive", "loop"], marks=pytest.mark.slow),
+    ],
+)
+def test_all_strategies_of_a_plan_are_checked_before_the_first_is_rehearsed(strategies, wrong, capsys, monkeypatch):
+    monkeypatch.setattr("clbench.plan.execute", lambda *_, **__: pytest.fail("rehearsed"))
+    code, out, err = command(capsys, f"plan split-mnist-5k {strategies} --limit 10")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert all(word in err for word in wrong)
+
+
 def test_a_plan_says_what_a_reader_of_the_run_will_be_told(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     steps = "--schedule multistep --milestones 1,9 --lr-factor 0.1"

@@ -33,12 +33,14 @@ def plan_verb(
     as_json: Json = False,
 ) -> None:
     """Tell updates, exemplars, time and bytes of runs before training, from a few timed steps."""
-    from clbench.plan import plan_run
+    from clbench.plan import check_plan, plan_run
     from clbench.resolve import prepare, resolve
     from clbench.text import duration
 
     scenario, names, fields = beginning(like, scenario, strategies or [], fields, pairs(param))
     configs = [resolve(scenario, name, fields) for name in names]
+    for config in configs:
+        check_plan(*prepare(config))
     plans = [plan_run(*prepare(config)) for config in configs]
     if as_json:
         print(json.dumps(plans))

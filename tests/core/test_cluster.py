@@ -1,5 +1,7 @@
 """Sweeps on Ray: a cluster of two nodes on this machine, one of which is lost on the way."""
 
+import math
+import socket
 import subprocess
 import sys
 import time
@@ -83,6 +85,34 @@ def test_no_cluster_there_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         list(run_planned(plan_sweep(tomllib.loads(GRID), cluster=cluster), cluster=cluster))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "localhost:{port}", "127.0.0.1:port"])
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_an_address_that_nothing_answers_at_is_refused_at_once(
+    form: str, by_variable: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refused: Any
+) -> None:
+    """Ray itself would try on for a minute, and log it."""
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'clbench[ray]'")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray tries"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = form.format(port=free.getsockname()[1])
+        if by_variable:
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        cluster = Cluster(None if by_variable else address)
+        with refused(f"no Ray cluster at {address}", "HOST:PORT or auto"):
+            list(run_planned(plan_sweep(tomllib.loads(GRID), cluster=cluster), cluster=cluster))
+
+
+@pytest.mark.parametrize("gpus", [1.5, 2.0001, -1, math.nan, math.inf])
+def test_parts_of_several_gpus_are_refused(gpus: float, refused: Any) -> None:
+    """Ray gives a run a part of one, or whole ones."""
+    with refused(f"--gpus-per-run {gpus:g}", "0 to 1, or a whole number"):
+        Cluster(gpus_per_run=gpus)
+    assert [Cluster(gpus_per_run=n).gpus_per_run for n in (0, 0.25, 1, 2, 3.0)] == [0, 0.25, 1, 2, 3.0]
+
+
 @pytest.mark.parametrize(
     ("device", "gpus", "found"), [(None, 0, "cpu"), (None, 0.25, "cuda"), ("auto", 1, "cuda"), ("cuda", 1, "cuda")]
 )
@@ -116,3 +146,21 @@ def test_an_interrupted_sweep_on_ray_leaves_no_process_behind_WK02(monkeypatch: 
     assert err.splitlines()[-1] == "clbench: terminated; what was saved is kept and can be continued"
     _, alive = psutil.wait_procs(family, timeout=30)
     assert alive == []
+
+
+@pytest.mark.slow
+def test_a_signal_while_ray_starts_ends_the_sweep_as_any_other_WK02(monkeypatch: Any, tmp_path: Path) -> None:
+    """Ray has a handler of its own, which would end the command with 15, or not at all."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'clbench[ray]'")
+    monkeypatch.chdir(tmp_path)
+    Path("grid.toml").write_text(GRID.replace("epochs = 3", "epochs = 100000"))
+    command = [str(Path(sys.executable).parent / "clbench"), "sweep", "grid.toml", "--backend", "ray"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any("gcs_server" in child.name() for child in psutil.Process(process.pid).children()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err.splitlines()[-1] == "clbench: terminated; what was saved is kept and can be continued"

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import logging
 import pickle
 import shutil
 from collections.abc import Callable
@@ -96,6 +97,44 @@ def test_losses_are_those_of_the_network_as_it_is(strategy: str, model: str, tmp
     assert len(steps[0]) == 20
     for one, other in zip(*steps, strict=True):
         assert other == pytest.approx(one, rel=1e-8)
+
+
+def test_what_torch_logs_while_it_compiles_is_not_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the forward and the backward pass; what it was asked to log is shown, as is all before and after."""
+    log = logging.getLogger("torch.utils.cpp_extension")
+    before = {name: list(logger.filters) for name, logger in _torch_handlers().items()}
+
+    def logs(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
+        def compiled(images: Any) -> Any:
+            features = function(images)
+            for told in (log.warning, log.error):
+                told("forwards")
+                features.register_hook(lambda _, told=told: told("backwards"))
+            log.log(logging.INFO, "asked for")
+            return features
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", logs)
+    monkeypatch.setattr(log, "level", logging.INFO)
+    clbench.run("split-mnist-5k", "naive", out=tmp_path, model="mlp:8", epochs=1, compile="default", **FIXED)
+    err = capsys.readouterr().err
+    assert "asked for" in err
+    assert "wards" not in err
+    assert {name: handler.filters for name, handler in _torch_handlers().items()} == before
+    log.warning("afterwards")
+    assert "afterwards" in capsys.readouterr().err
+
+
+def _torch_handlers() -> dict[str, logging.Handler]:
+    return {
+        f"{name} {i}": handler
+        for name in logging.root.manager.loggerDict
+        if name.startswith("torch")
+        for i, handler in enumerate(logging.getLogger(name).handlers)
+    }
 
 
 @pytest.mark.usefixtures("nothing_compiles")

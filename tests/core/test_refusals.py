@@ -36,6 +36,9 @@ def test_any_text_is_refused_in_one_printable_line(option: str, text: str, tmp_p
 def test_the_names_that_an_error_lists_fit_into_its_line() -> None:
     assert len(str(unknown("claim", "?", [f"{'long' * 12}/{i}" for i in range(100)]))) < 300
     assert str(unknown("thing", "?", ["a", "b"])) == "unknown thing '?'; accepted: a, b"
+    assert str(unknown("thing", "?", ["a", "b"], prefix="x:")) == "unknown thing 'x:?'; accepted: x:a, x:b"
+    # Case is no unlikeness, and what goes before every name no likeness.
+    assert str(unknown("thing", "ewcc", ["EWC"], prefix="x:")) == "unknown thing 'x:ewcc'; did you mean 'x:EWC'?"
 
 
 @pytest.mark.parametrize("value", [[1], {"a": 1}, None, 3, True])

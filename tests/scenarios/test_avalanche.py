@@ -26,6 +26,27 @@ def test_a_run_of_ours_imports_nothing_of_avalanche(tmp_path: Path) -> None:
     assert ended.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
+def test_importing_it_prints_nothing(tmp_path: Path) -> None:
+    """Avalanche's own imports warn of optional packages."""
+    script = "from clbench.scenarios.avalanche import from_benchmark, to_benchmark"
+    ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ended.stdout + ended.stderr == ""
+
+
+@pytest.mark.slow
+def test_what_is_no_benchmark_or_scenario_is_refused(tiny: Scenario, refused: Refused) -> None:
+    from clbench.scenarios.avalanche import from_benchmark, to_benchmark
+
+    for given, word in ((None, "None"), ("x" * 500, "'xxx"), (tiny, "Scenario")):
+        with refused("from_benchmark", word, "benchmark of Avalanche"):
+            from_benchmark(given)
+    wrong: list[tuple[Any, str]] = [("split-mnist-5k", "'split-mnist-5k'"), (None, "None")]
+    for given, word in (*wrong, (_benchmark()[0], "type NCScenario")):
+        with refused("to_benchmark", word, "a Scenario"):
+            to_benchmark(given)
+
+
 def _benchmark(**options: Any) -> Any:
     """Avalanche's own nc_benchmark of 60 + 24 random images of 8 x 8 in 6 classes."""
     from avalanche.benchmarks import nc_benchmark

@@ -170,6 +170,12 @@ def test_augmented_images_are_crops_of_ours(tiny: Any) -> None:
     ("spec", "options", "words"),
     [
         ("avalanche:Lwf", {}, ["avalanche:LwF"]),
+        ("avalanche:ewcc", {}, ["did you mean 'avalanche:EWC'?"]),
+        ("avalanche:", {}, ["unknown strategy 'avalanche:'; accepted: avalanche:AGEM, "]),
+        ("avalanche:SupervisedTemplate", {}, ["'avalanche:SupervisedTemplate'; accepted: avalanche:AGEM, "]),
+        ("avalanche:Naive[train_epochs=3]", {}, ["train_epochs=3", "'epochs'"]),
+        ("avalanche:Naive", {"strategy_options": {"train_mb_size": 3}}, ["train_mb_size=3", "'batch_size'"]),
+        ("avalanche:Replay[mem_size=3]", {}, ["mem_size=3", "'memory_size'"]),
         ("avalanch:LwF", {}, ["avalanch", "avalanche"]),
         ("avalanche:LwF", {}, ["avalanche:LwF", "alpha", "required"]),
         ("avalanche:LwF[alpha=x,temperature=2]", {}, ["alpha=x"]),
