@@ -13,7 +13,6 @@ from rich.markup import escape
 
 from clbench.config import SCENARIO_FIELDS, RunConfig, excludes
 from clbench.errors import ConfigError, unknown
-from clbench.files import read_small
 
 # Options come from RunConfig's fields, in its order; each of these names begins a panel of the help.
 PANELS = {
@@ -159,6 +158,8 @@ def metavar(annotation: Any) -> str:
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read options from a TOML or JSON file, or from a run.json; raises ConfigError naming what is wrong in it."""
+    from clbench.files import read_small
+
     try:
         text = read_small(path)
         found = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
