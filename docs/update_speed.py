@@ -87,7 +87,7 @@ def _gpu() -> list[str]:
         "bf16. All of them ran side by side on one card, each with one CPU thread."
     )
     first, command = next(iter(runs.values())), f"clbench reproduce {claim} --device cuda --compile reduce-overhead"
-    where = f"`{command}`: clbench {first.clbench}, torch {first.torch}; {first.device}."
+    where = f"What `{command}` plans: clbench {first.clbench}, torch {first.torch}; {first.device}."
     return ["## On a GPU\n", what + "\n", *lines, "", where, ""]
 
 
