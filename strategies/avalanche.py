@@ -9,33 +9,17 @@ import warnings
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from clbench.avalanche import EvaluationPlugin, SupervisedTemplate, training
+from clbench.avalanche import SupervisedTemplate, training
+from clbench.avalanche.constructors import FAMILIES, RENAMED, SETTINGS, missing_in, options_of, parameters_of
+from clbench.avalanche.given import TaskOutputs, experience, learner_of, optimizer_of, seeded
+from clbench.avalanche.refusals import refuse
+from clbench.avalanche.told import Recorder, held, kept_exemplars, told
 from clbench.config import RunConfig
 from clbench.errors import ConfigError, unknown
 from clbench.models.network import Network
 from clbench.scenario import Scenario, Task
-from clbench.strategies._avalanche import (
-    Features,
-    Recorder,
-    TaskOutputs,
-    augmentation,
-    experience,
-    held,
-    kept_exemplars,
-    seeded,
-    told,
-)
-from clbench.strategies._avalanche_constructors import (
-    FAMILIES,
-    RENAMED,
-    SETTINGS,
-    missing_in,
-    options_of,
-    parameters_of,
-    refuse,
-)
 from clbench.strategy import Stage, Strategy, Watch
 from clbench.streams import stream_seed
 
@@ -118,10 +102,10 @@ class AvalancheStrategy(Strategy):
         with seeded(stream, self.device), warnings.catch_warnings(record=True), told(self):
             warnings.simplefilter("ignore")
             if task.index == 0:
-                self.learner = self._make()
+                self.learner = learner_of(self, self.template)
             self.learner.plugins.insert(0, recorder)
             if task.index > 0 and config.optimizer_state == "reset":
-                self.learner.optimizer, self.learner.optimized_param_id = self._optimizer(), None
+                self.learner.optimizer, self.learner.optimized_param_id = optimizer_of(self), None
             loader = {"drop_last": True} if config.drop_last else {}
             self.learner.train(experience(self, task), eval_streams=[], **loader)
         self.learner.plugins.remove(recorder)
@@ -137,42 +121,3 @@ class AvalancheStrategy(Strategy):
             self.memory.classes = torch.tensor(classes, dtype=torch.int64)
             self.memory.seen = dict.fromkeys(dict.fromkeys(classes), 0)
         return recorder.records
-
-    def _make(self) -> Any:
-        config, setting = self.config, self.setting
-        scenario = self._context.scenario
-        network = TaskOutputs(self.model, scenario).to(self.device) if setting == "task" else self.model
-        given = {
-            "model": network,
-            "feature_extractor": Features(self.model),
-            "classifier": self.model.head,
-            "optimizer": self._optimizer(),
-            "criterion": nn.CrossEntropyLoss(),
-            "buffer_transform": augmentation(self),
-            "train_mb_size": config.batch_size,
-            "train_epochs": config.epochs,
-            "eval_mb_size": config.batch_size,
-            "device": self.device,
-            "plugins": [],
-            "evaluator": EvaluationPlugin(),
-            "eval_every": -1,
-            "mem_size": config.memory_size,
-            "memory_size": config.memory_budget,
-            "fixed_memory": config.memory_size is not None,
-        }
-        own = {name: getattr(self, name) for name in self._options.model_fields}
-        accepted = parameters_of(self.template)
-        return self.template(**{name: value for name, value in (given | own).items() if name in accepted})
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        config, parameters = self.config, self.model.parameters()
-        if config.optimizer == "sgd":
-            return torch.optim.SGD(
-                parameters,
-                lr=config.scaled_lr,
-                momentum=config.momentum,
-                nesterov=config.nesterov,
-                weight_decay=config.weight_decay,
-            )
-        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-        return kind(parameters, lr=config.scaled_lr, weight_decay=config.weight_decay)

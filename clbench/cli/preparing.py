@@ -39,9 +39,12 @@ def plan_verb(
 
     scenario, names, fields = beginning(like, scenario, strategies or [], fields, pairs(param))
     configs = [resolve(scenario, name, fields) for name in names]
+    # What a scenario is cut by is the same for all of them.
+    tasks = prepare(configs[0])[1]
+    configs = [config.model_copy(update={"data_fingerprint": tasks.fingerprint}) for config in configs]
     for config in configs:
-        check_plan(*prepare(config))
-    plans = [plan_run(*prepare(config)) for config in configs]
+        check_plan(config, tasks)
+    plans = [plan_run(config, tasks) for config in configs]
     if as_json:
         print(json.dumps(plans))
         return

@@ -129,21 +129,31 @@ def test_a_device_that_it_is_not_given_is_refused(device: str, gpus: float, tmp_
         plan_sweep(tomllib.loads(GRID) | {"device": device}, out=tmp_path, cluster=Cluster(gpus_per_run=gpus))
 
 
-@pytest.mark.slow
-def test_an_interrupted_sweep_on_ray_leaves_no_process_behind_WK02(monkeypatch: Any, tmp_path: Path) -> None:
-    """Ray started for the sweep alone: its processes end with it."""
+def endless_sweep(monkeypatch: Any, folder: Path) -> subprocess.Popen[str]:
+    """Start a sweep of runs without an end on a Ray of its own."""
     pytest.importorskip("ray", reason="ray is not installed: pip install 'clbench[ray]'")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(folder)
     Path("grid.toml").write_text(GRID.replace("epochs = 3", "epochs = 100000"))
     command = [str(Path(sys.executable).parent / "clbench"), "sweep", "grid.toml", "--backend", "ray"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    wait_for_a_run_on_the_way()
-    family = psutil.Process(process.pid).children(recursive=True)
-    assert len(family) >= 2
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def assert_terminates(process: subprocess.Popen[str]) -> None:
+    """SIGTERM ends the command with its own code and sentence."""
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143
     assert err.splitlines()[-1] == "clbench: terminated; what was saved is kept and can be continued"
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_on_ray_leaves_no_process_behind_WK02(monkeypatch: Any, tmp_path: Path) -> None:
+    """Ray started for the sweep alone: its processes end with it."""
+    process = endless_sweep(monkeypatch, tmp_path)
+    wait_for_a_run_on_the_way()
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 2
+    assert_terminates(process)
     _, alive = psutil.wait_procs(family, timeout=30)
     assert alive == []
 
@@ -151,16 +161,9 @@ def test_an_interrupted_sweep_on_ray_leaves_no_process_behind_WK02(monkeypatch: 
 @pytest.mark.slow
 def test_a_signal_while_ray_starts_ends_the_sweep_as_any_other_WK02(monkeypatch: Any, tmp_path: Path) -> None:
     """Ray has a handler of its own, which would end the command with 15, or not at all."""
-    pytest.importorskip("ray", reason="ray is not installed: pip install 'clbench[ray]'")
-    monkeypatch.chdir(tmp_path)
-    Path("grid.toml").write_text(GRID.replace("epochs = 3", "epochs = 100000"))
-    command = [str(Path(sys.executable).parent / "clbench"), "sweep", "grid.toml", "--backend", "ray"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = endless_sweep(monkeypatch, tmp_path)
     deadline = time.monotonic() + 120
     while not any("gcs_server" in child.name() for child in psutil.Process(process.pid).children()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.terminate()
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert err.splitlines()[-1] == "clbench: terminated; what was saved is kept and can be continued"
+    assert_terminates(process)

@@ -144,9 +144,9 @@ def test_lwf_in_one_batch_minimises_ours(run: Callable[..., Any], tmp_path: Path
 
 def test_augmented_images_are_crops_of_ours(tiny: Any) -> None:
     """What Avalanche's loader yields is one of the 81 x 2 crops of the normalised image, padded with black by hand."""
+    from clbench.avalanche.given import experience
     from clbench.batches import Pipeline
     from clbench.resolve import resolve, strategy_class
-    from clbench.strategies._avalanche import experience
     from clbench.strategy import Context, Progress
 
     config = resolve(tiny, "avalanche:Naive", {"augment": "crop-flip", "epochs": 1})
