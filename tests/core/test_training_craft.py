@@ -21,7 +21,8 @@ from clbench import Observer, Stage, Strategy
 from clbench.early_stopping import Best, validation_loss
 from clbench.losses import cross_entropy
 from clbench.memory import Memory
-from clbench.resolve import find_device
+from clbench.process import process_settings
+from clbench.resolve import find_device, resolve
 from clbench.result import Result
 
 HARSH = "mlp:16-16[batch_norm=true,dropout=0.5]"
@@ -677,20 +678,13 @@ def test_bf16_has_finite_losses_and_importances_in_float32_LW10(strategy, run):
     assert all(t.dtype == torch.float32 for t in tensors if t.is_floating_point())
 
 
-@pytest.mark.parametrize(("precision", "rounded"), [("fp32", False), ("bf16", True)])
-def test_products_of_a_gpu_are_rounded_only_where_that_was_asked_for(run, precision, rounded):
-    found = []
+@pytest.mark.parametrize(("precision", "rounded"), [("fp32", False), ("bf16", False), ("tf32", True)])
+def test_products_in_float32_are_rounded_on_a_gpu_only_by_tf32(precision, rounded):
     backends = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [backend.allow_tf32 for backend in backends]
-
-    class Look(Strategy):
-        family = "reference"
-
-        def end_task(self, task):
-            found.append([backend.allow_tf32 for backend in backends])
-
-    run(Look, precision=precision)
-    assert found == [[rounded, rounded]] * 5
+    config = resolve("split-mnist-5k", "naive", {"threads": 1}).model_copy(update={"precision": precision})
+    with process_settings(config):
+        assert [backend.allow_tf32 for backend in backends] == [rounded, rounded]
     assert [backend.allow_tf32 for backend in backends] == before
 
 
