@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from clbench.process import device_name
-
 
 def ratios(name: str, values: Sequence[float], digits: int = 3) -> dict[str, object]:
     """Return the median, the smallest and the largest of the ratios, one for each turn."""
@@ -23,7 +21,11 @@ def where(load: float, device: str, *packages: str) -> dict[str, object]:
     At a load above 1 the ratios are those of a shared machine. device: what was trained on, "cpu" or "cuda".
     """
     versions: dict[str, object] = {package: metadata.version(package) for package in packages}
-    trained_on = "CPU" if device == "cpu" else device_name(device)
+    trained_on = "CPU"
+    if device != "cpu":
+        from clbench.process import device_name
+
+        trained_on = device_name(device)
     return {"load": round(load, 1)} | versions | {"machine": f"{_processor()}, {os.cpu_count()} cores, {trained_on}"}
 
 

@@ -110,6 +110,8 @@ def theirs(case: dict[str, Any], name: str, seed: int, device: str, threads: int
     from torchvision import transforms
 
     torch.set_num_threads(threads)
+    # clbench convolves in float32 on a GPU, too.
+    torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(seed)
     train, test, shape = _datasets(case, root)
     to_tensor = transforms.ToTensor()
