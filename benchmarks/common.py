@@ -23,7 +23,7 @@ def where(load: float, device: str, *packages: str) -> dict[str, object]:
     versions: dict[str, object] = {package: metadata.version(package) for package in packages}
     trained_on = "CPU"
     if device != "cpu":
-        from clbench.process import device_name
+        from clbench.running.process import device_name
 
         trained_on = device_name(device)
     return {"load": round(load, 1)} | versions | {"machine": f"{_processor()}, {os.cpu_count()} cores, {trained_on}"}

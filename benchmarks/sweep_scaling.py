@@ -18,8 +18,8 @@ from typing import Any
 
 from common import ratios, where, write
 
-from clbench.execution import run_planned
-from clbench.sweeps import plan_sweep
+from clbench.many.execution import run_planned
+from clbench.many.sweeps import plan_sweep
 
 # Rival: worker processes, threads of each run.
 RIVALS = {"two_processes": (2, 1), "one_thread": (1, 1), "two_threads": (1, 2)}

@@ -157,7 +157,7 @@ def _datasets(case: dict[str, Any], root: str) -> tuple[Any, Any, tuple[int, ...
     import torch
     from torch.utils.data import Dataset
 
-    from clbench.resolve import prepare, resolve
+    from clbench.running.resolve import prepare, resolve
 
     options = {k: v for k, v in case.items() if k in ("tasks", "limit")}
     scenario = prepare(resolve(case["scenario"], "naive", options | {"data_root": root}))[1]
@@ -246,7 +246,7 @@ def few_images(root: str, folder: str) -> str:
     import numpy as np
     import torch
 
-    from clbench.resolve import prepare, resolve
+    from clbench.running.resolve import prepare, resolve
 
     scenario = prepare(resolve("split-cifar100", "naive", {"data_root": root}))[1]
     arrays = {}

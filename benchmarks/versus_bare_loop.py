@@ -23,8 +23,8 @@ from common import ratios, where, write
 from torch import Tensor, nn
 
 import clbench
-from clbench.resolve import prepare, resolve
-from clbench.scenario import Scenario
+from clbench.data.scenario import Scenario
+from clbench.running.resolve import prepare, resolve
 
 MEMORY = 500
 

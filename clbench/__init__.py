@@ -4,54 +4,64 @@ Everything is imported on first use; `import clbench` itself needs no torch.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
-from clbench.errors import ConfigError, RunError
+from clbench.config.errors import ConfigError, RunError
+from clbench.support.moved import PUBLIC, Finder
 
 if TYPE_CHECKING:
-    from clbench import augment, importance, losses, memory, metrics, statistics
-    from clbench.comparison import compare
-    from clbench.observer import Observer
-    from clbench.result import Result, load
-    from clbench.runner import run
-    from clbench.scenario import ImageSet, Scenario, Task
-    from clbench.strategy import Stage, Strategy
-    from clbench.sweeps import sweep
-    from clbench.tuning import tune
+    from clbench import models, reports, scenarios
+    from clbench.config.space import Choices, Log
+    from clbench.data import augment
+    from clbench.data.batches import Batch
+    from clbench.data.scenario import ImageSet, Scenario, ScenarioSpec, Task
+    from clbench.learning import importance, losses, memory
+    from clbench.learning.strategy import Stage, Strategy
+    from clbench.many.compare import compare
+    from clbench.many.sweeps import sweep
+    from clbench.results import metrics, statistics
+    from clbench.results.result import Result, load
+    from clbench.running.observer import Observer
+    from clbench.running.run import run
+    from clbench.tools import conformance as testing
+    from clbench.tools.tune import tune
+
+sys.meta_path.append(Finder())
 
 _HOMES = {
-    "compare": "comparison",
-    "Result": "result",
-    "load": "result",
-    "Observer": "observer",
-    "run": "runner",
-    "ImageSet": "scenario",
-    "Scenario": "scenario",
-    "Task": "scenario",
-    "Stage": "strategy",
-    "Strategy": "strategy",
-    "sweep": "sweeps",
-    "tune": "tuning",
+    "Batch": "data.batches",
+    "Choices": "config.space",
+    "ImageSet": "data.scenario",
+    "Log": "config.space",
+    "Observer": "running.observer",
+    "Result": "results.result",
+    "Scenario": "data.scenario",
+    "ScenarioSpec": "data.scenario",
+    "Stage": "learning.strategy",
+    "Strategy": "learning.strategy",
+    "Task": "data.scenario",
+    "compare": "many.compare",
+    "load": "results.result",
+    "run": "running.run",
+    "sweep": "many.sweeps",
+    "tune": "tools.tune",
 }
-_MODULES = (
-    "augment",
-    "importance",
-    "losses",
-    "memory",
-    "metrics",
-    "models",
-    "reports",
-    "scenarios",
-    "statistics",
-)
+_MODULES = {name: home for name, home in PUBLIC.items() if "." not in name} | {
+    name: name for name in ("models", "reports", "scenarios")
+}
 
 __all__ = [
+    "Batch",
+    "Choices",
     "ConfigError",
     "ImageSet",
+    "Log",
     "Observer",
     "Result",
     "RunError",
     "Scenario",
+    "ScenarioSpec",
     "Stage",
     "Strategy",
     "Task",
@@ -62,9 +72,13 @@ __all__ = [
     "losses",
     "memory",
     "metrics",
+    "models",
+    "reports",
     "run",
+    "scenarios",
     "statistics",
     "sweep",
+    "testing",
     "tune",
 ]
 
@@ -73,5 +87,13 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"clbench.{_HOMES[name]}"), name)
     if name in _MODULES:
-        return importlib.import_module(f"clbench.{name}")
+        return importlib.import_module(f"clbench.{_MODULES[name]}")
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("clbench")
     raise AttributeError(f"module 'clbench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -2,7 +2,7 @@
 
 from typing import NoReturn
 
-from clbench.endings import end_at_once, take_signals
+from clbench.support.endings import end_at_once, take_signals
 
 
 def main() -> NoReturn:

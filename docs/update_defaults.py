@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from clbench.cli.listing import LISTINGS
-from clbench.config import EXCLUSIVE, NOT_IDENTITY, RunConfig
-from clbench.options import INTERNAL, metavar, text_of
-from clbench.registry import entry_point_names
-from clbench.resolve import strategy_class
-from clbench.space import declared
+from clbench.cli.options import metavar
+from clbench.config.registry import entry_point_names, text_of
+from clbench.config.run import EXCLUSIVE, INTERNAL, NOT_IDENTITY, RunConfig
+from clbench.config.space import declared
+from clbench.running.resolve import strategy_class
 
 DOCS = Path(__file__).parent
 

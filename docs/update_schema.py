@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clbench.result import SCHEMA_VERSION, _Run
+from clbench.results.result import SCHEMA_VERSION, _Run
 
 FILE = Path(__file__).with_name("run.schema.json")
 

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 import clbench
-from clbench.registry import entry_point_names
-from clbench.resolve import strategy_class
+from clbench.config.registry import entry_point_names
+from clbench.running.resolve import strategy_class
 
 FILE = Path(__file__).parents[1] / "strategies" / "storage.csv"
 # Enough images to fill the memory, few enough for a run of about a second.

@@ -7,9 +7,9 @@ clbench check examples/pull_to_old_features.py:PullToOldFeatures
 import torch
 from torch import Tensor
 
-from clbench.batches import Batch
-from clbench.scenario import Task
-from clbench.strategy import Strategy, Strength
+from clbench.data.batches import Batch
+from clbench.data.scenario import Task
+from clbench.learning.strategy import Strategy, Strength
 
 
 class PullToOldFeatures(Strategy):

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from clbench.errors import ConfigError, unknown
-from clbench.files import write_atomically
+from clbench.config.errors import ConfigError, unknown
 from clbench.reports import differences, figures, latex, page, tables
-from clbench.result import Result
+from clbench.results.result import Result
+from clbench.support.files import write_atomically
 
 __all__ = ["write_comparisons", "write_figures", "write_report"]
 

@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from clbench.reports.svg import Style
 from clbench.reports.tables import METRICS, Row, percent
-from clbench.result import Floats
-from clbench.statistics import Spread
+from clbench.results.result import Floats
+from clbench.results.statistics import Spread
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clbench.errors import ConfigError
-from clbench.metrics import forgetting_by_task
-from clbench.statistics import Paired, Ranks, holm, mean_ranks, paired, runs_needed, smallest_p
+from clbench.config.errors import ConfigError
+from clbench.results.metrics import forgetting_by_task
+from clbench.results.statistics import Paired, Ranks, holm, mean_ranks, paired, runs_needed, smallest_p
 
 if TYPE_CHECKING:
     from clbench.reports.tables import Comparison, Row

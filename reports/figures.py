@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clbench.metrics import average_accuracies
 from clbench.reports import differences, tables
 from clbench.reports.cells import is_line, mean_over_runs
 from clbench.reports.tables import Comparison, Row
-from clbench.result import Floats
+from clbench.results.metrics import average_accuracies
+from clbench.results.result import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from clbench.metrics import DEFINITIONS
 from clbench.reports import page_charts, page_panels, provenance, svg
 from clbench.reports.cells import Cell, Column, Figure, Table, is_line, metric, named, role
 from clbench.reports.differences import all_ranks, verdict
 from clbench.reports.svg import Style
 from clbench.reports.tables import SETTINGS, Comparison, Row, is_best, percent, rule, words
-from clbench.result import MatrixName
+from clbench.results.metrics import DEFINITIONS
+from clbench.results.result import MatrixName
 
 if TYPE_CHECKING:
     from jinja2 import Environment

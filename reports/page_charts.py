@@ -3,13 +3,13 @@
 import math
 from collections.abc import Sequence
 
-from clbench.metrics import average_accuracies
 from clbench.reports import svg
 from clbench.reports.cells import Cell, Column, Figure, Table, is_line, plus, spread_cell
 from clbench.reports.differences import pareto
 from clbench.reports.svg import Line, Point, Style
 from clbench.reports.tables import Comparison
-from clbench.statistics import Spread, spread
+from clbench.results.metrics import average_accuracies
+from clbench.results.statistics import Spread, spread
 
 
 def average_accuracy(part: Comparison, looks: Sequence[Style]) -> Figure:

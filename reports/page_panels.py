@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clbench.metrics import DEFINITIONS
 from clbench.reports import svg
 from clbench.reports.cells import Cell, Column, Figure, Table, mean_over_runs, named, or_dash, spread_cell
 from clbench.reports.svg import Line, Style
 from clbench.reports.tables import Comparison, Row
-from clbench.result import Evaluation, Floats, Result
-from clbench.statistics import spread
-from clbench.text import printable
+from clbench.results.metrics import DEFINITIONS
+from clbench.results.result import Evaluation, Floats, Result
+from clbench.results.statistics import spread
+from clbench.support.text import printable
 
 # Cells that the matrices of a section, and its confusion matrices, may have in all: beyond, the page gets too big.
 MOST_CELLS = 40_000

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from clbench.result import Result
+from clbench.results.result import Result
 
 # From here on a difference in optimizer steps is worth a word.
 _UNEQUAL = 1.05

@@ -4,14 +4,13 @@ import shlex
 import string
 from collections.abc import Iterable, Sequence
 
-from clbench.config import NOT_IDENTITY, RunConfig
-from clbench.errors import ConfigError
-from clbench.options import IN_FILES, INTERNAL
-from clbench.registry import entry_point_names, parse_spec
+from clbench.config.errors import ConfigError
+from clbench.config.registry import entry_point_names, parse_spec
+from clbench.config.run import IN_FILES, INTERNAL, NOT_IDENTITY, RunConfig
 from clbench.reports.cells import Cell, Column, Table, or_dash
 from clbench.reports.tables import Comparison, Row, words
-from clbench.result import Result
-from clbench.text import printable
+from clbench.results.result import Result
+from clbench.support.text import printable
 
 
 def runs(part: Comparison) -> tuple[Table, list[tuple[str, str]]]:

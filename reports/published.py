@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from clbench.config import RunConfig
-from clbench.errors import ConfigError, unknown
-from clbench.metrics import DEFINITIONS
-from clbench.registry import explain
+from clbench.config.errors import ConfigError, unknown
+from clbench.config.registry import explain
+from clbench.config.run import RunConfig
+from clbench.results.metrics import DEFINITIONS
 
 Tier = Literal["A", "B", "C"]
 # Fields that belong to a machine or to one run, not to a protocol.

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clbench.reports.tables import MATRICES, matrix_label
-from clbench.result import Floats, Result
+from clbench.results.result import Floats, Result
 
 # More columns than this do not fit on a terminal; the tasks' accuracies are then in accuracy.csv only.
 WIDEST = 12

@@ -12,14 +12,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from clbench.config import NOT_IDENTITY
-from clbench.errors import ConfigError
-from clbench.metrics import DEFINITIONS
+from clbench.config.errors import ConfigError
+from clbench.config.run import NOT_IDENTITY
 from clbench.reports import differences
 from clbench.reports.protocol import broken_rules
-from clbench.result import Floats, MatrixName, Result
-from clbench.statistics import Interval, Spread, interval, spread, variances
-from clbench.text import printable
+from clbench.results.metrics import DEFINITIONS
+from clbench.results.result import Floats, MatrixName, Result
+from clbench.results.statistics import Interval, Spread, interval, spread, variances
+from clbench.support.text import printable
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.errors import ConfigError
+from clbench.config.errors import ConfigError
 from clbench.scenarios.files import Raw
 
 CIFAR_10 = "cifar-10-batches-py"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.errors import ConfigError, unknown
+from clbench.config.errors import ConfigError, unknown
 from clbench.scenarios.files import Raw, check_labels, read_npz, require_memory, to_nchw
 from clbench.scenarios.images import read_image_folder
 from clbench.scenarios.known import KNOWN, Known, load_known

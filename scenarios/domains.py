@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clbench.config import RunConfig
-from clbench.errors import ConfigError
-from clbench.scenario import Scenario, ScenarioSpec
+from clbench.config.errors import ConfigError
+from clbench.config.run import RunConfig
+from clbench.data.scenario import Scenario, ScenarioSpec
 from clbench.scenarios.datasets import Dataset
 from clbench.scenarios.files import require_memory
 from clbench.scenarios.splits import drawn_by, load_once, presets, split_by_config
-from clbench.streams import stream
+from clbench.support.streams import stream
 
 Images = NDArray[np.uint8]
 

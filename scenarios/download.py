@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import Request, urlopen
 
-from clbench.errors import ConfigError
+from clbench.config.errors import ConfigError
 from clbench.scenarios.files import atomic_file
 
 ANSWER_SECONDS = 6.0  # a source's name is resolved, it is reached and has begun to answer

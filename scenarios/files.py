@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.errors import ConfigError, unknown
+from clbench.config.errors import ConfigError, unknown
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 IDX_FILES = (

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.errors import ConfigError
-from clbench.registry import natural_sorted
+from clbench.config.errors import ConfigError
+from clbench.config.registry import natural_sorted
 from clbench.scenarios.files import Raw, atomic_file, cache_folder, require_memory
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clbench.errors import ConfigError, MissingDataError
+from clbench.config.errors import ConfigError, MissingDataError
 from clbench.scenarios import download
 from clbench.scenarios.cifar import CIFAR_10, CIFAR_100, CIFAR_BATCHES, read_cifar
 from clbench.scenarios.files import (

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clbench.config import RunConfig
-from clbench.errors import ConfigError, unknown
-from clbench.scenario import Images, ImageSet, Scenario, ScenarioSpec, Task
+from clbench.config.errors import ConfigError, unknown
+from clbench.config.run import RunConfig
+from clbench.data.scenario import Images, ImageSet, Scenario, ScenarioSpec, Task
 from clbench.scenarios.class_orders import CLASS_ORDERS
 from clbench.scenarios.datasets import Dataset, fingerprint, load_dataset
-from clbench.streams import stream
+from clbench.support.streams import stream
 
 
 def split(

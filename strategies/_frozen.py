@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clbench.config import RunConfig
-from clbench.errors import ConfigError
-from clbench.importance import grown
-from clbench.scenario import ImageSet, Scenario, Task
-from clbench.strategy import Stage, Strategy
+from clbench.config.errors import ConfigError
+from clbench.config.run import RunConfig
+from clbench.data.scenario import ImageSet, Scenario, Task
+from clbench.learning.importance import grown
+from clbench.learning.strategy import Stage, Strategy
 
 # The score of an output without samples: lower than any other, and equal among its like.
 UNKNOWN = -1e30

@@ -4,9 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from clbench.batches import Batch
-from clbench.projection import gradient_of, gradients, project, replace_gradients
-from clbench.strategy import Strategy
+from clbench.data.batches import Batch
+from clbench.learning.projection import gradient_of, gradients, project, replace_gradients
+from clbench.learning.strategy import Strategy
 
 
 class AGEM(Strategy):

@@ -6,13 +6,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from clbench.batches import Batch
-from clbench.config import RunConfig
-from clbench.errors import ConfigError
-from clbench.losses import distillation
-from clbench.scenario import ImageSet, Scenario, Task
-from clbench.space import Choices
-from clbench.strategy import Stage, Strategy
+from clbench.config.errors import ConfigError
+from clbench.config.run import RunConfig
+from clbench.config.space import Choices
+from clbench.data.batches import Batch
+from clbench.data.scenario import ImageSet, Scenario, Task
+from clbench.learning.losses import distillation
+from clbench.learning.strategy import Stage, Strategy
 
 
 class BiC(Strategy):

@@ -1,7 +1,7 @@
 """Cumulative training: the reference that may go back to all data and keeps its weights."""
 
-from clbench.scenario import Task
-from clbench.strategy import Stage, Strategy
+from clbench.data.scenario import Task
+from clbench.learning.strategy import Stage, Strategy
 
 
 class Cumulative(Strategy):

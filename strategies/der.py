@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench.batches import Batch
-from clbench.config import RunConfig
-from clbench.errors import ConfigError
-from clbench.memory import MEMORIES
-from clbench.scenario import Scenario, Task
-from clbench.space import Log
-from clbench.strategy import Stage, Strategy, Strength
+from clbench.config.errors import ConfigError
+from clbench.config.run import RunConfig
+from clbench.config.space import Log
+from clbench.data.batches import Batch
+from clbench.data.scenario import Scenario, Task
+from clbench.learning.memory import MEMORIES
+from clbench.learning.strategy import Stage, Strategy, Strength
 
 
 class DER(Strategy):

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from torch import Tensor
 
-from clbench.batches import Batch
-from clbench.space import Log
+from clbench.config.space import Log
+from clbench.data.batches import Batch
+from clbench.learning.strategy import Strength
 from clbench.strategies.der import DER
-from clbench.strategy import Strength
 
 
 class DERpp(DER):

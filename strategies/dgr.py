@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from clbench.batches import Batch
-from clbench.config import RunConfig
-from clbench.errors import ConfigError
-from clbench.losses import cross_entropy, distillation
+from clbench.config.errors import ConfigError
+from clbench.config.run import RunConfig
+from clbench.config.space import Choices
+from clbench.data.batches import Batch
+from clbench.data.scenario import Scenario, Task
+from clbench.learning.losses import cross_entropy, distillation
+from clbench.learning.strategy import Strategy
 from clbench.models.vae import VAE
-from clbench.scenario import Scenario, Task
-from clbench.space import Choices
-from clbench.strategy import Strategy
 
 
 class DGR(Strategy):

@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clbench.batches import Batch
-from clbench.space import Choices
-from clbench.strategy import Strategy
+from clbench.config.space import Choices
+from clbench.data.batches import Batch
+from clbench.learning.strategy import Strategy
 
 
 class ER(Strategy):

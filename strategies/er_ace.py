@@ -5,9 +5,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from clbench.batches import Batch
-from clbench.losses import cross_entropy
-from clbench.strategy import Strategy
+from clbench.data.batches import Batch
+from clbench.learning.losses import cross_entropy
+from clbench.learning.strategy import Strategy
 
 
 class ERACE(Strategy):

@@ -6,10 +6,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clbench.importance import fisher_diagonal_of_batches, grown, quadratic_penalty
-from clbench.scenario import Task
-from clbench.space import Log
-from clbench.strategy import Strategy, Strength
+from clbench.config.space import Log
+from clbench.data.scenario import Task
+from clbench.learning.importance import fisher_diagonal_of_batches, grown, quadratic_penalty
+from clbench.learning.strategy import Strategy, Strength
 
 
 class EWC(Strategy):

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from clbench.scenario import Task
-from clbench.strategy import Stage, Strategy
+from clbench.data.scenario import Task
+from clbench.learning.strategy import Stage, Strategy
 
 
 class FeatureExtraction(Strategy):

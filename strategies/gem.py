@@ -5,11 +5,11 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from clbench.batches import Batch
-from clbench.projection import gradient_of, gradients, project_on_cone, replace_gradients
-from clbench.scenario import ImageSet
-from clbench.space import Choices
-from clbench.strategy import Strategy, Strength
+from clbench.config.space import Choices
+from clbench.data.batches import Batch
+from clbench.data.scenario import ImageSet
+from clbench.learning.projection import gradient_of, gradients, project_on_cone, replace_gradients
+from clbench.learning.strategy import Strategy, Strength
 
 
 class GEM(Strategy):

@@ -6,12 +6,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from clbench.batches import Batch
-from clbench.blocks import block_outputs, chain, check_chain, widths
-from clbench.config import RunConfig
-from clbench.scenario import Scenario, Task
-from clbench.space import Choices
-from clbench.strategy import Stage, Strategy
+from clbench.config.run import RunConfig
+from clbench.config.space import Choices
+from clbench.data.batches import Batch
+from clbench.data.scenario import Scenario, Task
+from clbench.learning.strategy import Stage, Strategy
+from clbench.models.blocks import block_outputs, chain, check_chain, widths
 
 
 class HAT(Strategy):

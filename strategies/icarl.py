@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from clbench.batches import Batch
-from clbench.config import RunConfig
-from clbench.errors import ConfigError
-from clbench.losses import binary_cross_entropy, distillation
-from clbench.scenario import Scenario, Task
-from clbench.strategy import Strategy
+from clbench.config.errors import ConfigError
+from clbench.config.run import RunConfig
+from clbench.data.batches import Batch
+from clbench.data.scenario import Scenario, Task
+from clbench.learning.losses import binary_cross_entropy, distillation
+from clbench.learning.strategy import Strategy
 
 
 class ICaRL(Strategy):

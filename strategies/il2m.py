@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench.scenario import ImageSet, Task
-from clbench.strategy import Strategy
+from clbench.data.scenario import ImageSet, Task
+from clbench.learning.strategy import Strategy
 
 
 class IL2M(Strategy):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clbench.scenario import Task
-from clbench.strategy import Stage, Strategy
+from clbench.data.scenario import Task
+from clbench.learning.strategy import Stage, Strategy
 
 
 class Independent(Strategy):

@@ -1,9 +1,9 @@
 """Joint training: the upper reference line."""
 
-from clbench.config import RunConfig
-from clbench.errors import ConfigError
-from clbench.scenario import Scenario, Task
-from clbench.strategy import Stage, Strategy
+from clbench.config.errors import ConfigError
+from clbench.config.run import RunConfig
+from clbench.data.scenario import Scenario, Task
+from clbench.learning.strategy import Stage, Strategy
 
 
 class Joint(Strategy):

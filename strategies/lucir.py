@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from clbench.batches import Batch
+from clbench.config.space import Choices, Log
+from clbench.data.batches import Batch
+from clbench.data.scenario import Task
+from clbench.learning.strategy import Stage, Strategy, Strength
 from clbench.models.network import Network
-from clbench.scenario import Task
-from clbench.space import Choices, Log
-from clbench.strategy import Stage, Strategy, Strength
 
 
 class LUCIR(Strategy):

@@ -5,12 +5,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from clbench.batches import Batch
-from clbench.config import RunConfig
-from clbench.errors import ConfigError
-from clbench.losses import binary_cross_entropy
-from clbench.scenario import Scenario, Task
-from clbench.strategy import Strategy
+from clbench.config.errors import ConfigError
+from clbench.config.run import RunConfig
+from clbench.data.batches import Batch
+from clbench.data.scenario import Scenario, Task
+from clbench.learning.losses import binary_cross_entropy
+from clbench.learning.strategy import Strategy
 
 
 class LwFMC(Strategy):

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from torch import Tensor
 
-from clbench.importance import copied_weights, grown, mas_importance, quadratic_penalty
-from clbench.scenario import Task
-from clbench.space import Log
-from clbench.strategy import Strategy, Strength
+from clbench.config.space import Log
+from clbench.data.scenario import Task
+from clbench.learning.importance import copied_weights, grown, mas_importance, quadratic_penalty
+from clbench.learning.strategy import Strategy, Strength
 
 
 class MAS(Strategy):

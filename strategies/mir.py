@@ -8,10 +8,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.func import functional_call
 
-from clbench.batches import Batch
-from clbench.losses import cross_entropy
-from clbench.space import Choices
-from clbench.strategy import Strategy
+from clbench.config.space import Choices
+from clbench.data.batches import Batch
+from clbench.learning.losses import cross_entropy
+from clbench.learning.strategy import Strategy
 
 
 class MIR(Strategy):

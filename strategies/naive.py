@@ -1,6 +1,6 @@
 """Naive fine-tuning: the lower reference line."""
 
-from clbench.strategy import Strategy
+from clbench.learning.strategy import Strategy
 
 
 class Naive(Strategy):

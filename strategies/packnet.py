@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clbench.batches import Batch
-from clbench.scenario import Task
-from clbench.space import Choices
-from clbench.strategy import Stage, Strategy
+from clbench.config.space import Choices
+from clbench.data.batches import Batch
+from clbench.data.scenario import Task
+from clbench.learning.strategy import Stage, Strategy
 
 FREE = -1
 

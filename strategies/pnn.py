@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clbench.batches import Batch
-from clbench.blocks import Layer, check_chain
-from clbench.config import RunConfig
+from clbench.config.run import RunConfig
+from clbench.data.batches import Batch
+from clbench.data.scenario import Scenario, Task
+from clbench.learning.strategy import Stage, Strategy
+from clbench.models.blocks import Layer, check_chain
 from clbench.models.network import Network
-from clbench.scenario import Scenario, Task
-from clbench.strategy import Stage, Strategy
 
 
 class Adapter(nn.Module):

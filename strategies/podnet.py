@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from clbench.batches import Batch
-from clbench.blocks import block_outputs
-from clbench.config import RunConfig
-from clbench.errors import ConfigError
-from clbench.scenario import Scenario, Task
-from clbench.space import Log
-from clbench.strategy import Strategy, eval_mode
+from clbench.config.errors import ConfigError
+from clbench.config.run import RunConfig
+from clbench.config.space import Log
+from clbench.data.batches import Batch
+from clbench.data.scenario import Scenario, Task
+from clbench.learning.strategy import Strategy, eval_mode
+from clbench.models.blocks import block_outputs
 
 
 def pooled(maps: Tensor) -> Tensor:

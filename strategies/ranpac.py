@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from clbench.scenario import ImageSet, Task
-from clbench.space import Choices
+from clbench.config.space import Choices
+from clbench.data.scenario import ImageSet, Task
 from clbench.strategies._frozen import FrozenBackbone
 
 RIDGES = [10.0**power for power in range(-8, 9)]

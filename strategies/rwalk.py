@@ -6,11 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clbench.batches import Batch
-from clbench.importance import copied_gradients, copied_weights, grown, loss_decrease, quadratic_penalty, zeros
-from clbench.scenario import Task
-from clbench.space import Log
-from clbench.strategy import Stage, Strategy, Strength
+from clbench.config.space import Log
+from clbench.data.batches import Batch
+from clbench.data.scenario import Task
+from clbench.learning.importance import copied_gradients, copied_weights, grown, loss_decrease, quadratic_penalty, zeros
+from clbench.learning.strategy import Stage, Strategy, Strength
 
 
 class RWalk(Strategy):

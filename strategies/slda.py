@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clbench.space import Choices
+from clbench.config.space import Choices
 from clbench.strategies._frozen import FrozenBackbone
 
 

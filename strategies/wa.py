@@ -6,11 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from clbench.batches import Batch
-from clbench.losses import distillation
-from clbench.scenario import Task
-from clbench.space import Choices
-from clbench.strategy import Strategy
+from clbench.config.space import Choices
+from clbench.data.batches import Batch
+from clbench.data.scenario import Task
+from clbench.learning.losses import distillation
+from clbench.learning.strategy import Strategy
 
 
 class WA(Strategy):

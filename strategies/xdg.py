@@ -6,11 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clbench.batches import Batch
-from clbench.blocks import block_outputs, widths
-from clbench.space import Choices
-from clbench.strategy import Strategy
-from clbench.streams import stream
+from clbench.config.space import Choices
+from clbench.data.batches import Batch
+from clbench.learning.strategy import Strategy
+from clbench.models.blocks import block_outputs, widths
+from clbench.support.streams import stream
 
 
 class XdG(Strategy):

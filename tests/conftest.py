@@ -32,10 +32,10 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a GPU is, a test trains on it only by name: what is compared to the byte is what a CPU does."""
-    import clbench.resolve
+    import clbench.running.resolve
 
-    find = clbench.resolve.find_device
-    monkeypatch.setattr(clbench.resolve, "find_device", lambda name: find("cpu" if name == "auto" else name))
+    find = clbench.running.resolve.find_device
+    monkeypatch.setattr(clbench.running.resolve, "find_device", lambda name: find("cpu" if name == "auto" else name))
 
 
 @pytest.fixture(scope="session")
@@ -89,12 +89,12 @@ def run(tmp_path: Path, tiny: Any) -> Callable[..., Any]:
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks and images in double precision, in which rounding can't be taken for a difference."""
-    import clbench.runner
-    import clbench.strategy
-    from clbench.batches import Pipeline
+    import clbench.learning.strategy
+    import clbench.running.run
+    from clbench.data.batches import Pipeline
 
-    new_model, normalize = clbench.runner.new_model, Pipeline.normalize
-    for module in (clbench.runner, clbench.strategy):
+    new_model, normalize = clbench.running.run.new_model, Pipeline.normalize
+    for module in (clbench.running.run, clbench.learning.strategy):
         monkeypatch.setattr(module, "new_model", lambda *given: new_model(*given).double())
     monkeypatch.setattr(Pipeline, "normalize", lambda self, originals: normalize(self, originals).double())
 

@@ -24,13 +24,13 @@ from typing import Any
 import torch
 import torch._dynamo  # which the first optimizer would import, in each process anew
 
-import clbench.files
 import clbench.models.mlp
-from clbench.resolve import prepare, resolve, strategy_class
-from clbench.result import Result
-from clbench.runner import execute, safe_classes
-from clbench.store import RunFolder, unpack
-from clbench.testing import _assert_equal
+import clbench.support.files
+from clbench.results.result import Result
+from clbench.running.folder import RunFolder, unpack
+from clbench.running.resolve import prepare, resolve, strategy_class
+from clbench.running.run import execute, safe_classes
+from clbench.tools.conformance import _assert_equal
 
 OPTIONS: dict[str, Any] = {
     "limit": 30,
@@ -163,7 +163,7 @@ def prepare_child(writer: int, fault: tuple[str, int] | None) -> None:
         if str(other).endswith("-previous.pt") and count("moved aside"):
             die()
 
-    clbench.files.open = Torn  # type: ignore[attr-defined]
+    clbench.support.files.open = Torn  # type: ignore[attr-defined]
     os.replace = replaced  # type: ignore[assignment]
     # A killed process loses nothing that it has written; only a power cut does.
     os.fsync = lambda fd: None

@@ -32,17 +32,17 @@ import psutil
 import torch
 from PIL import Image
 
-import clbench.observer
-import clbench.runner
+import clbench.running.observer
+import clbench.running.run
 from clbench import cli
-from clbench.config import EXCLUSIVE, RunConfig
-from clbench.errors import ConfigError
-from clbench.options import INTERNAL, read_config
-from clbench.registry import entry_point_names
-from clbench.resolve import prepare, resolve, strategy_class
-from clbench.result import Result, load_results
-from clbench.runner import execute, safe_classes
-from clbench.store import RunFolder, pack, unpack
+from clbench.cli.options import read_config
+from clbench.config.errors import ConfigError
+from clbench.config.registry import entry_point_names
+from clbench.config.run import EXCLUSIVE, INTERNAL, RunConfig
+from clbench.results.result import Result, load_results
+from clbench.running.folder import RunFolder, pack, unpack
+from clbench.running.resolve import prepare, resolve, strategy_class
+from clbench.running.run import execute, safe_classes
 
 SECONDS = 30.0
 MEMORY = 3 << 30
@@ -403,12 +403,12 @@ def hostile_png(chance: random.Random) -> bytes:
 
 def file_targets(place: Path) -> dict[str, Callable[[random.Random], Outcome]]:
     """Return for each kind of file how a case of it is made and read."""
+    from clbench.many.sweeps import expand, read_grid
     from clbench.reports import tables
     from clbench.reports.published import read_claims
     from clbench.reports.run_tables import render_run
     from clbench.scenarios.files import read_idx, read_npz
     from clbench.scenarios.images import read_image_folder
-    from clbench.sweeps import expand, read_grid
 
     arrays, npz = tiny_arrays(), tiny_npz(place / "tiny.npz")
     idx = bytes((0, 0, 8, 3)) + struct.pack(">III", *arrays["x_train"].shape) + arrays["x_train"].tobytes()
@@ -558,7 +558,7 @@ def interrupt(config: Any, scenario: Any, out: Path) -> None:
     class EnoughError(Exception):
         pass
 
-    class Stop(clbench.observer.Observer):
+    class Stop(clbench.running.observer.Observer):
         def step(self, progress: Any, loss: float | None) -> None:
             if progress.task == 1 and progress.step == 3:
                 raise EnoughError
@@ -579,7 +579,7 @@ def fuzz(kind: str, cases: int, seed: int, only: str = "") -> Iterator[dict[str,
         os.fsync = lambda fd: None  # type: ignore[assignment]
         if kind == "options":
             targets = option_targets(place)
-            clbench.runner._Run.go = not_trained  # type: ignore[method-assign]
+            clbench.running.run._Run.go = not_trained  # type: ignore[method-assign]
             # Half of a case's time: the commands are the same each time.
             cli.typer.main.get_command = functools.cache(cli.typer.main.get_command)
         else:

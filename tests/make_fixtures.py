@@ -46,7 +46,7 @@ class EnoughError(Exception):
 def make(folder: Path) -> None:
     """Leave a finished run in FOLDER/finished and one within its second task in FOLDER/unfinished."""
     import clbench
-    from clbench.observer import Observer
+    from clbench.running.observer import Observer
 
     class Stop(Observer):
         def step(self, progress: Any, loss: float | None) -> None:

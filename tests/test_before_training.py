@@ -11,10 +11,10 @@ import torch
 import clbench
 from clbench import ConfigError, RunError
 from clbench.cli import main
-from clbench.overfit import learn_by_heart
-from clbench.plan import plan_run
-from clbench.registry import entry_point_names
-from clbench.resolve import resolve
+from clbench.config.registry import entry_point_names
+from clbench.running.resolve import resolve
+from clbench.tools.overfit import learn_by_heart
+from clbench.tools.plan import plan_run
 
 FAST = {"model": "mlp:16", "epochs": 2, "batch_size": 8, "optimizer": "adam", "lr": 0.01, "threads": 1}
 
@@ -80,7 +80,7 @@ def test_bytes_are_those_worked_out_by_hand(strategy, extra, tiny):
 def test_the_estimated_time_is_that_of_the_timed_steps(tiny, monkeypatch):
     """A clock that moves on by a second at each look: one look a step, so 10 updates take 10 s beside the rest."""
     now = iter(range(10**6))
-    monkeypatch.setattr("clbench.plan.time.perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr("clbench.tools.plan.time.perf_counter", lambda: float(next(now)))
     plan = plan_run(resolve(tiny, "naive", FAST), tiny)
     for task in plan["tasks"]:
         # The clock is shared with the trainer, which looks at it twice in a step.
@@ -114,7 +114,7 @@ def test_the_command_prints_a_plan_and_leaves_nothing_behind(tmp_path, capsys, m
     ],
 )
 def test_all_strategies_of_a_plan_are_checked_before_the_first_is_rehearsed(strategies, wrong, capsys, monkeypatch):
-    monkeypatch.setattr("clbench.plan.execute", lambda *_, **__: pytest.fail("rehearsed"))
+    monkeypatch.setattr("clbench.tools.plan.execute", lambda *_, **__: pytest.fail("rehearsed"))
     code, out, err = command(capsys, f"plan split-mnist-5k {strategies} --limit 10")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert all(word in err for word in wrong)
@@ -156,7 +156,7 @@ def test_every_setting_can_be_checked(setting, cut):
 
 def test_a_rate_that_is_too_small_or_too_large_is_said_with_the_loss_it_got_stuck_at(tiny, monkeypatch):
     """Without learning the loss is that of chance over 10 outputs, ln 10 = 2.30."""
-    monkeypatch.setattr("clbench.overfit.STUCK_EPOCHS", 5)
+    monkeypatch.setattr("clbench.tools.overfit.STUCK_EPOCHS", 5)
     with pytest.raises(RunError, match=r"20 images are not learnt by heart: \d+ are right.*stuck at 2\.[2-4]\d* since"):
         learn_by_heart(resolve(tiny, "naive", FAST | {"lr": 1e-9}), tiny, 20)
     with pytest.raises(RunError, match=r"20 images are not learnt by heart: .*smaller learning rate"):
@@ -171,7 +171,7 @@ def test_more_images_than_there_are_are_refused(n, tiny):
 
 def test_the_command_says_whether_it_learnt_by_its_exit_code(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clbench.overfit.STUCK_EPOCHS", 3)
+    monkeypatch.setattr("clbench.tools.overfit.STUCK_EPOCHS", 3)
     common = "run split-mnist-5k lwf --limit 10 --threads 1 --overfit 10"
     code, out, _ = command(capsys, common)
     assert code == 0
@@ -220,7 +220,7 @@ def test_classes_that_are_not_there_are_refused(classes, tmp_path, capsys, monke
 def test_the_page_on_training_names_options_and_strategies_that_exist():
     """docs/training.md against the command line's own help and the registry."""
     page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
-    options = {name.replace("_", "-") for name in clbench.config.RunConfig.model_fields}
+    options = {name.replace("_", "-") for name in clbench.config.run.RunConfig.model_fields}
     others = {"overfit", "explain-on-cpu", "help", "classes", "out", "seeds", "no-decay-head", "no-decay-norms"}
     assert set(re.findall(r"--([a-z][a-z-]+)", page)) <= options | others
     strategies = [

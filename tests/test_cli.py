@@ -25,7 +25,7 @@ import pytest
 import typer
 
 from clbench.cli import app, main
-from clbench.registry import entry_point_names
+from clbench.config.registry import entry_point_names
 
 CLBENCH = str(Path(sys.executable).parent / "clbench")
 SCENARIO = "split-mnist-5k"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clbench.testing import check_strategy
+from clbench.tools.conformance import check_strategy
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clbench.cli import main
-from clbench.explain import is_device_error
+from clbench.tools.explain import is_device_error
 
 FAILING = """
 import os
@@ -22,7 +22,7 @@ class Failing(clbench.Strategy):
 
     def loss(self, batch):
         if (self.progress.task, self.progress.step) == (1, 2):
-            if "clbench.explain" not in " ".join(sys.orig_argv):
+            if "clbench.tools.explain" not in " ".join(sys.orig_argv):
                 raise RuntimeError("CUDA error: device-side assert triggered\\nCompile with TORCH_USE_CUDA_DSA")
             assert self.config.device == "cpu"
             pathlib.Path("weights.txt").write_text(str(float(self.model.head.weight.detach().sum())))

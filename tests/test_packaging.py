@@ -141,18 +141,6 @@ def modules_named(file: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_the_core_never_imports_the_rooms_above_it() -> None:
-    """Strategies and scenarios are found through entry points alone; only cli, the front door, calls reports."""
-    found = {
-        f"{file.name}: {module}"
-        for file in (ROOT / "clbench").rglob("*.py")
-        for module in modules_named(file)
-        for room in ROOMS
-        if f"{module}.".startswith(f"clbench.{room}.") and not (file.parent.name == "cli" and room == "reports")
-    }
-    assert found == set()
-
-
 def test_nobody_imports_a_room_by_its_folder_name() -> None:
     """`import strategies` works in the checkout alone, where the folder happens to lie in the current one."""
     files = [file for name in ("clbench", *ROOMS, "tests", "examples", "benchmarks", "docs") for file in _python(name)]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clbench import metrics
+from clbench.results import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
@@ -113,7 +113,7 @@ def test_every_block_has_a_language_and_those_that_are_not_run_are_there() -> No
 
 def test_the_grid_of_the_page_of_sweeps_is_what_it_says() -> None:
     """Two rates for naive and each er, 5 seeds: 30; lwf 2 x 3 x 5 less 2 x 5: 20; ewc: 2."""
-    from clbench.sweeps import expand
+    from clbench.many.sweeps import expand
 
     requests = expand(tomllib.loads(blocks("docs/sweeps.md", "toml")[0]), "grid.toml")
     counts = Counter(str(request.strategy).partition("[")[0] for request in requests)

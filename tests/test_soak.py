@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from clbench.registry import entry_point_names
+from clbench.config.registry import entry_point_names
 
 KILLS = int(os.environ.get("CLBENCH_SOAK_KILLS", "7"))
 SEED = int(os.environ.get("CLBENCH_SOAK_SEED", "0"))

@@ -128,7 +128,7 @@ def test_without_ray_the_way_to_install_it_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.delitem(sys.modules, "clbench.cluster", raising=False)
+    monkeypatch.delitem(sys.modules, "clbench.many.cluster", raising=False)
     code, _, err = call(capsys, "sweep grid.toml --backend ray")
     assert (code, err.count("\n")) == (2, 1)
     assert "pip install 'clbench[ray]'" in err

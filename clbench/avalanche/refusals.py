@@ -4,10 +4,10 @@ import importlib.util
 from collections import Counter
 from typing import Any
 
-from clbench.config import FOREIGN_FIELDS, RunConfig
-from clbench.errors import ConfigError
-from clbench.scenario import Scenario
-from clbench.strategy import Strategy
+from clbench.config.errors import ConfigError
+from clbench.config.run import FOREIGN_FIELDS, RunConfig
+from clbench.data.scenario import Scenario
+from clbench.learning.strategy import Strategy
 
 # They copy the network, or its weights, before the first task, so its head can't grow.
 FULL_HEAD = {"ICaRL", "GDumb", "CWRStar", "DER"}

@@ -18,9 +18,9 @@ from clbench.cli.preparing import plan_verb, pretrain_verb, tune_verb
 from clbench.cli.reproducing import reproduce_verb
 from clbench.cli.running import compare_verb, crosscheck_verb, run_verb
 from clbench.cli.sweeping import sweep_verb
-from clbench.endings import ENDINGS, Terminated, interrupt, take_signals
-from clbench.errors import ConfigError, RunError
-from clbench.text import note
+from clbench.config.errors import ConfigError, RunError
+from clbench.support.endings import ENDINGS, Terminated, interrupt, take_signals
+from clbench.support.text import note
 
 VERBS: dict[str, Callable[..., None]] = {
     "run": run_verb,

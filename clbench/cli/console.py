@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from clbench.errors import RunError, one_line
+from clbench.config.errors import RunError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from clbench.planned import Outcome, PlannedRun
-    from clbench.result import Result
+    from clbench.many.planned import Outcome, PlannedRun
+    from clbench.results.result import Result
 
 
 def megabytes(n: int) -> str:
@@ -51,7 +51,7 @@ class RunProgress:
     def __init__(self, console: "Console", planned: "Sequence[PlannedRun]" = ()) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        from clbench.progress import RunCount, TimeLeft
+        from clbench.cli.progress import RunCount, TimeLeft
 
         self.console = console
         self.count = RunCount(planned)
@@ -76,7 +76,7 @@ class RunProgress:
 
     def observer(self) -> Any:
         """Return what follows a run in this process; None off a terminal."""
-        from clbench.progress import BarObserver
+        from clbench.cli.progress import BarObserver
 
         return None if self.bars.disable else BarObserver(self.bars)
 

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from clbench.errors import ConfigError
-from clbench.options import (
+from clbench.cli.options import (
     over,
-    text_of,
 )
-from clbench.options import seeds as read_seeds
+from clbench.cli.options import seeds as read_seeds
+from clbench.config.errors import ConfigError
+from clbench.config.registry import text_of
 
 
 def beginning(
@@ -22,9 +22,9 @@ def beginning(
         if scenario is None or not strategies:
             raise ConfigError("a scenario and a strategy are needed, such as split-mnist-5k lwf, or --like CLAIM")
         return scenario, strategies, {**fields, "strategy_options": given}
-    from clbench.registry import entry_point_names, parse_spec
+    from clbench.config.registry import entry_point_names, parse_spec
     from clbench.reports.published import claim
-    from clbench.resolve import strategy_class
+    from clbench.running.resolve import strategy_class
 
     start = claim(like)
     if scenario is not None and (scenario.endswith(".npz") or scenario in entry_point_names("clbench.scenarios")):
@@ -48,7 +48,7 @@ def beginning(
 def check_tracker(track: str | None) -> None:
     """Raise ConfigError for a tracker that is unknown or not installed."""
     if track is not None:
-        from clbench.tracking import require_tracker
+        from clbench.running.tracking import require_tracker
 
         require_tracker(track)
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from clbench.cli.console import plain, screen
-from clbench.errors import ConfigError, unknown
-from clbench.options import (
+from clbench.cli.options import (
     Json,
-    text_of,
 )
+from clbench.config.errors import ConfigError, unknown
+from clbench.config.registry import text_of
 
 
 def list_verb(
@@ -74,8 +74,8 @@ def _list_strategies() -> list[dict[str, Any]]:
     import csv
     from importlib import resources
 
-    from clbench.registry import entry_point_names
-    from clbench.resolve import strategy_class
+    from clbench.config.registry import entry_point_names
+    from clbench.running.resolve import strategy_class
 
     measured = resources.files("clbench.strategies").joinpath("storage.csv").read_text("utf-8").splitlines()
     storage = {row["strategy"]: row for row in csv.DictReader(measured)}
@@ -103,15 +103,15 @@ def _list_strategies() -> list[dict[str, Any]]:
 
 
 def _list_scenarios() -> list[dict[str, Any]]:
-    from clbench.registry import entry_point_names
-    from clbench.resolve import scenario_spec
+    from clbench.config.registry import entry_point_names
+    from clbench.running.resolve import scenario_spec
 
     names = entry_point_names("clbench.scenarios")
     return [{"name": name, "summary": scenario_spec(name).summary} for name in names]
 
 
 def _list_models() -> list[dict[str, Any]]:
-    from clbench.registry import entry_point_names, load_entry_point
+    from clbench.config.registry import entry_point_names, load_entry_point
 
     rows = []
     for name in entry_point_names("clbench.models"):

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from clbench.cli.console import end, plain, print_report, screen
-from clbench.errors import ConfigError, RunError
-from clbench.options import (
+from clbench.cli.options import (
     DESCRIBED,
     Json,
     config_options,
 )
+from clbench.config.errors import ConfigError, RunError
 
 
 def report_verb(
@@ -31,7 +31,7 @@ def report_verb(
     as_json: Json = False,
 ) -> None:
     """Make tables and plots from finished runs, without torch."""
-    from clbench.result import load_results
+    from clbench.results.result import load_results
 
     if not figure and (kind or style):
         raise ConfigError("--format and --style are for --figure NAME; give it too")
@@ -63,7 +63,7 @@ def watch_verb(
     """Show runs under way, here or on other machines that see the folder; Ctrl-C ends the looking, not the runs."""
     from dataclasses import asdict
 
-    from clbench.watching import Watch, counts, follow, render
+    from clbench.many.watching import Watch, counts, follow, render
 
     watch = Watch(folder)
     runs = watch.look()
@@ -87,7 +87,7 @@ def describe_verb(
     as_json: Json = False,
 ) -> None:
     """Show the tasks of a scenario: original classes, head outputs, numbers of images."""
-    from clbench.resolve import prepare, resolve
+    from clbench.running.resolve import prepare, resolve
 
     _, made = prepare(resolve(scenario, "naive", fields))
     rows = made.describe()
@@ -115,7 +115,7 @@ def check_verb(
     """Check a strategy, built-in or your own, against the conformance kit."""
     from dataclasses import asdict
 
-    from clbench.testing import check_strategy
+    from clbench.tools.conformance import check_strategy
 
     found = {name: check_strategy(name) for name in strategies}
     if as_json:

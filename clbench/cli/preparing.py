@@ -9,8 +9,7 @@ import typer
 
 from clbench.cli.console import RunProgress, megabytes, messages, plain, print_notes, screen
 from clbench.cli.given import beginning
-from clbench.errors import ConfigError
-from clbench.options import (
+from clbench.cli.options import (
     Force,
     Json,
     Like,
@@ -21,6 +20,7 @@ from clbench.options import (
     config_options,
     pairs,
 )
+from clbench.config.errors import ConfigError
 
 
 @config_options()
@@ -33,9 +33,9 @@ def plan_verb(
     as_json: Json = False,
 ) -> None:
     """Tell updates, exemplars, time and bytes of runs before training, from a few timed steps."""
-    from clbench.plan import check_plan, plan_run
-    from clbench.resolve import prepare, resolve
-    from clbench.text import duration
+    from clbench.running.resolve import prepare, resolve
+    from clbench.support.text import duration
+    from clbench.tools.plan import check_plan, plan_run
 
     scenario, names, fields = beginning(like, scenario, strategies or [], fields, pairs(param))
     configs = [resolve(scenario, name, fields) for name in names]
@@ -83,10 +83,10 @@ def pretrain_verb(
     as_json: Json = False,
 ) -> None:
     """Train a backbone on some classes as one task, and write its weights."""
-    from clbench.resolve import parse_fields, prepare, resolve
-    from clbench.runner import execute
-    from clbench.store import RunFolder, default_folder, make_folder
-    from clbench.weights import save_backbone
+    from clbench.models.weights import save_backbone
+    from clbench.running.folder import RunFolder, default_folder, make_folder
+    from clbench.running.resolve import parse_fields, prepare, resolve
+    from clbench.running.run import execute
 
     one_task = {"setting": "class", "tasks": 1, **parse_fields({"class_order": classes})}
     if not isinstance(one_task["class_order"], list):
@@ -130,7 +130,7 @@ def tune_verb(
 ) -> None:
     """Choose hyper-parameters on validation images, never on test images."""
     from clbench.reports.search_tables import render_search, trial_line
-    from clbench.tuning import tune
+    from clbench.tools.tune import tune
 
     console = messages(quiet or as_json)
     with RunProgress(console) as progress:

@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clbench.cli.console import RunProgress, messages, plain, screen
-from clbench.errors import LONGEST, ConfigError, MissingDataError, RunError, one_line
-from clbench.options import (
+from clbench.cli.options import (
     Json,
     Quiet,
     config_options,
 )
-from clbench.options import seconds as read_seconds
+from clbench.cli.options import seconds as read_seconds
+from clbench.config.errors import LONGEST, ConfigError, MissingDataError, RunError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from clbench.planned import Outcome
+    from clbench.cli.claim_runs import Needed
+    from clbench.many.planned import Outcome
     from clbench.reports.published import Claim
-    from clbench.reports.reproduction import Judgement, Measured, Needed
+    from clbench.reports.reproduction import Judgement, Measured
 
 
 @config_options("device", "compile", "data_root", "offline")
@@ -55,17 +56,18 @@ def reproduce_verb(
     as_json: Json = False,
 ) -> None:
     """Run published claims, compare, and give a verdict; what is done already is not run again."""
+    from clbench.cli.claim_runs import needed, startable, within
     from clbench.reports import reproduction
     from clbench.reports.published import chosen
 
     limit = None if budget is None else read_seconds(budget)
     wanted = chosen(names or [], tier or ("A" if not names and budget is None else None))
-    runs, refused = reproduction.needed(wanted, out=out, seeds=seeds, **fields)
+    runs, refused = needed(wanted, out=out, seeds=seeds, **fields)
     console = messages(quiet or as_json)
     if dry_run:
-        todo = runs if limit is None else reproduction.within(runs, limit, jobs)
+        todo = runs if limit is None else within(runs, limit, jobs)
     else:
-        runs, todo, without = reproduction.startable(runs, limit, jobs)
+        runs, todo, without = startable(runs, limit, jobs)
         refused |= without
     if not any(role == "claim" for run in runs for _, role in run.serves):
         kept = reproduction.committed()
@@ -85,7 +87,7 @@ def reproduce_verb(
         screen().print(_plan_table(wanted, runs, todo, jobs))
     if dry_run:
         return
-    from clbench.execution import raise_first_failure, run_planned
+    from clbench.many.execution import raise_first_failure, run_planned
 
     serves = {run.planned.folder: run.serves for run in runs}
     ready = [run for run in runs if run in todo or not run.seconds]
@@ -121,7 +123,7 @@ def _say_why(console: "Console", refused: "Mapping[str, ConfigError]") -> None:
 def _plan_table(wanted: "Sequence[Claim]", runs: "Sequence[Needed]", todo: "Sequence[Needed]", jobs: int) -> "Table":
     from rich.table import Table
 
-    from clbench.text import duration
+    from clbench.support.text import duration
 
     left = sum(run.seconds for run in todo)
     table = Table(title=f"about {duration(left / jobs)} to go with {jobs} job(s), by estimate")

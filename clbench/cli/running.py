@@ -8,9 +8,7 @@ import typer
 
 from clbench.cli.console import RunProgress, messages, plain, print_notes, print_report, screen
 from clbench.cli.given import beginning, check_tracker, given_seeds
-from clbench.config import FOREIGN_FIELDS, RunConfig
-from clbench.errors import ConfigError, RunError
-from clbench.options import (
+from clbench.cli.options import (
     Force,
     Json,
     Like,
@@ -22,9 +20,11 @@ from clbench.options import (
     config_options,
     pairs,
 )
+from clbench.config.errors import ConfigError, RunError
+from clbench.config.run import FOREIGN_FIELDS, RunConfig
 
 if TYPE_CHECKING:
-    from clbench.planned import Outcome
+    from clbench.many.planned import Outcome
 
 # What Avalanche's loop has no place for, so that a cross-check would always refuse it.
 NOT_CROSSCHECKED = [name for name in RunConfig.model_fields if name not in (*FOREIGN_FIELDS, "checkpoint_every")]
@@ -60,16 +60,16 @@ def run_verb(
             "--overfit leaves no run behind; give it without --out, --resume, --force, --explain-on-cpu, --track"
         )
     check_tracker(track)
-    from clbench.resolve import prepare, resolve
-    from clbench.runner import execute
-    from clbench.store import RunFolder, default_folder
+    from clbench.running.folder import RunFolder, default_folder
+    from clbench.running.resolve import prepare, resolve
+    from clbench.running.run import execute
 
     scenario, names, fields = beginning(like, scenario, [] if strategy is None else [strategy], fields, pairs(param))
     if len(names) > 1:
         raise ConfigError(f"{' '.join(names)}: with --like one strategy or none is accepted; compare takes several")
     config, tasks = prepare(resolve(scenario, names[0], fields))
     if overfit is not None:
-        from clbench.overfit import learn_by_heart
+        from clbench.tools.overfit import learn_by_heart
 
         learnt = learn_by_heart(config, tasks, overfit)
         if as_json:
@@ -89,7 +89,7 @@ def run_verb(
                 config, tasks, folder, resume=resume, force=force, observer=progress.observer(), track=track
             )
     except Exception as error:
-        from clbench.explain import explain, is_device_error
+        from clbench.tools.explain import explain, is_device_error
 
         if not is_device_error(error):
             raise
@@ -131,8 +131,8 @@ def compare_verb(
 ) -> None:
     """Compare strategies over seeds: a table on screen, a report on disk."""
     check_tracker(track)
-    from clbench.comparison import plan
-    from clbench.execution import raise_first_failure, run_planned
+    from clbench.many.compare import plan
+    from clbench.many.execution import raise_first_failure, run_planned
 
     scenario, names, fields = beginning(like, scenario, strategies or [], fields, pairs(param))
     wanted = given_seeds(seeds, fields)
@@ -165,8 +165,8 @@ def crosscheck_verb(
     as_json: Json = False,
 ) -> None:
     """Train our implementation of a method and Avalanche's on the same scenario, and show how far they are apart."""
-    from clbench.crosscheck import as_dict, plan_crosscheck, rows
-    from clbench.execution import raise_first_failure, run_planned
+    from clbench.many.execution import raise_first_failure, run_planned
+    from clbench.tools.crosscheck import as_dict, plan_crosscheck, rows
 
     wanted = given_seeds(seeds, fields)
     planned = plan_crosscheck(methods, scenario, seeds=wanted, out=out, **fields)

@@ -10,16 +10,16 @@ import typer
 
 from clbench.cli.console import RunProgress, messages, plain, screen
 from clbench.cli.given import check_tracker
-from clbench.errors import ConfigError, unknown
-from clbench.options import (
+from clbench.cli.options import (
     Force,
     Json,
     Quiet,
     Track,
 )
+from clbench.config.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
-    from clbench.planned import Outcome, PlannedRun
+    from clbench.many.planned import Outcome, PlannedRun
 
 
 def sweep_verb(
@@ -46,15 +46,15 @@ def sweep_verb(
     if backend == "ray":
         if jobs is not None:
             raise ConfigError(f"--jobs {jobs} is for --backend processes; a Ray cluster does as many as fit on it")
-        from clbench.cluster import require_ray
+        from clbench.many.cluster import require_ray
 
         require_ray()
     elif address is not None or gpus_per_run is not None:
         raise ConfigError("--address and --gpus-per-run are for --backend ray; give it too")
     check_tracker(track)
-    from clbench.cluster import Cluster
-    from clbench.execution import raise_first_failure, run_planned
-    from clbench.sweeps import plan_sweep
+    from clbench.many.cluster import Cluster
+    from clbench.many.execution import raise_first_failure, run_planned
+    from clbench.many.sweeps import plan_sweep
 
     cluster = Cluster(address, gpus_per_run or 0.0) if backend == "ray" else None
     planned = plan_sweep(grid, out=out, shard=None if shard is None else _shard(shard), cluster=cluster)
@@ -97,7 +97,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _show_runs(planned: "Sequence[PlannedRun]", as_json: bool) -> None:
-    from clbench.execution import run_status
+    from clbench.many.execution import run_status
 
     rows = [_run_row(item) | {"status": run_status(item)} for item in planned]
     if as_json:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from clbench.errors import ConfigError
+from clbench.config.errors import ConfigError
+from clbench.config.registry import load_entry_point, options_model, parse_spec, validate_options
 from clbench.models.network import Head, Network
-from clbench.registry import load_entry_point, options_model, parse_spec, validate_options
 
 __all__ = ["Head", "Network", "build_model"]
 

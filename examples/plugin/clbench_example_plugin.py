@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from clbench.batches import Batch
-from clbench.config import RunConfig
-from clbench.scenario import Scenario, ScenarioSpec
+from clbench.config.run import RunConfig
+from clbench.data.batches import Batch
+from clbench.data.scenario import Scenario, ScenarioSpec
+from clbench.learning.strategy import Strategy, Strength
 from clbench.scenarios import dataset_from_arrays, split
-from clbench.strategy import Strategy, Strength
 
 
 class NaiveWithNoise(Strategy):

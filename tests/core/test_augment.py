@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from clbench.augment import AUGMENTATIONS, crop, crop_flip, flip
+from clbench.data.augment import AUGMENTATIONS, crop, crop_flip, flip
 
 
 def distinct_images(batch, channels, height, width, dtype=torch.float32):

@@ -20,13 +20,13 @@ import pytest
 import torch
 
 import clbench
-import clbench.files
+import clbench.support.files
 from clbench import ConfigError, Observer, Result, Strategy
-from clbench.config import make_config
-from clbench.resolve import strategy_class
-from clbench.runner import safe_classes
-from clbench.store import RunFolder, default_folder
-from clbench.strategy import Stage
+from clbench.config.run import make_config
+from clbench.learning.strategy import Stage
+from clbench.running.folder import RunFolder, default_folder
+from clbench.running.resolve import strategy_class
+from clbench.running.run import safe_classes
 
 # Eight steps a task: 10 images of each of 2 classes, 2 epochs.
 OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 5}
@@ -124,7 +124,7 @@ def test_a_checkpoint_interval_that_is_none_is_refused(value, refused):
 
 @pytest.mark.parametrize(("text", "value"), [("5", 5.0), ("0.5", 0.5), ("epoch", "epoch"), ("20-steps", "20-steps")])
 def test_the_interval_is_read_from_text_and_is_no_part_of_the_identity(text, value):
-    from clbench.resolve import parse_fields, resolve
+    from clbench.running.resolve import parse_fields, resolve
 
     config = resolve("split-mnist-5k", "naive", parse_fields({"checkpoint_every": text}))
     assert config.checkpoint_every == value
@@ -378,7 +378,7 @@ def test_permission_lost_on_the_way_ends_the_run_in_a_sentence(er, whole, tmp_pa
         raise PermissionError(13, "Permission denied")
 
     def lose() -> None:
-        monkeypatch.setattr(clbench.files, "open", denied, raising=False)
+        monkeypatch.setattr(clbench.support.files, "open", denied, raising=False)
 
     with (
         pytest.warns(UserWarning, match="Permission denied; what was saved before is kept; the run goes on"),
@@ -395,7 +395,7 @@ def test_permission_lost_on_the_way_ends_the_run_in_a_sentence(er, whole, tmp_pa
 LOSES_THE_RIGHT_TO_WRITE = """
     import os, sys
     import clbench
-    from clbench.store import RunFolder
+    from clbench.running.folder import RunFolder
 
     folder = sys.argv[1]
 

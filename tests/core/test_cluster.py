@@ -14,10 +14,11 @@ import psutil
 import pytest
 
 import clbench
-from clbench import ConfigError, locks
-from clbench.cluster import Cluster
-from clbench.execution import run_planned
-from clbench.sweeps import plan_sweep
+from clbench import ConfigError
+from clbench.many.cluster import Cluster
+from clbench.many.execution import run_planned
+from clbench.many.sweeps import plan_sweep
+from clbench.support import locks
 
 GRID = """
 scenario = "split-mnist-5k"

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clbench.config import RunConfig
-from clbench.result import Result, load_results
+from clbench.config.run import RunConfig
+from clbench.results.result import Result, load_results
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = sorted((ROOT / "tests" / "fixtures").iterdir())
@@ -94,8 +94,8 @@ def test_an_unfinished_run_of_an_earlier_version_goes_on(
     version: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the accuracies of the run that was left alone; a field that was added since would change the identity."""
-    from clbench.runner import execute
-    from clbench.store import RunFolder
+    from clbench.running.folder import RunFolder
+    from clbench.running.run import execute
 
     folder = tmp_path / "unfinished"
     shutil.copytree(version / "unfinished", folder)

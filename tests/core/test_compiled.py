@@ -15,12 +15,12 @@ import torch
 import clbench
 from clbench import ConfigError
 from clbench.cli import VERBS, main
-from clbench.compiled import CompiledFeatures
+from clbench.config.registry import entry_point_names
+from clbench.learning.compiled import CompiledFeatures
+from clbench.learning.strategy import Stage
 from clbench.models import build_model
-from clbench.registry import entry_point_names
-from clbench.resolve import strategy_class
-from clbench.strategy import Stage
-from clbench.weights import save_backbone
+from clbench.models.weights import save_backbone
+from clbench.running.resolve import strategy_class
 
 with_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ here")
 FIXED: dict[str, Any] = {"tasks": 2, "limit": 20, "threads": 1, "batch_size": 64, "lr": 0.01, "optimizer": "sgd"}

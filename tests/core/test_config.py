@@ -11,9 +11,9 @@ import torch
 import clbench
 from clbench import Strategy
 from clbench.cli import main
-from clbench.config import RunConfig, make_config
-from clbench.resolve import prepare, resolve
-from clbench.store import default_folder
+from clbench.config.run import RunConfig, make_config
+from clbench.running.folder import default_folder
+from clbench.running.resolve import prepare, resolve
 
 NAN, INF = float("nan"), float("inf")
 DIGITS = "split-mnist-5k"

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import clbench
-from clbench.batches import Pipeline
-from clbench.evaluation import MATRICES
-from clbench.registry import entry_point_names
-from clbench.resolve import strategy_class
-from clbench.trainer import _Rows
+from clbench.config.registry import entry_point_names
+from clbench.data.batches import Pipeline
+from clbench.learning.evaluation import MATRICES
+from clbench.learning.trainer import _Rows
+from clbench.running.resolve import strategy_class
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

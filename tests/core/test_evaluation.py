@@ -14,8 +14,8 @@ from torch import Tensor
 import clbench
 from clbench import Strategy
 from clbench.cli import main
+from clbench.learning.strategy import Stage
 from clbench.scenarios import dataset_from_arrays, split
-from clbench.strategy import Stage
 
 SEVEN = ["naive", "joint", "feature-extraction", "lwf", "ewc[strength=1]", "er", "icarl"]
 SHUFFLED = [7, 3, 9, 0, 5, 1, 8, 2, 6, 4]

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from clbench.errors import ConfigError
-from clbench.importance import fisher_diagonal, fisher_diagonal_of_batches, quadratic_penalty
+from clbench.config.errors import ConfigError
+from clbench.learning.importance import fisher_diagonal, fisher_diagonal_of_batches, quadratic_penalty
 
 MODES = ["empirical", "sampled", "exact"]
 

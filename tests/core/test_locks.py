@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clbench import locks
+from clbench.support import locks
 
 # What another process does; the third argument is the name of its host, where it isn't this one.
 HOLDER = """
@@ -19,7 +19,7 @@ HOLDER = """
     folder, seconds, host, end = sys.argv[1:]
     if host:
         socket.gethostname = lambda: host
-    from clbench import locks
+    from clbench.support import locks
     locks.LEASE_SECONDS = float(seconds)
     lease = locks.lease(folder)
     lease.acquire()

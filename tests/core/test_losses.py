@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from clbench.errors import ConfigError
-from clbench.losses import binary_cross_entropy, cross_entropy, distillation
+from clbench.config.errors import ConfigError
+from clbench.learning.losses import binary_cross_entropy, cross_entropy, distillation
 
 LN2, LN3 = math.log(2), math.log(3)
 

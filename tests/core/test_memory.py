@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clbench.errors import ConfigError
-from clbench.memory import (
+from clbench.config.errors import ConfigError
+from clbench.learning.memory import (
     MEMORIES,
     ClassBalancedMemory,
     HerdingMemory,

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from clbench import metrics
-from clbench.errors import ConfigError
+from clbench.config.errors import ConfigError
+from clbench.results import metrics
 
 NAN = float("nan")
 R = np.array([[0.80, 0.30, 0.10], [0.85, 0.80, 0.20], [0.50, 0.60, 0.90]])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from clbench.errors import ConfigError
+from clbench.config.errors import ConfigError
 from clbench.models import Head, build_model
 
 SPECS = [

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 import clbench
-from clbench.comparison import plan, run_planned
-from clbench.resolve import resolve
-from clbench.strategy import Strategy
+from clbench.learning.strategy import Strategy
+from clbench.many.compare import plan, run_planned
+from clbench.running.resolve import resolve
 
 DIGITS = "split-mnist-5k"
 TINY = {"limit": 10, "epochs": 1, "threads": 1, "tasks": 2}

@@ -10,7 +10,7 @@ import torch
 
 import clbench
 from clbench import Strategy
-from clbench.result import Result
+from clbench.results.result import Result
 
 
 class Spoilt(Strategy):
@@ -151,7 +151,7 @@ def test_a_stopped_run_goes_on_with_skip(run: Any, tmp_path: Path) -> None:
 
 
 def test_the_help_says_what_skip_costs() -> None:
-    from clbench.config import RunConfig
+    from clbench.config.run import RunConfig
 
     assert re.search(r"waits for the device in each step", RunConfig.model_fields["on_nan"].description or "")
 

@@ -9,11 +9,11 @@ import pytest
 
 import clbench
 from clbench import ConfigError
-from clbench.errors import unknown
-from clbench.options import read_config
-from clbench.resolve import resolve
-from clbench.result import Result, load_results
-from clbench.store import RunFolder, pack, unpack
+from clbench.cli.options import read_config
+from clbench.config.errors import unknown
+from clbench.results.result import Result, load_results
+from clbench.running.folder import RunFolder, pack, unpack
+from clbench.running.resolve import resolve
 
 OPTIONS = {"model": "mlp:4", "epochs": 1, "threads": 1}
 
@@ -115,7 +115,7 @@ def test_a_checkpoint_with_other_contents_is_refused(
     class StopError(Exception):
         pass
 
-    class Stop(clbench.observer.Observer):
+    class Stop(clbench.running.observer.Observer):
         def task(self, task: int, row: Any) -> None:
             raise StopError
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from clbench import registry
-from clbench.errors import ConfigError
+from clbench.config import registry
+from clbench.config.errors import ConfigError
 
 MODEL = registry.options_model(
     "Example",

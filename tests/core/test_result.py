@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import clbench
-from clbench.errors import ConfigError
-from clbench.files import write_atomically
-from clbench.result import Result, load_results
+from clbench.config.errors import ConfigError
+from clbench.results.result import Result, load_results
+from clbench.support.files import write_atomically
 
 NAN = float("nan")
 # R[0, 2] was not evaluated, so that a hole is in every round trip.

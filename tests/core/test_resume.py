@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import clbench
 from clbench import Observer, Result, Strategy
 from clbench.cli import main
-from clbench.store import RunFolder
+from clbench.running.folder import RunFolder
 
 # Each keeps something else from task to task: a memory, a teacher, importances, class means, optimizer statistics.
 KILLED = {
@@ -37,7 +37,7 @@ SCENARIO = "split-mnist-5k"
 KILLER = """
     import os, signal, sys
     import clbench
-    from clbench.resolve import prepare, resolve
+    from clbench.running.resolve import prepare, resolve
 
     os.fsync = lambda file: None  # a killed process loses nothing that it has written; only a power cut does
 
@@ -362,7 +362,7 @@ def test_a_folder_in_use_is_refused(run, refused, tmp_path):
 def test_a_folder_in_use_by_another_process_is_refused_and_a_killed_one_gives_it_back(run, refused, tmp_path):
     script = """
         import sys, time
-        from clbench.store import RunFolder
+        from clbench.running.folder import RunFolder
         with RunFolder(sys.argv[1]).lock():
             print("held", flush=True)
             time.sleep(600)

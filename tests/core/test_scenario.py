@@ -8,10 +8,10 @@ import torch
 
 import clbench
 from clbench import Strategy
-from clbench.batches import Pipeline
 from clbench.cli import main
-from clbench.memory import Memory
-from clbench.resolve import prepare, resolve
+from clbench.data.batches import Pipeline
+from clbench.learning.memory import Memory
+from clbench.running.resolve import prepare, resolve
 from clbench.scenarios import dataset_from_arrays, split
 from clbench.scenarios.class_orders import CLASS_ORDERS
 

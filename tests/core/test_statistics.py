@@ -8,9 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clbench import statistics
-from clbench.errors import ConfigError
-from clbench.statistics import Spread, holm, interval, mean_ranks, paired, runs_needed, smallest_p, spread, variances
+from clbench.config.errors import ConfigError
+from clbench.results import statistics
+from clbench.results.statistics import (
+    Spread,
+    holm,
+    interval,
+    mean_ranks,
+    paired,
+    runs_needed,
+    smallest_p,
+    spread,
+    variances,
+)
 
 NAN = float("nan")
 # Student's sleep data, as R ships them (`sleep`).

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 import clbench
-from clbench import ConfigError, RunError, locks
-from clbench.execution import run_planned
-from clbench.strategy import Strategy
-from clbench.sweeps import expand, plan_sweep
+from clbench import ConfigError, RunError
+from clbench.learning.strategy import Strategy
+from clbench.many.execution import run_planned
+from clbench.many.sweeps import expand, plan_sweep
+from clbench.support import locks
 
 DIGITS = "split-mnist-5k"
 TINY = f"""
@@ -135,7 +136,7 @@ def test_a_grid_may_be_nothing_but_runs_that_are_listed() -> None:
 
 
 def test_the_same_runs_as_compare() -> None:
-    from clbench.comparison import plan
+    from clbench.many.compare import plan
 
     options = {"limit": 5, "epochs": 1, "model": "mlp:16", "tasks": 2, "memory_size": 30}
     compared = plan(DIGITS, ["er", "lwf"], seeds=2, references=False, **options)
@@ -291,7 +292,7 @@ def test_a_damaged_run_json_is_one_failed_run_SW02() -> None:
 
 def test_what_another_process_is_doing_is_left_to_it_and_reported_SW02(monkeypatch) -> None:
     """The other one is a thread here: a lease knows its holder by the lease, not by the process alone."""
-    monkeypatch.setattr("clbench.execution._LOOK_EVERY", 0.05)
+    monkeypatch.setattr("clbench.many.execution._LOOK_EVERY", 0.05)
     planned = plan_sweep(tomllib.loads(TINY) | {"strategy": "naive", "seeds": 3})
     done = next(run_planned(planned[:1]))
     record = done.result.record  # type: ignore[union-attr]
@@ -317,27 +318,27 @@ def test_what_another_process_is_doing_is_left_to_it_and_reported_SW02(monkeypat
 def test_a_run_that_another_finishes_before_it_is_locked_is_done_once_SW02(monkeypatch) -> None:
     """Between the look at the folder and its lock this process lays out the data, and meanwhile the other finishes."""
     planned = plan_sweep(tomllib.loads(TINY) | {"strategy": "naive", "seeds": 1})
-    prepare = clbench.execution.prepare
+    prepare = clbench.many.execution.prepare
 
     def slow(config: Any) -> Any:
-        monkeypatch.setattr(clbench.execution, "prepare", prepare)
+        monkeypatch.setattr(clbench.many.execution, "prepare", prepare)
         assert [outcome.source for outcome in run_planned(planned)] == ["here"]
         return prepare(config)
 
-    monkeypatch.setattr(clbench.execution, "prepare", slow)
+    monkeypatch.setattr(clbench.many.execution, "prepare", slow)
     (outcome,) = run_planned(planned)
     assert (outcome.source, outcome.error) == ("elsewhere", None)
 
 
 def test_a_run_whose_host_is_gone_is_taken_over_SW02(monkeypatch) -> None:
-    monkeypatch.setattr("clbench.execution._LOOK_EVERY", 0.05)
+    monkeypatch.setattr("clbench.many.execution._LOOK_EVERY", 0.05)
     monkeypatch.setattr(locks, "LEASE_SECONDS", 1.0)
     (item,) = plan_sweep(tomllib.loads(TINY) | {"strategy": "naive", "seeds": 1})
     item.folder.mkdir(parents=True)
     script = """
         import os, socket, sys
         socket.gethostname = lambda: "elsewhere"
-        from clbench import locks
+        from clbench.support import locks
         locks.LEASE_SECONDS = 1.0
         lease = locks.lease(sys.argv[1])
         lease.acquire()
@@ -408,8 +409,8 @@ def test_what_is_left_of_workers_is_cleaned_up_without_a_word_WK02() -> None:
     Path("leaks.py").write_text(
         textwrap.dedent(f"""
         import os
-        from clbench.execution import run_planned
-        from clbench.sweeps import plan_sweep
+        from clbench.many.execution import run_planned
+        from clbench.many.sweeps import plan_sweep
         from joblib.externals.loky.backend import resource_tracker
 
         if __name__ == "__main__":

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import clbench
-import clbench.observer
-from clbench.comparison import plan
-from clbench.execution import run_planned, run_status
-from clbench.resolve import strategy_class
-from clbench.result import Result
-from clbench.together import Together
+import clbench.running.observer
+from clbench.many.compare import plan
+from clbench.many.execution import run_planned, run_status
+from clbench.many.together import Together
+from clbench.results.result import Result
+from clbench.running.resolve import strategy_class
 
 Refused = Callable[..., Any]
 FIXED: dict[str, Any] = {"references": False, "seeds": 3, "tasks": 2, "limit": 20, "threads": 1}
@@ -83,7 +83,7 @@ def test_early_stopping_lets_each_seed_end_where_it_would_alone(tmp_path: Path) 
     assert len({alone for alone, _ in epochs}) > 1
 
 
-class Interrupts(clbench.observer.Observer):  # type: ignore[name-defined,misc]
+class Interrupts(clbench.running.observer.Observer):  # type: ignore[name-defined,misc]
     def task(self, task: int, row: list[float | None]) -> None:
         raise KeyboardInterrupt
 
@@ -169,7 +169,7 @@ def test_who_stops_looking_ends_the_runs_and_each_can_go_on(tmp_path: Path, monk
 def test_an_epoch_that_was_begun_alone_is_ended_alone(tmp_path: Path) -> None:
     """Seed 1 is saved after three of five steps of its first epoch; in the next one it trains with the others."""
 
-    class Leaves(clbench.observer.Observer):  # type: ignore[name-defined,misc]
+    class Leaves(clbench.running.observer.Observer):  # type: ignore[name-defined,misc]
         def step(self, progress: Any, loss: float | None) -> None:
             if progress.step == 3:
                 raise KeyboardInterrupt

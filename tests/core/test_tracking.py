@@ -12,7 +12,7 @@ import pytest
 import clbench
 from clbench import Observer, Result
 from clbench.cli import main
-from clbench.tracking import TRACKERS
+from clbench.running.tracking import TRACKERS
 
 FAST: dict[str, Any] = {"limit": 10, "epochs": 2, "model": "mlp:16", "batch_size": 8, "threads": 1, "tasks": 2}
 TYPED = ["--limit", "5", "--epochs", "1", "--model", "mlp:8", "--threads", "1", "--tasks", "2", "--quiet"]
@@ -234,7 +234,7 @@ def test_a_missing_package_is_answered_with_what_to_install_IN02(
     verb: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clbench.tracking.find_spec", lambda name: None)
+    monkeypatch.setattr("clbench.running.tracking.find_spec", lambda name: None)
     Path("grid.toml").write_text('scenario = "split-mnist-5k"\nstrategy = "naive"\nseeds = 1\n')
     typed = ["grid.toml", "--quiet"] if verb == "sweep" else ["split-mnist-5k", "naive", *TYPED]
     with pytest.raises(SystemExit) as ended:

@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import clbench
 from clbench import RunError, Stage, Strategy
-from clbench.trainer import cut as cut_batches
+from clbench.learning.trainer import cut as cut_batches
 
 HARSH = {"model": "mlp:16-16[batch_norm=true,dropout=0.5]", "momentum": 0.9, "weight_decay": 0.1}
 OPTIMIZERS = [

@@ -18,12 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import clbench
 from clbench import Observer, Stage, Strategy
-from clbench.early_stopping import Best, validation_loss
-from clbench.losses import cross_entropy
-from clbench.memory import Memory
-from clbench.process import process_settings
-from clbench.resolve import find_device, resolve
-from clbench.result import Result
+from clbench.learning.early_stopping import Best, validation_loss
+from clbench.learning.losses import cross_entropy
+from clbench.learning.memory import Memory
+from clbench.results.result import Result
+from clbench.running.process import process_settings
+from clbench.running.resolve import find_device, resolve
 
 HARSH = "mlp:16-16[batch_norm=true,dropout=0.5]"
 
@@ -77,7 +77,7 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> Any:
         def stand_in(strategy: Strategy, context: Any) -> float:
             return values[context.progress.epoch]
 
-        monkeypatch.setattr("clbench.trainer.validation_loss", stand_in)
+        monkeypatch.setattr("clbench.learning.trainer.validation_loss", stand_in)
 
     return given
 
@@ -152,7 +152,7 @@ def test_stopping_restores_the_best_weights_and_what_was_learnt_but_not_the_memo
 
 
 def test_a_memory_is_not_part_of_what_is_restored():
-    strategy = clbench.resolve.strategy_class("naive")()
+    strategy = clbench.running.resolve.strategy_class("naive")()
     strategy.memory = clbench.memory.ReservoirMemory(size=4)
     strategy.note = torch.zeros(1)
     best = Best(strategy)
@@ -302,7 +302,7 @@ def test_smoothing_is_in_the_training_loss_only(run, cut):
 
     for alpha in (0.0, 0.4):
 
-        class Watch(clbench.resolve.strategy_class("lwf")):  # type: ignore[misc]
+        class Watch(clbench.running.resolve.strategy_class("lwf")):  # type: ignore[misc]
             family = "distillation"
 
             def loss(self, batch: Any, alpha: float = alpha) -> Any:
@@ -661,7 +661,7 @@ def test_watching_the_validation_loss_changes_no_bit_of_training(run, cut):
 def test_bf16_has_finite_losses_and_importances_in_float32_LW10(strategy, run):
     state: dict[str, Any] = {}
 
-    class Look(clbench.resolve.strategy_class(strategy)):  # type: ignore[misc]
+    class Look(clbench.running.resolve.strategy_class(strategy)):  # type: ignore[misc]
         family = "replay"
 
         def end_task(self, task: Any) -> None:
@@ -724,7 +724,7 @@ def test_the_gradient_of_one_batch_in_bf16_is_close_to_float32_LW10(run):
     found: dict[str, tuple[Tensor, dict[str, Tensor]]] = {}
     for precision in ("fp32", "bf16"):
 
-        class Look(clbench.resolve.strategy_class("lwf")):  # type: ignore[misc]
+        class Look(clbench.running.resolve.strategy_class("lwf")):  # type: ignore[misc]
             family = "distillation"
 
             def loss(self, batch: Any) -> Any:
@@ -787,7 +787,7 @@ def test_no_step_and_no_evaluation_makes_a_float64_SP05(strategy, run, cut):
     """MPS has no float64. Herding works on the CPU whatever the device, and is left out of the look."""
     looking = Float64()
 
-    class Look(clbench.resolve.strategy_class(strategy)):  # type: ignore[misc]
+    class Look(clbench.running.resolve.strategy_class(strategy)):  # type: ignore[misc]
         family = "replay"
 
         def loss(self, batch: Any) -> Any:

@@ -16,10 +16,10 @@ from pydantic import Field
 import clbench
 from clbench import ImageSet, RunError, Strategy
 from clbench.cli import main
-from clbench.registry import entry_point_names
-from clbench.resolve import strategy_class
-from clbench.space import Choices, Log, declared, read_space
-from clbench.tuning import PROTOCOLS, held_out
+from clbench.config.registry import entry_point_names
+from clbench.config.space import Choices, Log, declared, read_space
+from clbench.running.resolve import strategy_class
+from clbench.tools.tune import PROTOCOLS, held_out
 
 # The learning rate is the preset's, 0.001.
 FAST = {"model": "mlp:16", "epochs": 1, "batch_size": 4, "optimizer": "adam", "threads": 1}
@@ -38,7 +38,7 @@ def search(tmp_path: Path, tasks: Any) -> Any:
     """Tune a strategy on `tasks` (or a scenario given) with fast training, each time in a new folder unless named."""
     numbers = itertools.count()
 
-    def done(strategy: Any = "l2", scenario: Any = None, **options: Any) -> clbench.tuning.Tuned:
+    def done(strategy: Any = "l2", scenario: Any = None, **options: Any) -> clbench.tools.tune.Tuned:
         options.setdefault("out", tmp_path / f"search-{next(numbers)}")
         return clbench.tune(tasks if scenario is None else scenario, strategy, **(FAST | options))
 
@@ -110,16 +110,16 @@ def test_first_k_tasks_knows_nothing_of_later_tasks(search: Any, tasks: Any) -> 
 
 def test_continual_judges_by_the_current_task_alone_LW09(search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each evaluation has images of the task that is being learnt, and of no other."""
-    import clbench.runner
+    import clbench.running.run
 
     seen = []
-    plain = clbench.runner.evaluate
+    plain = clbench.running.run.evaluate
 
     def evaluate(strategy: Any, context: Any, after: int) -> Any:
         seen.append((context.progress.task, [t.index for t in context.scenario.tasks if len(t.test)]))
         return plain(strategy, context, after)
 
-    monkeypatch.setattr(clbench.runner, "evaluate", evaluate)
+    monkeypatch.setattr(clbench.running.run, "evaluate", evaluate)
     search(protocol="continual", space=SPACE, lr=0.001)
     assert {task for task, _ in seen} == {0, 1, 2, 3}
     assert all(judged == [task] for task, judged in seen)

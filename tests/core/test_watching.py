@@ -19,8 +19,8 @@ import pytest
 import clbench
 from clbench import Observer
 from clbench.cli import main
-from clbench.locks import LEASE_SECONDS, lease
-from clbench.watching import Watch, counts
+from clbench.many.watching import Watch, counts
+from clbench.support.locks import LEASE_SECONDS, lease
 
 FAST: dict[str, Any] = {"limit": 5, "epochs": 1, "model": "mlp:8", "threads": 1}
 
@@ -150,8 +150,8 @@ def test_half_of_a_real_run_is_damaged_and_a_folder_in_place_of_the_file_too(run
 
 def test_what_is_planned_is_left_under_its_own_name(tmp_path: Path) -> None:
     """Before the first of three runs begins, all three can be seen, those of one strategy by their brackets."""
-    from clbench.comparison import plan
-    from clbench.execution import run_planned
+    from clbench.many.compare import plan
+    from clbench.many.execution import run_planned
 
     strategies = ["er[memory_size=10]", "er[memory_size=20]", "naive"]
     planned = plan("split-mnist-5k", strategies, seeds=1, out=tmp_path, references=False, **FAST)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clbench.result import Result
+from clbench.results.result import Result
 
 SEVEN = ("naive", "joint", "feature-extraction", "lwf", "ewc", "er", "icarl")
 # Accuracy when just learned, and what is lost of it with each later task.

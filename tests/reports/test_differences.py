@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from clbench.reports import differences, tables
-from clbench.result import Result
+from clbench.results.result import Result
 
 Make = Callable[..., Result]
 NOISE = (0.0, 0.01, 0.02, 0.01, -0.01, -0.02, 0.0, 0.02, -0.01, 0.01)

@@ -15,9 +15,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from clbench.errors import ConfigError
+from clbench.config.errors import ConfigError
 from clbench.reports import figures, tables, write_figures, write_report
-from clbench.result import Result
+from clbench.results.result import Result
 
 Make = Callable[..., Result]
 NAMES = ("naive", "joint", "feature-extraction", "lwf", "ewc", "er", "icarl", "si", "mas", "der", "bic", "gdumb")
@@ -287,7 +287,7 @@ def test_reports_are_drawn_whatever_MPLBACKEND_says(make_result: Make, tmp_path:
     make_result("naive", sizes=(2, 2)).write(tmp_path / "run")
     code = """
 import os, sys
-from clbench.result import load_results
+from clbench.results.result import load_results
 from clbench.reports import write_report
 paths = write_report(load_results(sys.argv[1]), sys.argv[2])
 import matplotlib

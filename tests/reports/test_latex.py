@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from clbench.errors import ConfigError
+from clbench.config.errors import ConfigError
 from clbench.reports import latex, tables
-from clbench.result import Result
+from clbench.results.result import Result
 
 Make = Callable[..., Result]
 

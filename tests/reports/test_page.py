@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from clbench.reports import page, provenance, tables
-from clbench.result import Result, load_results
+from clbench.results.result import Result, load_results
 
 Make = Callable[..., Result]
 HOSTILE = (

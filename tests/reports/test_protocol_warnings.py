@@ -7,7 +7,7 @@ from typing import Any
 
 from clbench.reports import tables
 from clbench.reports.protocol import broken_rules
-from clbench.result import Result
+from clbench.results.result import Result
 
 Make = Callable[..., Result]
 

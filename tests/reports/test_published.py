@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from clbench.errors import ConfigError
+from clbench.config.errors import ConfigError
 from clbench.reports import published
 from clbench.reports.published import Claim, chosen, claims, read_claims
-from clbench.resolve import resolve, strategy_class
+from clbench.running.resolve import resolve, strategy_class
 from clbench.scenarios.splits import presets
 
 GOOD = """

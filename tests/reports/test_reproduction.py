@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from clbench import resolve
-from clbench.cli import main
-from clbench.errors import ConfigError, MissingDataError
+from clbench.cli import claim_runs, main
+from clbench.config.errors import ConfigError, MissingDataError
 from clbench.reports import published, reproduction
 from clbench.reports.published import Claim, read_claims
 from clbench.reports.reproduction import Measured, judge, read_csv, to_csv, write_results
-from clbench.resolve import prepare
+from clbench.running.resolve import prepare
 from clbench.scenarios import download
 
 PAPER = """
@@ -196,13 +195,13 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[Any, str,
 
 def test_runs_are_shared_and_the_budget_takes_the_quickest_claim(two_claims: list[Claim]) -> None:
     """Two seeds each: er 2 x 3 s, lwf 2 x 30 s, naive 2 x 2 s serves both; so er costs 10 s, lwf then 60 s more."""
-    needed, refused = reproduction.needed(two_claims, out="runs")
+    needed, refused = claim_runs.needed(two_claims, out="runs")
     assert not refused
     assert sorted(run.seconds for run in needed) == [2, 2, 3, 3, 30, 30]
     assert all(len(run.serves) == (2 if run.seconds == 2 else 1) for run in needed)
 
     def fits(budget: float, jobs: int = 1) -> list[float]:
-        return sorted(run.seconds for run in reproduction.within(needed, budget, jobs))
+        return sorted(run.seconds for run in claim_runs.within(needed, budget, jobs))
 
     assert fits(10) == fits(69) == [2, 2, 3, 3]
     assert len(fits(70)) == len(fits(35, jobs=2)) == 6
@@ -235,7 +234,7 @@ def test_reproduce_runs_what_is_missing_and_gives_verdicts(
 
 def test_like_begins_with_the_protocol_of_a_claim(two_claims: list[Claim], capsys: pytest.CaptureFixture[str]) -> None:
     """RP07, LW09: published strengths come with one flag; --like gives the run that reproduce wants; the line wins."""
-    needed, _ = reproduction.needed(two_claims, out="runs")
+    needed, _ = claim_runs.needed(two_claims, out="runs")
     wanted = {run.planned.config.identity() for run in needed if run.planned.config.seed == 1}
     code, out, _ = call(capsys, "run", "--like", "paper/digits/lwf", "--seed", "1", "--json")
     assert code == 0
@@ -287,7 +286,7 @@ def test_a_plan_reads_and_downloads_no_data(
     """Nor does a budget that nothing fits into: 2 + 3 s are the least that er and naive take."""
     claim = two_claims[0].model_copy(update={"scenario": "split-mnist"})
     monkeypatch.setattr(published, "claims", lambda: {claim.id: claim})
-    monkeypatch.setattr(resolve, "prepare", lambda config: pytest.fail("a scenario was built"))
+    monkeypatch.setattr(claim_runs, "prepare", lambda config: pytest.fail("a scenario was built"))
     for given in (["--dry-run"], ["--budget", "4s"]):
         code, out, err = call(capsys, "reproduce", "--data-root", "empty", *given)
         assert (code, err) == (0, "")
@@ -316,16 +315,16 @@ def test_data_are_looked_at_once_for_all_claims_that_share_them(
         for n in (10, 20, 30)
     ]
     asked: list[str] = []
-    monkeypatch.setattr(resolve, "prepare", lambda config: asked.append(config.scenario) or prepare(config))
+    monkeypatch.setattr(claim_runs, "prepare", lambda config: asked.append(config.scenario) or prepare(config))
     wanted = [*absent, *two_claims]
-    needed, _ = reproduction.needed(wanted, out="runs", offline=True, data_root="empty")
+    needed, _ = claim_runs.needed(wanted, out="runs", offline=True, data_root="empty")
     assert asked == []
-    _, todo, refused = reproduction.startable(needed, 25)
+    _, todo, refused = claim_runs.startable(needed, 25)
     assert asked == ["split-mnist", "split-mnist-5k"]
     assert {c.id for run in todo for c, _ in run.serves} == {c.id for c in two_claims}
     assert sorted(run.seconds for run in todo) == [2, 2, 3, 3]
     assert len(set(refused) & {c.id for c in absent}) == len(refused) > 0
-    left, todo, refused = reproduction.startable(needed)
+    left, todo, refused = claim_runs.startable(needed)
     assert asked[2:] == ["split-mnist", "split-mnist-5k"]
     assert set(refused) == {c.id for c in absent}
     assert left == todo
@@ -361,7 +360,7 @@ def test_a_finished_claim_needs_no_data(
     two_claims: list[Claim], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert call(capsys, "reproduce", "paper/digits/er")[0] == 1
-    monkeypatch.setattr(resolve, "prepare", lambda config: pytest.fail("a scenario was built"))
+    monkeypatch.setattr(claim_runs, "prepare", lambda config: pytest.fail("a scenario was built"))
     assert "differs" in call(capsys, "reproduce", "paper/digits/er")[1]
 
 
@@ -396,7 +395,7 @@ def test_finished_runs_of_naive_alone_are_no_result_of_a_claim(
     def lack(config: Any) -> Any:
         raise MissingDataError("there is no data")
 
-    monkeypatch.setattr(resolve, "prepare", lack)
+    monkeypatch.setattr(claim_runs, "prepare", lack)
     code, out, err = call(capsys, "reproduce", two_claims[1].id)
     assert code == 2
     assert "reproduced" in out

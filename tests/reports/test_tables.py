@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from clbench.errors import ConfigError
+from clbench.config.errors import ConfigError
 from clbench.reports import tables
-from clbench.result import Result
+from clbench.results.result import Result
 
 NAN = float("nan")
 Make = Callable[..., Result]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from clbench.scenario import Scenario
+from clbench.data.scenario import Scenario
 
 Refused = Callable[..., AbstractContextManager[None]]
 
@@ -29,14 +29,14 @@ def test_a_run_of_ours_imports_nothing_of_avalanche(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_importing_it_prints_nothing(tmp_path: Path) -> None:
     """Avalanche's own imports warn of optional packages."""
-    script = "from clbench.scenarios.avalanche import from_benchmark, to_benchmark"
+    script = "from clbench.avalanche.scenarios import from_benchmark, to_benchmark"
     ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ended.stdout + ended.stderr == ""
 
 
 @pytest.mark.slow
 def test_what_is_no_benchmark_or_scenario_is_refused(tiny: Scenario, refused: Refused) -> None:
-    from clbench.scenarios.avalanche import from_benchmark, to_benchmark
+    from clbench.avalanche.scenarios import from_benchmark, to_benchmark
 
     for given, word in ((None, "None"), ("x" * 500, "'xxx"), (tiny, "Scenario")):
         with refused("from_benchmark", word, "benchmark of Avalanche"):
@@ -76,7 +76,7 @@ def test_nc_benchmark_becomes_a_class_incremental_scenario() -> None:
     """Pixels and labels are those of the arrays that the benchmark was made from, picked by numpy."""
     from torchvision import transforms
 
-    from clbench.scenarios.avalanche import from_benchmark
+    from clbench.avalanche.scenarios import from_benchmark
 
     plain = [transforms.ToTensor(), transforms.Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))]
     augmented = [transforms.RandomCrop(8, padding=4), transforms.RandomHorizontalFlip()]
@@ -101,7 +101,7 @@ def test_nc_benchmark_becomes_a_class_incremental_scenario() -> None:
 
 @pytest.mark.slow
 def test_task_labels_make_a_task_incremental_scenario() -> None:
-    from clbench.scenarios.avalanche import from_benchmark
+    from clbench.avalanche.scenarios import from_benchmark
 
     benchmark, _, _ = _benchmark(task_labels=True, class_ids_from_zero_in_each_exp=True)
     scenario = from_benchmark(benchmark)
@@ -123,7 +123,7 @@ def test_the_same_classes_in_each_experience_make_a_domain_incremental_scenario(
     """Every second image of ten classes goes to the second of two experiences, in training and in test."""
     from avalanche.benchmarks import benchmark_from_datasets
 
-    from clbench.scenarios.avalanche import from_benchmark
+    from clbench.avalanche.scenarios import from_benchmark
 
     streams = {
         name: [_data(images[half::2], labels[half::2]) for half in (0, 1)]
@@ -144,7 +144,7 @@ def test_new_instances_that_share_one_test_experience_are_refused(digits: Any, r
     """As Avalanche's ni_benchmark makes them: two to train on, one to test."""
     from avalanche.benchmarks import ni_benchmark
 
-    from clbench.scenarios.avalanche import from_benchmark
+    from clbench.avalanche.scenarios import from_benchmark
 
     train, test = _data(digits.x_train, digits.y_train), _data(digits.x_test, digits.y_test)
     with refused("test stream has 1 experiences", "2 are accepted"):
@@ -167,7 +167,7 @@ def test_what_has_no_counterpart_is_refused_by_name(
 ) -> None:
     from torchvision import transforms
 
-    from clbench.scenarios.avalanche import from_benchmark
+    from clbench.avalanche.scenarios import from_benchmark
 
     first, last = (eval(text, vars(transforms)) for text in (train, evaluation))
     if "ToTensor" not in train:
@@ -196,7 +196,7 @@ def _assert_same(one: Scenario, other: Scenario, *, classes: bool = True) -> Non
 @pytest.mark.parametrize("setting", ["class", "task", "domain"])
 def test_a_scenario_of_real_digits_survives_the_round_trip(cut: Callable[..., Scenario], setting: str) -> None:
     """Also in another class order and with images held out; original classes of shared outputs are Avalanche's."""
-    from clbench.scenarios.avalanche import from_benchmark, to_benchmark
+    from clbench.avalanche.scenarios import from_benchmark, to_benchmark
 
     scenario = cut(setting=setting, class_order_seed=4, validation=0.2)
     again = from_benchmark(to_benchmark(scenario))
@@ -208,8 +208,8 @@ def test_a_scenario_of_real_digits_survives_the_round_trip(cut: Callable[..., Sc
 @pytest.mark.slow
 def test_the_round_trip_of_all_5000_digits_trains_to_the_same_bits(tmp_path: Path) -> None:
     import clbench
-    from clbench.resolve import prepare, resolve
-    from clbench.scenarios.avalanche import from_benchmark, to_benchmark
+    from clbench.avalanche.scenarios import from_benchmark, to_benchmark
+    from clbench.running.resolve import prepare, resolve
 
     scenario = prepare(resolve("split-mnist-5k", "naive", {}))[1]
     again = from_benchmark(to_benchmark(scenario))
@@ -227,8 +227,8 @@ def test_avalanches_classic_split_mnist_equals_ours() -> None:
         pytest.skip("CLBENCH_TEST_DATA names no folder with MNIST")
     from avalanche.benchmarks.classic import SplitMNIST
 
-    from clbench.resolve import prepare, resolve
-    from clbench.scenarios.avalanche import from_benchmark
+    from clbench.avalanche.scenarios import from_benchmark
+    from clbench.running.resolve import prepare, resolve
 
     benchmark = SplitMNIST(5, dataset_root=root, fixed_class_order=list(range(10)))
     theirs = from_benchmark(benchmark)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clbench.errors import ConfigError
+from clbench.config.errors import ConfigError
 from clbench.scenarios import files
 from clbench.scenarios.cifar import CIFAR_BATCHES, read_cifar_batch
 from clbench.scenarios.datasets import load_dataset

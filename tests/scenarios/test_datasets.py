@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clbench.errors import ConfigError
+from clbench.config.errors import ConfigError
 from clbench.scenarios import files, known
 from clbench.scenarios.datasets import KNOWN, Dataset, dataset_from_arrays, fingerprint, load_dataset
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clbench.errors import ConfigError
+from clbench.config.errors import ConfigError
 from clbench.scenarios import download
 from clbench.scenarios.cifar import CIFAR_BATCHES
 from clbench.scenarios.datasets import KNOWN, load_dataset

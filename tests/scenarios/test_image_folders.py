@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clbench.errors import ConfigError
+from clbench.config.errors import ConfigError
 from clbench.scenarios import files, images
 from clbench.scenarios.datasets import load_dataset
 

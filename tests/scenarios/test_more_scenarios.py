@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import clbench
-from clbench.resolve import prepare, resolve
+from clbench.running.resolve import prepare, resolve
 from clbench.scenarios import dataset_from_arrays, load_dataset, split
 from clbench.scenarios.domains import permuted, rotated
 

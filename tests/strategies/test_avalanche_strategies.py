@@ -144,10 +144,10 @@ def test_lwf_in_one_batch_minimises_ours(run: Callable[..., Any], tmp_path: Path
 
 def test_augmented_images_are_crops_of_ours(tiny: Any) -> None:
     """What Avalanche's loader yields is one of the 81 x 2 crops of the normalised image, padded with black by hand."""
-    from clbench.avalanche.given import experience
-    from clbench.batches import Pipeline
-    from clbench.resolve import resolve, strategy_class
-    from clbench.strategy import Context, Progress
+    from clbench.avalanche.learner import experience
+    from clbench.data.batches import Pipeline
+    from clbench.learning.strategy import Context, Progress
+    from clbench.running.resolve import resolve, strategy_class
 
     config = resolve(tiny, "avalanche:Naive", {"augment": "crop-flip", "epochs": 1})
     strategy = strategy_class("avalanche:Naive")()
@@ -310,9 +310,9 @@ def test_a_reference_that_reads_all_data_keeps_no_copies_of_images(run: Callable
 
 
 def test_plan_and_check_refuse_a_loop_that_is_not_ours(refused: Refused) -> None:
-    from clbench.plan import plan_run
-    from clbench.resolve import prepare, resolve
-    from clbench.testing import check_strategy
+    from clbench.running.resolve import prepare, resolve
+    from clbench.tools.conformance import check_strategy
+    from clbench.tools.plan import plan_run
 
     with refused("avalanche:Naive", "loop"):
         plan_run(*prepare(resolve("split-mnist-5k", "avalanche:Naive", {"limit": 5})))
@@ -323,7 +323,7 @@ def test_plan_and_check_refuse_a_loop_that_is_not_ours(refused: Refused) -> None
 def test_an_interrupted_run_begins_again_and_says_so(run: Callable[..., Any], tmp_path: Path) -> None:
     import clbench
 
-    class Stop(clbench.observer.Observer):  # type: ignore[name-defined,misc]
+    class Stop(clbench.running.observer.Observer):  # type: ignore[name-defined,misc]
         def task(self, task: int, row: list[float | None]) -> None:
             if task == 2:
                 raise KeyboardInterrupt
@@ -375,7 +375,7 @@ def test_crosscheck_tables_ours_beside_avalanches(tmp_path: Path) -> None:
 
 
 def test_crosscheck_refuses_what_it_has_no_pair_for(refused: Refused) -> None:
-    from clbench.crosscheck import plan_crosscheck
+    from clbench.tools.crosscheck import plan_crosscheck
 
     with refused("icarrl", "'icarl'"):
         plan_crosscheck(["icarrl"])
@@ -385,7 +385,7 @@ def test_options_of_a_cross_check_are_honoured_by_both(refused: Refused) -> None
     import inspect
 
     from clbench.cli import VERBS
-    from clbench.config import FOREIGN_FIELDS, RunConfig
+    from clbench.config.run import FOREIGN_FIELDS, RunConfig
 
     fields = {p.name for p in inspect.signature(VERBS["crosscheck"]).parameters.values()} & set(RunConfig.model_fields)
     assert {"epochs", "lr"} < fields <= {*FOREIGN_FIELDS, "checkpoint_every"}

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from clbench.batches import Batch
-from clbench.errors import RunError
-from clbench.memory import ReservoirMemory
-from clbench.registry import entry_point_names
-from clbench.resolve import strategy_class
-from clbench.scenario import Task
+from clbench.config.errors import RunError
+from clbench.config.registry import entry_point_names
+from clbench.data.batches import Batch
+from clbench.data.scenario import Task
+from clbench.learning.memory import ReservoirMemory
+from clbench.learning.strategy import Stage, Strategy, Strength
+from clbench.running.resolve import strategy_class
 from clbench.strategies.ewc import EWC
-from clbench.strategy import Stage, Strategy, Strength
-from clbench.testing import CHECKS, check_strategy
+from clbench.tools.conformance import CHECKS, check_strategy
 
 SAMPLE = ("derpp", "ewc", "icarl", "packnet")
 

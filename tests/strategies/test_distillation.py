@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clbench.blocks import block_outputs
+from clbench.models.blocks import block_outputs
 from clbench.strategies.icarl import ICaRL
 from clbench.strategies.lwf_mc import LwFMC
 from clbench.strategies.podnet import PODNet, hinge_nca, pooled, spatial_distillation

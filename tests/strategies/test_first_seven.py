@@ -17,7 +17,7 @@ from torch import Tensor
 
 import clbench
 from clbench import Stage, Strategy
-from clbench.config import RunConfig
+from clbench.config.run import RunConfig
 from clbench.models import build_model
 from clbench.strategies.ewc import EWC
 from clbench.strategies.feature_extraction import FeatureExtraction
@@ -506,7 +506,7 @@ def test_the_share_of_the_memory_in_a_step_is_what_was_asked_for_RP01(share, run
 def test_the_share_is_per_step_and_weighs_in_proportion_RP01(run):
     """Of a step of 8 with share 0.75: 24 replayed; the loss is the mean over all 32, whatever task they are of."""
     checked: list[int] = []
-    cls = clbench.resolve.strategy_class("er")
+    cls = clbench.running.resolve.strategy_class("er")
 
     class Watch(cls):
         def replay(self, n: int, *name: str) -> Any:

@@ -10,7 +10,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.nn import functional as F
 
 import clbench
-from clbench.errors import ConfigError
+from clbench.config.errors import ConfigError
 from clbench.scenarios import dataset_from_arrays, split
 from clbench.strategies.cumulative import Cumulative
 from clbench.strategies.frozen_ncm import FrozenNCM

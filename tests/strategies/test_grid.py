@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import clbench
-from clbench.registry import entry_point_names
-from clbench.resolve import strategy_class
+from clbench.config.registry import entry_point_names
+from clbench.running.resolve import strategy_class
 
 GOLDEN = Path(__file__).with_name("golden.csv")
 # Wide enough for the rounding of another CPU, narrow against what a wrong loss or a lost exemplar does.

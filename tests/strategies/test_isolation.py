@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clbench.blocks import block_outputs, widths
 from clbench.models import build_model
+from clbench.models.blocks import block_outputs, widths
 from clbench.strategies.hat import HAT
 from clbench.strategies.packnet import FREE, PackNet
 from clbench.strategies.pnn import PNN

@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 
 import clbench
-from clbench.batches import Pipeline
-from clbench.memory import MEMORIES, argmax_herding, quotas
-from clbench.resolve import resolve
+from clbench.data.batches import Pipeline
+from clbench.learning.memory import MEMORIES, argmax_herding, quotas
+from clbench.running.resolve import resolve
 from clbench.strategies.er import ER
 from clbench.strategies.icarl import ICaRL
 from clbench.strategies.lwf import LwF
@@ -299,7 +299,7 @@ def test_a_memory_herded_by_the_authors_walk_keeps_what_it_has_met_and_shrinks_f
 
 def test_permuted_images_may_stay_as_large_as_they_are(refused):
     """28 x 28 in Zenke's experiment, 32 x 32 (a padding of 2, the default) in van de Ven's."""
-    from clbench.resolve import prepare
+    from clbench.running.resolve import prepare
 
     for padding, size in ((0, 28), (1, 30), (None, 32)):
         _, scenario = prepare(resolve("permuted-mnist-5k", "naive", {"padding": padding, "tasks": 2}))

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import clbench
-from clbench.errors import ConfigError
-from clbench.importance import mas_importance
+from clbench.config.errors import ConfigError
+from clbench.learning.importance import mas_importance
 from clbench.scenarios import dataset_from_arrays, split
 from clbench.strategies.l2 import L2
 from clbench.strategies.mas import MAS

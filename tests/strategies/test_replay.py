@@ -13,12 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import clbench
-from clbench.batches import Pipeline
-from clbench.errors import ConfigError
-from clbench.memory import MEMORIES
+from clbench.config.errors import ConfigError
+from clbench.data.batches import Pipeline
+from clbench.learning.memory import MEMORIES
+from clbench.learning.projection import project, project_on_cone
+from clbench.learning.strategy import Context, Progress, grow_head, new_model
+from clbench.learning.trainer import Trainer
 from clbench.models.network import Network
-from clbench.projection import project, project_on_cone
-from clbench.resolve import resolve
+from clbench.running.resolve import resolve
 from clbench.scenarios import dataset_from_arrays, split
 from clbench.strategies.agem import AGEM
 from clbench.strategies.bic import BiC
@@ -34,8 +36,6 @@ from clbench.strategies.lucir import LUCIR
 from clbench.strategies.mir import MIR
 from clbench.strategies.naive import Naive
 from clbench.strategies.wa import WA
-from clbench.strategy import Context, Progress, grow_head, new_model
-from clbench.trainer import Trainer
 
 ALL = [ERACE, AGEM, GEM, GDumb, DER, DERpp, MIR, BiC, WA, LUCIR, IL2M]
 BATCH_NORM = "mlp[widths=[12],batch_norm=true]"

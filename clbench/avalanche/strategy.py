@@ -1,0 +1,123 @@
+"""Avalanche's own strategies in our runs, by the names avalanche:LwF, avalanche:EWC, ...: Carta et al. 2023, JMLR 24.
+
+Avalanche (arXiv:2302.01766) trains by its own loop, on the images, network and optimizer of the run; what comes out is
+tested as every strategy is. Importing it takes seconds, so this module is loaded only when such a name is asked for.
+"""
+
+import functools
+import warnings
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from clbench.avalanche import SupervisedTemplate, training
+from clbench.avalanche.constructors import FAMILIES, RENAMED, SETTINGS, missing_in, options_of, parameters_of
+from clbench.avalanche.learner import TaskOutputs, experience, learner_of, optimizer_of, seeded
+from clbench.avalanche.recorder import Recorder, held, kept_exemplars, told
+from clbench.avalanche.refusals import refuse
+from clbench.config.errors import ConfigError, unknown
+from clbench.config.run import RunConfig
+from clbench.data.scenario import Scenario, Task
+from clbench.learning.strategy import Stage, Strategy, Watch
+from clbench.models.network import Network
+from clbench.support.streams import stream_seed
+
+
+@functools.cache
+def strategy_class(name: str) -> type[Strategy]:
+    """Return the strategy that runs Avalanche's `name`; raises ConfigError for one that a run can't fill."""
+    found = vars(training)
+    templates = {n: c for n, c in found.items() if isinstance(c, type) and issubclass(c, SupervisedTemplate)}
+    missing = {n: missing_in(n, c) for n, c in templates.items()}
+    usable = sorted(n for n, what in missing.items() if not what)
+    if name not in templates:
+        raise unknown("strategy", name, usable, prefix="avalanche:")
+    if missing[name]:
+        raise ConfigError(f"avalanche:{name} needs {missing[name]}; accepted of Avalanche: {', '.join(usable)}")
+    template = templates[name]
+    parameters = parameters_of(template)
+    options = options_of(template)
+    memory = "mem_size" in parameters or "memory_size" in parameters
+    members = {
+        "__doc__": f"Avalanche's {name}, by its own loop.",
+        "__annotations__": options,
+        "family": FAMILIES.get(name, "replay" if memory or "patterns_per_exp" in parameters else "regularisation"),
+        "paper": "Carta et al. 2023, arXiv:2302.01766 (the implementation)",
+        "settings": SETTINGS.get(name, ("class", "task", "domain")),
+        "data_access": "all" if name == "Cumulative" else "task",
+        "memory_use": "own" if memory else "none",
+        "needs_memory": memory,
+        "memory_policy": "herding" if name == "ICaRL" else "reservoir",
+        "run_options": {n: option for n, option in RENAMED.items() if n in parameters},
+        "template": template,
+    }
+    members |= {n: p.default for n, p in parameters.items() if n in options and p.default is not p.empty}
+    return type(f"avalanche:{name}", (AvalancheStrategy,), members)
+
+
+class AvalancheStrategy(Strategy):
+    """Base of the strategies that Avalanche trains; `learner` is Avalanche's own object."""
+
+    foreign = True
+    template: ClassVar[Any]
+    _lent = Strategy._lent | {"learner"}
+
+    def check(self, config: RunConfig, scenario: Scenario) -> None:
+        """Refuse what Avalanche's loop has no place for."""
+        refuse(config, scenario, self.template.__name__, type(self))
+
+    def stages(self, task: Task) -> list[Stage]:
+        """Avalanche's loop over the task."""
+        return [Stage(task.train, run=functools.partial(self._train, task))]
+
+    def scores(self, images: Tensor, task: int | None = None) -> Tensor | dict[str, Tensor]:
+        """The network's outputs, and for iCaRL the nearest class mean before them."""
+        features = self.model.features(images)
+        linear: Tensor = self.model.head(features)
+        if self.template.__name__ != "ICaRL":
+            return linear
+        learner = getattr(self, "learner", None)
+        nearest = linear if learner is None else learner.model.eval_classifier(features)
+        return {"nearest_mean": nearest, "linear": linear}
+
+    def state(self) -> dict[str, Any]:
+        """The network and what Avalanche keeps beside it, for the ledger; none of it can be restored."""
+        kept = {"model": self.model} | ({} if self.memory is None else {"memory": self.memory})
+        learner = getattr(self, "learner", None)
+        if learner is None:
+            return kept
+        own = {id(tensor) for tensor in self.model.state_dict(keep_vars=True).values()}
+        found = [t for t in held([learner.plugins, vars(learner)], set()) if id(t) not in own]
+        if self.memory is not None or self.data_access == "all":
+            # Exemplars are counted as such, and the data of all tasks are the run's.
+            found = [t for t in found if t.shape[1:] != self._context.scenario.image_shape]
+        return kept | {"avalanche": found}
+
+    def _train(self, task: Task, watch: Watch) -> list[dict[str, Any]]:
+        config = self.config
+        recorder = Recorder(self, watch)
+        stream = stream_seed(config.seed, "avalanche", task.index)
+        # Notes on its own deprecated functions get past any filter; they are recorded, and dropped.
+        with seeded(stream, self.device), warnings.catch_warnings(record=True), told(self):
+            warnings.simplefilter("ignore")
+            if task.index == 0:
+                self.learner = learner_of(self, self.template)
+            self.learner.plugins.insert(0, recorder)
+            if task.index > 0 and config.optimizer_state == "reset":
+                self.learner.optimizer, self.learner.optimized_param_id = optimizer_of(self), None
+            loader = {"drop_last": True} if config.drop_last else {}
+            self.learner.train(experience(self, task), eval_streams=[], **loader)
+        self.learner.plugins.remove(recorder)
+        trained = self.learner.model
+        trained = trained.network if isinstance(trained, TaskOutputs) else trained
+        if isinstance(trained, Network):
+            # Some train a copy.
+            self.model = trained
+        if self.memory is not None:
+            # For the record.
+            kept, classes = kept_exemplars(self.learner, self._context.scenario)
+            self.memory.ids = torch.tensor(kept, dtype=torch.int64)
+            self.memory.classes = torch.tensor(classes, dtype=torch.int64)
+            self.memory.seen = dict.fromkeys(dict.fromkeys(classes), 0)
+        return recorder.records

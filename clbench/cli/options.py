@@ -1,0 +1,171 @@
+"""The options of the command line, made from RunConfig's fields so that each is declared once."""
+
+import inspect
+import json
+import tomllib
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from rich.markup import escape
+
+from clbench.config.errors import ConfigError, unknown
+from clbench.config.registry import text_of
+from clbench.config.run import IN_FILES, INTERNAL, SCENARIO_FIELDS, RunConfig, excludes
+
+# Options come from RunConfig's fields, in its order; each of these names begins a panel of the help.
+PANELS = {
+    "setting": "Scenario",
+    "seed": "Training",
+    "memory_size": "Memory",
+    "evaluate": "Evaluation and machine",
+}
+DESCRIBED = (*SCENARIO_FIELDS, "seed", "data_root", "offline")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
+Params = Annotated[
+    list[str] | None,
+    typer.Option("-p", metavar="KEY=VALUE", help="A hyper-parameter of the strategy; may be repeated."),
+]
+ScenarioName = Annotated[
+    str | None, typer.Argument(help="A scenario, an .npz file or a folder of images; not with --like.")
+]
+StrategyNames = Annotated[list[str] | None, typer.Argument(help="Strategies, such as lwf er\\[memory_size=500].")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="TOML or JSON file of options (a run.json too); options given here come first."),
+]
+Like = Annotated[
+    str | None,
+    typer.Option(metavar="CLAIM", help="Begin with the protocol of a published claim; options given here come first."),
+]
+Track = Annotated[
+    str | None,
+    typer.Option(metavar="tensorboard|wandb|mlflow", help="Send losses and accuracies there while a run goes on."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Begin again; what a run left in its folder is overwritten.")]
+
+
+def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb an option for each field of RunConfig (or those named); it gets what was given as `fields`."""
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(verb).parameters.values() if p.name != "fields"]
+        panel, added = "", []
+        for name, field in RunConfig.model_fields.items():
+            panel = PANELS.get(name, panel)
+            if name in INTERNAL or name in without or (fields and name not in fields):
+                continue
+            default = "" if field.default is None else f" (default: {text_of(field.default)})"
+            flag = field.annotation is bool
+            dashed = name.replace("_", "-")
+            option = typer.Option(
+                f"--{dashed}/--no-{dashed}" if flag else f"--{dashed}",
+                help=escape(f"{field.description}{default}"),
+                metavar=None if flag else metavar(field.annotation),
+                rich_help_panel=panel,
+            )
+            kind: Any = Annotated[bool | None, option] if flag else Annotated[str | None, option]
+            added.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+
+        def wrapped(config: Path | None = None, **given: Any) -> None:
+            from clbench.running.resolve import parse_fields
+
+            texts = {p.name: value for p in added if (value := given.pop(p.name)) is not None}
+            flags = {name: value for name, value in texts.items() if isinstance(value, bool)}
+            asked = parse_fields({k: v for k, v in texts.items() if k not in flags}) | flags
+            verb(**given, fields=over({} if config is None else read_config(config), asked))
+
+        if not fields:
+            own.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile))
+        hint = "" if fields else "\n\nA default holds where the scenario's preset (docs/defaults.md) says nothing else."
+        wrapped.__name__, wrapped.__doc__ = verb.__name__, f"{verb.__doc__}{hint}"
+        wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + added
+        )
+        wrapped.__annotations__ = {p.name: p.annotation for p in own + added}
+        return wrapped
+
+    return decorate
+
+
+def over(kept: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """Return fields with what is asked over them; a field that excludes another displaces it."""
+    return {k: v for k, v in kept.items() if not any(excludes(k, key) for key in asked)} | asked
+
+
+def seconds(text: str) -> float:
+    """Read a time such as 90s, 10m or 2h; raises ConfigError."""
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    try:
+        number = float(text[:-1])
+    except ValueError:
+        number = -1.0
+    if unit is None or not 0 < number < 1e6:
+        raise ConfigError(f"--budget {text}: a time such as 90s, 10m or 2h is accepted")
+    return number * unit
+
+
+def pairs(texts: list[str] | None) -> dict[str, str]:
+    """Read `key=value` texts; raises ConfigError."""
+    found: dict[str, str] = {}
+    for text in texts or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise ConfigError(f"-p {text!r}: key=value is accepted")
+        if key.strip() in found:
+            raise ConfigError(f"-p {key.strip()} is given twice; once is accepted")
+        found[key.strip()] = value.strip()
+    return found
+
+
+def seeds(text: str) -> int | list[int]:
+    """Read a number of seeds, or the seeds; raises ConfigError."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [-1]
+    if min(numbers) < 0:
+        raise ConfigError(f"--seeds {text}: a number of seeds such as 5, or the seeds such as 0,1,2, is accepted")
+    return numbers if "," in text else numbers[0]
+
+
+def metavar(annotation: Any) -> str:
+    """Return what an option's value looks like, from its type."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return metavar(parts[0])
+    if origin is Literal:
+        return "|".join(map(str, parts))
+    if origin is list:
+        return "N,N,..."
+    if parts:
+        return "|".join(dict.fromkeys(metavar(part) for part in parts if part is not types.NoneType))
+    return {int: "N", float: "X"}.get(annotation, "TEXT")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read options from a TOML or JSON file, or from a run.json; raises ConfigError naming what is wrong in it."""
+    from clbench.support.files import read_small
+
+    try:
+        text = read_small(path)
+        found = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror or error}; a TOML or JSON file is accepted") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--config {path}: {error}; a TOML or JSON file is accepted") from None
+    if isinstance(found, dict) and isinstance(found.get("config"), dict):
+        found = {k: v for k, v in found["config"].items() if k not in INTERNAL or k in IN_FILES}
+    if not isinstance(found, dict):
+        raise ConfigError(f"--config {path}: a table of options is accepted")
+    if not isinstance(found.get("strategy_options", {}), dict):
+        raise ConfigError(f"--config {path}: strategy_options={found['strategy_options']!r}; a table is accepted")
+    known = [name for name in RunConfig.model_fields if name not in INTERNAL or name in IN_FILES]
+    for name in found:
+        if name not in known:
+            raise unknown(f"option in {path}", name, known)
+    return found

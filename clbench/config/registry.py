@@ -1,0 +1,205 @@
+"""Names and options: entry points by name, `NAME[key=value,...]`, and options checked against their types."""
+
+import functools
+import re
+import sys
+import types
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from importlib.metadata import EntryPoint, EntryPoints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import pydantic
+
+from clbench.config.errors import ConfigError, unknown
+
+
+def natural_sorted(names: Iterable[str]) -> list[str]:
+    """Sort names with their digit runs compared as numbers: `task2` comes before `task10`."""
+    return sorted(names, key=lambda name: ([int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)], name))
+
+
+# Reading what all installed packages declare takes 10 to 40 ms, and every config of a sweep asks.
+@functools.lru_cache(maxsize=8)
+def _declared(group: str, path: tuple[str, ...]) -> EntryPoints:
+    return metadata.entry_points(group=group)
+
+
+def entry_points(group: str, name: str | None = None) -> EntryPoints:
+    """Return what installed packages declare in a group, read once for each sys.path."""
+    found = _declared(group, tuple(sys.path))
+    return found if name is None else found.select(name=name)
+
+
+def entry_point_names(group: str) -> list[str]:
+    """Return the names that installed packages declare in an entry-point group, in natural order."""
+    return natural_sorted({entry.name for entry in entry_points(group=group)})
+
+
+def load_entry_point(group: str, kind: str, name: str) -> object:
+    """Import what an installed package declares under a name; `kind` ("model") is the word used in errors.
+
+    Raises ConfigError for an unknown name, for one that two packages declare, and where the import fails.
+    """
+    found = list(entry_points(group=group, name=name))
+    if not found:
+        raise unknown(kind, name, entry_point_names(group))
+    if len(found) > 1:
+        owners = " and ".join(natural_sorted(_owner(entry) for entry in found))
+        raise ConfigError(f"{kind} {name!r} is declared by {owners}; one package per name is accepted")
+    try:
+        return found[0].load()
+    except Exception as error:  # whatever a third party's module raises while it is imported
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{kind} {name!r} of {_owner(found[0])} can't be imported ({reason})") from error
+
+
+def _owner(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else entry.value
+
+
+def parse_spec(text: str) -> tuple[str, dict[str, str]]:
+    """Split `NAME` or `NAME[key=value,...]` into the name and its options, spaces around each part dropped.
+
+    A value may hold commas inside its own brackets: `mlp[widths=[400,400]]`.
+    Raises ConfigError for malformed text and for a key that is given twice.
+    """
+
+    def malformed(reason: str) -> ConfigError:
+        return ConfigError(f"{text!r} given ({reason}), NAME or NAME[key=value,...] accepted")
+
+    name, bracket, rest = (part.strip() for part in text.partition("["))
+    if not name:
+        raise malformed("no name")
+    if "]" in name or (bracket and not rest.endswith("]")):
+        raise malformed("unbalanced brackets")
+    depth, parts = 0, [""]
+    for character in rest[:-1]:
+        depth += {"[": 1, "]": -1}.get(character, 0)
+        if depth < 0:
+            raise malformed("unbalanced brackets")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    if depth:
+        raise malformed("unbalanced brackets")
+    options: dict[str, str] = {}
+    if rest[:-1].strip():
+        for part in parts:
+            key, _, value = (piece.strip() for piece in part.partition("="))
+            if not key or not value:
+                raise malformed(f"{part.strip()!r} is not key=value")
+            if key in options:
+                raise malformed(f"{key} given twice")
+            options[key] = value
+    return name, options
+
+
+def options_model(name: str, fields: Mapping[str, tuple[Any, Any]]) -> type[pydantic.BaseModel]:
+    """Return a strict pydantic model of options from `{option: (annotation, default)}`.
+
+    Bounds are annotations: `Annotated[float, pydantic.Field(ge=0)]`.
+    """
+    config = pydantic.ConfigDict(
+        strict=True, extra="forbid", allow_inf_nan=False, validate_default=True, protected_namespaces=()
+    )
+    # The overloads of create_model can't express fields that are only known at run time.
+    try:
+        model: type[pydantic.BaseModel] = pydantic.create_model(name, __config__=config, **dict(fields))  # type: ignore[call-overload]
+    except pydantic.errors.PydanticSchemaGenerationError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{name}: {reason}; an annotated attribute is a hyper-parameter, state needs none") from None
+    return model
+
+
+def validate_options(model: type[pydantic.BaseModel], values: Mapping[str, object], *, owner: str) -> dict[str, object]:
+    """Return all options of a model, the defaults filled in; `owner` ("lwf") begins each error.
+
+    Text is read as from a command line ("0.5", "true", "none", "4,3,3" or "400-400" for a list of int);
+    other values must have the type itself (an int also serves as a float). Raises ConfigError, one sentence.
+    """
+    for key in values:
+        if key not in model.model_fields:
+            raise unknown(f"option of {owner}", key, model.model_fields)
+    given = {key: read_text(model.model_fields[key].annotation, value) for key, value in values.items()}
+    try:
+        return dict(model.model_validate(given))
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{owner}: {explain(error, values)}") from None
+
+
+def explain(error: pydantic.ValidationError, values: Mapping[str, object]) -> str:
+    """Return the first problem of a validation as a sentence: the option, the value given, what is accepted."""
+    problems = error.errors(include_url=False)
+    if not problems[0]["loc"]:
+        return problems[0]["msg"].removeprefix("Value error, ")
+    option = str(problems[0]["loc"][0])
+    if missing := [str(p["loc"][0]) for p in problems if p["type"] == "missing"]:
+        return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} required"
+    accepted = " or ".join(dict.fromkeys(_accepted(p) for p in problems if p["loc"][0] == option))
+    value = values.get(option, problems[0]["input"])
+    shown = value if isinstance(value, str) and value.isprintable() else repr(value)
+    return f"{option}={shown if len(shown) <= 60 else shown[:57] + '...'} given, {accepted} accepted"
+
+
+def _accepted(problem: Any) -> str:
+    """Return what is accepted out of pydantic's message ("Input should be a valid number, unable ...")."""
+    message: str = problem["msg"]
+    if found := re.search(r"should have (.+?)(?: after validation.*)?$", message):
+        message = found[1]
+    message = message.removeprefix("Input should be ").removeprefix("Value error, ").split(", unable to")[0]
+    return message + (" for each entry" if any(isinstance(place, int) for place in problem["loc"]) else "")
+
+
+def read_text(annotation: Any, value: object) -> object:
+    """Read text as the annotated type where it can be; everything else is left for the strict validation."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return read_text(arguments[0], value)
+    if origin in (Union, types.UnionType):
+        if isinstance(value, str) and value.lower() == "none" and types.NoneType in arguments:
+            return None
+        converted = [(argument, read_text(argument, value)) for argument in arguments]
+        if isinstance(value, str) and str in arguments:
+            # Text that reads as nothing else is a name.
+            converted = [(argument, result) for argument, result in converted if _fits(argument, result)]
+        return next((result for _, result in converted if result is not value), value)
+    if origin in (list, tuple):
+        # JSON and TOML know lists only, and a Python caller may have a tuple: both say the same.
+        entries = _split(arguments, value) if isinstance(value, str) else value
+        if isinstance(entries, (list, tuple)):
+            return origin(read_text(arguments[0], e) if isinstance(value, str) else e for e in entries)
+        return value
+    if not isinstance(value, str):
+        return value
+    if origin is Literal:
+        return next((choice for choice in arguments if str(choice) == value), value)
+    if annotation in (bool, int, float):
+        try:
+            return pydantic.TypeAdapter(annotation).validate_python(value, strict=False)
+        except pydantic.ValidationError:
+            return value
+    return value
+
+
+def text_of(value: object) -> str:
+    """Return a default as one would type it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _fits(annotation: Any, value: object) -> bool:
+    try:
+        pydantic.TypeAdapter(annotation).validate_python(value, strict=True)
+    except pydantic.ValidationError:
+        return False
+    return True
+
+
+def _split(arguments: tuple[Any, ...], text: str) -> list[str]:
+    text = text.removeprefix("[").removesuffix("]").strip()
+    entry = get_args(arguments[0])[0] if get_origin(arguments[0]) is Annotated else arguments[0]
+    dashes = entry is int and re.fullmatch(r"\d+(-\d+)+", text)
+    return [part.strip() for part in text.split("-" if dashes else ",")] if text else []

@@ -1,0 +1,140 @@
+"""From sample ids to batches on the device: one index, one augmentation, one normalisation for all images at once."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clbench.config.run import RunConfig
+from clbench.data.augment import AUGMENTATIONS
+from clbench.data.scenario import Images, ImageSet, Scenario
+from clbench.support.streams import stream
+
+# Images in one forward pass without gradients: large enough to fill two cores, small enough for a laptop.
+PASS_SIZE = 512
+# Where a CPU convolves, larger activations go back to the system after each layer and are faulted in again.
+CONVOLVING_PASS_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one step.
+
+    images: float [B, C, H, W], augmented and normalised; originals: uint8 [B, C, H, W]; labels: head outputs int64 [B];
+    tasks: int64 [B]; all on the device. ids: int64 [B] on the CPU. active: the outputs that compete in the loss,
+    a slice, or bool [B, outputs] where they differ between samples.
+    """
+
+    images: Tensor
+    originals: Tensor
+    labels: Tensor
+    tasks: Tensor
+    ids: Tensor
+    active: slice | Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Pipeline:
+    """Holds the training and test images on the device and cuts batches from them."""
+
+    def __init__(self, scenario: Scenario, config: RunConfig, device: torch.device) -> None:
+        self.scenario, self.config, self.device = scenario, config, device
+        self._train = self._move(scenario.train)
+        self._test = self._move(scenario.test)
+        shape = (1, -1, 1, 1)
+        mean, std = torch.tensor(scenario.mean), torch.tensor(scenario.std)
+        if config.normalize != "channel":
+            mean, std = torch.zeros_like(mean), torch.ones_like(std)
+        # (x / 255 - mean) / std as one multiplication and one addition.
+        self._scale = (1 / (255 * std)).view(shape).to(device)
+        self._shift = (-mean / std).view(shape).to(device)
+        if config.normalize == "pixel-mean":
+            self._shift = (-_mean_image(scenario.train.images) / 255)[None].to(device)
+        self.pass_size = PASS_SIZE
+        self._augment = AUGMENTATIONS[config.augment]
+        self._own = torch.zeros(len(scenario.tasks), scenario.n_outputs, dtype=torch.bool)
+        for task in scenario.tasks:
+            self._own[task.index, task.outputs] = True
+
+    def _move(self, images: Images) -> Images:
+        return Images(
+            images.images.to(self.device),
+            images.labels.to(self.device),
+            images.classes,
+            images.tasks.to(self.device),
+        )
+
+    def normalize(self, originals: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] on the device -> normalised float32 of the same shape."""
+        # In place: of uint8 with broadcasting, addcmul takes twenty times as long on a CPU.
+        return originals.float().mul_(self._scale).add_(self._shift)
+
+    def batch(self, ids: Tensor, active: slice | Tensor, keys: tuple[int | str, ...] | None) -> Batch:
+        """Cut a batch of training samples; `keys` names the augmentation stream, None means no augmentation."""
+        index = ids.to(self.device, non_blocking=True)
+        originals = self._train.images.index_select(0, index)
+        if self._augment is not None and keys is not None:
+            generator = stream(self.config.seed, "augmentation", *keys)
+            if self.config.normalize == "pixel-mean":
+                # A crop moves the image and its mean together, and what it adds at the border is the mean.
+                images = self._augment(self.normalize(originals), generator)
+            else:
+                images = self.normalize(self._augment(originals, generator))
+        else:
+            images = self.normalize(originals)
+        return Batch(
+            images,
+            originals,
+            self._train.labels.index_select(0, index),
+            self._train.tasks.index_select(0, index),
+            ids,
+            active,
+        )
+
+    def passes(self, data: ImageSet, active: Callable[[Tensor], slice | Tensor]) -> Iterator[Batch]:
+        """Walk over training samples in order, in large batches without augmentation."""
+        for ids in self._parts(data.ids):
+            yield self.batch(ids, active(ids), None)
+
+    def test_passes(self, ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Walk over test samples: (normalised images, labels, ids) in large batches, all on the device."""
+        for part in self._parts(ids):
+            index = part.to(self.device, non_blocking=True)
+            images = self.normalize(self._test.images.index_select(0, index))
+            yield images, self._test.labels.index_select(0, index), index
+
+    def _parts(self, ids: Tensor) -> tuple[Tensor, ...]:
+        """Cut into parts of nearly equal size, so that none of one sample is left over for a batch norm."""
+        return ids.tensor_split(-(-len(ids) // self.pass_size)) if len(ids) else ()
+
+    def active_outputs(self, ids: Tensor, task: int, loss_outputs: str) -> slice | Tensor:
+        """Return the outputs that compete in the loss for these training samples while `task` is learnt.
+
+        class-incremental: "all" outputs of the head; those "seen" so far; "new": a sample of the current task competes
+        among its outputs, an exemplar among all seen. Otherwise the outputs of the sample's own task.
+        """
+        scenario = self.scenario
+        seen = slice(0, scenario.seen_outputs(task))
+        if scenario.setting == "domain" or (scenario.setting == "class" and loss_outputs == "seen"):
+            return seen
+        if scenario.setting == "class" and loss_outputs == "all":
+            return slice(0, scenario.n_outputs)
+        tasks = scenario.train.tasks[ids]
+        if bool((tasks == tasks[0]).all()) and (scenario.setting == "task" or tasks[0] == task):
+            return scenario.tasks[int(tasks[0])].outputs
+        width = scenario.n_outputs if self.config.head == "full" else seen.stop
+        table = self._own[:, :width].clone()
+        if scenario.setting == "class":
+            table[:task, seen] = True
+        return table[tasks].to(self.device, non_blocking=True)
+
+
+def _mean_image(images: Tensor) -> Tensor:
+    """Return the mean of images, uint8 [N, C, H, W] -> float32 [C, H, W], by parts that fit into memory."""
+    total = torch.zeros(images.shape[1:], dtype=torch.float64)
+    for part in images.split(4096):
+        total += part.double().sum(0)
+    return (total / max(len(images), 1)).float()

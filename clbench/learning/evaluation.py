@@ -1,0 +1,125 @@
+"""Test scores -> class-incremental and task-aware accuracies, per task and per class."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clbench.learning.strategy import Context, Strategy, eval_mode
+
+MATRICES = ("class_incremental", "task_aware")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Correct answers of one classifier: int64 [tasks, classes] for each matrix, None where it can't be defined.
+
+    confusion: int64 [seen outputs, seen outputs], rows the true head output, over the tasks seen so far.
+    """
+
+    class_incremental: Tensor | None
+    task_aware: Tensor | None
+    confusion: Tensor | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One pass over the test images: counts per classifier (the headline one first) and which cells are defined."""
+
+    classifiers: dict[str, Counts]
+    totals: Tensor
+    defined: dict[str, list[bool]]
+
+    def row(self, classifier: str, matrix: str) -> list[float | None]:
+        """Return the accuracy on each task, None where it is not defined or was not evaluated."""
+        counts: Tensor | None = getattr(self.classifiers[classifier], matrix)
+        if counts is None:
+            return [None] * len(self.totals)
+        right, total = counts.sum(1).tolist(), self.totals.sum(1).tolist()
+        return [r / t if defined else None for r, t, defined in zip(right, total, self.defined[matrix], strict=True)]
+
+    def correct(self, classifier: str, matrix: str) -> list[dict[str, int] | None]:
+        """Return for each task how many test images of each original class were right."""
+        counts: Tensor | None = getattr(self.classifiers[classifier], matrix)
+        if counts is None:
+            return [None] * len(self.totals)
+        return [
+            {str(c): int(counts[t, c]) for c in torch.nonzero(self.totals[t]).flatten().tolist()} if d else None
+            for t, d in enumerate(self.defined[matrix])
+        ]
+
+
+def evaluate(strategy: Strategy, context: Context, after: int) -> Evaluation:
+    """Test the strategy after task `after` (the untrained model: the outputs are those of task 0).
+
+    Every test image is scored once. The flags of the modules are put back, and no random stream is touched.
+    """
+    scenario, config = context.scenario, context.config
+    n_classes = len(scenario.class_names)
+    seen = scenario.seen_outputs(after)
+    existing = strategy.model.head.out_features
+    totals = torch.stack([torch.bincount(task.test.classes, minlength=n_classes) for task in scenario.tasks])
+    # class-incremental: the outputs of a task that is yet to come do not compete, so the cell is not defined.
+    defined = {
+        "class_incremental": [task.outputs.stop <= seen for task in scenario.tasks],
+        "task_aware": [task.outputs.stop <= existing for task in scenario.tasks],
+    }
+    if config.evaluate == "seen":
+        defined = {name: [d and t <= after for t, d in enumerate(row)] for name, row in defined.items()}
+    wanted = [t for t in scenario.tasks if defined["class_incremental"][t.index] or defined["task_aware"][t.index]]
+    groups = [[task] for task in wanted] if strategy.needs_task_at_test else [wanted]
+
+    tallies: dict[str, _Tally] = {}
+    with torch.inference_mode(), eval_mode(strategy), context.autocast():
+        for group in groups:
+            ids = torch.cat([task.test.ids for task in group])
+            known = group[0].index if strategy.needs_task_at_test else None
+            for images, labels, index in context.pipeline.test_passes(ids):
+                scores = strategy.scores(images, known) if known is not None else strategy.scores(images)
+                for name, values in (scores if isinstance(scores, dict) else {"linear": scores}).items():
+                    if name not in tallies:
+                        tallies[name] = _Tally(context, after, seen, existing)
+                    tallies[name].add(values.float(), labels, index)
+    hidden = strategy.needs_task_at_test
+    return Evaluation({n: t.counts(hidden, defined) for n, t in tallies.items()}, totals, defined)
+
+
+class _Tally:
+    """Counts right answers on the device; nothing is read back before the end."""
+
+    def __init__(self, context: Context, after: int, seen: int, existing: int) -> None:
+        scenario, device = context.scenario, context.device
+        self.seen, self.device = seen, device
+        self.shape = (len(scenario.tasks), len(scenario.class_names))
+        self.classes, self.tasks = scenario.test.classes.to(device), scenario.test.tasks.to(device)
+        self.own = torch.zeros(len(scenario.tasks), existing, dtype=torch.bool, device=device)
+        for task in scenario.tasks:
+            self.own[task.index, task.outputs] = True
+        self.seen_tasks = torch.arange(len(scenario.tasks), device=device) <= after
+        cells = self.shape[0] * self.shape[1]
+        self.incremental = torch.zeros(cells, dtype=torch.int64, device=device)
+        self.aware = torch.zeros(cells, dtype=torch.int64, device=device)
+        self.confusion = torch.zeros(seen * seen, dtype=torch.int64, device=device)
+
+    def add(self, scores: Tensor, labels: Tensor, index: Tensor) -> None:
+        tasks = self.tasks[index]
+        cell = tasks * self.shape[1] + self.classes[index]
+        guess = scores[:, : self.seen].argmax(1)
+        self.incremental.index_add_(0, cell, (guess == labels).long())
+        masked = scores.masked_fill(~self.own[tasks], -torch.inf)
+        self.aware.index_add_(0, cell, (masked.argmax(1) == labels).long())
+        counted = self.seen_tasks[tasks].long()
+        self.confusion.index_add_(0, labels.clamp(max=self.seen - 1) * self.seen + guess, counted)
+
+    def counts(self, task_given: bool, defined: dict[str, list[bool]]) -> Counts:
+        aware = self.aware.view(self.shape).cpu()
+        if task_given:
+            return Counts(None, aware, None)
+        confusion = self.confusion.view(self.seen, self.seen).cpu()
+        return Counts(self.incremental.view(self.shape).cpu(), aware, confusion)
+
+
+def accuracies(evaluation: Evaluation, classifier: str) -> dict[str, Any]:
+    """Return both rows of one classifier by matrix name."""
+    return {matrix: evaluation.row(classifier, matrix) for matrix in MATRICES}

@@ -1,0 +1,391 @@
+"""The contract of a strategy: what is different about a method, and nothing else."""
+
+import copy
+import difflib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from types import FunctionType
+from typing import Annotated, Any, ClassVar, Literal, get_origin, get_type_hints
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from clbench.config.errors import ConfigError, RunError
+from clbench.config.registry import options_model, validate_options
+from clbench.config.run import RunConfig
+from clbench.data.batches import CONVOLVING_PASS_SIZE, Batch, Pipeline
+from clbench.data.scenario import ImageSet, Scenario, Task
+from clbench.learning.losses import cross_entropy
+from clbench.learning.memory import Memory
+from clbench.models import build_model
+from clbench.models.network import Network
+from clbench.models.weights import load_backbone
+from clbench.support.streams import stream, stream_seed
+
+Terms = Tensor | dict[str, Tensor]
+Strength = Annotated[float, Field(ge=0)]
+
+HOOKS = ("check", "begin_task", "stages", "loss", "after_backward", "penalty", "after_step", "end_task", "scores")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One fit on one set of samples: a declaration, so it can be repeated after an interruption.
+
+    parameters: what trains; everything else is frozen, batch-norm statistics and dropout included (default: all).
+    head_rows: the only rows of the head that move. epochs, iterations, lr: the config's where None.
+    loss: replaces the strategy's. before: run once at the start, before the optimizer is made. Both reach modules
+    through the strategy: after an interruption these are other objects. watched: early
+    stopping and plateau schedules apply, which judge by the current task alone; not so where old tasks count as much.
+    run: a loop that trains instead of the engine's and returns a record per epoch (see Strategy.foreign).
+    """
+
+    data: ImageSet
+    name: str = "train"
+    parameters: list[nn.Parameter] | None = None
+    head_rows: slice | None = None
+    epochs: int | None = None
+    iterations: int | None = None
+    lr: float | None = None
+    loss: Callable[[Batch], Terms] | None = None
+    before: Callable[[], None] | None = None
+    watched: bool = True
+    run: Callable[["Watch"], list[dict[str, Any]]] | None = None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a loop that is not the engine's tells it: a step is done (its loss, or None), an epoch, a place to end."""
+
+    after_step: Callable[[float | None], None]
+    after_epoch: Callable[[dict[str, Any]], None]
+    at_rest: Callable[[bool], None]
+
+
+@dataclass
+class Progress:
+    """Where the run is: 0-based task, epoch and step of the stage; steps per epoch; current learning rate.
+
+    replayed: samples drawn from the memory in this epoch.
+    """
+
+    task: int = -1
+    stage: str = ""
+    epoch: int = 0
+    step: int = 0
+    steps_per_epoch: int = 0
+    learning_rate: float = 0.0
+    replayed: int = 0
+
+
+@dataclass
+class Context:
+    """What the engine lends a strategy for one run."""
+
+    config: RunConfig
+    scenario: Scenario
+    pipeline: Pipeline
+    device: torch.device
+    progress: Progress
+    logged: dict[str, float] = field(default_factory=dict)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which forward passes run: bf16 autocast, or nothing."""
+        if self.config.precision != "bf16":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+class Strategy:
+    """Base of all strategies; as it stands it is naive fine-tuning (on the task and its exemplars, if any).
+
+    Annotated attributes of a subclass are its hyper-parameters: typed, validated, with defaults. Whatever a hook
+    assigns to `self` is learnt state: saved, restored, and trained too where it is a module or parameter that requires
+    a gradient.
+    """
+
+    family: ClassVar[Literal["reference", "regularisation", "distillation", "replay", "isolation", "frozen"]]
+    paper: ClassVar[str] = ""
+    settings: ClassVar[tuple[str, ...]] = ("class", "task", "domain")
+    data_access: ClassVar[Literal["task", "all"]] = "task"
+    # "joined": exemplars are added to the task's data; "replayed": drawn beside each batch; "own": the strategy fills
+    # and uses the memory itself; "none": a memory is refused.
+    memory_use: ClassVar[Literal["joined", "replayed", "own", "none"]] = "joined"
+    # Whether it lives on a memory (and gets the scenario's usual one), and how that chooses where the user doesn't say.
+    needs_memory: ClassVar[bool] = False
+    memory_policy: ClassVar[str] = "herding"
+    needs_task_at_test: ClassVar[bool] = False
+    # Whether seeds can be trained together in one batched model: all that a step does is `loss` and `penalty`, and the
+    # loss draws nothing at random and reads modules, tensors and floats of `self`, not other state that a seed decides.
+    seeds_together: ClassVar[bool] = False
+    # Whether the loss goes through `model.features` as a whole, which is what --compile compiles.
+    through_features: ClassVar[bool] = True
+    # Names that other software has for options of the run, each with the run's own.
+    run_options: ClassVar[Mapping[str, str]] = {}
+    # Whether other software trains, whose state can't be saved: such a run is not continued but begun again.
+    foreign: ClassVar[bool] = False
+    # Checks of the conformance kit (clbench.testing) that make no sense for it, each with the reason.
+    not_applicable: ClassVar[Mapping[str, str]] = {}
+
+    model: Network
+    memory: Memory | None = None
+    _context: Context
+    _options: ClassVar[Any]
+    _lent: ClassVar[frozenset[str]] = frozenset({"_context"})
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        base = get_type_hints(Strategy, include_extras=True)
+        hints = {
+            name: hint
+            for name, hint in get_type_hints(cls, include_extras=True).items()
+            if name not in base and not name.startswith("_") and get_origin(hint) is not ClassVar
+        }
+        cls._options = options_model(cls.__name__, {n: (h, getattr(cls, n, ...)) for n, h in hints.items()})
+        own = (n for n, v in vars(cls).items() if isinstance(v, FunctionType) and n not in vars(Strategy))
+        for name in (n for n in own if not n.startswith("_")):
+            # A hook under a wrong name would never be called, and nobody would know.
+            if near := difflib.get_close_matches(name, HOOKS, n=1, cutoff=0.85):
+                warnings.warn(f"{cls.__name__}.{name} is no hook; did you mean {near[0]}?", stacklevel=2)
+
+    def __init__(self, **options: object) -> None:
+        """Store the hyper-parameters; raises ConfigError for an unknown name or a value out of range."""
+        self.__dict__.update(self.validate(options))
+
+    @classmethod
+    def validate(cls, options: Mapping[str, object], name: str | None = None) -> dict[str, Any]:
+        """Return all hyper-parameters with defaults filled in; raises ConfigError for what isn't accepted."""
+        owner = name or cls.__name__
+        for key, value in options.items():
+            if key in cls.run_options:
+                right = cls.run_options[key]
+                raise ConfigError(f"{key}={value}: {owner} takes it from the run, whose option {right!r} is accepted")
+        return validate_options(cls._options, options, owner=owner)
+
+    # The hooks, in the order in which the engine calls them.
+
+    def check(self, config: RunConfig, scenario: Scenario) -> None:
+        """Before anything is trained: raise ConfigError for what the strategy can't work with."""
+
+    def begin_task(self, task: Task) -> None:
+        """Before the head grows: a teacher copied here has the old outputs only."""
+
+    def stages(self, task: Task) -> list[Stage]:
+        """What is fitted in this task, after the head has grown; [] trains nothing."""
+        return [Stage(self.with_exemplars(task.train))]
+
+    def loss(self, batch: Batch) -> Terms:
+        """The data terms of the loss, named when there are several."""
+        return {"classification": self.classification_loss(self.model(batch.images), batch)}
+
+    def after_backward(self, batch: Batch) -> None:
+        """`.grad` holds the gradient of loss() alone: read it, project it or mask it."""
+
+    def penalty(self) -> Tensor | None:
+        """A term in the parameters only; it has its own backward pass, after after_backward."""
+        return None
+
+    def after_step(self, batch: Batch) -> None:
+        """The weights have moved: restore frozen entries."""
+
+    def end_task(self, task: Task) -> None:
+        """The task's data is still readable and the memory is up to date: Fisher, class means."""
+
+    def scores(self, images: Tensor, task: int | None = None) -> Tensor | dict[str, Tensor]:
+        """Test scores [B, outputs], or several classifiers' by name, the headline one first.
+
+        `task` is given only where `needs_task_at_test` is declared.
+        """
+        logits: Tensor = self.model(images)
+        return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """The representation that herding works on, float [B, feature_dim]."""
+        return self.model.features(images)
+
+    # What a strategy may use.
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run is."""
+        return self._context.progress
+
+    @property
+    def setting(self) -> str:
+        """ "class", "task" or "domain"."""
+        return self._context.scenario.setting
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's config."""
+        return self._context.config
+
+    @property
+    def device(self) -> torch.device:
+        """The device that model and batches are on."""
+        return self._context.device
+
+    @property
+    def old_task_outputs(self) -> list[slice]:
+        """The head outputs of each earlier task, each range once."""
+        tasks = self._context.scenario.tasks[: self.progress.task]
+        return [slice(*ends) for ends in dict.fromkeys((t.outputs.start, t.outputs.stop) for t in tasks)]
+
+    def outputs_of(self, task: int) -> slice:
+        """Return the head outputs of a task, earlier or later."""
+        return self._context.scenario.tasks[task].outputs
+
+    def task_logits(self, features: Tensor, task: int) -> Tensor:
+        """Return the logits [B, outputs] of a task's own outputs, -inf elsewhere.
+
+        Their rows of the head are multiplied alone: in a product with more rows they could be rounded otherwise.
+        """
+        head, outputs = self.model.head, self.outputs_of(task)
+        own = F.linear(features, head.weight[outputs], head.bias[outputs])
+        return F.pad(own, (outputs.start, head.out_features - outputs.stop), value=-torch.inf)
+
+    def log(self, name: str, value: float) -> None:
+        """Record a number about this task in run.json, under tasks[].logged."""
+        self._context.logged[name] = value
+
+    def rng(self, name: str) -> torch.Generator:
+        """Return the CPU generator of the stream `name` at this step, always at its start."""
+        p = self.progress
+        return stream(self._context.config.seed, f"strategy/{name}", p.task, p.stage, p.epoch, p.step)
+
+    @contextmanager
+    def seeded(self, name: str) -> Iterator[None]:
+        """Inside it, what draws from torch's own CPU stream, as a new layer does, draws from the stream `name`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.rng(name).initial_seed())
+            yield
+
+    def normalize(self, originals: Tensor) -> Tensor:
+        """Turn pixels of 0 to 255, [B, C, H, W] of any dtype, into what a model is given, float of the same shape."""
+        return self._context.pipeline.normalize(originals)
+
+    def active_outputs(self, ids: Tensor) -> slice | Tensor:
+        """Return the outputs that compete in the loss for these training samples, as Batch.active."""
+        # To a reference that is trained afresh on everything, every class is new.
+        mode = self._context.config.loss_outputs
+        if self.data_access == "all" and mode == "new":
+            mode = "seen"
+        return self._context.pipeline.active_outputs(ids, self.progress.task, mode)
+
+    def classification_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy over the outputs that compete for each sample of the batch, mean over the batch."""
+        smoothing = self.config.label_smoothing
+        return cross_entropy(logits, batch.labels, batch.active, label_smoothing=smoothing)
+
+    def with_exemplars(self, data: ImageSet) -> ImageSet:
+        """Return the samples and the exemplars of earlier tasks as one set."""
+        if self.memory is None or self.memory_use != "joined" or len(self.memory) == 0:
+            return data
+        return data + self.exemplars()
+
+    def exemplars(self) -> ImageSet:
+        """Return the samples in the memory."""
+        ids = self.memory.ids if self.memory is not None else torch.empty(0, dtype=torch.int64)
+        return ImageSet(self._context.scenario.train, ids)
+
+    def replay(self, n: int, name: str = "replay") -> Batch | None:
+        """Draw n samples from the memory (None while it is empty), without repeats as far as it reaches.
+
+        Draws of one step under different names are independent of each other, augmentation included.
+        """
+        if self.memory is None or len(self.memory) == 0 or n == 0:
+            return None
+        ids = self.memory.sample(n, self.rng(name))
+        p = self.progress
+        p.replayed += n
+        return self._context.pipeline.batch(ids, self.active_outputs(ids), (name, p.task, p.stage, p.epoch, p.step))
+
+    def passes(self, data: ImageSet) -> Iterator[Batch]:
+        """Walk over samples in order, in large batches without augmentation."""
+        return self._context.pipeline.passes(data, self.active_outputs)
+
+    def seen_data(self) -> ImageSet:
+        """Return the training data of all tasks so far; for strategies that declare data_access = "all"."""
+        if self.data_access != "all":
+            raise RunError(f"{type(self).__name__} read earlier tasks' data without data_access = 'all'")
+        tasks = self._context.scenario.tasks[: self.progress.task + 1]
+        return ImageSet(self._context.scenario.train, torch.cat([task.train.ids for task in tasks]))
+
+    def frozen_copy(self) -> Network | None:
+        """Return the model as it is, in eval mode and without gradients; None before the first task."""
+        if self.progress.task == 0:
+            return None
+        return copy.deepcopy(self.model).eval().requires_grad_(False)
+
+    def fresh_model(self) -> Network:
+        """Return an untrained model with the present outputs, drawn from this task's own stream."""
+        model = new_model(self._context, self.progress.task)
+        return grow_head(model, self._context, self.model.head.out_features)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return every parameter that trains, by name: the model's, and those assigned to self."""
+        found: dict[str, nn.Parameter] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, nn.Module):
+                found |= {f"{name}.{n}": p for n, p in value.named_parameters() if p.requires_grad}
+            elif isinstance(value, nn.Parameter) and value.requires_grad:
+                found[name] = value
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """Return the learnt state: what was assigned to self, model and memory among it, but views of data."""
+        known = {*self._options.model_fields, *self._lent}
+        return {n: v for n, v in vars(self).items() if n not in known and not isinstance(v, ImageSet | Task)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Put a state() in the place of the present one, in its order, which is that of the optimizer's parameters."""
+        for name in self.state():
+            del vars(self)[name]
+        vars(self).update(state)
+
+
+@contextmanager
+def eval_mode(strategy: Strategy) -> Iterator[None]:
+    """Put every module of a strategy into eval mode, and each layer's own mode back at the end."""
+    modules = [m for m in vars(strategy).values() if isinstance(m, nn.Module)]
+    flags = [(layer, layer.training) for module in modules for layer in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for layer, training in flags:
+            layer.training = training
+
+
+def initial_model(config: RunConfig, image_shape: tuple[int, int, int], task: int) -> Network:
+    """Return a model as initialised by the stream of `task` or by given weights, without outputs."""
+    model = build_model(config.model, image_shape, stream_seed(config.seed, "initialisation", task))
+    if config.weights is not None:
+        load_backbone(model, config.weights, offline=config.offline)
+    return model
+
+
+def new_model(context: Context, task: int) -> Network:
+    """Return the initial model on the device."""
+    config = context.config
+    model = initial_model(config, context.scenario.image_shape, task)
+    # oneDNN's convolutions want the channels last, and cuDNN's in bf16; the weights decide for the images.
+    on_cpu = context.device.type == "cpu"
+    if on_cpu or config.precision == "bf16":
+        model = model.to(memory_format=torch.channels_last)
+    if on_cpu and any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        context.pipeline.pass_size = CONVOLVING_PASS_SIZE
+    return model.to(context.device)
+
+
+def grow_head(model: Network, context: Context, n_outputs: int) -> Network:
+    """Grow the head to `n_outputs`, drawing each new row from the stream of the present task; return the model."""
+    if n_outputs > model.head.out_features:
+        generator = stream(context.config.seed, "head", context.progress.task)
+        model.head.grow(n_outputs, generator, context.config.head_init)
+    return model

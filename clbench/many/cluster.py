@@ -1,0 +1,157 @@
+"""Planned runs on a Ray cluster, whose nodes see the same files; a run of a lost node is done again on another."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from urllib.parse import urlsplit
+
+from clbench.config.errors import ConfigError
+from clbench.many.planned import Outcome, PlannedRun
+
+# How often a run is begun again because its node or its process was lost.
+RETRIES = 5
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster: its address (None: RAY_ADDRESS, or one on this machine), and the GPUs, or the part, a run gets."""
+
+    address: str | None = None
+    gpus_per_run: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what Ray has no GPUs for."""
+        if self.gpus_per_run < 0 or not (self.gpus_per_run <= 1 or float(self.gpus_per_run).is_integer()):
+            raise ConfigError(f"--gpus-per-run {self.gpus_per_run:g}: 0 to 1, or a whole number, is accepted")
+
+
+def require_ray() -> None:
+    """Raise ConfigError where Ray is not installed."""
+    if find_spec("ray") is None:
+        raise ConfigError("--backend ray needs the package ray; pip install 'clbench[ray]' is accepted")
+
+
+def on_ray(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcome]], cluster: Cluster) -> Iterator[Outcome]:
+    """Do the work on the cluster and yield outcomes as they come; each run gets the CPUs of its `threads`."""
+    require_ray()
+    import ray
+
+    if not ray.is_initialized():
+        _refuse_unreachable(cluster.address or os.environ.get("RAY_ADDRESS", ""))
+    # Ray's processes end with the thread that started them.
+    with ThreadPoolExecutor(1) as beside, _kept_signals() as (keep, deliver):
+        started = not ray.is_initialized()
+        try:
+            if started:
+                # In the main thread Ray would handle SIGTERM itself, by an exit that gets lost on the way.
+                init = beside.submit(ray.init, cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+                while wait([init], timeout=0.02).not_done:
+                    keep()
+                init.result()
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise _no_cluster(cluster.address or "RAY_ADDRESS", error) from None
+        deliver()
+        _warn_of_waiting(items, cluster)
+        place = os.getcwd()
+        remote = ray.remote(_in_folder)
+        pending = {}
+        try:
+            for item, do in zip(items, work, strict=True):
+                options = remote.options(
+                    num_cpus=item.config.threads,
+                    num_gpus=cluster.gpus_per_run,
+                    max_retries=RETRIES,
+                    name=item.config.label,
+                )
+                pending[options.remote(place, do)] = item
+            while pending:
+                done, _ = ray.wait(list(pending), timeout=0.5)
+                deliver()
+                for reference in done:
+                    item = pending.pop(reference)
+                    try:
+                        outcome: Outcome = ray.get(reference)
+                    except ray.exceptions.RayError as error:
+                        reason = (str(error) or type(error).__name__).splitlines()[0]
+                        outcome = Outcome(item, f"lost on the cluster, {RETRIES + 1} times: {reason}")
+                    yield outcome
+        finally:
+            for reference in pending:
+                ray.cancel(reference, force=True)
+            if started:
+                ray.shutdown()
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Raise ConfigError where nothing answers at HOST:PORT or ray://HOST:PORT: Ray would try on for a minute."""
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        if parts.scheme in ("", "ray") and parts.hostname is not None and parts.port is not None:
+            socket.create_connection((parts.hostname, parts.port), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> ConfigError:
+    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:120]
+    return ConfigError(f"no Ray cluster at {address} ({reason}); HOST:PORT or auto is accepted")
+
+
+@contextmanager
+def _kept_signals() -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
+    """Keep signals until they are delivered: Ray drops what a handler raises inside Ray's calls.
+
+    What is handed out keeps them, also where Ray has put handlers of its own in place, and delivers them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield (lambda: None), (lambda: None)
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    kept: list[int] = []
+
+    def install() -> None:
+        for number in numbers:
+            signal.signal(number, lambda number, _: kept.append(number))
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def deliver() -> None:
+        if kept:
+            restore()
+            signal.raise_signal(kept.pop())
+        install()
+
+    install()
+    try:
+        yield install, deliver
+    finally:
+        restore()
+
+
+def _in_folder(place: str, do: Callable[[], Outcome]) -> Outcome:
+    """Do a run in the folder where the sweep was started: its paths are relative to that."""
+    os.chdir(place)
+    return do()
+
+
+def _warn_of_waiting(items: Sequence[PlannedRun], cluster: Cluster) -> None:
+    import ray
+
+    cpus = max(item.config.threads or 1 for item in items)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= cluster.gpus_per_run for node in nodes):
+        warnings.warn(
+            f"no node of the Ray cluster has {cpus} CPUs and {cluster.gpus_per_run:g} GPUs; waiting for one",
+            stacklevel=2,
+        )

@@ -1,0 +1,72 @@
+"""compare(): strategies x seeds on one scenario, with the same budget, in one process or several."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from clbench.config.errors import ConfigError
+from clbench.data.scenario import Scenario
+from clbench.learning.strategy import Strategy
+from clbench.many.execution import Request, lives_on_memory, plan_requests, raise_first_failure, run_planned, seed_list
+from clbench.many.planned import PlannedRun
+from clbench.results.result import Result
+
+REFERENCES = ("naive", "joint")
+MEMORY_OPTIONS = ("memory_size", "memory_per_class", "memory_policy")
+
+
+def plan(
+    scenario: str | Scenario,
+    strategies: Sequence[str | type[Strategy]],
+    *,
+    seeds: int | Sequence[int] = 5,
+    out: str | os.PathLike[str] = "runs",
+    references: bool = True,
+    **options: Any,
+) -> list[PlannedRun]:
+    """Return the runs of a comparison, all checked before any is started; raises ConfigError.
+
+    seeds: a number of seeds (0, 1, ...) or the seeds. references: add naive and joint where they are not named.
+    A memory option goes to the strategies that live on a memory; others take one in their brackets only.
+    """
+    if "seed" in options:
+        raise ConfigError(f"seed={options['seed']!r}: a comparison takes seeds, a number of them or a list")
+    seeds = seed_list(seeds)
+    named = [s if isinstance(s, type) or ".py:" in s else s.replace(" ", "") for s in strategies]
+    added = [name for name in REFERENCES if name not in named] if references else []
+    options.setdefault("threads", 1)
+    memory = {k: options.pop(k) for k in MEMORY_OPTIONS if options.get(k) is not None}
+    if memory and not any(lives_on_memory(s) for s in named):
+        raise ConfigError(f"{next(iter(memory))} is given, but none of the strategies lives on a memory")
+    requests = []
+    for strategy in [*named, *added]:
+        extra = memory if lives_on_memory(strategy) else {}
+        # Hyper-parameters are for the strategies that were named, not for references that were added.
+        extra = {**extra, "strategy_options": None, "per_task": None, "tuned_by": None} if strategy in added else extra
+        requests += [Request(scenario, strategy, {**options, **extra, "seed": seed}) for seed in seeds]
+    return plan_requests(requests, out)
+
+
+def compare(
+    scenario: str | Scenario,
+    strategies: Sequence[str | type[Strategy]],
+    *,
+    seeds: int | Sequence[int] = 5,
+    out: str | os.PathLike[str] = "runs",
+    jobs: int = 1,
+    references: bool = True,
+    force: bool = False,
+    track: str | None = None,
+    seeds_together: bool = False,
+    **options: Any,
+) -> list[Result]:
+    """Run every strategy with every seed and return the results, strategy by strategy; see plan() and run().
+
+    Unfinished runs are continued. seeds_together: train all seeds of a strategy in one batched model. Raises
+    ConfigError before any training, RunError at the end if a run failed.
+    """
+    planned = plan(scenario, strategies, seeds=seeds, out=out, references=references, **options)
+    given = scenario if isinstance(scenario, Scenario) else None
+    outcomes = run_planned(planned, scenario=given, jobs=jobs, force=force, track=track, seeds_together=seeds_together)
+    raise_first_failure(list(outcomes))
+    return [Result.load(item.folder) for item in planned]

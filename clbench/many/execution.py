@@ -1,0 +1,321 @@
+"""Planned runs: checked all together, then done in one process, in several or on a cluster; none twice, none lost."""
+
+import functools
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from clbench.config.errors import ConfigError, RunError
+from clbench.config.run import SCENARIO_FIELDS, RunConfig
+from clbench.data.scenario import Scenario
+from clbench.learning.strategy import Context, Strategy
+from clbench.learning.trainer import Trainer
+from clbench.many.cluster import Cluster, on_ray
+from clbench.many.planned import Outcome, PlannedRun
+from clbench.running.folder import RunFolder, announce, default_folder, make_folder
+from clbench.running.observer import Observer
+from clbench.running.process import process_settings
+from clbench.running.resolve import give, prepare, resolve, strategy_class
+from clbench.running.run import check, check_model, execute
+from clbench.support.locks import InUseError, Watched, is_held
+
+# How a run.json begins: what is there already is found without parsing a thousand of them.
+_HEAD = re.compile(rb'\{\s*"schema_version": 1,\s*"clbench": "([^"]*)",\s*"status": "(\w+)",\s*"identity": "(\w+)"')
+# Seconds between looks at the runs that other processes hold.
+_LOOK_EVERY = 1.0
+
+
+# More is a slip of the keyboard, and would fill the memory before a run begins.
+MOST_RUNS = 100_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run as it was asked for, and the words that name it in an error."""
+
+    scenario: str | Scenario
+    strategy: str | type[Strategy]
+    options: Mapping[str, Any]
+    place: str = ""
+
+
+def plan_requests(
+    requests: Sequence[Request], out: str | os.PathLike[str], *, elsewhere: bool = False
+) -> list[PlannedRun]:
+    """Return the runs that were asked for, all checked before any is started; raises ConfigError for the first wrong.
+
+    elsewhere: they are not run on this machine, so its devices don't count.
+    """
+    planned: list[PlannedRun] = []
+    owner: dict[str, str] = {}
+    checked: set[str] = set()
+    models: set[tuple[Any, ...]] = set()
+    made: tuple[tuple[Any, ...], Scenario] | None = None
+    for request in requests:
+        try:
+            config = resolve(request.scenario, request.strategy, request.options, shared=True, elsewhere=elsewhere)
+            if isinstance(request.scenario, Scenario):
+                tasks = request.scenario
+            else:
+                # Seeds draw which images are held out, not how many: the same tasks serve to check them all.
+                drawn = config.seed if config.class_order_seed == "per-seed" else None
+                key = (config.scenario, config.data_root, config.offline, drawn, *_scenario_fields(config))
+                if made is None or made[0] != key:
+                    made = key, prepare(config)[1]
+                tasks = made[1]
+                config = config.model_copy(update={"data_fingerprint": tasks.fingerprint})
+            kind = config.identity(without_seed=True)
+            if kind not in checked:
+                check(config, tasks, strategy_class(config.strategy)(**config.strategy_options))
+                checked.add(kind)
+                model = (config.model, config.weights, config.train, tasks.image_shape)
+                if model not in models:
+                    check_model(config, tasks)
+                    models.add(model)
+            identity = config.identity()
+            if identity in owner:
+                raise ConfigError(f"{config.label} and {owner[identity]} are the same run; name it once")
+            owner[identity] = config.label
+        except ConfigError as error:
+            raise ConfigError(f"{request.place}: {error}" if request.place else str(error)) from None
+        given = request.strategy if isinstance(request.strategy, type) else None
+        planned.append(PlannedRun(config, default_folder(config, out), given))
+    make_folder(out)
+    return planned
+
+
+def seed_list(seeds: Any) -> Sequence[int]:
+    """Return the seeds: those given, or as many as the number says (0, 1, ...); raises ConfigError."""
+    if isinstance(seeds, int):
+        if isinstance(seeds, bool) or not 1 <= seeds <= MOST_RUNS:
+            raise ConfigError(f"seeds={seeds}: a number from 1 to {MOST_RUNS:,}, or a list of seeds, is accepted")
+        return range(seeds)
+    if not isinstance(seeds, list | tuple | range):
+        raise ConfigError(f"seeds={seeds!r}: a number of seeds, or a list of them, is accepted")
+    if len(set(seeds)) != len(seeds) or not seeds:
+        shown = ",".join(map(str, seeds)) or "[]"
+        raise ConfigError(f"seeds={shown}: at least one seed, each once, is accepted")
+    return list(seeds)
+
+
+def lives_on_memory(strategy: str | type[Strategy]) -> bool:
+    """Whether the strategy can't work without a memory, so that a memory option given for all is meant for it."""
+    from clbench.config.registry import parse_spec
+
+    cls = strategy if isinstance(strategy, type) else strategy_class(parse_spec(strategy)[0])
+    return cls.needs_memory
+
+
+def run_planned(
+    planned: Sequence[PlannedRun],
+    *,
+    scenario: Scenario | None = None,
+    jobs: int = 1,
+    force: bool = False,
+    observer: Observer | None = None,
+    track: str | None = None,
+    cluster: Cluster | None = None,
+    seeds_together: bool = False,
+) -> Iterator[Outcome]:
+    """Do the planned runs, in any order, and yield each one's outcome as it ends; finished runs are not repeated.
+
+    jobs: worker processes, which stay up between runs; the results do not depend on it. A run that another process is
+    doing is waited for at the end, and taken over if that process is gone. track: see `clbench.run`; each run has a
+    tracker of its own, made in the process that does it. seeds_together: what differs in its seed alone is trained in
+    one batched model. Raises ConfigError where that can't be.
+    """
+    if track is not None:
+        from clbench.running.tracking import require_tracker
+
+        require_tracker(track)
+    if seeds_together:
+        _refuse_together(planned, jobs, cluster)
+    left: list[PlannedRun] = []
+    versions: dict[str, int] = {}
+    for item in planned:
+        # What is done already costs neither a worker process nor its data.
+        version = None if force else _finished(item)
+        if version is None:
+            left.append(item)
+            announce(item.config, item.folder)
+        else:
+            versions[version] = versions.get(version, 0) + 1
+            yield Outcome(item, source="before")
+    versions.pop(metadata.version("clbench"), None)
+    for version, n in versions.items():
+        warnings.warn(f"{n} finished runs of clbench {version} are reused", stacklevel=2)
+    waiting: dict[Path, tuple[PlannedRun, Watched]] = {}
+    seen = {item.folder: _stamp(item.folder) for item in left}
+    while left or waiting:
+        if not left:
+            warnings.warn(f"{len(waiting)} runs are being done by other processes; waiting for them", stacklevel=2)
+            left = [waiting.pop(folder)[0] for folder in _wait_for_any(waiting)]
+        work = [functools.partial(_do, item, scenario, force, track, seen[item.folder]) for item in left]
+        if cluster is not None:
+            outcomes = on_ray(left, work, cluster)
+        elif jobs > 1:
+            from clbench.many.workers import in_processes
+
+            outcomes = in_processes(left, work, jobs)
+        elif seeds_together:
+            outcomes = _together(left, work)
+        else:
+            outcomes = (do(observer) for do in work)
+        for outcome in outcomes:
+            if outcome.source == "held":
+                waiting[outcome.planned.folder] = outcome.planned, Watched(outcome.planned.folder)
+            else:
+                yield outcome
+        left = []
+
+
+def run_status(item: PlannedRun) -> str:
+    """Return what is in the run's folder: `done`, `failed`, `running` (held, or unfinished) or `missing`."""
+    if _finished(item) is not None:
+        return "done"
+    try:
+        found = RunFolder(item.folder).existing(item.config)
+    except ConfigError:
+        return "failed"
+    return "missing" if found is None else found.status
+
+
+def raise_first_failure(outcomes: Sequence[Outcome]) -> None:
+    """Raise RunError, which names the first, if any run failed."""
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if failed:
+        first = failed[0].planned.config
+        raise RunError(
+            f"{len(failed)} of {len(outcomes)} runs failed; {first.label}, seed {first.seed}: {failed[0].error}"
+        )
+
+
+def _do(
+    item: PlannedRun,
+    scenario: Scenario | None,
+    force: bool,
+    track: str | None,
+    seen: tuple[int, int] | None,
+    observer: Observer | None = None,
+    make: Callable[[Context, Strategy], Trainer] = Trainer,
+) -> Outcome:
+    """Do one run; `seen` is its run.json as it was when everything began."""
+    try:
+        if item.given is not None:
+            give(item.given)  # to a worker process, which has not seen it
+        if not force and seen != _stamp(item.folder):
+            if _finished(item) is not None:
+                return Outcome(item, source="elsewhere")
+            found = RunFolder(item.folder).existing(item.config)
+            if found is not None and found.status == "failed":
+                return Outcome(item, str(found.record.get("error")), source="elsewhere")
+        if is_held(item.folder) and not Watched(item.folder).is_free():
+            return Outcome(item, source="held")  # before its data is laid out for nothing
+        tasks = scenario or prepare(item.config)[1]
+        begun: list[Trainer] = []
+
+        def trainer(context: Context, strategy: Strategy) -> Trainer:
+            begun.append(make(context, strategy))
+            return begun[0]
+
+        folder = RunFolder(item.folder)
+        execute(
+            item.config,
+            tasks,
+            folder,
+            resume=not force,
+            force=force,
+            observer=observer,
+            trainer=trainer,
+            track=track,
+        )
+        # Another process may have finished it since it was looked at.
+        return Outcome(item, source="here" if begun else "elsewhere")
+    except InUseError:
+        return Outcome(item, source="held")
+    except (ConfigError, RunError) as error:
+        return Outcome(item, str(error))
+    except Exception as error:  # whatever a strategy raises: the other runs go on
+        return Outcome(item, f"{type(error).__name__}: {error}")
+
+
+def _refuse_together(planned: Sequence[PlannedRun], jobs: int, cluster: Cluster | None) -> None:
+    from clbench.config.registry import entry_point_names
+    from clbench.many.together import refuse_together
+
+    if jobs > 1 or cluster is not None:
+        raise ConfigError("--seeds-together trains in this process; leave it out, or --jobs and --backend ray")
+    possible = [name for name in entry_point_names("clbench.strategies") if strategy_class(name).seeds_together]
+    # Once for all seeds.
+    for item in {item.config.identity(without_seed=True): item for item in planned}.values():
+        refuse_together(item.config, item.given or strategy_class(item.config.strategy), possible)
+
+
+def _together(items: Sequence[PlannedRun], work: Sequence[Callable[..., Outcome]]) -> Iterator[Outcome]:
+    """Do the runs group by group, each run of a group in a thread that waits for the others at each epoch."""
+    from clbench.many.together import Together
+
+    groups: dict[str, list[tuple[PlannedRun, Callable[..., Outcome]]]] = {}
+    for item, do in zip(items, work, strict=True):
+        groups.setdefault(item.config.identity(without_seed=True), []).append((item, do))
+    for group in groups.values():
+        if len(group) == 1:
+            yield group[0][1]()
+            continue
+        together = Together([item.config.seed for item, _ in group])
+        # What torch keeps per process is set for the group; a run that ends early puts back no more than that.
+        with process_settings(group[0][0].config), ThreadPoolExecutor(len(group)) as threads:
+            begun = [threads.submit(together.run, functools.partial(do, None, together.trainer)) for _, do in group]
+            try:
+                for ended in as_completed(begun):
+                    yield ended.result()
+            finally:
+                together.stop()
+
+
+def _finished(item: PlannedRun) -> str | None:
+    """Return the version of clbench that finished the run, None where it is not known to be finished."""
+    try:
+        with open(item.folder / "run.json", "rb") as file:
+            head = _HEAD.match(file.read(400))
+            file.seek(-2, os.SEEK_END)
+            whole = file.read() == b"}\n"
+    except OSError:
+        return None
+    if head is None or not whole or head[2] != b"done" or head[3].decode() != item.config.identity():
+        return None
+    return head[1].decode()
+
+
+def _stamp(folder: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(folder / "run.json")
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _wait_for_any(waiting: Mapping[Path, tuple[PlannedRun, Watched]]) -> list[Path]:
+    """Return the folders that are free, when some are."""
+    while True:
+        free = []
+        for folder, (_, watched) in waiting.items():
+            try:
+                if watched.is_free():
+                    free.append(folder)
+            except OSError:  # the run itself will say what is wrong with its folder
+                free.append(folder)
+        if free:
+            return free
+        time.sleep(_LOOK_EVERY)
+
+
+def _scenario_fields(config: RunConfig) -> list[str]:
+    return [repr(getattr(config, name)) for name in SCENARIO_FIELDS]

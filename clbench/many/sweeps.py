@@ -1,0 +1,324 @@
+"""sweep(): any grid of runs from one file, checked as a whole, then done here or on a cluster."""
+
+import itertools
+import math
+import os
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from clbench.config.errors import ConfigError, unknown
+from clbench.config.registry import parse_spec, text_of
+from clbench.config.run import INTERNAL, SCENARIO_FIELDS, RunConfig, excludes
+from clbench.learning.strategy import Strategy
+from clbench.many.cluster import Cluster
+from clbench.many.compare import MEMORY_OPTIONS
+from clbench.many.execution import (
+    MOST_RUNS,
+    Request,
+    lives_on_memory,
+    plan_requests,
+    raise_first_failure,
+    run_planned,
+    seed_list,
+)
+from clbench.many.planned import PlannedRun
+from clbench.results.result import Result
+from clbench.running.resolve import strategy_class
+from clbench.support.files import read_small
+
+_FIELDS = [name for name in RunConfig.model_fields if name not in INTERNAL and name != "seed"]
+_NAMED = ("scenario", "strategy", "seeds")
+_TABLES = ("strategy_options", "strategies")
+
+Grid = Mapping[str, Any]
+
+
+def sweep(
+    grid: str | os.PathLike[str] | Grid,
+    *,
+    out: str | os.PathLike[str] = "runs",
+    jobs: int = 1,
+    shard: tuple[int, int] | None = None,
+    force: bool = False,
+    track: str | None = None,
+    cluster: Cluster | None = None,
+) -> list[Result]:
+    """Do the runs of a grid (a TOML file, or what would be in it) and return their results in its order.
+
+    shard: (K, N) is the K-th of N parts; track: see `clbench.run`. Finished runs are not repeated, unfinished ones are
+    continued, failed ones tried again. Raises ConfigError before any training, RunError at the end if a run failed.
+    """
+    planned = plan_sweep(grid, out=out, shard=shard, cluster=cluster)
+    raise_first_failure(list(run_planned(planned, jobs=jobs, force=force, track=track, cluster=cluster)))
+    return [Result.load(item.folder) for item in planned]
+
+
+def plan_sweep(
+    grid: str | os.PathLike[str] | Grid,
+    *,
+    out: str | os.PathLike[str] = "runs",
+    shard: tuple[int, int] | None = None,
+    cluster: Cluster | None = None,
+) -> list[PlannedRun]:
+    """Return the runs of a grid, or of one shard of it, all of the grid being checked; raises ConfigError."""
+    if shard is not None and not 1 <= shard[0] <= shard[1]:
+        raise ConfigError(f"shard={shard[0]}/{shard[1]}: K/N with K from 1 to N is accepted")
+    if isinstance(grid, Mapping):
+        read, name = grid, "grid"
+    else:
+        read, name = read_grid(Path(grid)), str(grid)
+    requests = [_placed(request, cluster) for request in _labelled(expand(read, name))]
+    planned = plan_requests(requests, out, elsewhere=cluster is not None)
+    return planned if shard is None else planned[shard[0] - 1 :: shard[1]]
+
+
+def read_grid(path: Path) -> Grid:
+    """Read the TOML file of a grid; raises ConfigError."""
+    try:
+        return tomllib.loads(read_small(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}; the TOML file of a sweep is accepted") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: {error}; a TOML file is accepted") from None
+
+
+def expand(grid: Grid, name: str) -> list[Request]:
+    """Return the runs that a grid asks for, in its order: the grid less what is excluded, then what is included."""
+    further = _tables(grid, "include", name)
+    excluded = _tables(grid, "exclude", name)
+    top = {key: value for key, value in grid.items() if key not in ("include", "exclude")}
+    _check_keys(top, name)
+    requests = list(_block(top, top, name)) if "strategy" in top or not further else []
+    for number, rule in enumerate(excluded, 1):
+        place = f"{name}, [[exclude]] {number}"
+        known = {key for request in requests for key in _facts(request)}
+        for key in rule:
+            if key not in known:
+                raise unknown(f"key in {place}:", key, sorted(known))
+        kept = [request for request in requests if not _matches(rule, request)]
+        if len(kept) == len(requests):
+            raise ConfigError(f"{place}: no run of the grid is like that; leave it out or mend it")
+        requests = kept
+    for number, block in enumerate(further, 1):
+        place = f"{name}, [[include]] {number}"
+        _check_keys(block, place)
+        requests += _block(_over(top, block), block, place)
+    named = {_spec(request.strategy)[0] for request in requests}
+    for key in top.get("strategies", {}):
+        if key not in named:
+            raise unknown(f"strategy of {name}, [strategies]", key, sorted(named))
+    if not requests:
+        raise ConfigError(f"{name}: no run is left; leave something that is not excluded")
+    return requests
+
+
+def _tables(grid: Grid, key: str, name: str) -> list[Grid]:
+    tables = grid.get(key, [])
+    if not isinstance(tables, Sequence) or not all(isinstance(table, Mapping) and table for table in tables):
+        raise ConfigError(f"{name}: {key} is given as {tables!r}"[:200] + f"; tables [[{key}]] are accepted")
+    return list(tables)
+
+
+def _check_keys(block: Grid, place: str) -> None:
+    for key, value in block.items():
+        if key == "seed":
+            raise ConfigError(f"{place}: seed={value!r}; a sweep takes seeds, a number of them or a list")
+        if key not in (*_NAMED, *_TABLES, *_FIELDS):
+            raise unknown(f"option in {place}:", key, (*_NAMED, *_TABLES, "include", "exclude", *_FIELDS))
+        if key in _TABLES and not isinstance(value, Mapping):
+            raise ConfigError(f"{place}: {key}={value!r}; a table [{key}] is accepted")
+    for key, value in block.get("strategies", {}).items():
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{place}: strategies.{key}={value!r}; a table [strategies.{key}] is accepted")
+
+
+def _over(top: Grid, block: Grid) -> Grid:
+    """Return what a further grid says, over what it takes from the top of the file."""
+    kept = {key: value for key, value in top.items() if not any(excludes(key, other) for other in block)}
+    merged = kept | dict(block)
+    for table in _TABLES:
+        if table in block and table in top:
+            merged[table] = dict(top[table]) | dict(block[table])
+    return merged
+
+
+def _block(block: Grid, said: Grid, place: str) -> Iterator[Request]:
+    """Yield the runs of one grid: scenarios and their fields outermost, seeds innermost; `said` is its own part."""
+    for key in ("scenario", "strategy"):
+        if key not in block:
+            raise ConfigError(f"{place}: no {key}; give one, or a list of them")
+    try:
+        seeds = seed_list(block.get("seeds", 5))
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None
+    fields = {key: value for key, value in block.items() if key in _FIELDS}
+    strategies = _entries(block, "strategy", place)
+    memory = [key for key in MEMORY_OPTIONS if key in said]
+    try:
+        if memory and not any(lives_on_memory(strategy) for strategy in strategies):
+            raise ConfigError(f"{memory[0]} is given, but none of the strategies lives on a memory")
+        axes = [_axes(strategy, fields, block) for strategy in strategies]
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None
+    names = [key for key in fields if key in SCENARIO_FIELDS]
+    cuts = [_values(key, fields[key], place) for key in names]
+    scenarios = _entries(block, "scenario", place)
+    points = [
+        [
+            *(_values(key, value, place) for key, value in training.items()),
+            *(_values(key, value, place, strategy) for key, value in own.items()),
+        ]
+        for strategy, (training, own) in zip(strategies, axes, strict=True)
+    ]
+    n = len(scenarios) * math.prod(map(len, cuts)) * len(seeds) * sum(math.prod(map(len, p)) for p in points)
+    if n > MOST_RUNS:
+        raise ConfigError(f"{place}: {n:,} runs are asked for; at most {MOST_RUNS:,} are accepted")
+    for scenario, *cut_values in itertools.product(scenarios, *cuts):
+        common = dict(zip(names, cut_values, strict=True))
+        for strategy, (training, own), values in zip(strategies, axes, points, strict=True):
+            for chosen in itertools.product(*values):
+                point = dict(zip([*training, *own], chosen, strict=True))
+                options = {"threads": 1} | common | {key: point[key] for key in training}
+                options["strategy_options"] = {key: point[key] for key in own}
+                for seed in seeds:
+                    yield Request(scenario, strategy, options | {"seed": seed}, place)
+
+
+def _axes(strategy: str | type[Strategy], fields: Grid, block: Grid) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the training fields and the own options that the runs of one strategy are given, each with its values."""
+    name, bracket = _spec(strategy)
+    known = _own_options(strategy)
+    special = dict(block.get("strategies", {}).get(name, {}))
+    for key in special:
+        if key in bracket:
+            raise ConfigError(f"{key} is given twice, in the brackets of {name} and in [strategies.{name}]")
+        if key not in known and (key not in _FIELDS or key in SCENARIO_FIELDS):
+            trainable = [field for field in _FIELDS if field not in SCENARIO_FIELDS]
+            raise unknown(f"option in [strategies.{name}]:", key, [*known, *trainable])
+    closer = [*special, *bracket]
+    training = {
+        key: value
+        for key, value in fields.items()
+        if key not in SCENARIO_FIELDS
+        and not any(key == other or excludes(key, other) for other in closer)
+        and (key not in MEMORY_OPTIONS or lives_on_memory(strategy))
+    }
+    own = {key: value for key, value in block.get("strategy_options", {}).items() if key not in closer}
+    return (
+        training | {key: value for key, value in special.items() if key not in known},
+        own | {key: value for key, value in special.items() if key in known},
+    )
+
+
+def _entries(block: Grid, key: str, place: str) -> list[Any]:
+    """Return the scenarios or strategies of a block, one or several of them."""
+    given = block[key]
+    entries = [given] if isinstance(given, str | type) else given
+    right = isinstance(entries, Sequence) and all(
+        isinstance(e, str) or (key == "strategy" and isinstance(e, type)) for e in entries
+    )
+    if not right or not entries:
+        raise ConfigError(f"{place}: {key}={given!r}"[:200] + "; a name, or a list of names, is accepted")
+    return [e.replace(" ", "") if key == "strategy" and isinstance(e, str) and ".py:" not in e else e for e in entries]
+
+
+def _values(key: str, value: Any, place: str, strategy: str | type[Strategy] | None = None) -> list[Any]:
+    """Return the values of an axis: a list of them, or the one; where a value is a list itself, a list of lists."""
+    fields = RunConfig.model_fields if strategy is None else _own_options(strategy)
+    annotation = fields[key].annotation if key in fields else None
+    # Where one number is accepted as well, a list of numbers is an axis, as any list is.
+    lists = _takes_list(annotation) and not _takes_number(annotation)
+    if not isinstance(value, list | tuple) or (lists and all(isinstance(entry, int) for entry in value)):
+        return [value]
+    if not value:
+        raise ConfigError(f"{place}: {key}=[]; a value, or a list of values, is accepted")
+    return list(value)
+
+
+def _takes_list(annotation: Any) -> bool:
+    return get_origin(annotation) in (list, tuple) or any(_takes_list(part) for part in get_args(annotation))
+
+
+def _takes_number(annotation: Any) -> bool:
+    if get_origin(annotation) in (list, tuple):
+        return False
+    return annotation in (int, float) or any(_takes_number(part) for part in get_args(annotation))
+
+
+def _own_options(strategy: str | type[Strategy]) -> Mapping[str, Any]:
+    cls = strategy if isinstance(strategy, type) else strategy_class(_spec(strategy)[0])
+    options: Mapping[str, Any] = cls._options.model_fields
+    return options
+
+
+def _spec(strategy: str | type[Strategy]) -> tuple[str, dict[str, str]]:
+    return (strategy.__name__, {}) if isinstance(strategy, type) else parse_spec(strategy)
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    """Return what the grid gives a run beside scenario, strategy and seed."""
+    options = {k: v for k, v in request.options.items() if k not in ("seed", "strategy_options")}
+    own: dict[str, Any] = request.options["strategy_options"]
+    return options | own
+
+
+def _facts(request: Request) -> dict[str, Any]:
+    name, bracket = _spec(request.strategy)
+    named = {"scenario": request.scenario, "strategy": name, "seed": request.options["seed"]}
+    return bracket | _asked(request) | named
+
+
+def _matches(rule: Grid, request: Request) -> bool:
+    facts = _facts(request)
+    for key, value in rule.items():
+        there = [facts[key]] if key in facts else []
+        if key == "strategy":
+            there.append(request.strategy)  # as it is spelt, with its brackets
+        wanted = _values(key, value, "")
+        if not any(one == other or _text(one) == _text(other) for one in wanted for other in there):
+            return False
+    return True
+
+
+def _text(value: Any) -> str:
+    return f"[{text_of(value)}]" if isinstance(value, list) else text_of(value)
+
+
+def _labelled(requests: Sequence[Request]) -> list[Request]:
+    """Give each run a label that tells it from the others of its strategy: what varies among them, in brackets."""
+    found: dict[Any, dict[str, set[str]]] = {}
+    numbers = Counter(request.strategy for request in requests)
+    given: Counter[tuple[Any, str]] = Counter()
+    for request in requests:
+        for key, value in _asked(request).items():
+            found.setdefault(request.strategy, {}).setdefault(key, set()).add(_text(value))
+            given[request.strategy, key] += 1
+    labelled = []
+    for request in requests:
+        name, shown = _spec(request.strategy)
+        shown = shown | {
+            key: _text(value)
+            for key, value in _asked(request).items()
+            if len(found[request.strategy][key]) > 1 or given[request.strategy, key] < numbers[request.strategy]
+        }
+        label = f"{name}[{','.join(f'{k}={v}' for k, v in shown.items())}]" if shown else name
+        place = f"{request.place}: {label}, seed {request.options['seed']}"
+        labelled.append(Request(request.scenario, request.strategy, {**request.options, "label": label}, place))
+    return labelled
+
+
+def _placed(request: Request, cluster: Cluster | None) -> Request:
+    """Name the device of a run that goes to a cluster: Ray shows a run the GPUs that were asked for, and no other."""
+    if cluster is None:
+        return request
+    device = request.options.get("device", "auto")
+    kind = "cuda" if cluster.gpus_per_run else "cpu"
+    if device not in ("auto", kind):
+        raise ConfigError(
+            f"{request.place}: device={device} on a cluster with --gpus-per-run {cluster.gpus_per_run:g}; "
+            f"auto or {kind} is accepted"
+        )
+    return Request(request.scenario, request.strategy, {**request.options, "device": kind}, request.place)

@@ -1,0 +1,304 @@
+"""Several seeds of one configuration in one batched model: each step computes all of them at once."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from operator import add
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from clbench.config.errors import ConfigError
+from clbench.config.run import RunConfig
+from clbench.data.batches import Batch
+from clbench.learning.strategy import Context, Strategy
+from clbench.learning.trainer import Fit, Record, Trainer, named
+from clbench.models import build_model
+
+Tensors = dict[str, Tensor]
+T = TypeVar("T")
+
+
+def refuse_together(config: RunConfig, kind: type[Strategy], possible: Sequence[str]) -> None:
+    """Raise ConfigError unless seeds of a configuration can be trained together; `possible` names strategies."""
+    if not kind.seeds_together or kind.after_step is not Strategy.after_step:
+        raise ConfigError(f"--seeds-together: {config.strategy} trains its seeds one by one; {', '.join(possible)} can")
+    for name, given, accepted in (
+        ("memory_size", config.memory_size, None),
+        ("memory_per_class", config.memory_per_class, None),
+        ("clip", config.clip, None),
+        ("eval_every", config.eval_every if isinstance(config.eval_every, int) else None, None),
+        (
+            "checkpoint_every",
+            config.checkpoint_every if str(config.checkpoint_every).endswith("-steps") else None,
+            None,
+        ),
+        ("on_nan", config.on_nan, "stop"),
+        ("compile", config.compile, "none"),
+        # Rates, numbers of steps and sizes of tasks would differ from seed to seed.
+        ("schedule", "plateau" if config.schedule == "plateau" else None, None),
+        ("optimizer_state", config.optimizer_state if config.patience is not None else "reset", "reset"),
+        ("class_order_seed", "per-seed" if config.class_order_seed == "per-seed" else None, None),
+    ):
+        if given is not None and given != accepted:
+            beside = " with patience" if name == "optimizer_state" else ""
+            raise ConfigError(f"--seeds-together: {name}={given}{beside} needs runs one by one; leave out one of them")
+    # For its layers alone, which don't depend on the images.
+    if any(isinstance(m, _DropoutNd) and m.p > 0 for m in build_model(config.model, (3, 32, 32), 0).modules()):
+        raise ConfigError(f"--seeds-together: model {config.model} has dropout, which draws for each seed on its own")
+
+
+class Together:
+    """Where the runs of a group meet: an epoch is trained when all of them have come to one.
+
+    Each run goes its way in a thread of its own, evaluation and saving included, but only one at a time: torch's global
+    random stream, which builds a model, is one for all. Of those that wait, the ones that are furthest behind are
+    trained, so a run that is continued, or stops early, joins the others where they meet.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds = list(seeds)
+        self._turn = threading.Condition()
+        self._under_way = len(self.seeds)
+        self._waiting: list[_Member] = []
+        self.stopped = False
+
+    def trainer(self, context: Context, strategy: Strategy) -> Trainer:
+        """Return a trainer that trains its epochs with those of the other runs."""
+        return _Member(self, context, strategy)
+
+    def run(self, do: Callable[[], T]) -> T:
+        """Do one of the runs, whose trainer is of this group, in the thread that calls."""
+        with self._turn:
+            try:
+                return do()
+            finally:
+                self._under_way -= 1
+                self._train_if_all_are_here()
+
+    def stop(self) -> None:
+        """End all runs after the step that they are at."""
+        self.stopped = True
+        with self._turn:
+            self._turn.notify_all()
+
+    def epoch(self, member: "_Member") -> None:
+        """Wait for the others, and return when the member's epoch is trained."""
+        self._waiting.append(member)
+        self._train_if_all_are_here()
+        self._turn.wait_for(lambda: member not in self._waiting or self.stopped)
+        if self.stopped:
+            raise KeyboardInterrupt
+        if member.error is not None:
+            raise member.error
+
+    def _train_if_all_are_here(self) -> None:
+        if not self._waiting or len(self._waiting) < self._under_way:
+            return
+        position = min(member.position for member in self._waiting)
+        ready = [member for member in self._waiting if member.position == position]
+        try:
+            _train_epoch(ready)
+        except Exception as error:
+            for member in ready:
+                member.error = error
+        self._waiting = [member for member in self._waiting if member not in ready]
+        self._turn.notify_all()
+
+
+class _Member(Trainer):
+    """The trainer of one of the runs."""
+
+    def __init__(self, group: Together, context: Context, strategy: Strategy) -> None:
+        super().__init__(context, strategy)
+        self.group = group
+        self.error: Exception | None = None
+        seeds = ", ".join(map(str, group.seeds))
+        text = f"seeds {seeds} in one batched model, so last bits may differ from those of a run by itself"
+        self.remarks = [("seeds-together", text)]
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Task and epoch."""
+        return self.context.progress.task, self.context.progress.epoch
+
+    @property
+    def fit_under_way(self) -> Fit:
+        """The stage under way."""
+        assert self._fit is not None
+        return self._fit
+
+    def _epoch(self, fit: Fit, after_step: Callable[[float | None], None], at_rest: Callable[[bool], None]) -> Record:
+        if fit.steps_done:
+            # Of a run that was begun alone the others train no part of an epoch.
+            return super()._epoch(fit, after_step, at_rest)
+        self.group.epoch(self)
+        return self.record(fit)
+
+
+class _Holder(nn.Module):
+    """The modules of a strategy, so that its methods can be called with other tensors in their place."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        super().__init__()
+        for name, module in vars(strategy).items():
+            if isinstance(module, nn.Module):
+                self.add_module(name, module)
+
+    def forward(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        return method(*arguments)
+
+
+def _train_epoch(members: Sequence[_Member]) -> None:
+    """Train an epoch of all members; weights, buffers and optimizers end up where each alone would take them."""
+    started = time.perf_counter()
+    fits, holders = [member.fit_under_way for member in members], [_Holder(member.strategy) for member in members]
+    _refuse(fits, holders[0])
+    tensors = [{**dict(holder.named_parameters()), **dict(holder.named_buffers())} for holder in holders]
+    stacked = {name: torch.stack([own[name].detach() for own in tensors]) for name in tensors[0]}
+    optimizer = _stacked_optimizer(fits, tensors, stacked)
+    # No hook of a step changes it, so once an epoch is enough.
+    state = _states([member.strategy for member in members])
+    batches = [member.batches(fit) for member, fit in zip(members, fits, strict=True)]
+    if len({tuple(map(len, own)) for own in batches}) > 1:
+        raise ConfigError("--seeds-together: the tasks of the seeds differ in size")
+    for ids in zip(*batches, strict=True):
+        if fits[0].is_out_of_steps(members[0].context.progress):
+            break
+        if members[0].group.stopped:
+            return
+        parts = []
+        for member, fit, own in zip(members, fits, ids, strict=True):
+            fit.set_rate(member.context.progress, member.config, len(member.context.scenario.tasks))
+            parts.append(member.batch(fit, own))
+        for joint, single in zip(optimizer.param_groups, fits[0].optimizer.param_groups, strict=True):
+            joint["lr"] = single["lr"]
+        optimizer.zero_grad()
+        terms = _losses(members[0], holders[0], stacked, state, parts)
+        reduce(add, terms.values()).sum().backward()
+        for index, (member, fit, holder) in enumerate(zip(members, fits, holders, strict=True)):
+            found = {name: term[index].detach() for name, term in terms.items()}
+            penalty = functional_call(holder, {n: t[index] for n, t in stacked.items()}, (member.strategy.penalty,))
+            if penalty is not None:
+                found["penalty"] = penalty.detach()
+                if penalty.requires_grad:
+                    penalty.backward()
+            fit.losses.add(member.context.progress.step, found)
+        optimizer.step()
+        for member, fit, own in zip(members, fits, ids, strict=True):
+            fit.count(member.context.progress, len(own))
+    with torch.no_grad():
+        for index, single in enumerate(tensors):
+            for name, tensor in single.items():
+                tensor.copy_(stacked[name][index])
+    _unstack_optimizer(optimizer, fits)
+    for fit in fits:
+        fit.seconds += (time.perf_counter() - started) / len(fits)
+
+
+def _refuse(fits: Sequence[Fit], holder: _Holder) -> None:
+    known = {id(parameter) for parameter in holder.parameters()}
+    for fit in fits:
+        if fit.stage.loss is not None or fit.rows is not None:
+            raise ConfigError(f"--seeds-together: stage {fit.stage.name!r} has a loss or rows of its own")
+    if any(id(parameter) not in known for parameter in fits[0].trained.values()):
+        raise ConfigError("--seeds-together: some parameters are in no module of the strategy")
+
+
+def _losses(
+    member: _Member, holder: _Holder, stacked: Tensors, state: tuple[Any, list[Tensor]], parts: Sequence[Batch]
+) -> Tensors:
+    """Return the loss terms of a step by name, float [seeds]: the method of one member, the tensors of all."""
+    strategy, (form, leaves) = member.strategy, state
+    fields = ("images", "originals", "labels", "tasks", "ids")
+    together = {name: torch.stack([getattr(part, name) for part in parts]) for name in fields}
+    same = isinstance(parts[0].active, slice) and all(
+        isinstance(part.active, slice) and part.active == parts[0].active for part in parts
+    )
+    if not same:
+        together["active"] = _masks(parts, strategy.model.head.out_features)
+
+    def loss(tensors: Tensors, given: Tensors, own_leaves: list[Tensor]) -> Tensors:
+        batch = Batch(**{name: given[name] for name in fields}, active=given.get("active", parts[0].active))
+        vars(strategy).update(tree_unflatten(own_leaves, form))
+        return named(functional_call(holder, tensors, (strategy.loss, batch)))
+
+    own = dict(vars(strategy))
+    try:
+        with member.context.autocast():
+            terms: Tensors = vmap(loss)(stacked, together, leaves)
+    finally:
+        vars(strategy).update(own)
+    return terms
+
+
+def _masks(parts: Sequence[Batch], width: int) -> Tensor:
+    """Return the outputs that compete for each sample, bool [seeds, B, width], where they are not one slice for all."""
+    masks = []
+    for part in parts:
+        mask = part.active
+        if isinstance(mask, slice):
+            mask = torch.zeros(len(part), width, dtype=torch.bool, device=part.images.device)
+            mask[:, part.active] = True
+        masks.append(mask)
+    return torch.stack(masks)
+
+
+def _states(strategies: Sequence[Strategy]) -> tuple[Any, list[Tensor]]:
+    """Return what the strategies keep outside of modules, numbers as tensors: its form, and its leaves stacked."""
+    kept = [
+        {name: value for name, value in strategy.state().items() if not isinstance(value, nn.Module)}
+        for strategy in strategies
+    ]
+    kept = [{name: value for name, value in own.items() if _is_numeric(value)} for own in kept]
+    leaves = [tree_flatten(own)[0] for own in kept]
+    form = tree_flatten(kept[0])[1]
+    return form, [torch.stack([torch.as_tensor(leaf) for leaf in each]) for each in zip(*leaves, strict=True)]
+
+
+def _is_numeric(value: Any) -> bool:
+    """Whether all leaves are tensors or floats, at least one of them."""
+    leaves = tree_flatten(value)[0]
+    return bool(leaves) and all(isinstance(leaf, Tensor | float) for leaf in leaves)
+
+
+def _stacked_optimizer(fits: Sequence[Fit], tensors: Sequence[Tensors], stacked: Tensors) -> torch.optim.Optimizer:
+    """Return an optimizer of the stacked parameters, with the groups and the statistics of the single ones."""
+    names = {id(parameter): name for name, parameter in tensors[0].items()}
+    singles = [fit.optimizer for fit in fits]
+    groups = []
+    for group in singles[0].param_groups:
+        chosen = [stacked[names[id(p)]].requires_grad_() for p in group["params"]]
+        groups.append({**group, "params": chosen})
+    optimizer = type(singles[0])(groups, **singles[0].defaults)
+    for joint, *own in _parameters(optimizer, *singles):
+        states = [single.state[p] for single, p in zip(singles, own, strict=True)]
+        if states[0]:
+            optimizer.state[joint] = {
+                key: torch.stack([state[key] for state in states]) if value.dim() else value.clone()
+                for key, value in states[0].items()
+            }
+    return optimizer
+
+
+def _unstack_optimizer(optimizer: torch.optim.Optimizer, fits: Sequence[Fit]) -> None:
+    singles = [fit.optimizer for fit in fits]
+    for joint, *own in _parameters(optimizer, *singles):
+        for index, (single, parameter) in enumerate(zip(singles, own, strict=True)):
+            single.state[parameter] = {
+                # Weights have their channels last, and so their statistics must have.
+                key: torch.empty_like(parameter).copy_(value[index]) if value.dim() else value.clone()
+                for key, value in optimizer.state[joint].items()
+                if value is not None
+            }
+
+
+def _parameters(*optimizers: torch.optim.Optimizer) -> Iterator[tuple[nn.Parameter, ...]]:
+    """Walk over the parameters of optimizers with the same groups, side by side."""
+    for groups in zip(*(optimizer.param_groups for optimizer in optimizers), strict=True):
+        yield from zip(*(group["params"] for group in groups), strict=True)

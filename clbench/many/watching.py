@@ -1,0 +1,180 @@
+"""Runs under way, looked at from outside: from their files alone, without torch, and without touching anything."""
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from clbench.config.errors import ConfigError
+from clbench.running.folder import MARK
+from clbench.support.locks import NAME as LEASE
+from clbench.support.locks import seems_held
+from clbench.support.text import duration, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+# Left: not begun, or interrupted. Damaged: its run.json can't be read.
+Status = Literal["running", "failed", "damaged", "left", "done"]
+STATUSES: tuple[Status, ...] = ("running", "failed", "damaged", "left", "done")
+# Seconds between looks.
+EVERY = 1.0
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What the files of a run say of it; None for what they don't say.
+
+    tasks_done of n_tasks; average_accuracy on the tasks done, in [0, 1], of the headline matrix; seconds of training,
+    evaluation and memory, with those since the last task was done for one that runs.
+    """
+
+    folder: str
+    status: Status
+    scenario: str
+    strategy: str
+    seed: int | None
+    tasks_done: int
+    n_tasks: int | None
+    average_accuracy: float | None
+    seconds: float
+    error: str | None = None
+
+
+@dataclass
+class Watch:
+    """The runs in and below a folder; what did not change since the last look is not read again."""
+
+    root: Path
+    _read: dict[Path, tuple[tuple[int, int, int], RunState]] = field(default_factory=dict)
+
+    def look(self) -> list[RunState]:
+        """Return the runs as they are now, by status and path; raises ConfigError for a folder that is not there."""
+        if not self.root.is_dir():
+            raise ConfigError(f"{self.root}: no such folder; a folder of runs is accepted")
+        found = [self._state(Path(place), files) for place, files in _run_folders(self.root)]
+        return sorted(found, key=lambda run: (STATUSES.index(run.status), run.folder))
+
+    def _state(self, folder: Path, files: set[str]) -> RunState:
+        """Return the state of one run; a file that vanishes or is half-written under the look is no error."""
+        file, known = folder / "run.json", None
+        if "run.json" in files:
+            try:
+                at = os.stat(file)
+                stamp = (at.st_ino, at.st_mtime_ns, at.st_size)
+                if file not in self._read or self._read[file][0] != stamp:
+                    self._read[file] = stamp, _parsed(folder, json.loads(file.read_bytes()))
+                known = self._read[file][1]
+            except FileNotFoundError:
+                pass
+            except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+                known = _named_by_place(folder, "damaged")
+        held = LEASE in files and seems_held(folder)
+        if known is None:
+            return _named_by_place(folder, "running" if held else "left")
+        if not held or known.status == "done":
+            return known
+        try:
+            since = max(0.0, time.time() - file.stat().st_mtime)
+        except OSError:
+            since = 0.0
+        return replace(known, status="running", seconds=known.seconds + since, error=None)
+
+
+def counts(runs: Sequence[RunState]) -> dict[str, int]:
+    """Return how many runs have each status."""
+    number = Counter(run.status for run in runs)
+    return {status: number[status] for status in ("done", "running", "failed", "left", "damaged")}
+
+
+def render(runs: Sequence[RunState], root: Path, rows: int | None = None) -> "RenderableType":
+    """Return the runs for a terminal: how many there are of each status, and a table of at most so many rows."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    number = counts(runs)
+    told = [f"{n} {status}" for status, n in number.items() if n or status != "damaged"]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for title in ("status", "scenario", "strategy"):
+        table.add_column(title, overflow="fold")
+    for title in ("seed", "task", "average accuracy %", "time"):
+        table.add_column(title, justify="right")
+    shown = runs if rows is None else runs[: max(rows, 1)]
+    for run in shown:
+        cells = (
+            run.status,
+            run.scenario,
+            run.strategy,
+            "-" if run.seed is None else str(run.seed),
+            "-" if run.n_tasks is None else f"{run.tasks_done}/{run.n_tasks}",
+            "-" if run.average_accuracy is None else f"{100 * run.average_accuracy:.1f}",
+            duration(run.seconds) if run.seconds else "-",
+        )
+        style = {"failed": "red", "damaged": "red", "running": "bold", "done": "dim"}.get(run.status, "")
+        table.add_row(*(Text(printable(cell), style=style) for cell in cells))
+    lines: list[RenderableType] = [Text(f"{root}: {', '.join(told)}"), table]
+    if len(shown) < len(runs):
+        lines.append(Text(f"and {len(runs) - len(shown)} more"))
+    errors = [run for run in shown if run.error]
+    lines += [Text(printable(f"{run.strategy}, seed {run.seed}: {run.error}"[:200]), style="red") for run in errors[:3]]
+    return Group(*lines)
+
+
+def follow(watch: Watch, console: "Console") -> None:
+    """Show the runs until none runs and none is left."""
+    from rich.live import Live
+
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            runs = watch.look()
+            # Title, head, rule, "and N more" and errors need lines too.
+            live.update(render(runs, watch.root, max(3, console.height - 8)), refresh=True)
+            number = counts(runs)
+            if runs and not number["running"] and not number["left"]:
+                return
+            time.sleep(EVERY)
+
+
+def _run_folders(root: Path) -> Iterator[tuple[str, set[str]]]:
+    for place, folders, files in os.walk(root):
+        folders.sort()
+        names = set(files)
+        if names & {"run.json", MARK, LEASE}:
+            yield place, names
+
+
+def _parsed(folder: Path, record: Any) -> RunState:
+    """Read what is shown from a record; raises one of several errors for what is no record of a run."""
+    config, status = record["config"], record["status"]
+    average = record["metrics"].get("average_accuracy")
+    return RunState(
+        folder=str(folder),
+        status={"done": "done", "failed": "failed", "running": "left"}[status],  # type: ignore[arg-type]
+        scenario=str(record["scenario"]["name"]),
+        strategy=str(record["strategy"]["label"]),
+        seed=int(config["seed"]),
+        tasks_done=len(record["tasks"]),
+        n_tasks=len(record["scenario"]["tasks"]),
+        average_accuracy=None if average is None else float(average),
+        seconds=float(sum(sum(task["seconds"].values()) for task in record["tasks"])),
+        error=str(record["error"]) if status == "failed" else None,
+    )
+
+
+def _named_by_place(folder: Path, status: Status) -> RunState:
+    """Return the state of a run without a run.json: its mark says what is planned, or else its path does."""
+    try:
+        planned = json.loads((folder / MARK).read_bytes())
+        scenario, strategy = str(planned["scenario"]), str(planned["strategy"])
+        seed: int | None = int(planned["seed"])
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        number = folder.name.partition("-")[0]
+        scenario, strategy = folder.parent.parent.name or "-", folder.parent.name or "-"
+        seed = int(number) if number.isdecimal() else None
+    return RunState(str(folder), status, scenario, strategy, seed, 0, None, None, 0.0)

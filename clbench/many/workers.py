@@ -1,0 +1,82 @@
+"""Planned runs in worker processes on one machine."""
+
+import os
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from multiprocessing import resource_tracker as trackers_of_python
+from pathlib import Path
+
+from joblib import Parallel, delayed
+from joblib.externals.loky.backend import resource_tracker as trackers_of_loky
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from clbench.many.planned import Outcome, PlannedRun
+from clbench.support.interruption import interruptible
+from clbench.support.locks import is_held
+from clbench.support.text import note
+
+
+def in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcome]], jobs: int) -> Iterator[Outcome]:
+    """Do the work in so many processes and yield outcomes as they come; one that is killed costs its run alone."""
+    _start_trackers()
+    left = dict(zip((item.folder for item in items), work, strict=True))
+    named = {item.folder: item for item in items}
+    noted = warnings.showwarning is note
+
+    def start(folders: list[Path]) -> Iterator[Outcome]:
+        parallel = Parallel(
+            n_jobs=jobs, backend="loky", return_as="generator_unordered", pre_dispatch="all", batch_size=1
+        )
+        # A worker that Ctrl-C reached while it was starting would end with a traceback.
+        with interruptible(False):
+            outcomes: Generator[Outcome, None, None] = parallel(
+                delayed(_in_worker)(left[folder], noted) for folder in folders
+            )
+        try:
+            # Not `yield from`, which would close them on its own.
+            for outcome in outcomes:  # noqa: UP028
+                yield outcome
+        finally:
+            with warnings.catch_warnings():
+                # Of the work that an interruption leaves undone.
+                warnings.simplefilter("ignore")
+                outcomes.close()
+
+    while left:
+        try:
+            for outcome in start(list(left)):
+                del left[outcome.planned.folder]
+                yield outcome
+        except TerminatedWorkerError:
+            # A process that is killed takes all others with it, so each run that was under way has one to itself.
+            for folder in [f for f in left if is_held(f)] or list(left)[:1]:
+                try:
+                    yield from start([folder])
+                except TerminatedWorkerError:
+                    yield Outcome(named[folder], "its process was killed, as it is when memory runs out")
+                del left[folder]
+
+
+def _in_worker(do: Callable[[], Outcome], noted: bool) -> Outcome:
+    if noted:
+        warnings.showwarning = note
+    with interruptible(True):
+        return do()
+
+
+def _start_trackers() -> None:
+    """Start the processes that clean up behind workers, without their warnings.
+
+    They outlive this one, and after an interruption would tell on the terminal, below our last line, what they found.
+    Python's own, which loky starts with the first worker, would also let Ctrl-C through again.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
+    try:
+        trackers_of_python.ensure_running()
+        trackers_of_loky.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before

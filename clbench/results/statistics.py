@@ -1,0 +1,348 @@
+"""Statistics across runs: spreads, intervals, paired tests, ranks. Missing values (None, NaN) are left out."""
+
+import warnings
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from math import isfinite, isnan, sqrt
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from clbench.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+# Seed and class order of a run.
+Key = TypeVar("Key", bound=tuple[Hashable, Hashable])
+
+# With fewer pairs no two-sided exact test reaches 0.05: of 2^5 sign patterns, the two most extreme are 0.0625.
+FEWEST_PAIRS = 6
+# Demsar 2006, sec. 3.2.2: below five data sets the distribution of mean ranks is not the one that is assumed.
+FEWEST_SCENARIOS = 5
+# From so many values on the bootstrap has enough to draw from; docs/statistics.md has what t and BCa cover.
+BOOTSTRAP_FROM = 20
+# Efron & Tibshirani 1993, sec. 14.3: some 2,000 resamples for BCa.
+RESAMPLES = 2000
+# Up to so many pairs all sign patterns are counted out; beyond, so many patterns are drawn.
+EXACT_UP_TO = 17
+FLIPS = 99_999
+
+
+class Spread(NamedTuple):
+    """Mean, sample standard deviation (n-1) and number of the values; what is not defined is None."""
+
+    mean: float | None
+    sd: float | None
+    n: int
+
+
+class Interval(NamedTuple):
+    """Confidence interval of a mean, and how it was made: `t` or `BCa`."""
+
+    low: float
+    high: float
+    method: str
+
+
+class Paired(NamedTuple):
+    """Ours minus theirs over the pairs that both have; what is not defined is None.
+
+    difference: the mean; p: sign-flip permutation, the test that reports use; wilcoxon_p: signed ranks; effect_size:
+    mean / sd of the differences (Cohen's d_z, paired); probability_of_improvement: share of pairs in which ours is
+    higher, ties counting half. reason: why there is no test, or None.
+    """
+
+    n: int
+    difference: float | None
+    interval: Interval | None
+    p: float | None
+    wilcoxon_p: float | None
+    effect_size: float | None
+    probability_of_improvement: float | None
+    reason: str | None
+
+
+class Ranks(NamedTuple):
+    """Mean ranks over n scenarios, best (lowest) first, and how far apart two must be to differ.
+
+    groups: the largest sets of strategies that do not differ, each from best to worst; p: Friedman's test that all
+    are equal, None for two strategies.
+    """
+
+    mean: dict[str, float]
+    critical_difference: float
+    groups: list[list[str]]
+    p: float | None
+    n: int
+
+
+class Variances(NamedTuple):
+    """Variance of one run's value, split: class order, initialisation (the seed), the rest with their interaction."""
+
+    class_order: float
+    initialisation: float
+    rest: float
+    n_orders: int
+    n_initialisations: int
+
+
+def spread(values: Iterable[float | None]) -> Spread:
+    """Return the spread of the values that are neither None nor NaN; one value has no standard deviation."""
+    defined = _defined(values)
+    return Spread(
+        mean=fmean(defined) if defined else None,
+        sd=stdev(defined) if len(defined) > 1 else None,
+        n=len(defined),
+    )
+
+
+def interval(values: Iterable[float | None], level: float = 0.95) -> Interval | None:
+    """Return the confidence interval of the mean: Student's t, from n = 20 on BCa bootstrap; None below n = 2.
+
+    BCa (Efron 1987, JASA 82:171) draws 2,000 resamples with a fixed seed, so that the same values, in any order, give
+    the same interval. Raises ConfigError for a level outside (0, 1).
+    """
+    if not 0 < level < 1:
+        raise ConfigError(f"level={level!r}: a number between 0 and 1, such as 0.95, is accepted")
+    defined = sorted(_defined(values))
+    if len(defined) < 2:
+        return None
+    mean, sd = fmean(defined), stdev(defined)
+    method = "t" if len(defined) < BOOTSTRAP_FROM else "BCa"
+    if sd == 0:
+        return Interval(mean, mean, method)
+    if method == "BCa":
+        low, high = _bootstrap(tuple(defined), level)
+        if isfinite(low) and isfinite(high):
+            return Interval(low, high, method)
+        method = "t"  # BCa is undefined where the values differ by nothing but rounding
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(len(defined) - 1, (1 + level) / 2)) * sd / sqrt(len(defined))
+    return Interval(mean - half, mean + half, method)
+
+
+def paired(
+    ours: Mapping[Key, float | None],
+    theirs: Mapping[Key, float | None],
+) -> Paired:
+    """Compare two strategies by the differences of their runs with the same key, (seed, class order).
+
+    Runs of one class order are not independent: where there are several orders, the mean difference of each counts
+    as one pair. p is exact for up to 17 pairs and from 99,999 random flips (fixed seed) beyond. Below six pairs there
+    is no test: with five the smallest exact two-sided p is 0.0625.
+    """
+    by_order: dict[Hashable, list[float]] = {}
+    for key, own in ours.items():
+        other = theirs.get(key)
+        if own is not None and other is not None and not isnan(own - other):
+            by_order.setdefault(key[1], []).append(float(own - other))
+    clusters = list(by_order.values())
+    differences = clusters[0] if len(clusters) == 1 else [fmean(of_order) for of_order in clusters]
+    mean, sd, n = spread(differences)
+    reason = None
+    if n < FEWEST_PAIRS:
+        smallest = f"; the smallest p that an exact test of {n} can give is {smallest_p(n):g}" if n else ""
+        pairs = "pair is" if n == 1 else "pairs are"
+        reason = f"{n} {pairs} too few for a test: it takes {FEWEST_PAIRS}{smallest}"
+    return Paired(
+        n=n,
+        difference=mean,
+        interval=interval(differences),
+        p=None if reason else _flipped(tuple(sorted(differences if (mean or 0.0) > 0 else (-d for d in differences)))),
+        wilcoxon_p=None if reason else _wilcoxon(differences),
+        # Where nothing varies but rounding, there is none.
+        effect_size=mean / sd if mean is not None and sd and abs(mean) < 1e9 * sd else None,
+        probability_of_improvement=fmean(1.0 if d > 0 else 0.0 if d else 0.5 for d in differences) if n else None,
+        reason=reason,
+    )
+
+
+def sign_flip(differences: "npt.ArrayLike") -> "npt.NDArray[np.float64]":
+    """Return the two-sided p [...] of the mean of paired differences [n, ...] when each sign is as likely as the other.
+
+    Fisher 1935, The Design of Experiments, sec. 21. As scipy's permutation_test, but some fifty times as fast, for each
+    pattern serves all columns. Drawn patterns count the observed one too (Phipson & Smyth 2010).
+    """
+    import numpy as np
+
+    columns = np.asarray(differences, dtype=np.float64)
+    signs = _signs(len(columns))
+    # Sums that are equal but for rounding are as extreme.
+    observed = np.abs(columns.sum(axis=0)) * (1 - 1e-9)
+    extreme = np.zeros(observed.shape)
+    for start in range(0, len(signs), 4096):
+        sums = np.tensordot(signs[start : start + 4096].astype(np.float64), columns, axes=1)
+        extreme += (np.abs(sums) >= observed).sum(axis=0)
+    drawn = len(columns) > EXACT_UP_TO
+    return np.asarray((extreme + drawn) / (len(signs) + drawn))
+
+
+def smallest_p(n: int, tests: int = 1) -> float:
+    """Return the smallest p that `paired` can give for n pairs, after Holm's correction for so many tests."""
+    return min(1.0, tests * (2 / 2**n if n <= EXACT_UP_TO else 1 / (FLIPS + 1)))
+
+
+def holm(pvalues: Sequence[float | None]) -> list[float | None]:
+    """Return the p values corrected for the number of tests that were made; None stays None and counts as no test.
+
+    Holm 1979, Scand. J. Statist. 6:65: the k-th smallest of m is multiplied by m - k + 1, and none is below the one
+    before it. Raises ConfigError for a value outside [0, 1].
+    """
+    tested = sorted((p, place) for place, p in enumerate(pvalues) if p is not None)
+    corrected: list[float | None] = [None] * len(pvalues)
+    largest = 0.0
+    for rank, (p, place) in enumerate(tested):
+        if not 0 <= p <= 1:
+            raise ConfigError(f"p={p!r}: probabilities between 0 and 1 are accepted")
+        largest = max(largest, min(1.0, (len(tested) - rank) * p))
+        corrected[place] = largest
+    return corrected
+
+
+def mean_ranks(
+    scores: Mapping[str, Sequence[float | None]], *, lower_is_better: bool = False, alpha: float = 0.05
+) -> Ranks:
+    """Rank the strategies in each scenario (1 is best, ties share) and return the mean ranks.
+
+    `scores` holds for each strategy one value a scenario, the scenarios in the same order; one in which a strategy has
+    none is left out. Critical difference: q sqrt(k (k+1) / (6 n)), Nemenyi's q of k strategies at level alpha. Demsar
+    2006, JMLR 7:1, sec. 3.2.2. Raises ConfigError below five scenarios or two strategies.
+    """
+    import numpy as np
+    from scipy import stats
+
+    if len({len(values) for values in scores.values()}) != 1:
+        raise ConfigError("mean ranks: one value a scenario for each strategy, all of one length, is accepted")
+    table = np.array([[np.nan if v is None else v for v in values] for values in scores.values()], dtype=float)
+    table = table[:, ~np.isnan(table).any(axis=0)]
+    k, n = table.shape
+    if k < 2 or n < FEWEST_SCENARIOS:
+        raise ConfigError(
+            f"mean ranks of {k} strategies over {n} scenarios that all of them have; accepted: at least 2 strategies "
+            f"over at least {FEWEST_SCENARIOS} scenarios"
+        )
+    ranked = stats.rankdata(table if lower_is_better else -table, axis=0).mean(axis=1)
+    mean = {name: float(ranked[i]) for i, name in sorted(enumerate(scores), key=lambda item: ranked[item[0]])}
+    # The studentised range is that of a difference, the mean ranks are compared by their own error: hence sqrt(2).
+    q = float(stats.studentized_range.ppf(1 - alpha, k, np.inf)) / sqrt(2)
+    critical = q * sqrt(k * (k + 1) / (6 * n))
+    differ = bool((table != table[0]).any())
+    p = None if k == 2 else float(stats.friedmanchisquare(*table).pvalue) if differ else 1.0
+    return Ranks(mean, critical, _groups(mean, critical), p, n)
+
+
+def variances(values: Mapping[Key, float | None]) -> Variances | None:
+    """Split the variance of runs with keys (seed, class order), every seed with every order; None if not so crossed.
+
+    Two-way random effects with one run a cell, by the method of moments (Searle, Casella & McCulloch 1992, sec. 4.4);
+    a negative estimate is 0. A seed that any order lacks is left out; two seeds and two orders are needed.
+    """
+    import numpy as np
+
+    defined: dict[tuple[Hashable, Hashable], float] = {
+        (seed, order): value for (seed, order), value in values.items() if value is not None and not isnan(value)
+    }
+    orders = list(dict.fromkeys(order for _, order in defined))
+    seeds = [s for s in dict.fromkeys(seed for seed, _ in defined) if all((s, order) in defined for order in orders)]
+    a, b = len(orders), len(seeds)
+    if a < 2 or b < 2:
+        return None
+    table = np.array([[defined[seed, order] for seed in seeds] for order in orders])
+    of_orders, of_seeds, mean = table.mean(axis=1), table.mean(axis=0), table.mean()
+    square_orders = b * ((of_orders - mean) ** 2).sum() / (a - 1)
+    square_seeds = a * ((of_seeds - mean) ** 2).sum() / (b - 1)
+    left = table - of_orders[:, None] - of_seeds + mean
+    square_rest = (left**2).sum() / ((a - 1) * (b - 1))
+    return Variances(
+        class_order=max(0.0, float(square_orders - square_rest) / b),
+        initialisation=max(0.0, float(square_seeds - square_rest) / a),
+        rest=float(square_rest),
+        n_orders=a,
+        n_initialisations=b,
+    )
+
+
+def runs_needed(difference: float, sd: float, power: float = 0.8, alpha: float = 0.05) -> int:
+    """Return the pairs of runs with which a two-sided paired t test at level alpha finds a difference of this size.
+
+    `sd` is that of the differences, in the same unit; never below the six that a test takes. From the noncentral t
+    distribution (Cohen 1988, ch. 2). Raises ConfigError for a difference below a thousandth of the sd, which millions
+    of runs would not show, a negative sd, or a power or level outside (0, 1).
+    """
+    from scipy.special import nctdtr, stdtrit
+
+    for name, value in (("power", power), ("alpha", alpha)):
+        if not 0 < value < 1:
+            raise ConfigError(f"{name}={value!r}: a number between 0 and 1 is accepted")
+    if difference == 0 or isnan(difference) or not 0 <= sd <= 1000 * abs(difference):
+        raise ConfigError(
+            f"difference={difference!r}, sd={sd!r}: accepted: a difference other than 0 and an sd of at least 0 and at "
+            "most 1,000 times the difference"
+        )
+
+    def reaches(n: int) -> bool:
+        shift, limit = abs(difference) / sd * sqrt(n), stdtrit(n - 1, 1 - alpha / 2)
+        # Below -limit lies next to nothing.
+        return bool(1 - nctdtr(n - 1, shift, limit) >= power)
+
+    # An sd of nothing but rounding is more than the distribution can be computed for.
+    if 1000 * sd <= abs(difference) or reaches(FEWEST_PAIRS):
+        return FEWEST_PAIRS
+    low, high = FEWEST_PAIRS, 2 * FEWEST_PAIRS
+    while not reaches(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reaches(middle) else (middle, high)
+    return high
+
+
+def _defined(values: Iterable[float | None]) -> list[float]:
+    return [float(v) for v in values if v is not None and not isnan(v)]
+
+
+@lru_cache(maxsize=10_000)
+def _bootstrap(values: tuple[float, ...], level: float) -> tuple[float, float]:
+    import numpy as np
+    from scipy import stats
+
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=0)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+@lru_cache(maxsize=2)
+def _signs(n: int) -> "npt.NDArray[np.int8]":
+    """Return sign patterns [k, n]: all of them but mirror images up to 17 pairs, else random ones."""
+    import numpy as np
+
+    if n > EXACT_UP_TO:
+        return np.random.default_rng(0).integers(0, 2, (FLIPS, n), dtype=np.int8) * np.int8(2) - np.int8(1)
+    bits = np.arange(2 ** (n - 1))[:, None] >> np.arange(n) & 1
+    return (1 - 2 * bits).astype(np.int8)
+
+
+@lru_cache(maxsize=10_000)
+def _flipped(differences: tuple[float, ...]) -> float:
+    return float(sign_flip(differences))
+
+
+def _wilcoxon(differences: Sequence[float]) -> float:
+    from scipy import stats
+
+    # Where nothing differs, there are no ranks.
+    return float(stats.wilcoxon(differences).pvalue) if any(differences) else 1.0
+
+
+def _groups(mean: Mapping[str, float], critical: float) -> list[list[str]]:
+    """Return the longest stretches of at least two strategies, best first, of which first and last do not differ."""
+    names, groups, end = list(mean), list[list[str]](), 0
+    for start, name in enumerate(names):
+        stop = max(i for i, other in enumerate(names) if mean[other] - mean[name] <= critical) + 1
+        if stop - start > 1 and stop > end:
+            groups.append(names[start:stop])
+            end = stop
+    return groups

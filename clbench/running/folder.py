@@ -1,0 +1,191 @@
+"""Run folders: what is already there, locks, checkpoints. No file of a run folder can run code."""
+
+import io
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from clbench.config.errors import ConfigError, RunError
+from clbench.config.run import RunConfig
+from clbench.results.result import Result
+from clbench.support.files import remove_unfinished, write_atomically
+from clbench.support.locks import held
+from clbench.support.moved import former_name
+
+# Left in every run folder, so that a damaged run is known as one of ours.
+MARK = ".clbench"
+# By which ids the services of --track know the run.
+TRACKED = "track.json"
+
+
+def default_folder(config: RunConfig, root: str | os.PathLike[str] = "runs") -> Path:
+    """Return root/SCENARIO/STRATEGY/SEED-HASH; the hash is of everything that can change the numbers."""
+    scenario = Path(config.scenario).resolve().stem if config.data_fingerprint else config.scenario
+    strategy = config.strategy.rpartition(":")[2]
+    return Path(root) / scenario / strategy / f"{config.seed}-{config.identity()[:8]}"
+
+
+def announce(config: RunConfig, folder: Path) -> None:
+    """Leave the mark of a planned run, with its name, for those who look on; a folder that can't be is told later."""
+    with suppress(OSError):
+        named = {"scenario": Path(config.scenario).name, "strategy": config.label, "seed": config.seed}
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not atomically: that waits for the disk, for each of a thousand runs, and nothing is lost with it.
+        (folder / MARK).write_text(json.dumps(named), encoding="utf-8")
+
+
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder where there is none; raises ConfigError when it can't be made."""
+    with _writing(Path(path)):
+        Path(path).mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}; a folder that can be written is accepted") from None
+
+
+class RunFolder:
+    """The folder of one run: run.json, accuracy.csv, training.csv, model.pt; two checkpoints while it is unfinished."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._checkpoints = (self.path / "checkpoint.pt", self.path / "checkpoint-previous.pt")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder, also against other hosts; raises ConfigError, locks.InUseError when another process does."""
+        with ExitStack() as stack:
+            with _writing(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                (self.path / MARK).touch()
+                stack.enter_context(held(self.path))
+            remove_unfinished(self.path)
+            yield
+
+    def existing(self, config: RunConfig) -> Result | None:
+        """Return the run that is there, None for a new folder; raises ConfigError when it is another one's."""
+        if not (self.path / "run.json").exists():
+            return None
+        result = Result.load(self.path)
+        if result.record.get("identity") != config.identity():
+            differing = _differences(result.record["config"], config)
+            raise ConfigError(
+                f"{self.path} holds another run: {differing}; name another folder, or --force to overwrite it"
+            )
+        return result
+
+    def clear(self) -> None:
+        """Remove what a run left here, and nothing else."""
+        for name in ("run.json", "accuracy.csv", "training.csv", "model.pt", TRACKED):
+            (self.path / name).unlink(missing_ok=True)
+        for events in self.path.glob("tensorboard/events.out.tfevents.*"):
+            events.unlink(missing_ok=True)
+        self.drop_checkpoint()
+
+    def save_checkpoint(self, payload: dict[str, Any]) -> None:
+        """Write a state to continue from in one step, and keep the one before; raises RunError when it can't."""
+        self._save(self._checkpoints[0], payload, previous=self._checkpoints[1])
+
+    def load_checkpoint(self, classes: Sequence[type]) -> dict[str, Any] | None:
+        """Read the newest checkpoint that is whole, None when there is none, with a warning where one is damaged.
+
+        Only tensors, plain values and `classes` are unpacked. Raises ConfigError when no checkpoint is whole.
+        """
+        problems: list[str] = []
+        for path in self._checkpoints:
+            if path.exists() and not path.is_file():
+                raise ConfigError(f"{path} is no file, and a checkpoint is one; remove it")
+            try:
+                payload = unpack(path.read_bytes(), classes)
+            except FileNotFoundError:
+                problems.append(f"{path.name} is missing")
+            except Exception as error:  # torch.load has no error of its own for what isn't a checkpoint
+                problems.append(f"{path.name} is damaged ({(str(error) or type(error).__name__).splitlines()[0][:50]})")
+            else:
+                if problems:
+                    warnings.warn(
+                        f"{self.path}: {problems[0]}; going on from {path.name}, the one before", stacklevel=2
+                    )
+                return payload
+        if not self.has_checkpoint():
+            return None
+        raise ConfigError(f"{self.path}: {' and '.join(problems)}; restore one, or --force to start the run again")
+
+    def is_ours(self) -> bool:
+        """Whether nothing is here, or what a run of clbench left; anything else is not ours to overwrite."""
+        if not any((self.path / name).exists() for name in ("run.json", "model.pt", "accuracy.csv", "training.csv")):
+            return True
+        return (self.path / MARK).exists() or self.has_checkpoint() or _is_run(self.path)
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is a state to continue from."""
+        return any(path.exists() for path in self._checkpoints)
+
+    def drop_checkpoint(self) -> None:
+        """Drop the checkpoints, which a finished run no longer needs."""
+        for path in self._checkpoints:
+            path.unlink(missing_ok=True)
+
+    def save_model(self, model_state: dict[str, Any]) -> None:
+        """Write the final weights; raises RunError when it can't."""
+        self._save(self.path / "model.pt", model_state)
+
+    def _save(self, path: Path, payload: dict[str, Any], previous: Path | None = None) -> None:
+        content = pack(payload)
+        try:
+            write_atomically(path, content, previous=previous)
+        except OSError as error:
+            raise RunError(f"{path}: {error.strerror or error}; what was saved before is kept") from None
+
+
+def pack(payload: dict[str, Any]) -> bytes:
+    """Return tensors, plain values and known classes as bytes, with a checksum of each tensor."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(payload, buffer)
+    return buffer.getvalue()
+
+
+def unpack(content: bytes, classes: Sequence[type]) -> dict[str, Any]:
+    """Return what was packed; raises an exception of some kind for anything else, and executes nothing."""
+    import torch
+
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} does not match its checksum")
+    known: list[Any] = [*classes, *((cls, former_name(cls)) for cls in classes)]
+    with torch.serialization.safe_globals(known):
+        payload = torch.load(io.BytesIO(content), weights_only=True)
+    if not isinstance(payload, dict):
+        raise ValueError("not a checkpoint of clbench")
+    return payload
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        Result.load(path)
+    except ConfigError:
+        return False
+    return True
+
+
+def _differences(stored: dict[str, Any], config: RunConfig) -> str:
+    """Return in which fields a stored run differs, options of one strategy each by itself, at most four."""
+    ours = config.identity_fields()
+    named = {k: (stored.get(k), getattr(config, k)) for k in ours if k != "strategy_options"}
+    if stored.get("strategy") == config.strategy:
+        options = stored.get("strategy_options") or {}
+        named |= {k: (options.get(k), v) for k, v in config.strategy_options.items()}
+    differing = [f"{k} is {there!r} there and {here!r} here" for k, (there, here) in named.items() if there != here]
+    return "; ".join(differing[:4]) or "the content of its weights or data differs"

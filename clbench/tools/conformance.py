@@ -1,0 +1,509 @@
+"""The conformance kit: separate, named checks that any strategy must pass, built-in or your own."""
+
+import copy
+import functools
+import io
+import math
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clbench.config.errors import ConfigError
+from clbench.config.run import RunConfig
+from clbench.data.scenario import Scenario, Task
+from clbench.learning.memory import Memory
+from clbench.learning.strategy import Strategy
+from clbench.learning.trainer import Trainer
+from clbench.results.result import Result
+from clbench.running.folder import RunFolder
+from clbench.running.resolve import give, prepare, resolve, strategy_class
+from clbench.running.run import _Run, execute, safe_classes
+
+SETTINGS = ("class", "task", "domain")
+FAMILIES = ("reference", "regularisation", "distillation", "replay", "isolation", "frozen")
+# Small enough that a strategy is checked in seconds: real digits, 12 of a class, a narrow network.
+BASE: dict[str, Any] = {
+    "model": "mlp:24-24",
+    "epochs": 2,
+    "batch_size": 8,
+    "limit": 12,
+    "lr": 0.005,
+    "optimizer": "adam",
+    "threads": 1,
+    "tasks": 3,
+}
+MEMORY = 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check found: passed, failed (with what is wrong), or not applicable (with the strategy's reason)."""
+
+    check: str
+    status: str
+    reason: str = ""
+
+
+class NotApplicableError(Exception):
+    """Raised by a check for a strategy that it can't apply to by what the strategy declares."""
+
+
+class Bench:
+    """Runs one strategy in small, and remembers runs that several checks look at."""
+
+    def __init__(self, strategy: type[Strategy], folder: Path) -> None:
+        self.strategy, self.folder = strategy, folder
+        self.name = give(strategy)
+        self.setting = strategy.settings[0]
+        self._count = 0
+
+    def config(self, strategy: str | None = None, **options: Any) -> RunConfig:
+        """Return the config of a small run."""
+        values = BASE | {"setting": self.setting} | options
+        if "task_sizes" in options:
+            del values["tasks"]
+        name = strategy or self.name
+        if strategy_class(name).needs_memory:
+            values.setdefault("memory_size", MEMORY)
+        return resolve("split-mnist-5k", name, values)
+
+    def new(self, config: RunConfig) -> tuple[_Run, Scenario, RunFolder]:
+        """Return a run that has not begun, in a new folder."""
+        config, scenario = prepare(config)
+        self._count += 1
+        folder = RunFolder(self.folder / str(self._count))
+        strategy = strategy_class(config.strategy)(**config.strategy_options)
+        return _Run(config, scenario, strategy, folder, mock.Mock()), scenario, folder
+
+    def run(self, strategy: str | None = None, **options: Any) -> Result:
+        """Do a small run and return its result."""
+        config, scenario = prepare(self.config(strategy, **options))
+        self._count += 1
+        return execute(config, scenario, RunFolder(self.folder / str(self._count)))
+
+    @cached_property
+    def plain(self) -> Result:
+        """The run that most checks compare with."""
+        return self.run()
+
+    @contextmanager
+    def patched(self, **hooks: Callable[..., Any]) -> Iterator[None]:
+        """Replace hooks of the strategy for a while; each replacement gets the original as its first argument."""
+        with ExitStack() as stack:
+            for name, hook in hooks.items():
+                replacement = functools.partialmethod(_call, hook, getattr(self.strategy, name))
+                stack.enter_context(mock.patch.object(self.strategy, name, replacement))
+            yield
+
+
+def _call(self: Strategy, hook: Callable[..., Any], original: Callable[..., Any], *args: Any) -> Any:
+    return hook(original, self, *args)
+
+
+def same(one: Result, other: Result) -> bool:
+    """Whether two runs have the same matrices, to the byte."""
+    return bool(one.record["classifiers"] == other.record["classifiers"])
+
+
+# The checks. Each has one sentence that says what it holds a strategy to; an AssertionError says what is wrong.
+
+
+def check_declarations(bench: Bench) -> None:
+    """Family, settings, data access and memory use are declared with known values, and the class has a docstring."""
+    cls = bench.strategy
+    assert getattr(cls, "family", None) in FAMILIES, f"family must be one of {', '.join(FAMILIES)}"
+    assert cls.settings, "settings must name at least one setting"
+    assert set(cls.settings) <= set(SETTINGS), f"settings must be among {', '.join(SETTINGS)}"
+    assert cls.data_access in ("task", "all"), "data_access must be 'task' or 'all'"
+    assert cls.memory_use in ("joined", "replayed", "own", "none"), "memory_use is not a known value"
+    assert cls.__doc__, "the class needs a docstring that says what the method is"
+
+
+def check_hyper_parameters(bench: Bench) -> None:
+    """Defaults validate, unknown and mistyped options are refused, and the constructor only stores."""
+    cls = bench.strategy
+    made = cls()
+    extra = set(vars(made)) - set(cls._options.model_fields)
+    assert not extra, f"the constructor made {', '.join(sorted(extra))}; it may only store hyper-parameters"
+    wrong: list[dict[str, object]] = [{"no_such_option": 1}, *({name: object()} for name in cls._options.model_fields)]
+    for options in wrong:
+        try:
+            cls(**options)
+        except ConfigError:
+            continue
+        raise AssertionError(f"{options!r} was accepted")
+
+
+def check_picklable(bench: Bench) -> None:
+    """An instance survives pickling with its hyper-parameters."""
+    made = bench.strategy()
+    again = pickle.loads(pickle.dumps(made))
+    assert vars(again) == vars(made), "an instance is another one after pickling"
+
+
+def check_settings(bench: Bench) -> None:
+    """Every declared setting runs, and every other one is refused before training."""
+    for setting in SETTINGS:
+        sizes = [2, 2, 2, 2, 2]
+        if setting in bench.strategy.settings:
+            result = bench.run(setting=setting, task_sizes=sizes)
+            assert result.status == "done", f"setting {setting!r} did not finish"
+        else:
+            try:
+                bench.config(setting=setting, task_sizes=sizes)
+            except ConfigError:
+                continue
+            raise AssertionError(f"setting {setting!r} is not declared, and was not refused")
+
+
+def check_determinism(bench: Bench) -> None:
+    """Two runs of one config give the same matrices to the byte, and another seed gives others."""
+    assert same(bench.plain, bench.run()), "the same config gave another matrix"
+    assert not same(bench.plain, bench.run(seed=1)), "another seed gave the same matrix: the seed is not used"
+
+
+def check_neutral_at_zero(bench: Bench) -> None:
+    """With strength 0, or a memory of budget 0, the run is the naive one; with a large strength it is not."""
+    cls = bench.strategy
+    naive = bench.run("naive")
+    applies = False
+    if "strength" in cls._options.model_fields and not cls.needs_memory:
+        applies = True
+        assert same(naive, bench.run(strategy_options={"strength": 0.0})), "strength 0 differs from naive"
+        large = bench.run(strategy_options={"strength": 1e4})
+        assert not same(naive, large), "strength 10000 is the naive run: the term has no effect"
+    if cls.needs_memory:
+        applies = True
+        off = {"strength": 0.0} if "strength" in cls._options.model_fields else {}
+        assert same(naive, bench.run(memory_size=0, strategy_options=off)), "a memory of budget 0 differs from naive"
+    if not applies:
+        raise NotApplicableError("it has neither an additive term with a strength nor a memory it lives on")
+
+
+def check_resume_at_task_boundaries(bench: Bench) -> None:
+    """Stopped after any task and continued, a run gives the matrix of the uninterrupted one."""
+
+    class StopHereError(Exception):
+        pass
+
+    for stop in range(1, len(bench.plain.task_classes)):
+
+        def begin(original: Any, self: Strategy, task: Task, stop: int = stop) -> None:
+            if task.index == stop:
+                raise StopHereError
+            original(self, task)
+
+        config, scenario = prepare(bench.config())
+        bench._count += 1
+        folder = RunFolder(bench.folder / str(bench._count))
+        try:
+            with bench.patched(begin_task=begin):
+                execute(config, scenario, folder)
+        except StopHereError:
+            pass
+        resumed = execute(config, scenario, folder, resume=True)
+        assert same(bench.plain, resumed), f"stopped before task {stop} and continued, the matrix is another one"
+
+
+def check_resume_within_a_task(bench: Bench) -> None:
+    """Stopped after every 8 steps and continued from a checkpoint within the task, a run gives the same matrix."""
+
+    class StopHereError(Exception):
+        pass
+
+    steps = 0
+
+    def after_step(original: Any, self: Strategy, batch: Any) -> None:
+        nonlocal steps
+        original(self, batch)
+        steps += 1
+        if steps % 8 == 0:
+            raise StopHereError
+
+    whole = bench.plain
+    config, scenario = prepare(bench.config(checkpoint_every="2-steps"))
+    bench._count += 1
+    folder = RunFolder(bench.folder / str(bench._count))
+    with bench.patched(after_step=after_step):
+        for _ in range(sum(task["steps"] for task in whole.record["tasks"]) + 1):
+            try:
+                resumed = execute(config, scenario, folder, resume=True)
+                break
+            except StopHereError:
+                # As if the process had been killed; a failure would be recorded.
+                continue
+        else:
+            raise AssertionError("stopped after every 8 steps, the run does not come to an end")
+    if steps < 8:
+        raise NotApplicableError("it takes fewer than 8 steps")
+    assert same(whole, resumed), "stopped within tasks and continued, the matrix is another one"
+
+
+def check_state_in_the_middle_of_a_stage(bench: Bench) -> None:
+    """In the middle of a stage, the state is saved without executable content and read back equal."""
+    tried: list[bool] = []
+
+    def after_step(original: Any, self: Strategy, batch: Any) -> None:
+        original(self, batch)
+        if self.progress.task == 1 and self.progress.step == 2 and not tried:
+            tried.append(True)
+            buffer = io.BytesIO()
+            torch.save(self.state(), buffer)
+            buffer.seek(0)
+            with torch.serialization.safe_globals(list(safe_classes(self))):
+                again = torch.load(buffer, weights_only=True)
+            _assert_equal(self.state(), again, "state")
+
+    with bench.patched(after_step=after_step):
+        bench.run(epochs=3)
+    if not tried:
+        raise NotApplicableError("it takes no optimizer step in later tasks")
+
+
+def check_unequal_tasks(bench: Bench) -> None:
+    """A growing head and tasks of 4, 3 and 3 classes work; so does one task of all classes."""
+    if bench.strategy.settings == ("domain",):
+        raise NotApplicableError("a domain-incremental scenario has tasks of one size")
+    setting = next(s for s in bench.strategy.settings if s != "domain")
+    for sizes in ([4, 3, 3], [10]):
+        result = bench.run(setting=setting, task_sizes=sizes)
+        assert result.status == "done", f"tasks of {sizes} classes did not finish"
+        assert np.isfinite(result.accuracy[-1]).all(), f"tasks of {sizes} classes leave cells of the last row undefined"
+
+
+def check_one_class_a_task(bench: Bench) -> None:
+    """Ten tasks of one class work in the class-incremental setting."""
+    if "class" not in bench.strategy.settings:
+        raise NotApplicableError("only a class-incremental scenario can have tasks of one class")
+    result = bench.run(setting="class", task_sizes=[1] * 10)
+    assert np.isfinite(result.accuracy[-1]).all(), "the last row has undefined cells"
+
+
+def check_batch_norm(bench: Bench) -> None:
+    """A network with batch norm trains although the last batch would hold one sample."""
+    try:
+        config = bench.config(model="mlp:24-24[batch_norm=true]", task_sizes=[4, 3, 3], batch_size=7, limit=5, epochs=1)
+        config, scenario = prepare(config)
+        made = strategy_class(config.strategy)(**config.strategy_options)
+        made.check(config, scenario)
+    except ConfigError as error:
+        if bench.setting == "domain":
+            raise NotApplicableError("a domain-incremental scenario has tasks of one size") from None
+        raise NotApplicableError(str(error)) from None
+    bench._count += 1
+    result = execute(config, scenario, RunFolder(bench.folder / str(bench._count)))
+    assert result.status == "done", "the run did not finish"
+
+
+def check_evaluation_has_no_effect(bench: Bench) -> None:
+    """Evaluating after every epoch changes neither the matrices nor a bit of the state."""
+    assert same(bench.plain, bench.run(eval_every="epoch")), "evaluating after each epoch changed the matrix"
+
+
+def check_evaluation_before_training(bench: Bench) -> None:
+    """The untrained strategy can be tested: its accuracies are there before anything is learnt."""
+    untrained = bench.plain.untrained
+    assert untrained is not None, "the untrained model's accuracies are missing"
+    assert math.isfinite(untrained[0]), "the untrained model's accuracy on the first task is undefined"
+
+
+def check_no_leak_at_test(bench: Bench) -> None:
+    """A test image is scored alike whatever stands beside it in the batch: scores know no labels, tasks or batch."""
+    run, scenario, _ = bench.new(bench.config())
+    for task in scenario.tasks:
+        run._learn(task)
+    strategy, pipeline = run.strategy, run.context.pipeline
+    ids = scenario.test.tasks.ge(0).nonzero().flatten()
+    mixed = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))]
+
+    def guesses(order: Tensor, size: int) -> Tensor:
+        found = torch.zeros(len(scenario.test.labels), dtype=torch.int64)
+        for chunk in order.split(size):
+            images = torch.cat([x for x, _, _ in pipeline.test_passes(chunk)])
+            scores = strategy.scores(images, 0) if strategy.needs_task_at_test else strategy.scores(images)
+            first = next(iter(scores.values())) if isinstance(scores, dict) else scores
+            found[chunk] = first.argmax(1).cpu()
+        return found
+
+    for value in vars(strategy).values():
+        if isinstance(value, nn.Module):
+            value.eval()
+    with torch.inference_mode():
+        per_task, shuffled = guesses(ids, 100), guesses(mixed, 37)
+    agreement = float((per_task == shuffled)[ids].float().mean())
+    # A tie between two outputs can break either way by rounding, which depends on the shape of a product.
+    assert agreement > 0.995, f"only {agreement:.1%} of the predictions stay the same in another order of the images"
+
+
+def check_memory_budget(bench: Bench) -> None:
+    """The memory never exceeds its budget, at any step, and holds training samples of tasks seen so far only."""
+    cls = bench.strategy
+    if cls.memory_use == "none":
+        raise NotApplicableError("it has no use for a memory")
+
+    def after_step(original: Any, self: Strategy, batch: Any) -> None:
+        original(self, batch)
+        _check_memory(self)
+
+    def end_task(original: Any, self: Strategy, task: Task) -> None:
+        original(self, task)
+        _check_memory(self)
+
+    def _check_memory(self: Strategy) -> None:
+        assert self.memory is not None
+        assert len(self.memory) <= 7, f"{len(self.memory)} exemplars in a memory of 7"
+        tasks = self._context.scenario.train.tasks[self.memory.ids]
+        assert bool(((tasks >= 0) & (tasks <= self.progress.task)).all()), "the memory holds samples of no seen task"
+        kept = torch.cat([t.train.ids for t in self._context.scenario.tasks])
+        assert bool(torch.isin(self.memory.ids, kept).all()), "the memory holds validation samples"
+
+    with bench.patched(after_step=after_step, end_task=end_task):
+        result = bench.run(memory_size=7, validation=0.2)
+    assert all(task["n_exemplars"] <= 7 for task in result.record["tasks"]), "the record shows more than the budget"
+
+
+def check_no_images_kept(bench: Bench) -> None:
+    """No task's images are kept outside the memory, and no view of an expired task's data either."""
+    if bench.strategy.data_access == "all":
+        raise NotApplicableError("it declares that it reads all data")
+    run, scenario, _ = bench.new(bench.config())
+    shape = scenario.train.images.shape[1:]
+    for task in scenario.tasks:
+        run._learn(task)
+        for path, tensor in _tensors(run.strategy.state(), ""):
+            same_shape = tensor.dim() >= 3 and tensor.shape[-3:] == shape and len(tensor) > 1
+            assert not same_shape, f"{path} keeps {len(tensor)} images outside the memory"
+
+
+def check_losses_are_finite(bench: Bench) -> None:
+    """Every loss term of every epoch, and every tensor of the state, is finite."""
+    run, scenario, _ = bench.new(bench.config())
+    for task in scenario.tasks:
+        run._learn(task)
+    for epoch in run.record["training"]:
+        for name, value in epoch["losses"].items():
+            assert math.isfinite(value), f"the {name} loss is {value}"
+    for path, tensor in _tensors(run.strategy.state(), ""):
+        if tensor.is_floating_point():
+            assert not bool(tensor.isnan().any()), f"{path} holds NaN"
+
+
+def check_model_untouched_by_task_ends(bench: Bench) -> None:
+    """begin_task and end_task (teachers, importances, herding) leave every bit of the model as it was."""
+    changed: list[str] = []
+
+    def watch(original: Any, self: Strategy, task: Task) -> None:
+        before = copy.deepcopy(self.model.state_dict())
+        flags = [p.requires_grad for p in self.model.parameters()]
+        original(self, task)
+        after = self.model.state_dict()
+        changed.extend(n for n in before if n not in after or not torch.equal(before[n], after[n]))
+        if flags != [p.requires_grad for p in self.model.parameters()]:
+            changed.append("requires_grad")
+
+    with bench.patched(begin_task=watch, end_task=watch):
+        bench.run()
+    assert not changed, f"changed outside training: {', '.join(sorted(set(changed)))}"
+
+
+def check_optimizer(bench: Bench) -> None:
+    """During a stage the optimizer holds every parameter that can train, and no stale one."""
+    problems: list[str] = []
+    held: list[set[int]] = []
+    original_optimizer = Trainer._optimizer
+
+    def optimizer(self: Trainer, *args: Any) -> torch.optim.Optimizer:
+        made = original_optimizer(self, *args)
+        held.append({id(p) for group in made.param_groups for p in group["params"]})
+        return made
+
+    def after_step(original: Any, self: Strategy, batch: Any) -> None:
+        original(self, batch)
+        now = {id(p) for p in self.trainable().values()}
+        if now != held[-1]:
+            problems.append(f"{len(now - held[-1])} parameters missing, {len(held[-1] - now)} stale")
+
+    with mock.patch.object(Trainer, "_optimizer", optimizer), bench.patched(after_step=after_step):
+        bench.run()
+    assert not problems, f"in the optimizer: {problems[0]}"
+
+
+CHECKS: dict[str, Callable[[Bench], None]] = {
+    name.removeprefix("check_"): function
+    for name, function in list(globals().items())
+    if name.startswith("check_") and name != "check_strategy"
+}
+
+
+def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None = None) -> list[Outcome]:
+    """Run the checks on a strategy (a class, a registered name, or path.py:Class) and return what each found.
+
+    A strategy may declare a check not applicable: `not_applicable = {"neutral_at_zero": "the reason"}`.
+    """
+    cls = strategy_class(strategy) if isinstance(strategy, str) else strategy
+    if cls.foreign:
+        raise ConfigError(f"{strategy} trains by its own loop; the kit checks strategies that the engine trains")
+    outcomes = []
+    for name in checks or CHECKS:
+        if name in cls.not_applicable:
+            outcomes.append(Outcome(name, "not applicable", cls.not_applicable[name]))
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            outcomes.append(_outcome(name, Bench(cls, Path(folder))))
+    return outcomes
+
+
+def _outcome(name: str, bench: Bench) -> Outcome:
+    try:
+        CHECKS[name](bench)
+    except NotApplicableError as reason:
+        return Outcome(name, "not applicable", str(reason))
+    except AssertionError as error:
+        return Outcome(name, "failed", str(error))
+    except Exception as error:  # whatever a strategy under test raises
+        return Outcome(name, "failed", f"{type(error).__name__}: {error}")
+    return Outcome(name, "passed")
+
+
+def _tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, Memory):
+        return
+    elif isinstance(value, nn.Module):
+        yield from ((f"{path}.{name}", tensor) for name, tensor in value.state_dict().items())
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _tensors(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _tensors(item, f"{path}[{index}]")
+
+
+def _assert_equal(one: Any, other: Any, path: str) -> None:
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other), f"{path} is another tensor after saving"
+    elif isinstance(one, nn.Module | Memory):
+        left = one.state_dict() if isinstance(one, nn.Module) else vars(one)
+        right = other.state_dict() if isinstance(other, nn.Module) else vars(other)
+        _assert_equal(dict(left), dict(right), path)
+    elif isinstance(one, dict):
+        assert list(one) == list(other), f"{path} has other keys after saving"
+        for key in one:
+            _assert_equal(one[key], other[key], f"{path}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), f"{path} has another length after saving"
+        for index, (a, b) in enumerate(zip(one, other, strict=True)):
+            _assert_equal(a, b, f"{path}[{index}]")
+    else:
+        assert one == other, f"{path} is another value after saving"

@@ -1,0 +1,147 @@
+"""Our strategies beside Avalanche's: the same scenario, network, seeds and budget, and where definitions differ."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from clbench.config.errors import ConfigError, unknown
+from clbench.many.execution import Request, plan_requests, seed_list
+from clbench.many.planned import PlannedRun
+from clbench.results.result import Result
+from clbench.results.statistics import Paired, paired
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two implementations of one method: specs of strategies, a `{memory}` among them, and how they differ.
+
+    shared: options that both need, as Avalanche's allows nothing else. task: what differs in the task-incremental
+    setting besides.
+    """
+
+    ours: str
+    theirs: str
+    differs: str
+    shared: dict[str, Any] = field(default_factory=dict)
+    task: str = ""
+
+
+_HEADS = "Avalanche's distils each old task's outputs apart, as ours does"
+# Strengths are those under which both minimise the same function, up to what `differs` says.
+PAIRS = {
+    "naive": Pair("naive", "avalanche:Naive", "nothing but the order of the images"),
+    "lwf": Pair(
+        "lwf[strength=1,temperature=2]",
+        "avalanche:LwF[alpha=1,temperature=2]",
+        "nothing but the order of the images: both distil the outputs of all old classes under one softmax",
+        task=_HEADS,
+    ),
+    "ewc": Pair(
+        "ewc[strength=200]",
+        "avalanche:EWC[ewc_lambda=100]",
+        "Fisher: ours is the mean of squared gradients of single images, Avalanche's the squared gradient of the mean "
+        "of a batch (smaller, by up to the batch size), and it has no factor 1/2 (ours gets twice the strength)",
+    ),
+    "er": Pair(
+        "er[memory_size={memory}]",
+        "avalanche:Replay[memory_size={memory}]",
+        "memory: ours is a reservoir over all images, filled as they go by; Avalanche's has an equal part for each "
+        "task, filled at its end, so it replays earlier tasks alone. To the last, smaller batch of an epoch ours adds "
+        "as many replayed images as it has, Avalanche's a full batch",
+    ),
+    "icarl": Pair(
+        "icarl[memory_size={memory},memory_policy=herding-argmax,flip_means=true]",
+        "avalanche:ICaRL[memory_size={memory}]",
+        "memory: Avalanche's rounds the exemplars of a class up and so may hold more than the total, which ours keeps",
+        {"head": "full", "loss_outputs": "all"},
+    ),
+    "si": Pair(
+        "si[strength=1,gradient=total,relu=false]",
+        "avalanche:SynapticIntelligence[si_lambda=2,eps=0.1]",
+        "importance: Avalanche's is clipped at 0.001, ours is not; its penalty has a factor 1/2 (and twice the "
+        "strength)",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: average accuracies of both by seed, and their paired difference, ours minus Avalanche's."""
+
+    method: str
+    ours: dict[int, float]
+    theirs: dict[int, float]
+    paired: Paired
+    differs: str
+
+
+def plan_crosscheck(
+    methods: Sequence[str],
+    scenario: str = "split-mnist-5k",
+    *,
+    seeds: int | Sequence[int] = 5,
+    out: str | os.PathLike[str] = "runs",
+    **options: Any,
+) -> dict[str, tuple[list[PlannedRun], list[PlannedRun]]]:
+    """Return for each method the runs of ours and of Avalanche's, all checked; raises ConfigError."""
+    for method in methods:
+        if method not in PAIRS:
+            raise unknown("method to cross-check", method, PAIRS)
+    if len(set(methods)) < len(methods):
+        raise ConfigError("a method was given twice; once is accepted")
+    if "seed" in options:
+        raise ConfigError(f"seed={options['seed']!r}: a cross-check takes seeds, a number of them or a list")
+    memory = options.pop("memory_size", None) or _usual_memory(scenario)
+    found = {}
+    for method in methods:
+        pair = PAIRS[method]
+        both = []
+        for spec in (pair.ours, pair.theirs):
+            asked = {"threads": 1} | pair.shared | options
+            requests = [
+                Request(scenario, spec.format(memory=memory), {**asked, "seed": seed}) for seed in seed_list(seeds)
+            ]
+            both.append(plan_requests(requests, out))
+        found[method] = (both[0], both[1])
+    return found
+
+
+def rows(planned: dict[str, tuple[list[PlannedRun], list[PlannedRun]]]) -> list[Row]:
+    """Return a row per method from its finished runs."""
+    made = []
+    for method, (ours, theirs) in planned.items():
+        own, other = ({run.config.seed: _accuracy(run) for run in runs} for runs in (ours, theirs))
+        keys = [{(seed, None): value for seed, value in of.items()} for of in (own, other)]
+        pair, config = PAIRS[method], ours[0].config
+        differs = f"{pair.differs}; {pair.task}" if pair.task and config.setting == "task" else pair.differs
+        made.append(Row(method, own, other, paired(keys[0], keys[1]), differs))
+    return made
+
+
+def as_dict(row: Row) -> dict[str, Any]:
+    """Return a row as plain values, accuracies in [0, 1]."""
+    found = row.paired
+    return {
+        "method": row.method,
+        "n": found.n,
+        "ours": sum(row.ours.values()) / len(row.ours),
+        "avalanche": sum(row.theirs.values()) / len(row.theirs),
+        "difference": found.difference,
+        "low": None if found.interval is None else found.interval.low,
+        "high": None if found.interval is None else found.interval.high,
+        "differs": row.differs,
+    }
+
+
+def _accuracy(run: PlannedRun) -> float:
+    value = Result.load(run.folder).metrics["average_accuracy"]
+    assert value is not None
+    return value
+
+
+def _usual_memory(scenario: str) -> int:
+    from clbench.running.resolve import scenario_spec
+
+    memory: int = scenario_spec(scenario).preset.get("memory_size", 200)
+    return memory
