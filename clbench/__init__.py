@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from clbench.config.space import Choices, Log
     from clbench.data import augment
     from clbench.data.batches import Batch
-    from clbench.data.scenario import ImageSet, Scenario, ScenarioSpec, Task
+    from clbench.data.scenario import ImageSet, Scenario, Task
+    from clbench.data.spec import ScenarioSpec
     from clbench.learning import importance, losses, memory
     from clbench.learning.strategy import Stage, Strategy
     from clbench.many.compare import compare
@@ -37,7 +38,7 @@ _HOMES = {
     "Observer": "running.observer",
     "Result": "results.result",
     "Scenario": "data.scenario",
-    "ScenarioSpec": "data.scenario",
+    "ScenarioSpec": "data.spec",
     "Stage": "learning.strategy",
     "Strategy": "learning.strategy",
     "Task": "data.scenario",

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from clbench.cli.listing import LISTINGS
-from clbench.cli.options import metavar
+from clbench.cli.options import metavar, scenario_options
 from clbench.config.registry import entry_point_names, text_of
-from clbench.config.run import EXCLUSIVE, INTERNAL, NOT_IDENTITY, RunConfig
+from clbench.config.run import INTERNAL, NOT_IDENTITY, fields
 from clbench.config.space import declared
 from clbench.running.resolve import strategy_class
+from clbench.scenarios.registered import Split
 
 DOCS = Path(__file__).parent
 
@@ -40,12 +41,12 @@ def _head() -> Iterator[str]:
 
 def _fields() -> Iterator[str]:
     yield from _section("The fields of a run")
-    pairs = "; ".join(f"`{one}` and `{other}`" for one, other in EXCLUSIVE)
+    pairs = "; ".join(f"`{one}` and `{other}`" for one, other in Split.pairs())
     yield f"Each is an option of the command line and an argument of `clbench.run`. These exclude each other: {pairs}."
     yield "Fields marked * can't change the numbers, so they are no part of a run's identity."
     yield ""
     rows = []
-    for name, field in RunConfig.model_fields.items():
+    for name, field in {**scenario_options(), **fields()}.items():
         option = "" if name in INTERNAL else f"`--{name.replace('_', '-')}`"
         default = "" if field.is_required() or field.default == "" else _code(text_of(field.default))
         star = "*" if name in NOT_IDENTITY else ""

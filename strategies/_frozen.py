@@ -31,10 +31,10 @@ class FrozenBackbone(Strategy, ABC):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """With given weights nothing trains, so nothing would be compiled."""
-        if config.weights is not None and config.compile != "none":
+        if config.model.weights is not None and config.engine.compile != "none":
             raise ConfigError(
-                f"compile={config.compile} given, and {config.strategy} with weights trains nothing; compile=none is "
-                "accepted"
+                f"compile={config.engine.compile} given, and {config.strategy} with weights trains nothing; "
+                "compile=none is accepted"
             )
 
     def begin_task(self, task: Task) -> None:
@@ -49,7 +49,7 @@ class FrozenBackbone(Strategy, ABC):
 
     def stages(self, task: Task) -> list[Stage]:
         """The first task trains the backbone, unless its weights were given."""
-        return [Stage(task.train)] if task.index == 0 and self.config.weights is None else []
+        return [Stage(task.train)] if task.index == 0 and self.config.model.weights is None else []
 
     def end_task(self, task: Task) -> None:
         """Add the task's samples to the sums and solve for the classifier."""

@@ -36,7 +36,7 @@ class BiC(Strategy):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """The bias shows only where old and new classes compete."""
-        if config.loss_outputs == "new":
+        if config.training.loss_outputs == "new":
             raise ConfigError("bic needs old and new classes in one loss, not loss_outputs='new'; 'seen' is accepted")
 
     def begin_task(self, task: Task) -> None:

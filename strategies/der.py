@@ -33,9 +33,9 @@ class DER(Strategy):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Logits are stored as samples pass by, so that is when the memory has to choose."""
-        if config.memory_policy is not None and not MEMORIES[config.memory_policy].streaming:
+        if config.memory.policy is not None and not MEMORIES[config.memory.policy].streaming:
             raise ConfigError(
-                f"{config.strategy} stores logits on the way, but memory_policy={config.memory_policy!r} chooses at "
+                f"{config.strategy} stores logits on the way, but memory_policy={config.memory.policy!r} chooses at "
                 "the end of a task; 'reservoir' and 'balanced' are accepted"
             )
 

@@ -39,8 +39,8 @@ class DGR(Strategy):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Replayed samples can be of any class seen so far."""
-        if config.loss_outputs != "seen":
-            raise ConfigError(f"dgr can't work with loss_outputs={config.loss_outputs!r}; 'seen' is accepted")
+        if config.training.loss_outputs != "seen":
+            raise ConfigError(f"dgr can't work with loss_outputs={config.training.loss_outputs!r}; 'seen' is accepted")
 
     def begin_task(self, task: Task) -> None:
         """Freeze copies of the model and of the generator."""
@@ -83,7 +83,7 @@ class DGR(Strategy):
             active = group if self.setting == "task" else batch.active
             if self.targets == "hard":
                 labels = answers[:, group].argmax(1) + group.start
-                smoothing = self.config.label_smoothing
+                smoothing = self.config.training.label_smoothing
                 losses.append(cross_entropy(logits, labels, active, label_smoothing=smoothing))
             else:
                 student = logits[:, active]

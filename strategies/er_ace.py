@@ -32,7 +32,7 @@ class ERACE(Strategy):
         logits = self.model(batch.images if replayed is None else torch.cat([batch.images, replayed.images]))
         present = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
         present = present.index_fill(0, batch.labels, True).expand(n, -1)
-        smoothing = self.config.label_smoothing
+        smoothing = self.config.training.label_smoothing
         terms = {"classification": cross_entropy(logits[:n], batch.labels, present, label_smoothing=smoothing)}
         if replayed is not None:
             terms["replay"] = self.classification_loss(logits[n:], replayed)

@@ -22,7 +22,7 @@ class FeatureExtraction(Strategy):
     def stages(self, task: Task) -> list[Stage]:
         """Everything in the first task, the top only in later ones."""
         data = self.with_exemplars(task.train)
-        if task.index == 0 and self.config.weights is None:
+        if task.index == 0 and self.config.model.weights is None:
             return [Stage(data)]
         blocks = self.model.blocks()
         moving = {"head": 0, "last-1": 1, "last-2": 2}[self.trainable_from]

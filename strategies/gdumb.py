@@ -32,14 +32,14 @@ class GDumb(Strategy):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Without a memory there is nothing to train on."""
-        if not config.memory_budget:
+        if not config.memory.budget:
             raise ConfigError("gdumb trains on its memory alone; give memory_size or memory_per_class, 1 or more")
-        if config.memory_policy in ("herding", "herding-argmax"):
+        if config.memory.policy in ("herding", "herding-argmax"):
             raise ConfigError(
                 "gdumb fills its memory before it has features; memory_policy 'balanced', 'random' and "
                 "'reservoir' are accepted, not 'herding'"
             )
-        if config.loss_outputs == "new":
+        if config.training.loss_outputs == "new":
             raise ConfigError("gdumb learns all classes at once, not loss_outputs='new'; 'seen' and 'all' are accepted")
 
     def begin_task(self, task: Task) -> None:
@@ -53,9 +53,9 @@ class GDumb(Strategy):
         data = self.exemplars()
         if self.memory_epochs is not None:
             return [Stage(data, epochs=self.memory_epochs, before=self._restart)]
-        steps = self.config.iterations
-        if self.config.epochs is not None:
-            steps = self.config.epochs * math.ceil(len(task.train) / self.config.batch_size)
+        steps = self.config.training.iterations
+        if self.config.training.epochs is not None:
+            steps = self.config.training.epochs * math.ceil(len(task.train) / self.config.training.batch_size)
         return [Stage(data, iterations=steps, before=self._restart)]
 
     def _restart(self) -> None:

@@ -43,13 +43,13 @@ class ICaRL(Strategy):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Sigmoid outputs do not compete, so there is no loss over the new ones alone, and nothing to smooth."""
-        if self.loss_form == "sigmoid" and config.label_smoothing:
+        if self.loss_form == "sigmoid" and config.training.label_smoothing:
             raise ConfigError(
                 "label_smoothing has no meaning for icarl's sigmoid loss; icarl[loss_form=softmax] has one"
             )
         if self.loss_form == "softmax" and self.teacher_temperature != 1:
             raise ConfigError("icarl[teacher_temperature] is for loss_form=sigmoid; the softmax form has temperature")
-        if config.loss_outputs == "new":
+        if config.training.loss_outputs == "new":
             raise ConfigError("icarl has no use for loss_outputs='new'; 'seen' and 'all' are accepted")
 
     def begin_task(self, task: Task) -> None:

@@ -22,12 +22,12 @@ class Joint(Strategy):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Epochs grow with the data by themselves."""
-        if self.iterations_per_task and config.iterations is None:
+        if self.iterations_per_task and config.training.iterations is None:
             raise ConfigError("joint[iterations_per_task=true] needs a budget in iterations; give iterations")
 
     def stages(self, task: Task) -> list[Stage]:
         """One stage on everything seen so far, from a fresh model."""
-        asked = self.config.iterations if self.iterations_per_task else None
+        asked = self.config.training.iterations if self.iterations_per_task else None
         iterations = None if asked is None else asked * (task.index + 1)
         return [Stage(self.seen_data(), iterations=iterations, before=self._restart)]
 

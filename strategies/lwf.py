@@ -45,11 +45,11 @@ class LwF(Strategy):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Answers that were recorded once fit images that stay the same."""
-        if self.recorded and config.augment != "none":
-            raise ConfigError(f"lwf[recorded=true] needs augment='none', not {config.augment!r}")
+        if self.recorded and config.data.augment != "none":
+            raise ConfigError(f"lwf[recorded=true] needs augment='none', not {config.data.augment!r}")
         if isinstance(self.strength, list) and len(self.strength) != (n := len(scenario.tasks)):
             raise ConfigError(f"lwf has {len(self.strength)} strengths, and there are {n} tasks; one each is accepted")
-        if self.distilled == "old" and (config.head != "full" or self._per_task(scenario.setting)):
+        if self.distilled == "old" and (config.model.head != "full" or self._per_task(scenario.setting)):
             raise ConfigError(
                 "lwf[distilled=old] is for head='full' and one softmax; else no other outputs are compared"
             )

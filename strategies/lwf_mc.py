@@ -31,11 +31,12 @@ class LwFMC(Strategy):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Sigmoid outputs do not compete, so there is no loss over the new ones alone, and nothing to smooth."""
-        if config.label_smoothing:
+        if config.training.label_smoothing:
             raise ConfigError(
-                f"label_smoothing={config.label_smoothing:g} has no meaning for lwf-mc's sigmoid loss; 0 is accepted"
+                f"label_smoothing={config.training.label_smoothing:g} has no meaning for the sigmoid loss of lwf-mc; "
+                "0 is accepted"
             )
-        if config.loss_outputs == "new":
+        if config.training.loss_outputs == "new":
             raise ConfigError("lwf-mc has no use for loss_outputs='new'; 'seen' and 'all' are accepted")
 
     def begin_task(self, task: Task) -> None:

@@ -45,12 +45,12 @@ class PackNet(Strategy):
     def stages(self, task: Task) -> list[Stage]:
         """Train, then prune and retrain."""
         moving = [*self._weights().values(), *self.model.head.parameters()] if task.index else None
-        total = self.config.epochs or self.config.iterations or 1
+        total = self.config.training.epochs or self.config.training.iterations or 1
         after = max(1, round(total * self.retrain))
         before = max(1, total - after)
 
         def stage(name: str, length: int, start: Callable[[], None]) -> Stage:
-            epochs, iterations = (length, None) if self.config.epochs else (None, length)
+            epochs, iterations = (length, None) if self.config.training.epochs else (None, length)
             return Stage(task.train, name, moving, task.outputs, epochs, iterations, before=start)
 
         return [stage("train", before, self._hold_owned), stage("retrain", after, self._prune)]

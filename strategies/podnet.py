@@ -68,8 +68,10 @@ class PODNet(Strategy):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """The margin is taken against every class seen so far."""
-        if config.loss_outputs != "seen":
-            raise ConfigError(f"podnet can't work with loss_outputs={config.loss_outputs!r}; 'seen' is accepted")
+        if config.training.loss_outputs != "seen":
+            raise ConfigError(
+                f"podnet can't work with loss_outputs={config.training.loss_outputs!r}; 'seen' is accepted"
+            )
 
     def begin_task(self, task: Task) -> None:
         """Keep the old model as the teacher, and add proxies for the new classes."""

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from clbench.avalanche import SupervisedTemplate, training
 from clbench.avalanche.constructors import FAMILIES, RENAMED, SETTINGS, missing_in, options_of, parameters_of
 from clbench.avalanche.learner import TaskOutputs, experience, learner_of, optimizer_of, seeded
+from clbench.avalanche.library import SupervisedTemplate, training
 from clbench.avalanche.recorder import Recorder, held, kept_exemplars, told
 from clbench.avalanche.refusals import refuse
 from clbench.config.errors import ConfigError, unknown
@@ -104,9 +104,9 @@ class AvalancheStrategy(Strategy):
             if task.index == 0:
                 self.learner = learner_of(self, self.template)
             self.learner.plugins.insert(0, recorder)
-            if task.index > 0 and config.optimizer_state == "reset":
+            if task.index > 0 and config.training.optimizer_state == "reset":
                 self.learner.optimizer, self.learner.optimized_param_id = optimizer_of(self), None
-            loader = {"drop_last": True} if config.drop_last else {}
+            loader = {"drop_last": True} if config.training.drop_last else {}
             self.learner.train(experience(self, task), eval_streams=[], **loader)
         self.learner.plugins.remove(recorder)
         trained = self.learner.model

@@ -104,10 +104,16 @@ def _list_strategies() -> list[dict[str, Any]]:
 
 def _list_scenarios() -> list[dict[str, Any]]:
     from clbench.config.registry import entry_point_names
-    from clbench.running.resolve import scenario_spec
+    from clbench.running.resolve import scenario_class
 
     names = entry_point_names("clbench.scenarios")
-    return [{"name": name, "summary": scenario_spec(name).summary} for name in names]
+    rows = []
+    for name in names:
+        kind = scenario_class(name)
+        summary = (inspect.getdoc(kind) or "").split("\n")[0]
+        options = [f"{k}={text_of(v.default)}" for k, v in kind._options.model_fields.items()]
+        rows.append({"name": name, "options": options, "summary": summary})
+    return rows
 
 
 def _list_models() -> list[dict[str, Any]]:

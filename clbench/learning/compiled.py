@@ -86,8 +86,10 @@ def _no_warning(record: logging.LogRecord) -> bool:
 
 def refuse_compiled(config: RunConfig, kind: type[Strategy]) -> None:
     """Raise ConfigError where a step of the strategy has no place for the compiled network."""
-    if config.compile != "none" and (why := never_compiled(kind)):
-        raise ConfigError(f"compile={config.compile} given, and {config.strategy} {why}; compile=none is accepted")
+    if config.engine.compile != "none" and (why := never_compiled(kind)):
+        raise ConfigError(
+            f"compile={config.engine.compile} given, and {config.strategy} {why}; compile=none is accepted"
+        )
 
 
 def never_compiled(kind: type[Strategy]) -> str:

@@ -65,7 +65,7 @@ def evaluate(strategy: Strategy, context: Context, after: int) -> Evaluation:
         "class_incremental": [task.outputs.stop <= seen for task in scenario.tasks],
         "task_aware": [task.outputs.stop <= existing for task in scenario.tasks],
     }
-    if config.evaluate == "seen":
+    if config.evaluation.evaluate == "seen":
         defined = {name: [d and t <= after for t, d in enumerate(row)] for name, row in defined.items()}
     wanted = [t for t in scenario.tasks if defined["class_incremental"][t.index] or defined["task_aware"][t.index]]
     groups = [[task] for task in wanted] if strategy.needs_task_at_test else [wanted]

@@ -95,7 +95,7 @@ class Context:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which forward passes run: bf16 autocast, or nothing."""
-        if self.config.precision != "bf16":
+        if self.config.engine.precision != "bf16":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
@@ -271,14 +271,14 @@ class Strategy:
     def active_outputs(self, ids: Tensor) -> slice | Tensor:
         """Return the outputs that compete in the loss for these training samples, as Batch.active."""
         # To a reference that is trained afresh on everything, every class is new.
-        mode = self._context.config.loss_outputs
+        mode = self._context.config.training.loss_outputs
         if self.data_access == "all" and mode == "new":
             mode = "seen"
         return self._context.pipeline.active_outputs(ids, self.progress.task, mode)
 
     def classification_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy over the outputs that compete for each sample of the batch, mean over the batch."""
-        smoothing = self.config.label_smoothing
+        smoothing = self.config.training.label_smoothing
         return cross_entropy(logits, batch.labels, batch.active, label_smoothing=smoothing)
 
     def with_exemplars(self, data: ImageSet) -> ImageSet:
@@ -364,9 +364,9 @@ def eval_mode(strategy: Strategy) -> Iterator[None]:
 
 def initial_model(config: RunConfig, image_shape: tuple[int, int, int], task: int) -> Network:
     """Return a model as initialised by the stream of `task` or by given weights, without outputs."""
-    model = build_model(config.model, image_shape, stream_seed(config.seed, "initialisation", task))
-    if config.weights is not None:
-        load_backbone(model, config.weights, offline=config.offline)
+    model = build_model(config.model.name, image_shape, stream_seed(config.seed, "initialisation", task))
+    if config.model.weights is not None:
+        load_backbone(model, config.model.weights, offline=config.data.offline)
     return model
 
 
@@ -376,7 +376,7 @@ def new_model(context: Context, task: int) -> Network:
     model = initial_model(config, context.scenario.image_shape, task)
     # oneDNN's convolutions want the channels last, and cuDNN's in bf16; the weights decide for the images.
     on_cpu = context.device.type == "cpu"
-    if on_cpu or config.precision == "bf16":
+    if on_cpu or config.engine.precision == "bf16":
         model = model.to(memory_format=torch.channels_last)
     if on_cpu and any(isinstance(module, nn.Conv2d) for module in model.modules()):
         context.pipeline.pass_size = CONVOLVING_PASS_SIZE
@@ -387,5 +387,5 @@ def grow_head(model: Network, context: Context, n_outputs: int) -> Network:
     """Grow the head to `n_outputs`, drawing each new row from the stream of the present task; return the model."""
     if n_outputs > model.head.out_features:
         generator = stream(context.config.seed, "head", context.progress.task)
-        model.head.grow(n_outputs, generator, context.config.head_init)
+        model.head.grow(n_outputs, generator, context.config.model.head_init)
     return model

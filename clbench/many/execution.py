@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from clbench.config.errors import ConfigError, RunError
-from clbench.config.run import SCENARIO_FIELDS, RunConfig
 from clbench.data.scenario import Scenario
 from clbench.learning.strategy import Context, Strategy
 from clbench.learning.trainer import Trainer
@@ -65,17 +64,17 @@ def plan_requests(
                 tasks = request.scenario
             else:
                 # Seeds draw which images are held out, not how many: the same tasks serve to check them all.
-                drawn = config.seed if config.class_order_seed == "per-seed" else None
-                key = (config.scenario, config.data_root, config.offline, drawn, *_scenario_fields(config))
+                drawn = config.seed if "per-seed" in config.scenario_options.values() else None
+                key = (config.scenario, config.scenario_options, config.data, drawn)
                 if made is None or made[0] != key:
                     made = key, prepare(config)[1]
                 tasks = made[1]
-                config = config.model_copy(update={"data_fingerprint": tasks.fingerprint})
+                config = config.replace(data_fingerprint=tasks.fingerprint)
             kind = config.identity(without_seed=True)
             if kind not in checked:
                 check(config, tasks, strategy_class(config.strategy)(**config.strategy_options))
                 checked.add(kind)
-                model = (config.model, config.weights, config.train, tasks.image_shape)
+                model = (config.model.name, config.model.weights, config.training.train, tasks.image_shape)
                 if model not in models:
                     check_model(config, tasks)
                     models.add(model)
@@ -315,7 +314,3 @@ def _wait_for_any(waiting: Mapping[Path, tuple[PlannedRun, Watched]]) -> list[Pa
         if free:
             return free
         time.sleep(_LOOK_EVERY)
-
-
-def _scenario_fields(config: RunConfig) -> list[str]:
-    return [repr(getattr(config, name)) for name in SCENARIO_FIELDS]

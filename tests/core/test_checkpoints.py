@@ -127,7 +127,7 @@ def test_the_interval_is_read_from_text_and_is_no_part_of_the_identity(text, val
     from clbench.running.resolve import parse_fields, resolve
 
     config = resolve("split-mnist-5k", "naive", parse_fields({"checkpoint_every": text}))
-    assert config.checkpoint_every == value
+    assert config.engine.checkpoint_every == value
     assert default_folder(config) == default_folder(resolve("split-mnist-5k", "naive", {}))
 
 

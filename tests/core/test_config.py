@@ -11,7 +11,7 @@ import torch
 import clbench
 from clbench import Strategy
 from clbench.cli import main
-from clbench.config.run import RunConfig, make_config
+from clbench.config.run import RunConfig, config_of_record
 from clbench.running.folder import default_folder
 from clbench.running.resolve import prepare, resolve
 
@@ -389,7 +389,7 @@ def test_runs_are_pooled_by_the_identity_without_their_seed():
 def test_the_config_of_run_json_is_the_whole_config(tmp_path, digits):
     """Read back from JSON it is the same run, a user's own data included."""
     given, _ = prepare(config(class_order=[3, 1, 4, 5], tasks=2, strategy="icarl[flip_means=true]"))
-    again = make_config(json.loads(json.dumps(given.model_dump(mode="json"))))
+    again = config_of_record(json.loads(json.dumps(given.flat())))
     assert again == given
     assert again.identity() == given.identity()
 
@@ -429,7 +429,8 @@ def test_a_run_goes_to_scenario_strategy_seed_and_hash():
 def test_the_users_choice_displaces_the_presets_other_one():
     """The preset says 5 tasks, 10 epochs and a memory of 200 in all; each gives way to its alternative."""
     given = resolve(DIGITS, "icarl", {"task_sizes": [6, 4], "iterations": 3, "memory_per_class": 2})
-    assert (given.tasks, given.epochs, given.memory_size) == (None, None, None)
-    assert (given.task_sizes, given.iterations, given.memory_per_class) == ([6, 4], 3, 2)
+    flat = given.flat()
+    assert (flat["tasks"], flat["epochs"], flat["memory_size"]) == (None, None, None)
+    assert (flat["task_sizes"], flat["iterations"], flat["memory_per_class"]) == ([6, 4], 3, 2)
     bracket = resolve(DIGITS, "naive[iterations=3]", {"epochs": 7})
     assert (bracket.epochs, bracket.iterations) == (None, 3)

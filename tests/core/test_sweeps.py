@@ -32,7 +32,7 @@ tasks = 2
 def runs(text: str) -> list[tuple[str, dict[str, Any]]]:
     """Return label and config of every run, in order."""
     planned = plan_sweep(tomllib.loads(TINY + text), out="nowhere-to-be-made")
-    return [(item.config.label, item.config.model_dump()) for item in planned]
+    return [(item.config.label, item.config.flat()) for item in planned]
 
 
 @pytest.fixture(autouse=True)
@@ -303,7 +303,7 @@ def test_what_another_process_is_doing_is_left_to_it_and_reported_SW02(monkeypat
 
     def other() -> None:
         time.sleep(0.7)
-        changed = record | {"identity": planned[1].config.identity(), "config": planned[1].config.model_dump()}
+        changed = record | {"identity": planned[1].config.identity(), "config": planned[1].config.flat()}
         clbench.Result(changed).write(held)
         lease.release()
 

@@ -682,7 +682,7 @@ def test_bf16_has_finite_losses_and_importances_in_float32_LW10(strategy, run):
 def test_products_in_float32_are_rounded_on_a_gpu_only_by_tf32(precision, rounded):
     backends = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [backend.allow_tf32 for backend in backends]
-    config = resolve("split-mnist-5k", "naive", {"threads": 1}).model_copy(update={"precision": precision})
+    config = resolve("split-mnist-5k", "naive", {"threads": 1}).replace(precision=precision)
     with process_settings(config):
         assert [backend.allow_tf32 for backend in backends] == [rounded, rounded]
     assert [backend.allow_tf32 for backend in backends] == before

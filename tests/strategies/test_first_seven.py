@@ -17,7 +17,7 @@ from torch import Tensor
 
 import clbench
 from clbench import Stage, Strategy
-from clbench.config.run import RunConfig
+from clbench.config.run import fields
 from clbench.models import build_model
 from clbench.strategies.ewc import EWC
 from clbench.strategies.feature_extraction import FeatureExtraction
@@ -287,7 +287,7 @@ def test_temperature_and_its_square_are_options_and_saved_LW06(run, tmp_path):
 @pytest.mark.parametrize("strategy", ["naive", "lwf"])
 def test_the_loss_is_over_new_or_all_seen_outputs_LW11(strategy, run):
     """An option with a documented default; over the new ones the first loss of a task starts near log 2."""
-    field = RunConfig.model_fields["loss_outputs"]
+    field = fields()["loss_outputs"]
     assert field.default == "seen"
     assert field.description
     seen, new = run(strategy, iterations=1), run(strategy, iterations=1, loss_outputs="new")

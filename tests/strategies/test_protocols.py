@@ -159,7 +159,7 @@ def test_new_outputs_begin_as_asked(run):
 
         def loss(self, batch: Any) -> Any:
             terms = super().loss(batch)
-            key = self.config.head_init
+            key = self.config.model.head_init
             if key not in first:
                 first[key] = (float(terms["classification"].detach()), copy.deepcopy(self.model.head))
             return terms

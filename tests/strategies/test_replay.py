@@ -442,10 +442,10 @@ def test_the_reservoir_of_er_is_a_uniform_sample_of_the_stream():
     tasks = scenario((2, 2), per_class=6)
     config = resolve(tasks, ER, {"memory_size": 6, "model": "mlp:2", "epochs": 1, "batch_size": 6, "threads": 1})
     for seed in range(200):
-        seeded = config.model_copy(update={"seed": seed})
+        seeded = config.replace(seed=seed)
         context = Context(seeded, tasks, Pipeline(tasks, seeded, torch.device("cpu")), torch.device("cpu"), Progress())
         strategy = ER()
-        strategy._context, strategy.memory = context, MEMORIES[config.memory_policy](size=config.memory_size)
+        strategy._context, strategy.memory = context, MEMORIES[config.memory.policy](size=config.memory.size)
         strategy.model = new_model(context, 0)
         trainer = Trainer(context, strategy)
         for task in tasks.tasks:
