@@ -11,7 +11,7 @@ from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
 from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.learning.importance import grown
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
 
 # The score of an output without samples: lower than any other, and equal among its like.
 UNKNOWN = -1e30
@@ -25,8 +25,7 @@ class FrozenBackbone(Strategy, ABC):
     also the sum of h h^T (`moment`); all float64 on the CPU. So each sample is seen once, and their order is nothing.
     """
 
-    family = "frozen"
-    memory_use = "none"
+    traits = Traits(family="frozen", memory="none")
     second_moment: ClassVar[bool] = False
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from clbench.data.batches import Batch
 from clbench.learning.projection import gradient_of, gradients, project, replace_gradients
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 
 
 class AGEM(Strategy):
@@ -16,11 +16,13 @@ class AGEM(Strategy):
     drawn at each step (256 in the paper). The memory is filled when a task ends.
     """
 
-    family = "replay"
-    paper = "Chaudhry et al. 2019, arXiv:1812.00420"
-    memory_use = "replayed"
-    needs_memory = True
-    memory_policy = "random"
+    traits = Traits(
+        family="replay",
+        paper="Chaudhry et al. 2019, arXiv:1812.00420",
+        memory="replayed",
+        needs_memory=True,
+        memory_policy="random",
+    )
 
     reference_size: Annotated[int, Field(ge=1)] = 256
 

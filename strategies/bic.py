@@ -1,6 +1,6 @@
 """Bias correction: Wu et al. 2019, arXiv:1905.13260."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -12,7 +12,7 @@ from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.learning.losses import distillation
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
 
 
 class BiC(Strategy):
@@ -23,11 +23,13 @@ class BiC(Strategy):
     held_out: share of a class's exemplars. bias_epochs, bias_lr: those of stage 2, which has few samples.
     """
 
-    family = "replay"
-    paper = "Wu et al. 2019, arXiv:1905.13260"
-    settings = ("class",)
-    needs_memory = True
-    not_applicable: ClassVar[dict[str, str]] = {"neutral_at_zero": "it distils the old model also without a memory"}
+    traits = Traits(
+        family="replay",
+        paper="Wu et al. 2019, arXiv:1905.13260",
+        settings=("class",),
+        needs_memory=True,
+        not_applicable={"neutral_at_zero": "it distils the old model also without a memory"},
+    )
 
     temperature: Annotated[float, Field(gt=0), Choices(1.0, 2.0, 4.0)] = 2.0
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1

@@ -1,7 +1,7 @@
 """Cumulative training: the reference that may go back to all data and keeps its weights."""
 
 from clbench.data.scenario import Task
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
 
 
 class Cumulative(Strategy):
@@ -10,10 +10,7 @@ class Cumulative(Strategy):
     As `joint`, but warm-started: the weights of the step before are where the next one begins.
     """
 
-    family = "reference"
-    seeds_together = True
-    data_access = "all"
-    memory_use = "none"
+    traits = Traits(family="reference", seeds_together=True, data_access="all", memory="none")
 
     def stages(self, task: Task) -> list[Stage]:
         """One stage on everything seen so far."""

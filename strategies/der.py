@@ -12,7 +12,7 @@ from clbench.config.space import Log
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.memory import MEMORIES
-from clbench.learning.strategy import Stage, Strategy, Strength
+from clbench.learning.strategy import Stage, Strategy, Strength, Traits
 
 
 class DER(Strategy):
@@ -23,11 +23,13 @@ class DER(Strategy):
     be low. Where the head grows, an output that is added later has the sample's lowest logit in z.
     """
 
-    family = "replay"
-    paper = "Buzzega et al. 2020, arXiv:2004.07211"
-    memory_use = "replayed"
-    needs_memory = True
-    memory_policy = "reservoir"
+    traits = Traits(
+        family="replay",
+        paper="Buzzega et al. 2020, arXiv:2004.07211",
+        memory="replayed",
+        needs_memory=True,
+        memory_policy="reservoir",
+    )
 
     alpha: Annotated[Strength, Log(0.01, 2)] = 0.3
 

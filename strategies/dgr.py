@@ -14,7 +14,7 @@ from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.losses import cross_entropy, distillation
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 from clbench.models.vae import VAE
 
 
@@ -28,9 +28,7 @@ class DGR(Strategy):
     setting the old model answers for each earlier task, and the losses are averaged.
     """
 
-    family = "replay"
-    paper = "Shin et al. 2017, arXiv:1705.08690"
-    memory_use = "none"
+    traits = Traits(family="replay", paper="Shin et al. 2017, arXiv:1705.08690", memory="none")
 
     targets: Literal["hard", "soft"] = "hard"
     temperature: Annotated[float, Field(gt=0)] = 2.0

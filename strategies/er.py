@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 
 
 class ER(Strategy):
@@ -19,11 +19,13 @@ class ER(Strategy):
     & Tolias 2018, arXiv:1809.10635).
     """
 
-    family = "replay"
-    paper = "Chaudhry et al. 2019, arXiv:1902.10486"
-    memory_use = "replayed"
-    needs_memory = True
-    memory_policy = "reservoir"
+    traits = Traits(
+        family="replay",
+        paper="Chaudhry et al. 2019, arXiv:1902.10486",
+        memory="replayed",
+        needs_memory=True,
+        memory_policy="reservoir",
+    )
 
     share: Annotated[float, Field(ge=0, lt=1), Choices(0.25, 0.5, 0.75)] = 0.5
     weighting: Literal["size", "tasks"] = "size"

@@ -9,7 +9,7 @@ from torch import Tensor
 from clbench.config.space import Log
 from clbench.data.scenario import Task
 from clbench.learning.importance import fisher_diagonal_of_batches, grown, quadratic_penalty
-from clbench.learning.strategy import Strategy, Strength
+from clbench.learning.strategy import Strategy, Strength, Traits
 
 
 class EWC(Strategy):
@@ -21,9 +21,7 @@ class EWC(Strategy):
     the whole task by default.
     """
 
-    family = "regularisation"
-    paper = "Kirkpatrick et al. 2017, arXiv:1612.00796"
-    seeds_together = True
+    traits = Traits(family="regularisation", paper="Kirkpatrick et al. 2017, arXiv:1612.00796", seeds_together=True)
 
     strength: Annotated[Strength, Log(1e-2, 1e6)] = 100.0
     mode: Literal["separate", "online"] = "separate"

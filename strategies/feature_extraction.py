@@ -3,7 +3,7 @@
 from typing import Literal
 
 from clbench.data.scenario import Task
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
 
 
 class FeatureExtraction(Strategy):
@@ -14,8 +14,7 @@ class FeatureExtraction(Strategy):
     As the baseline of Li & Hoiem 2016, arXiv:1606.09282, section 3.
     """
 
-    family = "frozen"
-    paper = "Li & Hoiem 2016, arXiv:1606.09282, section 3"
+    traits = Traits(family="frozen", paper="Li & Hoiem 2016, arXiv:1606.09282, section 3")
 
     trainable_from: Literal["head", "last-1", "last-2"] = "head"
 

@@ -1,5 +1,7 @@
 """Nearest class mean on frozen features: Mensink et al. 2013, doi:10.1109/TPAMI.2013.83."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from clbench.strategies._frozen import FrozenBackbone
@@ -12,7 +14,7 @@ class FrozenNCM(FrozenBackbone):
     given weights, or from the first task, on which the backbone trains before it is frozen.
     """
 
-    paper = "Mensink et al. 2013, doi:10.1109/TPAMI.2013.83"
+    traits = replace(FrozenBackbone.traits, paper="Mensink et al. 2013, doi:10.1109/TPAMI.2013.83")
 
     def classifier(self) -> tuple[Tensor, Tensor]:
         """The class means as weights."""

@@ -1,7 +1,7 @@
 """GDumb: Prabhu, Torr & Dokania 2020, ECCV."""
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -9,7 +9,7 @@ from pydantic import Field
 from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario, Task
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
 
 
 class GDumb(Strategy):
@@ -19,14 +19,14 @@ class GDumb(Strategy):
     task's own data. Optimizer and schedule are the run's; the paper's CutMix is left out.
     """
 
-    family = "replay"
-    paper = "Prabhu, Torr & Dokania 2020, ECCV, doi:10.1007/978-3-030-58536-5_31"
-    memory_use = "own"
-    needs_memory = True
-    memory_policy = "balanced"
-    not_applicable: ClassVar[dict[str, str]] = {
-        "neutral_at_zero": "it trains on its memory alone, so it refuses to run without one"
-    }
+    traits = Traits(
+        family="replay",
+        paper="Prabhu, Torr & Dokania 2020, ECCV, doi:10.1007/978-3-030-58536-5_31",
+        memory="own",
+        needs_memory=True,
+        memory_policy="balanced",
+        not_applicable={"neutral_at_zero": "it trains on its memory alone, so it refuses to run without one"},
+    )
 
     memory_epochs: Annotated[int, Field(ge=1)] | None = None
 

@@ -9,7 +9,7 @@ from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import ImageSet
 from clbench.learning.projection import gradient_of, gradients, project_on_cone, replace_gradients
-from clbench.learning.strategy import Strategy, Strength
+from clbench.learning.strategy import Strategy, Strength, Traits
 
 
 class GEM(Strategy):
@@ -19,11 +19,13 @@ class GEM(Strategy):
     favours backward transfer (0.5 in the authors' experiments). The memory is filled when a task ends.
     """
 
-    family = "replay"
-    paper = "Lopez-Paz & Ranzato 2017, arXiv:1706.08840"
-    memory_use = "replayed"
-    needs_memory = True
-    memory_policy = "random"
+    traits = Traits(
+        family="replay",
+        paper="Lopez-Paz & Ranzato 2017, arXiv:1706.08840",
+        memory="replayed",
+        needs_memory=True,
+        memory_policy="random",
+    )
 
     margin: Annotated[Strength, Choices(0.0, 0.5, 1.0)] = 0.5
 

@@ -10,7 +10,7 @@ from clbench.config.run import RunConfig
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
 from clbench.models.blocks import block_outputs, chain, check_chain, widths
 
 
@@ -24,11 +24,13 @@ class HAT(Strategy):
     Batch norm is fixed after the first task.
     """
 
-    family = "isolation"
-    paper = "Serra et al. 2018, arXiv:1801.01423"
-    settings = ("task",)
-    memory_use = "none"
-    needs_task_at_test = True
+    traits = Traits(
+        family="isolation",
+        paper="Serra et al. 2018, arXiv:1801.01423",
+        settings=("task",),
+        memory="none",
+        needs_task_at_test=True,
+    )
 
     smax: Annotated[float, Field(ge=1), Choices(100.0, 200.0, 400.0, 800.0)] = 400.0
     sparsity: Annotated[float, Field(ge=0), Choices(0.25, 0.75, 1.5, 2.5)] = 0.75

@@ -1,7 +1,6 @@
 """iCaRL: Rebuffi et al. 2017, arXiv:1611.07725."""
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.losses import binary_cross_entropy, distillation
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 
 
 class ICaRL(Strategy):
@@ -27,11 +26,13 @@ class ICaRL(Strategy):
     always reported. flip_means: a class mean is that of exemplars and their mirror images, as in the authors' code.
     """
 
-    family = "replay"
-    paper = "Rebuffi et al. 2017, arXiv:1611.07725"
-    settings = ("class", "task")
-    needs_memory = True
-    not_applicable: ClassVar[Mapping[str, str]] = {"neutral_at_zero": "it distils the old model also without a memory"}
+    traits = Traits(
+        family="replay",
+        paper="Rebuffi et al. 2017, arXiv:1611.07725",
+        settings=("class", "task"),
+        needs_memory=True,
+        not_applicable={"neutral_at_zero": "it distils the old model also without a memory"},
+    )
 
     loss_form: Literal["sigmoid", "softmax"] = "sigmoid"
     reduction: Literal["mean", "sum"] = "mean"

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clbench.data.scenario import ImageSet, Task
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 
 
 class IL2M(Strategy):
@@ -16,10 +16,12 @@ class IL2M(Strategy):
     score of a model on images of its new classes. Scores are softmax outputs. Both classifiers are reported.
     """
 
-    family = "replay"
-    paper = "Belouadah & Popescu 2019, ICCV, doi:10.1109/ICCV.2019.00067"
-    settings = ("class",)
-    needs_memory = True
+    traits = Traits(
+        family="replay",
+        paper="Belouadah & Popescu 2019, ICCV, doi:10.1109/ICCV.2019.00067",
+        settings=("class",),
+        needs_memory=True,
+    )
 
     def begin_task(self, task: Task) -> None:
         """While a task is learnt there is nothing to rectify with."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clbench.data.scenario import Task
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
 
 
 class Independent(Strategy):
@@ -17,11 +17,13 @@ class Independent(Strategy):
     The "separate networks" of van de Ven et al. 2022, doi:10.1038/s42256-022-00568-3.
     """
 
-    family = "reference"
-    paper = "van de Ven et al. 2022, doi:10.1038/s42256-022-00568-3"
-    settings = ("task",)
-    memory_use = "none"
-    needs_task_at_test = True
+    traits = Traits(
+        family="reference",
+        paper="van de Ven et al. 2022, doi:10.1038/s42256-022-00568-3",
+        settings=("task",),
+        memory="none",
+        needs_task_at_test=True,
+    )
 
     def begin_task(self, task: Task) -> None:
         """Put the model of the task before aside."""

@@ -3,7 +3,7 @@
 from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario, Task
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
 
 
 class Joint(Strategy):
@@ -13,10 +13,7 @@ class Joint(Strategy):
     iterations_per_task: with a budget in iterations, take it once for each task so far, as a budget in epochs does.
     """
 
-    family = "reference"
-    seeds_together = True
-    data_access = "all"
-    memory_use = "none"
+    traits = Traits(family="reference", seeds_together=True, data_access="all", memory="none")
 
     iterations_per_task: bool = False
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from clbench.config.space import Log
 from clbench.data.scenario import Task
 from clbench.learning.importance import copied_weights, quadratic_penalty
-from clbench.learning.strategy import Strategy, Strength
+from clbench.learning.strategy import Strategy, Strength, Traits
 
 
 class L2(Strategy):
@@ -17,9 +17,9 @@ class L2(Strategy):
     EWC with every parameter equally important.
     """
 
-    family = "regularisation"
-    paper = "Kirkpatrick et al. 2017, arXiv:1612.00796, figure 2"
-    seeds_together = True
+    traits = Traits(
+        family="regularisation", paper="Kirkpatrick et al. 2017, arXiv:1612.00796, figure 2", seeds_together=True
+    )
 
     strength: Annotated[Strength, Log(1e-2, 1e6)] = 1.0
 

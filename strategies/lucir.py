@@ -1,7 +1,7 @@
 """LUCIR, learning a unified classifier incrementally via rebalancing: Hou et al. 2019, CVPR."""
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from clbench.config.space import Choices, Log
 from clbench.data.batches import Batch
 from clbench.data.scenario import Task
-from clbench.learning.strategy import Stage, Strategy, Strength
+from clbench.learning.strategy import Stage, Strategy, Strength, Traits
 from clbench.models.network import Network
 
 
@@ -23,13 +23,13 @@ class LUCIR(Strategy):
     class's mean feature direction, at the mean norm of the old. Sections 3.2-3.4 and the authors' code.
     """
 
-    family = "replay"
-    paper = "Hou et al. 2019, CVPR, doi:10.1109/CVPR.2019.00092"
-    settings = ("class",)
-    needs_memory = True
-    not_applicable: ClassVar[dict[str, str]] = {
-        "neutral_at_zero": "its classifier is a cosine one, also without a memory"
-    }
+    traits = Traits(
+        family="replay",
+        paper="Hou et al. 2019, CVPR, doi:10.1109/CVPR.2019.00092",
+        settings=("class",),
+        needs_memory=True,
+        not_applicable={"neutral_at_zero": "its classifier is a cosine one, also without a memory"},
+    )
 
     less_forget: Annotated[Strength, Log(0.5, 50)] = 5.0
     margin: Strength = 0.5

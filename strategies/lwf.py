@@ -12,7 +12,7 @@ from clbench.config.space import Choices, Log
 from clbench.data.batches import Batch
 from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.learning.losses import distillation
-from clbench.learning.strategy import Stage, Strategy, Strength
+from clbench.learning.strategy import Stage, Strategy, Strength, Traits
 
 
 class LwF(Strategy):
@@ -30,9 +30,7 @@ class LwF(Strategy):
     all outputs, or only those of earlier tasks ("old").
     """
 
-    family = "distillation"
-    paper = "Li & Hoiem 2016, arXiv:1606.09282"
-    seeds_together = True
+    traits = Traits(family="distillation", paper="Li & Hoiem 2016, arXiv:1606.09282", seeds_together=True)
 
     strength: Annotated[Strength | list[Strength], Log(0.1, 10)] = 1.0
     weighting: Literal["constant", "old-tasks", "share"] = "constant"

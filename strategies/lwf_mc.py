@@ -10,7 +10,7 @@ from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.losses import binary_cross_entropy
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 
 
 class LwFMC(Strategy):
@@ -21,11 +21,13 @@ class LwFMC(Strategy):
     The class is that of the largest output.
     """
 
-    family = "distillation"
-    paper = "Rebuffi et al. 2017, arXiv:1611.07725, section 4.1"
-    seeds_together = True
-    settings = ("class", "task")
-    memory_use = "none"
+    traits = Traits(
+        family="distillation",
+        paper="Rebuffi et al. 2017, arXiv:1611.07725, section 4.1",
+        seeds_together=True,
+        settings=("class", "task"),
+        memory="none",
+    )
 
     reduction: Literal["mean", "sum"] = "mean"
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from clbench.config.space import Log
 from clbench.data.scenario import Task
 from clbench.learning.importance import copied_weights, grown, mas_importance, quadratic_penalty
-from clbench.learning.strategy import Strategy, Strength
+from clbench.learning.strategy import Strategy, Strength, Traits
 
 
 class MAS(Strategy):
@@ -17,9 +17,7 @@ class MAS(Strategy):
     that compete in the loss, before the softmax. No label is used.
     """
 
-    family = "regularisation"
-    paper = "Aljundi et al. 2018, arXiv:1711.09601"
-    seeds_together = True
+    traits = Traits(family="regularisation", paper="Aljundi et al. 2018, arXiv:1711.09601", seeds_together=True)
 
     strength: Annotated[Strength, Log(1e-2, 1e6)] = 1.0
 

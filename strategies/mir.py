@@ -11,7 +11,7 @@ from torch.func import functional_call
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.learning.losses import cross_entropy
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 
 
 class MIR(Strategy):
@@ -21,11 +21,13 @@ class MIR(Strategy):
     drawn from the memory at each step, 50 in the paper. share: part of the images of a step that come from the memory.
     """
 
-    family = "replay"
-    paper = "Aljundi et al. 2019, arXiv:1908.04742"
-    memory_use = "replayed"
-    needs_memory = True
-    memory_policy = "reservoir"
+    traits = Traits(
+        family="replay",
+        paper="Aljundi et al. 2019, arXiv:1908.04742",
+        memory="replayed",
+        needs_memory=True,
+        memory_policy="reservoir",
+    )
 
     candidates: Annotated[int, Field(ge=1)] = 50
     share: Annotated[float, Field(ge=0, lt=1), Choices(0.25, 0.5, 0.75)] = 0.5

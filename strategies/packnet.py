@@ -12,7 +12,7 @@ from torch.func import functional_call
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import Task
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
 
 FREE = -1
 
@@ -26,11 +26,13 @@ class PackNet(Strategy):
     has its own rows of the head.
     """
 
-    family = "isolation"
-    paper = "Mallya & Lazebnik 2018, arXiv:1711.05769"
-    settings = ("task",)
-    memory_use = "none"
-    needs_task_at_test = True
+    traits = Traits(
+        family="isolation",
+        paper="Mallya & Lazebnik 2018, arXiv:1711.05769",
+        settings=("task",),
+        memory="none",
+        needs_task_at_test=True,
+    )
 
     prune: Annotated[float, Field(ge=0, lt=1), Choices(0.5, 0.75)] = 0.75
     retrain: Annotated[float, Field(gt=0, lt=1)] = 1 / 3

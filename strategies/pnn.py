@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
 from clbench.models.blocks import Layer, check_chain
 from clbench.models.network import Network
 
@@ -70,12 +70,14 @@ class PNN(Strategy):
     second on and in the task's rows of the head. The size grows with the square of the number of tasks.
     """
 
-    family = "isolation"
-    paper = "Rusu et al. 2016, arXiv:1606.04671"
-    settings = ("task",)
-    memory_use = "none"
-    needs_task_at_test = True
-    through_features = False
+    traits = Traits(
+        family="isolation",
+        paper="Rusu et al. 2016, arXiv:1606.04671",
+        settings=("task",),
+        memory="none",
+        needs_task_at_test=True,
+        through_features=False,
+    )
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """A lateral connection joins one layer of each block."""

@@ -1,8 +1,7 @@
 """PODNet: Douillard, Cord, Ollion, Robert & Valle 2020, arXiv:2004.13513."""
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from clbench.config.run import RunConfig
 from clbench.config.space import Log
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
-from clbench.learning.strategy import Strategy, eval_mode
+from clbench.learning.strategy import Strategy, Traits, eval_mode
 from clbench.models.blocks import block_outputs
 
 
@@ -51,14 +50,16 @@ class PODNet(Strategy):
     learning rate of 0.1 to grow in).
     """
 
-    family = "distillation"
-    paper = "Douillard et al. 2020, arXiv:2004.13513"
-    settings = ("class",)
-    needs_memory = True
-    through_features = False
-    not_applicable: ClassVar[Mapping[str, str]] = {
-        "neutral_at_zero": "it classifies by similarity to proxies, with a loss of its own, also without a memory"
-    }
+    traits = Traits(
+        family="distillation",
+        paper="Douillard et al. 2020, arXiv:2004.13513",
+        settings=("class",),
+        needs_memory=True,
+        through_features=False,
+        not_applicable={
+            "neutral_at_zero": "it classifies by similarity to proxies, with a loss of its own, also without a memory"
+        },
+    )
 
     spatial: Annotated[float, Field(ge=0), Log(0.1, 10)] = 3.0
     flat: Annotated[float, Field(ge=0), Log(0.1, 10)] = 1.0

@@ -1,5 +1,6 @@
 """RanPAC: McDonnell et al. 2023, arXiv:2307.02251."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -23,7 +24,7 @@ class RanPAC(FrozenBackbone):
     frozen. The paper has 10,000 projections of 768 features.
     """
 
-    paper = "McDonnell et al. 2023, arXiv:2307.02251"
+    traits = replace(FrozenBackbone.traits, paper="McDonnell et al. 2023, arXiv:2307.02251")
     second_moment = True
 
     projections: Annotated[int, Field(ge=1), Choices(500, 1000, 2000)] = 1000

@@ -10,7 +10,7 @@ from clbench.config.space import Log
 from clbench.data.batches import Batch
 from clbench.data.scenario import Task
 from clbench.learning.importance import copied_gradients, copied_weights, grown, loss_decrease, quadratic_penalty, zeros
-from clbench.learning.strategy import Stage, Strategy, Strength
+from clbench.learning.strategy import Stage, Strategy, Strength, Traits
 
 
 class RWalk(Strategy):
@@ -22,8 +22,7 @@ class RWalk(Strategy):
     terms, of a whole batch as in the authors' code, whose values alpha, interval and epsilon have.
     """
 
-    family = "regularisation"
-    paper = "Chaudhry et al. 2018, arXiv:1801.10112"
+    traits = Traits(family="regularisation", paper="Chaudhry et al. 2018, arXiv:1801.10112")
 
     strength: Annotated[Strength, Log(1e-2, 1e6)] = 1.0
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.9

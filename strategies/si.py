@@ -9,7 +9,7 @@ from clbench.config.space import Log
 from clbench.data.batches import Batch
 from clbench.data.scenario import Task
 from clbench.learning.importance import copied_gradients, copied_weights, grown, loss_decrease, quadratic_penalty, zeros
-from clbench.learning.strategy import Stage, Strategy, Strength
+from clbench.learning.strategy import Stage, Strategy, Strength, Traits
 
 
 class SI(Strategy):
@@ -22,8 +22,7 @@ class SI(Strategy):
     of the data terms and the penalty, as the code of van de Ven et al. 2022 (doi:10.1038/s42256-022-00568-3) does.
     """
 
-    family = "regularisation"
-    paper = "Zenke et al. 2017, arXiv:1703.04200"
+    traits = Traits(family="regularisation", paper="Zenke et al. 2017, arXiv:1703.04200")
 
     strength: Annotated[Strength, Log(1e-2, 1e6)] = 1.0
     xi: Annotated[float, Field(gt=0)] = 0.1

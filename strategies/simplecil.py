@@ -1,5 +1,7 @@
 """SimpleCIL: Zhou et al. 2023, arXiv:2303.07338."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,7 +16,7 @@ class SimpleCIL(FrozenBackbone):
     or from the first task, on which the backbone trains before it is frozen (the paper's adaptation to it).
     """
 
-    paper = "Zhou et al. 2023, arXiv:2303.07338"
+    traits = replace(FrozenBackbone.traits, paper="Zhou et al. 2023, arXiv:2303.07338")
 
     def classifier(self) -> tuple[Tensor, Tensor]:
         """The prototypes, scaled to length 1, as weights."""

@@ -1,5 +1,6 @@
 """Streaming linear discriminant analysis: Hayes & Kanan 2020, arXiv:1909.01520."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -18,7 +19,7 @@ class SLDA(FrozenBackbone):
     The features come from given weights, or from the first task, on which the backbone trains before it is frozen.
     """
 
-    paper = "Hayes & Kanan 2020, arXiv:1909.01520"
+    traits = replace(FrozenBackbone.traits, paper="Hayes & Kanan 2020, arXiv:1909.01520")
     second_moment = True
 
     shrinkage: Annotated[float, Field(gt=0, le=1), Choices(1e-4, 1e-3, 1e-2, 1e-1)] = 1e-4

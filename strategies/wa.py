@@ -1,6 +1,6 @@
 """Weight aligning: Zhao et al. 2020, arXiv:1911.07053."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -10,7 +10,7 @@ from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import Task
 from clbench.learning.losses import distillation
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 
 
 class WA(Strategy):
@@ -21,14 +21,16 @@ class WA(Strategy):
     paper, so that a class with a larger norm does have larger logits.
     """
 
-    family = "replay"
-    paper = "Zhao et al. 2020, arXiv:1911.07053"
-    settings = ("class",)
-    needs_memory = True
-    not_applicable: ClassVar[dict[str, str]] = {
-        "neutral_at_zero": "it distils the old model also without a memory",
-        "model_untouched_by_task_ends": "rescaling the new rows of the head is the method",
-    }
+    traits = Traits(
+        family="replay",
+        paper="Zhao et al. 2020, arXiv:1911.07053",
+        settings=("class",),
+        needs_memory=True,
+        not_applicable={
+            "neutral_at_zero": "it distils the old model also without a memory",
+            "model_untouched_by_task_ends": "rescaling the new rows of the head is the method",
+        },
+    )
 
     temperature: Annotated[float, Field(gt=0), Choices(1.0, 2.0, 4.0)] = 2.0
     clip_weights: bool = True

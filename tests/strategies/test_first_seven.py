@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import clbench
-from clbench import Stage, Strategy
+from clbench import Stage, Strategy, Traits
 from clbench.config.run import RunConfig
 from clbench.models import build_model
 from clbench.strategies.ewc import EWC
@@ -859,7 +859,7 @@ def test_a_naive_strategy_of_ones_own_is_naive(run, tmp_path):
     """A class that overrides nothing, handed over in Python, is the registered one bit for bit."""
 
     class Mine(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
     run(Mine, out=tmp_path / "mine", **HARSH)
     run("naive", out=tmp_path / "naive", **HARSH)

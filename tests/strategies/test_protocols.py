@@ -155,7 +155,7 @@ def test_new_outputs_begin_as_asked(run):
     first: dict[str, Any] = {}
 
     class Watch(clbench.Strategy):
-        family = "reference"
+        traits = clbench.Traits(family="reference")
 
         def loss(self, batch: Any) -> Any:
             terms = super().loss(batch)
@@ -238,7 +238,7 @@ def test_weight_decay_reaches_what_it_is_asked_to(run, options, still):
     after: dict[str, Any] = {}
 
     class Still(clbench.Strategy):
-        family = "reference"
+        traits = clbench.Traits(family="reference")
 
         def loss(self, batch: Any) -> Any:
             if not before:
@@ -313,7 +313,7 @@ def test_bf16_runs_have_their_channels_last_and_repeat_to_the_bit(run):
     seen: list[bool] = []
 
     class Watch(clbench.Strategy):
-        family = "reference"
+        traits = clbench.Traits(family="reference")
 
         def loss(self, batch: Any) -> Any:
             weight = next(p for p in self.model.parameters() if p.dim() == 4 and p.shape[1] > 1)

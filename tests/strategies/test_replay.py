@@ -314,7 +314,7 @@ def test_derpp_draws_twice(tmp_path):
 @pytest.mark.parametrize("strategy", [AGEM, GEM, DER, DERpp, MIR, ER, IL2M])
 @pytest.mark.parametrize("setting", ["class", "task", "domain"])
 def test_without_a_memory_it_is_naive(strategy, setting, tmp_path):
-    if setting not in strategy.settings:
+    if setting not in strategy.traits.settings:
         pytest.skip("not a setting of it")
     tasks = scenario((2, 2, 2), setting)
     bare = run(Naive, tasks, tmp_path / "naive", model=BATCH_NORM, memory_size=None)
@@ -706,13 +706,13 @@ def test_it_runs_within_its_budget(strategy, sizes, model, fields, tmp_path):
 
 
 @pytest.mark.parametrize("setting", ["task", "domain"])
-@pytest.mark.parametrize("strategy", [s for s in ALL if "task" in s.settings])
+@pytest.mark.parametrize("strategy", [s for s in ALL if "task" in s.traits.settings])
 def test_it_runs_in_the_other_settings(strategy, setting, tmp_path):
     result = run(strategy, scenario((2, 2, 2), setting), tmp_path, epochs=1, model=BATCH_NORM)
     assert np.isfinite(result.accuracy[-1]).all()
 
 
-@pytest.mark.parametrize("strategy", [s for s in ALL if s.settings == ("class",)])
+@pytest.mark.parametrize("strategy", [s for s in ALL if s.traits.settings == ("class",)])
 def test_what_corrects_between_classes_refuses_other_settings(strategy, tmp_path):
     with pytest.raises(ConfigError, match="task-incremental"):
         run(strategy, scenario((2, 2), "task"), tmp_path)
