@@ -1,4 +1,4 @@
-"""ER with asymmetric cross-entropy: Caccia et al. 2022, arXiv:2104.05025."""
+"""Experience replay with asymmetric cross-entropy."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,10 @@ from clbench.learning.strategy import Strategy, Traits
 
 
 class ERACE(Strategy):
-    """L = CE(current batch; classes present in it) + CE(replayed batch; all classes seen), equally large batches.
+    """Experience replay with asymmetric cross-entropy. Caccia et al. 2022, arXiv:2104.05025, section 4.
 
-    New classes push nothing away from the old ones: only the replayed batch compares old with new. Section 4.
+    L = CE(current batch; classes present in it) + CE(replayed batch; all classes seen), equally large batches. New
+    classes push nothing away from the old ones: only the replayed batch compares old with new.
     """
 
     traits = Traits(

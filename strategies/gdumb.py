@@ -1,4 +1,4 @@
-"""GDumb: Prabhu, Torr & Dokania 2020, ECCV."""
+"""GDumb."""
 
 import math
 from typing import Annotated
@@ -13,10 +13,13 @@ from clbench.learning.strategy import Stage, Strategy, Traits
 
 
 class GDumb(Strategy):
-    """Keep a class-balanced sample of the stream, and after each task train a fresh model on that sample alone.
+    """GDumb, the greedy sampler and dumb learner. Prabhu, Torr & Dokania 2020, ECCV, doi:10.1007/978-3-030-58536-5_31.
 
-    memory_epochs: passes over the memory (256 in the paper); by default as many steps as the run's epochs have on the
-    task's own data. Optimizer and schedule are the run's; the paper's CutMix is left out.
+    A class-balanced sample of the stream is kept, and after each task a fresh model is trained on that sample alone.
+    Optimizer and schedule are the run's; the paper's CutMix is left out.
+
+    memory_epochs: the number of passes over the memory (256 in the paper); None takes as many steps as the run's epochs
+        have on the task's own data.
     """
 
     traits = Traits(
@@ -52,11 +55,8 @@ class GDumb(Strategy):
         """One stage on the memory, from a fresh model."""
         data = self.exemplars()
         if self.memory_epochs is not None:
-            return [Stage(data, epochs=self.memory_epochs, before=self._restart)]
+            return [Stage(data, epochs=self.memory_epochs, before=self.restart)]
         steps = self.config.iterations
         if self.config.epochs is not None:
             steps = self.config.epochs * math.ceil(len(task.train) / self.config.batch_size)
-        return [Stage(data, iterations=steps, before=self._restart)]
-
-    def _restart(self) -> None:
-        self.model = self.fresh_model()
+        return [Stage(data, iterations=steps, before=self.restart)]

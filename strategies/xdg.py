@@ -1,4 +1,4 @@
-"""Context-dependent gating: Masse, Grant & Freedman 2018, arXiv:1802.01569."""
+"""Context-dependent gating."""
 
 from typing import Annotated
 
@@ -14,10 +14,13 @@ from clbench.support.streams import stream
 
 
 class XdG(Strategy):
-    """For each task a random share of the units of each hidden layer is switched off, in training and at test.
+    """Context-dependent gating. Masse, Grant & Freedman 2018, arXiv:1802.01569.
+
+    For each task a random share of the units of each hidden layer is switched off, in training and at test. The gates
+    are a function of seed, task and layer alone.
 
     inactive: that share, rounded down to whole units (of convolutions: maps; of residual networks: those that a stage
-    gives out). The gates are a function of seed, task and layer alone.
+        gives out).
     """
 
     traits = Traits(

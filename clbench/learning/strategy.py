@@ -372,6 +372,10 @@ class Strategy:
         model = new_model(self._context, self.progress.task)
         return grow_head(model, self._context, self.model.head.out_features)
 
+    def restart(self) -> None:
+        """Put an untrained model in the place of the present one; for the beginning of a stage."""
+        self.model = self.fresh_model()
+
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return every parameter that trains, by name: the model's, and those assigned to self."""
         found: dict[str, nn.Parameter] = {}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.config.registry import entry_point_names, load_entry_point, parse_spec, read_text
+from clbench.config.registry import entry_point_names, entry_points, load_entry_point, parse_spec, read_text
 from clbench.config.run import SCENARIO_FIELDS, RunConfig, Setting, excludes, file_digest, make_config
 from clbench.data.scenario import Scenario, ScenarioSpec
 from clbench.learning.strategy import LOOSE, Strategy, Traits
@@ -27,8 +27,10 @@ _SHARED = {
 def strategy_class(name: str) -> type[Strategy]:
     """Return a strategy: a registered one, path/to/file.py:Class, SOURCE:NAME of other software, or one handed over.
 
-    A class that was handed over in Python goes by its own name. A source ("avalanche") is an entry point of the group
-    `clbench.strategy_sources`: a function that returns the strategy of a name.
+    A class that was handed over in Python goes by its own name. What one published protocol alone needs is registered
+    in the group `clbench.protocols`, which is looked at after `clbench.strategies`, and which no list shows. A source
+    ("avalanche") is an entry point of the group `clbench.strategy_sources`: a function that returns the strategy of a
+    name.
     """
     source, colon, inner = name.partition(":")
     if name in _given:
@@ -39,7 +41,8 @@ def strategy_class(name: str) -> type[Strategy]:
         made: Any = load_entry_point("clbench.strategy_sources", "source of strategies", source)
         loaded = made(inner)
     else:
-        loaded = load_entry_point("clbench.strategies", "strategy", name)
+        protocol = not entry_points("clbench.strategies", name) and entry_points("clbench.protocols", name)
+        loaded = load_entry_point("clbench.protocols" if protocol else "clbench.strategies", "strategy", name)
     if not (isinstance(loaded, type) and issubclass(loaded, Strategy)):
         raise ConfigError(f"strategy {name!r} is {loaded!r}; a subclass of clbench.Strategy is accepted")
     loose = {n: v for cls in reversed(loaded.__mro__) for n, v in vars(cls).items() if n in LOOSE}
