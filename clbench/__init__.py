@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clbench.data.scenario import ImageSet, Scenario, Task
     from clbench.data.spec import ScenarioSpec
     from clbench.learning import importance, losses, memory
-    from clbench.learning.strategy import Stage, Strategy
+    from clbench.learning.strategy import Stage, Strategy, Traits
     from clbench.many.compare import compare
     from clbench.many.sweeps import sweep
     from clbench.results import metrics, statistics
@@ -42,6 +42,7 @@ _HOMES = {
     "Stage": "learning.strategy",
     "Strategy": "learning.strategy",
     "Task": "data.scenario",
+    "Traits": "learning.strategy",
     "compare": "many.compare",
     "load": "results.result",
     "run": "running.run",
@@ -66,6 +67,7 @@ __all__ = [
     "Stage",
     "Strategy",
     "Task",
+    "Traits",
     "augment",
     "compare",
     "importance",

@@ -93,7 +93,7 @@ def _strategies() -> Iterator[str]:
     yield "[defaults.md](defaults.md) which options a scenario's preset sets."
     families: dict[str, list[str]] = {family: [] for family in _FAMILIES}
     for name in entry_point_names("clbench.strategies"):
-        families.setdefault(strategy_class(name).family, []).append(name)
+        families.setdefault(strategy_class(name).traits.family, []).append(name)
     for family, names in families.items():
         yield from _section(f"{family.capitalize()}: {_FAMILIES.get(family, 'from other packages')}")
         yield ", ".join(f"[{name}](#{name})" for name in names)
@@ -104,11 +104,13 @@ def _strategies() -> Iterator[str]:
 def _strategy(name: str) -> Iterator[str]:
     cls = strategy_class(name)
     yield from ("", f"### {name}", "", "```text", inspect.getdoc(cls) or "", "```", "")
-    yield f"- source: {_linked(cls.paper) if cls.paper else 'none, it is a reference line'}"
-    yield f"- settings: {', '.join(cls.settings)}"
-    yield f"- data: {_DATA[cls.data_access]}"
-    yield f"- memory: {_MEMORY[cls.memory_use]}" + (f"; {cls.memory_policy} by default" if cls.needs_memory else "")
-    for check, reason in cls.not_applicable.items():
+    yield f"- source: {_linked(cls.traits.paper) if cls.traits.paper else 'none, it is a reference line'}"
+    yield f"- settings: {', '.join(cls.traits.settings)}"
+    yield f"- data: {_DATA[cls.traits.data_access]}"
+    yield f"- memory: {_MEMORY[cls.traits.memory]}" + (
+        f"; {cls.traits.memory_policy} by default" if cls.traits.needs_memory else ""
+    )
+    for check, reason in cls.traits.not_applicable.items():
         yield f"- the check `{check}` does not apply: {reason}"
     if options := cls._options.model_fields:
         yield ""

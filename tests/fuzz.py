@@ -275,7 +275,7 @@ def option_targets(place: Path) -> dict[str, Callable[[random.Random], Outcome]]
     def of_strategy(name: str) -> Callable[[random.Random], Outcome]:
         options = list(strategy_class(name)._options.model_fields)
         scenario = str(data)
-        setting = strategy_class(name).settings[0]
+        setting = strategy_class(name).traits.settings[0]
 
         def case(chance: random.Random) -> Outcome:
             key = chance.choice(options) if options and chance.random() < 0.9 else some_text(chance, options)

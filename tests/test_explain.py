@@ -18,7 +18,7 @@ import clbench
 
 
 class Failing(clbench.Strategy):
-    family = "reference"
+    traits = clbench.Traits(family="reference")
 
     def loss(self, batch):
         if (self.progress.task, self.progress.step) == (1, 2):

@@ -33,11 +33,11 @@ def refuse(config: RunConfig, scenario: Scenario, name: str, kind: type[Strategy
         raise ConfigError(f"{config.strategy} can't work with a head that grows; head=full{more} is accepted")
     if name == "GEM" and importlib.util.find_spec("quadprog") is None:
         raise ConfigError(f"{config.strategy} needs the package quadprog; pip install quadprog brings it")
-    if kind.needs_memory and not config.memory.budget:
+    if kind.traits.needs_memory and not config.memory.budget:
         raise ConfigError(f"{config.strategy} lives on a memory; give memory_size, such as 200")
     if config.memory.per_class and name != "ICaRL":
         raise ConfigError(f"{config.strategy} has no memory per class; memory_size is accepted")
-    if config.memory.budget and config.memory.policy != kind.memory_policy:
+    if config.memory.budget and config.memory.policy != kind.traits.memory_policy:
         raise ConfigError(f"{config.strategy} chooses its exemplars itself; leave out memory_policy")
     _refuse_options(config, scenario, name)
     if name == "ER_AML":

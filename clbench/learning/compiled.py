@@ -96,4 +96,4 @@ def never_compiled(kind: type[Strategy]) -> str:
     """Return what a strategy does that has no place for the compiled network; "" for nothing."""
     if any(getattr(kind, hook) is not getattr(Strategy, hook) for hook in ("after_backward", "after_step")):
         return "reads gradients or weights within a step"
-    return "" if kind.through_features else PAST_FEATURES
+    return "" if kind.traits.through_features else PAST_FEATURES

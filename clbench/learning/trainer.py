@@ -306,7 +306,7 @@ class Trainer:
         """A memory that is replayed beside the stream is filled as the stream goes by for the first time."""
         memory = self.strategy.memory
         first = self.context.progress.epoch == 0
-        return memory is not None and memory.streaming and self.strategy.memory_use == "replayed" and first
+        return memory is not None and memory.streaming and self.strategy.traits.memory == "replayed" and first
 
     def _fill_memory(self, ids: Tensor, step: int) -> None:
         assert self.strategy.memory is not None

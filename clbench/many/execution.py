@@ -109,7 +109,7 @@ def lives_on_memory(strategy: str | type[Strategy]) -> bool:
     from clbench.config.registry import parse_spec
 
     cls = strategy if isinstance(strategy, type) else strategy_class(parse_spec(strategy)[0])
-    return cls.needs_memory
+    return cls.traits.needs_memory
 
 
 def run_planned(
@@ -251,7 +251,7 @@ def _refuse_together(planned: Sequence[PlannedRun], jobs: int, cluster: Cluster 
 
     if jobs > 1 or cluster is not None:
         raise ConfigError("--seeds-together trains in this process; leave it out, or --jobs and --backend ray")
-    possible = [name for name in entry_point_names("clbench.strategies") if strategy_class(name).seeds_together]
+    possible = [name for name in entry_point_names("clbench.strategies") if strategy_class(name).traits.seeds_together]
     # Once for all seeds.
     for item in {item.config.identity(without_seed=True): item for item in planned}.values():
         refuse_together(item.config, item.given or strategy_class(item.config.strategy), possible)

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 def refuse_together(config: RunConfig, kind: type[Strategy], possible: Sequence[str]) -> None:
     """Raise ConfigError unless seeds of a configuration can be trained together; `possible` names strategies."""
-    if not kind.seeds_together or kind.after_step is not Strategy.after_step:
+    if not kind.traits.seeds_together or kind.after_step is not Strategy.after_step:
         raise ConfigError(f"--seeds-together: {config.strategy} trains its seeds one by one; {', '.join(possible)} can")
     memory, training, evaluation, engine = config.memory, config.training, config.evaluation, config.engine
     for name, given, accepted in (

@@ -51,12 +51,12 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> dic
         "strategy": {
             "name": config.strategy,
             "label": config.label,
-            "family": kind.family,
-            "reference": kind.data_access == "all",
-            "data_access": kind.data_access,
+            "family": kind.traits.family,
+            "reference": kind.traits.data_access == "all",
+            "data_access": kind.traits.data_access,
             "features": _features(config, kind),
             "options": config.strategy_options,
-            "paper": kind.paper,
+            "paper": kind.traits.paper,
         },
         "environment": {
             "python": platform.python_version(),
@@ -96,7 +96,7 @@ def _features(config: RunConfig, kind: type[Strategy]) -> str | None:
     """Say where features come from that are not learnt from all tasks; None where they are."""
     if config.model.weights is not None:
         return f"start from {config.model.weights}"
-    return "come from the first task" if kind.family == "frozen" else None
+    return "come from the first task" if kind.traits.family == "frozen" else None
 
 
 def warning(config: RunConfig, rule: str, text: str) -> dict[str, str]:
@@ -107,7 +107,7 @@ def warning(config: RunConfig, rule: str, text: str) -> dict[str, str]:
 def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> list[dict[str, str]]:
     """Return what a reader of the numbers should know about how they came about."""
     found = []
-    if strategy.family == "regularisation" and scenario.setting == "class" and not config.memory.budget:
+    if strategy.traits.family == "regularisation" and scenario.setting == "class" and not config.memory.budget:
         found.append(
             {
                 "rule": "regularisation-in-class-incremental",
@@ -123,7 +123,7 @@ def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> l
                 "which no learner of the stream has at once",
             }
         )
-    if scenario.setting == "task" or strategy.needs_task_at_test:
+    if scenario.setting == "task" or strategy.traits.needs_task_at_test:
         found.append(
             {
                 "rule": "task-given-at-test",
@@ -131,7 +131,7 @@ def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> l
                 "compare with class-incremental ones",
             }
         )
-    if strategy.data_access == "all" and strategy.family != "reference":
+    if strategy.traits.data_access == "all" and strategy.traits.family != "reference":
         found.append(
             {
                 "rule": "all-past-data",

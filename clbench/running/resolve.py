@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.config.registry import entry_point_names, load_entry_point, parse_spec, read_text
+from clbench.config.registry import entry_point_names, entry_points, load_entry_point, parse_spec, read_text
 from clbench.config.run import GROUPS, RunConfig, Setting, excludes, fields, file_digest, make_config
 from clbench.data.scenario import Scenario
 from clbench.data.spec import ScenarioSpec
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import LOOSE, Strategy, Traits
 
 # Classes handed over in Python, by the name their runs carry.
 _given: dict[str, type[Strategy]] = {}
@@ -21,23 +21,34 @@ _given: dict[str, type[Strategy]] = {}
 def strategy_class(name: str) -> type[Strategy]:
     """Return a strategy: a registered one, path/to/file.py:Class, SOURCE:NAME of other software, or one handed over.
 
-    A class that was handed over in Python goes by its own name. A source ("avalanche") is an entry point of the group
-    `clbench.strategy_sources`: a function that returns the strategy of a name.
+    A class that was handed over in Python goes by its own name. What one published protocol alone needs is registered
+    in the group `clbench.protocols`, which is looked at after `clbench.strategies`, and which no list shows. A source
+    ("avalanche") is an entry point of the group `clbench.strategy_sources`: a function that returns the strategy of a
+    name.
     """
-    if name in _given:
-        return _given[name]
     source, colon, inner = name.partition(":")
-    if ".py:" in name:
+    if name in _given:
+        loaded: Any = _given[name]
+    elif ".py:" in name:
         loaded = _from_file(name)
     elif colon:
         made: Any = load_entry_point("clbench.strategy_sources", "source of strategies", source)
         loaded = made(inner)
     else:
-        loaded = load_entry_point("clbench.strategies", "strategy", name)
-    if isinstance(loaded, type) and issubclass(loaded, Strategy) and not hasattr(loaded, "family"):
-        raise ConfigError(f"strategy {name!r} declares no family, such as family = 'replay'")
+        protocol = not entry_points("clbench.strategies", name) and entry_points("clbench.protocols", name)
+        loaded = load_entry_point("clbench.protocols" if protocol else "clbench.strategies", "strategy", name)
     if not (isinstance(loaded, type) and issubclass(loaded, Strategy)):
         raise ConfigError(f"strategy {name!r} is {loaded!r}; a subclass of clbench.Strategy is accepted")
+    loose = {n: v for cls in reversed(loaded.__mro__) for n, v in vars(cls).items() if n in LOOSE}
+    if loose:
+        spelled = ", ".join(f"{LOOSE[n]}={v!r}" for n, v in loose.items())
+        raise ConfigError(
+            f"strategy {name!r} declares {', '.join(loose)} as clbench 0.1 did; traits = Traits({spelled}) is accepted"
+        )
+    if not isinstance(getattr(loaded, "traits", None), Traits):
+        raise ConfigError(
+            f"strategy {name!r} declares no traits; traits = Traits(family='replay') or the like is accepted"
+        )
     return loaded
 
 
@@ -128,7 +139,7 @@ def resolve(
     tuned |= by_setting.get(str({**preset, **cuts, **asked}.get("setting", "class")), {})
     own = {k: v for k, v in tuned.items() if k in cls._options.model_fields} | own
     preset |= {k: v for k, v in tuned.items() if k not in cls._options.model_fields}
-    if not cls.needs_memory:
+    if not cls.traits.needs_memory:
         preset.pop("memory_size", None)
     preset = {k: v for k, v in preset.items() if not any(excludes(k, key, pairs) for key in (*asked, *cuts))}
     values = {k: v for k, v in (preset | asked).items() if k in fields()}
@@ -140,12 +151,12 @@ def resolve(
         "strategy_options": cls.validate(own, name),
         "label": values.get("label") or label,
     }
-    if cls.memory_use == "none" and (values.get("memory_size") or values.get("memory_per_class")):
+    if cls.traits.memory == "none" and (values.get("memory_size") or values.get("memory_per_class")):
         raise ConfigError(f"{name} has no use for a memory; leave out memory_size and memory_per_class")
     if values.get("memory_size") or values.get("memory_per_class"):
         # A reservoir knows no classes, so a quota for each is kept by a balanced memory.
-        by_class = values.get("memory_per_class") and cls.memory_policy == "reservoir"
-        values.setdefault("memory_policy", "balanced" if by_class else cls.memory_policy)
+        by_class = values.get("memory_per_class") and cls.traits.memory_policy == "reservoir"
+        values.setdefault("memory_policy", "balanced" if by_class else cls.traits.memory_policy)
     values.setdefault(
         "threads", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -154,9 +165,9 @@ def resolve(
         config = config.replace(per_task=[_of_task(cls, config, v) for v in config.per_task])
     if config.memory.policy == "reservoir" and config.memory.per_class:
         raise ConfigError("memory_policy='reservoir' has no quota per class; give memory_size, or another policy")
-    if config.setting not in cls.settings:
+    if config.setting not in cls.traits.settings:
         raise ConfigError(
-            f"{name} can't work in a {config.setting}-incremental scenario; supported: {', '.join(cls.settings)}"
+            f"{name} can't work in a {config.setting}-incremental scenario; supported: {', '.join(cls.traits.settings)}"
         )
     if elsewhere:
         return config

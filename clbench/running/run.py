@@ -200,6 +200,8 @@ class _Run:
             ImageSet(scenario.test, task.test.ids[:0]),
         )
         self.evaluating, self._started = 0.0, time.perf_counter()
+        if task.index == 0:
+            strategy.begin_run()
         strategy.begin_task(view)
         full = self.config.model.head == "full"
         grow_head(strategy.model, self.context, scenario.n_outputs if full else scenario.seen_outputs(task.index))
@@ -345,7 +347,7 @@ class _Run:
         self.record["headline"]["classifier"] = names[0]
         n = len(self.scenario.tasks)
         for name in names:
-            hidden = self.strategy.needs_task_at_test
+            hidden = self.strategy.traits.needs_task_at_test
             self.record["classifiers"][name] = {
                 "class_incremental": None if hidden else [[None] * n for _ in range(n)],
                 "task_aware": [[None] * n for _ in range(n)],
@@ -384,8 +386,8 @@ class _Run:
     def _fill_memory(self, task: Task) -> None:
         """Offer the task's samples to the memory, unless it was filled while they went by."""
         strategy, memory = self.strategy, self.strategy.memory
-        filled = strategy.memory_use == "own" or (
-            memory is not None and memory.streaming and strategy.memory_use == "replayed"
+        filled = strategy.traits.memory == "own" or (
+            memory is not None and memory.streaming and strategy.traits.memory == "replayed"
         )
         if memory is None or filled:
             return

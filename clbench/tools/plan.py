@@ -143,7 +143,7 @@ class _Rehearsal(Trainer):
         each = statistics.median(b - a for a, b in itertools.pairwise(ticks)) if len(ticks) > 1 else 0.0
         self.stages.setdefault(task, []).append(_Rehearsed(stage.name, len(stage.data), updates, each))
         memory = self.strategy.memory
-        if memory is not None and memory.streaming and self.strategy.memory_use == "replayed":
+        if memory is not None and memory.streaming and self.strategy.traits.memory == "replayed":
             if self.apart is None:
                 self.apart = type(memory)(memory.size, memory.per_class)
             for step, ids in enumerate(batches[:updates]):

@@ -8,14 +8,14 @@ from pydantic import Field
 import clbench
 from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
-from clbench.learning.strategy import Strategy, Strength
+from clbench.learning.strategy import Strategy, Strength, Traits
 from clbench.scenarios import dataset_from_arrays, split
 
 
 class NaiveWithNoise(Strategy):
     """Fine-tuning on images with Gaussian noise of standard deviation `strength`."""
 
-    family = "reference"
+    traits = Traits(family="reference")
     strength: Strength = 0.1
 
     def loss(self, batch: Batch) -> dict[str, object]:

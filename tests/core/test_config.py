@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import clbench
-from clbench import Strategy
+from clbench import Strategy, Traits
 from clbench.cli import main
 from clbench.config.run import RunConfig, config_of_record
 from clbench.running.folder import default_folder
@@ -195,8 +195,7 @@ def test_what_was_refused_was_refused_for_its_fault_alone(tmp_path):
 
 def test_a_setting_that_a_strategy_does_not_support_is_refused_naming_those_it_does_IC18(refused, tiny, tmp_path):
     class OneHeadPerTask(Strategy):
-        family = "isolation"
-        settings = ("task",)
+        traits = Traits(family="isolation", settings=("task",))
 
     with refused("icarl", "domain", "class", "task"):
         asked({"strategy": "icarl", "setting": "domain"}, tmp_path / "run")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import clbench
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 from clbench.many.compare import plan, run_planned
 from clbench.running.resolve import resolve
 
@@ -16,7 +16,7 @@ TINY = {"limit": 10, "epochs": 1, "threads": 1, "tasks": 2}
 class Crash(Strategy):
     """Fails in its second task, as a strategy under construction does."""
 
-    family = "replay"
+    traits = Traits(family="replay")
 
     def begin_task(self, task: object) -> None:
         if self.progress.task == 1:

@@ -14,7 +14,7 @@ import pytest
 
 import clbench
 from clbench import ConfigError, RunError
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 from clbench.many.execution import run_planned
 from clbench.many.sweeps import expand, plan_sweep
 from clbench.support import locks
@@ -212,7 +212,7 @@ def test_a_file_that_is_no_toml_is_refused(text, refused) -> None:
 class Fails(Strategy):
     """Fails while `fail` is there."""
 
-    family = "replay"
+    traits = Traits(family="replay")
 
     def begin_task(self, task: object) -> None:
         if Path("fail").exists():
@@ -221,11 +221,11 @@ class Fails(Strategy):
 
 DIES = """
 import os, signal
-from clbench import Strategy
+from clbench import Strategy, Traits
 
 
 class Dies(Strategy):
-    family = "replay"
+    traits = Traits(family="replay")
 
     def begin_task(self, task):
         os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory runs out
