@@ -26,7 +26,7 @@ from clbench.config.run import make_config
 from clbench.learning.strategy import Stage, Traits
 from clbench.running.folder import RunFolder, default_folder
 from clbench.running.resolve import strategy_class
-from clbench.running.run import safe_classes
+from clbench.running.checkpoint import Checkpoint, newest, unpack
 
 # Eight steps a task: 10 images of each of 2 classes, 2 epochs.
 OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 5}
@@ -68,10 +68,10 @@ def assert_same(one: Path, other: Path) -> None:
     assert all(torch.equal(value, model_[name]) for name, value in model.items())
 
 
-def read(folder: Path, strategy: str = "er") -> dict[str, Any]:
-    stored = RunFolder(folder).load_checkpoint(safe_classes(strategy_class(strategy)()))
-    assert stored is not None
-    return stored
+def read(folder: Path, strategy: str = "er") -> Checkpoint:
+    checkpoint = newest(RunFolder(folder), strategy_class(strategy))
+    assert checkpoint is not None
+    return checkpoint
 
 
 @pytest.fixture
