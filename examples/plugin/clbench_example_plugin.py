@@ -1,11 +1,12 @@
 """A package that brings a strategy and a scenario: after `pip install`, `clbench list` shows both."""
 
-import numpy as np
+from typing import Annotated
 
+import numpy as np
+from pydantic import Field
+
+from clbench import Batch, Scenario, ScenarioSpec, Strategy, Traits
 from clbench.config.run import RunConfig
-from clbench.data.batches import Batch
-from clbench.data.scenario import Scenario, ScenarioSpec
-from clbench.learning.strategy import Strategy, Strength, Traits
 from clbench.scenarios import dataset_from_arrays, split
 
 
@@ -13,7 +14,7 @@ class NaiveWithNoise(Strategy):
     """Fine-tuning on images with Gaussian noise of standard deviation `strength`."""
 
     traits = Traits(family="reference")
-    strength: Strength = 0.1
+    strength: Annotated[float, Field(ge=0)] = 0.1
 
     def loss(self, batch: Batch) -> dict[str, object]:
         """Cross-entropy on noisy images; the noise comes from a named stream, so a run can be repeated."""
