@@ -54,6 +54,7 @@ class BiC(Taught):
     def begin_task(self, task: Task) -> None:
         """Keep the old model and its corrections; the new classes start without one."""
         super().begin_task(task)
+        self.correction: nn.Parameter
         if task.index > 0:
             alpha, beta = self.correction.detach()
             n_last = task.outputs.start - len(self.alpha)

@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import Field
 
-from clbench.config.run import Setting
-
 # What the run gives a constructor; every other parameter is an option of the strategy.
 GIVEN = {
     *("self", "model", "feature_extractor", "classifier", "optimizer", "criterion", "buffer_transform"),
@@ -63,7 +61,7 @@ FAMILIES: dict[str, Any] = {
     "CWRStar": "isolation",
 }
 # Their code reads no task labels, or needs classes that come once.
-SETTINGS: dict[str, tuple[Setting, ...]] = {"ICaRL": ("class",), "DER": ("class", "domain"), "CWRStar": ("class", "domain")}
+SETTINGS: dict[str, Any] = {"ICaRL": ("class",), "DER": ("class", "domain"), "CWRStar": ("class", "domain")}
 
 
 def parameters_of(template: Any) -> dict[str, inspect.Parameter]:
