@@ -45,6 +45,9 @@ class Recorder(Observer):
     def go_on(self, stored: dict[str, Any], at: Progress) -> None:
         """Go on with a record that was saved at some place; raises ValueError for what is none."""
         here, self.record = self.record, RunRecord.model_validate(stored)
+        if self.record.classifiers:
+            # One object again: the headline classifier's rows are those of `accuracy`.
+            self.record.accuracy = self.record.classifiers[self.record.headline.classifier]
         place = {"task": at.task, "stage": at.stage, "epoch": at.epoch, "step": at.step}
         self.record.resumes.append(place)
         self.record.config = self.record.config.model_copy(update={"on_nan": self.context.config.training.on_nan})

@@ -387,7 +387,7 @@ def check_losses_are_finite(bench: Bench) -> None:
         run.learn(task)
     for epoch in run.recorder.record.training:
         for name, value in epoch.losses.items():
-            assert value is not None and math.isfinite(value), f"the {name} loss is {value}"
+            assert math.isfinite(math.nan if value is None else value), f"the {name} loss is {value}"
     for path, tensor in _tensors(run.strategy.state(), ""):
         if tensor.is_floating_point():
             assert not bool(tensor.isnan().any()), f"{path} holds NaN"
