@@ -64,19 +64,30 @@ class Recorder(Observer):
         self.record.evaluations.append(EvaluationRecord.model_validate({**at, **rows}))
 
     def untrained(self, evaluation: Evaluation) -> None:
-        """Record the accuracies before any training, and which classifiers there are."""
+        """Record the accuracies before any training."""
+        self._name_classifiers(evaluation)
+        for name, accuracies in self.record.classifiers.items():
+            rows = {matrix: evaluation.row(name, matrix) for matrix in MATRICES}
+            accuracies.untrained = UntrainedRecord(**rows)
+
+    def _name_classifiers(self, evaluation: Evaluation) -> None:
+        """Record which classifiers there are, the headline one first, when they are first seen."""
         record, n = self.record, len(self.context.scenario.tasks)
+        if record.classifiers:
+            return
         hidden = self.strategy.traits.needs_task_at_test
         for name in evaluation.classifiers:
-            before = UntrainedRecord(**{matrix: evaluation.row(name, matrix) for matrix in MATRICES})
             record.classifiers[name] = AccuracyRecord(
-                class_incremental=None if hidden else _empty(n), task_aware=_empty(n), untrained=before
+                class_incremental=None if hidden else _empty(n),
+                task_aware=_empty(n),
+                untrained=UntrainedRecord(class_incremental=None, task_aware=None),
             )
         record.headline.classifier = next(iter(evaluation.classifiers))
         record.accuracy = record.classifiers[record.headline.classifier]
 
     def learnt(self, task: int, evaluation: Evaluation) -> None:
         """Record the accuracies after a task, and the metrics up to it."""
+        self._name_classifiers(evaluation)
         record, headline = self.record, self.record.headline.classifier
         for name in evaluation.classifiers:
             for matrix in MATRICES:
@@ -98,10 +109,11 @@ class Recorder(Observer):
         if rows is None:
             return {}
         within = [(evaluation.task, evaluation[matrix]) for evaluation in record.evaluations]
+        sizes = [task.n_test for task in record.scenario.tasks]
         return metrics.summarize(
             rows,
             baseline=record.accuracy.untrained[matrix],
-            test_sizes=[task.n_test for task in record.scenario.tasks],
+            test_sizes=sizes if all(sizes) else None,
             minima=metrics.minima(rows, within),
         )
 
