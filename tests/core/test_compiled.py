@@ -196,7 +196,7 @@ def test_every_strategy_compiles_or_is_refused_before_training(strategy: str, ba
             assert [w["rule"] for w in result.record["warnings"]].count("not-compiled") == 1
     assert all("compile=default" in words and not (tmp_path / name).exists() for name, words in refused.items())
     page = page_on_training()
-    listed = page[page.index("Refused are strategies that") : page.index("On two CPU cores it brought")]
+    listed = page[page.index("`--compile` refuses strategies") : page.index("On two CPU cores compiling")]
     assert ("plain" in refused) == (f"`{strategy}`" in listed[: listed.index("--weights")])
     assert bool(refused) == (f"`{strategy}`" in listed)
 
