@@ -13,14 +13,14 @@ INTRODUCTION = """\
 # Speed
 
 clbench is measured beside two rivals: a loop written by hand in PyTorch, which is the limit, and Avalanche, used as its
-documentation recommends. Rivals take turns within one invocation. A ratio is the median over the turns, with the smallest and
-the largest in brackets. Each result file names versions, machine and the load of the machine at the start; a load near 0
-means that nothing else was running.
+documentation recommends. Rivals take turns within one invocation. A ratio is the median over the turns, with the
+smallest and the largest in brackets. Each result file names versions, machine and the load of the machine at the start;
+a load near 0 means that nothing else was running.
 
-clbench is fast for these reasons. Images stay on the device as one tensor, and a batch is one index, one augmentation and one
-normalisation. Training waits for the device only once in 50 steps. Every test image is scored once for both matrices. Convolutions have their
-channels last. The Fisher information of a linear layer is two matrix products. `--precision bf16` and, for a sweep, `--jobs`
-with `--threads 1` make it faster still.
+clbench is fast for these reasons. Images stay on the device as one tensor, and a batch is one index, one augmentation
+and one normalisation. Training waits for the device only once in 50 steps. Every test image is scored once for both
+matrices. Convolutions have their channels last. The Fisher information of a linear layer is two matrix products.
+`--precision bf16` and, for a sweep, `--jobs` with `--threads 1` make it faster still.
 """
 
 
@@ -55,9 +55,9 @@ def _avalanche() -> list[str]:
         for row in rows
     ]
     what = (
-        "Ratios say how many times faster clbench is than Avalanche in fp32, which trains the same network with the same "
-        "batches. split-mnist: MLP 784-400-400, one epoch, five tasks. cifar100-few: ResNet-32, ten tasks, 50 training "
-        "and 20 test images a class, one epoch. Accuracies are task-aware, in percent."
+        "Ratios say how many times faster clbench is than Avalanche in fp32, which trains the same network with the "
+        "same batches. split-mnist: MLP 784-400-400, one epoch, five tasks. cifar100-few: ResNet-32, ten tasks, 50 "
+        "training and 20 test images a class, one epoch. Accuracies are task-aware, in percent."
     )
     return _section("Beside Avalanche", "versus_avalanche.py", what, head, table, rows)
 
@@ -72,9 +72,9 @@ def _compare() -> list[str]:
 
 def _sweep() -> list[str]:
     rows = _read("sweep-scaling.csv")
-    head = ["two processes against one of one thread", "against one of two threads"]
+    head = ["than one process of one thread", "than one process of two threads"]
     table = [[_ratio(row, "over_one_thread"), _ratio(row, "over_two_threads")] for row in rows]
-    what = "How many times faster two worker processes of one thread each finish the same runs (er on Split-MNIST) than one."
+    what = "How many times faster two worker processes of one thread each finish the same runs of er on Split-MNIST."
     return _section("A sweep", "sweep_scaling.py", what, head, table, rows)
 
 
