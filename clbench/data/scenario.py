@@ -101,8 +101,8 @@ class Task:
 class Scenario:
     """An ordered list of tasks cut from one data set.
 
-    mean, std: per channel, of images / 255. fingerprint: digest of the data where its name does not say what it is.
-    augment: what a run of it does to training images where it is not told otherwise.
+    mean, std: per channel, of images / 255. fingerprint: digest of the data, if the name does not identify them.
+    augment: the default augmentation of its runs.
     """
 
     name: str
@@ -134,7 +134,7 @@ class Scenario:
 
     @property
     def blurred(self) -> bool:
-        """Whether some task trains on samples of another task's classes."""
+        """Whether a task trains on samples of another task's classes."""
         return any(row["n_train_of_other_tasks"] for row in self.describe())
 
     def seen_outputs(self, task: int) -> int:
@@ -161,7 +161,7 @@ class Scenario:
     def describe(self) -> list[dict[str, Any]]:
         """Return a row per task: original classes, their names, head outputs, numbers of images.
 
-        n_train_of_other_tasks: how many of n_train are of other tasks' classes, which is what blurry tasks have.
+        n_train_of_other_tasks: how many of n_train belong to other tasks' classes; only blurry tasks have such images.
         """
         return [
             {
@@ -182,8 +182,8 @@ class Scenario:
 class ScenarioSpec:
     """A registered scenario: how to build it, and the training that is its default (config fields).
 
-    `preset["strategies"]` maps a strategy's name to options that were tuned for this scenario, those of one setting
-    under the setting's name.
+    `preset["strategies"]` maps a strategy's name to the options that were tuned for this scenario; options for one
+    setting only are under the setting's name.
     """
 
     build: Callable[[RunConfig], Scenario]

@@ -361,7 +361,7 @@ def test_a_process_that_is_killed_costs_its_run_alone_SW02() -> None:
         ("dies.py:Dies", False),
         ("naive", True),
     ]
-    assert {o.error for o in outcomes if o.error} == {"its process was killed, as it is when memory runs out"}
+    assert {o.error for o in outcomes if o.error} == {"its process was killed, as happens when memory runs out"}
 
 
 def test_a_pool_that_is_left_alone_says_nothing(recwarn: pytest.WarningsRecorder) -> None:
