@@ -150,7 +150,7 @@ REFUSED = [
     (f"compare {SCENARIO} lwf er -p strength=2", "er", "'strength'"),
     (f"run {SCENARIO} lwf[recorded=true] --augment crop-flip", "crop-flip", "'none'"),
     (f"run {SCENARIO} icarl --loss-outputs new", "'new'", "'seen'"),
-    # what excludes each other, IC08 among it
+    # what excludes each other
     (f"run {SCENARIO} naive --tasks 5 --task-sizes 5,5", "tasks", "task_sizes"),
     (f"run {SCENARIO} naive --class-order 1,0 --class-order-seed 3", "class_order", "class_order_seed"),
     (f"run {SCENARIO} naive --epochs 1 --iterations 5", "epochs", "iterations"),
@@ -161,7 +161,7 @@ REFUSED = [
     (f"compare {SCENARIO} lwf --memory-size 10", "memory_size"),
     (f"run {SCENARIO} naive --loss-outputs all", "'all'", "head='full'"),
     (f"run {SCENARIO} naive --setting task --loss-outputs new", "'new'", "class"),
-    # what can't work together, IC18 among it
+    # what can't work together
     (f"run {SCENARIO} icarl --setting domain", "icarl", "domain", "class, task"),
     (f"run {SCENARIO} naive --setting task --tasks 10", "task", "one class"),
     (f"run {SCENARIO} naive --setting domain --task-sizes 4,3,3", "4,3,3", "equal"),
@@ -175,7 +175,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("command", "fragments"), [(line, rest) for line, *rest in REFUSED])
-def test_what_cannot_be_met_is_refused_in_one_line_IC08_IC18(
+def test_what_cannot_be_met_is_refused_in_one_line(
     command: str, fragments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     line = refused(capsys, *shlex.split(command))
@@ -193,7 +193,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_no_data_and_no_network_is_refused_with_what_to_put_where_DA04(
+def test_no_data_and_no_network_is_refused_with_what_to_put_where(
     offline: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts = []
@@ -259,7 +259,7 @@ def test_no_arguments_at_all_show_the_help(capsys: pytest.CaptureFixture[str]) -
     assert "compare" in ended.out + ended.err
 
 
-def test_a_run_prints_what_run_json_holds_ME09() -> None:
+def test_a_run_prints_what_run_json_holds() -> None:
     ended = console_script("run", SCENARIO, "icarl", *TINY, "--out", "out", "-p", "flip_means=true")
     assert ended.returncode == 0
     assert ended.stderr == ""  # no progress where nobody looks on
@@ -283,7 +283,7 @@ def shown_forms(value: Any) -> Iterator[str]:
         yield from (f"{scale * value:.{digits}f}" for scale in (1, 100, 1e-3) for digits in (1, 2, 3, 4))
 
 
-def test_json_of_a_run_is_its_run_json_ME09(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_of_a_run_is_its_run_json(capsys: pytest.CaptureFixture[str]) -> None:
     ended = call(capsys, "run", SCENARIO, "lwf", *TINY, "--out", "out", "--json")
     assert (ended.code, ended.err) == (0, "")
     assert json.loads(ended.out) == json.loads(Path("out/run.json").read_text())
@@ -335,7 +335,7 @@ def rows_of(folder: Path) -> dict[str, dict[str, str]]:
         return {row["strategy"]: row for row in csv.DictReader(file)}
 
 
-def test_variants_stand_side_by_side_beside_the_references_PR12(comparison: tuple[Path, str]) -> None:
+def test_variants_stand_side_by_side_beside_the_references(comparison: tuple[Path, str]) -> None:
     folder, printed = comparison
     labels = {"er[memory_size=20]", "er[memory_size=50]", "naive", "joint"}
     assert rows_of(folder).keys() == labels
@@ -349,7 +349,7 @@ def test_variants_stand_side_by_side_beside_the_references_PR12(comparison: tupl
     assert max(sizes["er[memory_size=50]"]) == 50
 
 
-def test_mean_standard_deviation_and_n_over_seeds_SE04(comparison: tuple[Path, str]) -> None:
+def test_mean_standard_deviation_and_n_over_seeds(comparison: tuple[Path, str]) -> None:
     """statistics.stdev divides by n-1, and is none of ours."""
     folder, printed = comparison
     for label, row in rows_of(folder).items():
@@ -366,7 +366,7 @@ def test_mean_standard_deviation_and_n_over_seeds_SE04(comparison: tuple[Path, s
     assert "standard deviation (n-1)" in printed
 
 
-def test_every_number_of_the_table_is_in_a_file_ME09(comparison: tuple[Path, str]) -> None:
+def test_every_number_of_the_table_is_in_a_file(comparison: tuple[Path, str]) -> None:
     folder, printed = comparison
     for label, row in rows_of(folder).items():
         line = next(line for line in printed.splitlines() if line.startswith(label)).removeprefix(label)
@@ -449,7 +449,7 @@ def test_references_can_be_left_out_and_options_must_suit_every_strategy_named(
     assert "'strength'" in line
 
 
-def test_the_tasks_are_shown_before_training_PR06(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tasks_are_shown_before_training(capsys: pytest.CaptureFixture[str]) -> None:
     """400 training and 100 test images a class; outputs are numbered in order of appearance."""
     command = ["describe", SCENARIO, "--task-sizes", "4,3,3", "--class-order", "9,8,7,6,5,4,3,2,1,0"]
     tasks = json.loads(call(capsys, *command, "--json").out)["tasks"]
@@ -501,7 +501,7 @@ def test_the_list_of_strategies_is_filtered_by_family_and_setting(capsys: pytest
     ) == {"strategies": []}
 
 
-def test_the_list_says_what_a_strategy_keeps_beside_the_network_RP10(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_says_what_a_strategy_keeps_beside_the_network(capsys: pytest.CaptureFixture[str]) -> None:
     """By hand, in bytes, for mlp:400-400 (478,410 weights with ten outputs, of 4 bytes) and 200 exemplars of 784.
 
     ewc keeps importances and anchors, two of each weight; a further task adds two outputs of 401 weights to both. slda
@@ -537,7 +537,7 @@ def own_images() -> dict[str, Any]:
     return data
 
 
-def test_own_data_takes_one_line_DA06(
+def test_own_data_takes_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from PIL import Image
@@ -596,7 +596,7 @@ ENDINGS = [
 
 
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_an_interruption_in_the_middle_of_an_import_ends_at_once_WK02(number: str, code: int, tmp_path: Path) -> None:
+def test_an_interruption_in_the_middle_of_an_import_ends_at_once(number: str, code: int, tmp_path: Path) -> None:
     """numpy and torch catch what is raised while they import parts of theirs, and this module does."""
     (tmp_path / "catches.py").write_text(
         textwrap.dedent(f"""
@@ -629,7 +629,7 @@ COMMANDS = [[CLBENCH], [sys.executable, "-m", "clbench"]]
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("code", INTERRUPTED)
 @pytest.mark.parametrize("module", ["typer", "clbench.cli", "pydantic"])
-def test_an_interruption_of_the_first_imports_ends_at_once_WK02(
+def test_an_interruption_of_the_first_imports_ends_at_once(
     command: list[str], code: int, module: str, tmp_path: Path
 ) -> None:
     """Before there is a command line at all."""
@@ -654,7 +654,7 @@ def test_an_interruption_of_the_first_imports_ends_at_once_WK02(
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("code", INTERRUPTED)
-def test_an_interruption_of_the_end_ends_at_once_WK02(command: list[str], code: int, tmp_path: Path) -> None:
+def test_an_interruption_of_the_end_ends_at_once(command: list[str], code: int, tmp_path: Path) -> None:
     """While Python clears up."""
     (tmp_path / "sitecustomize.py").write_text(
         f"import atexit, os\natexit.register(lambda: os.kill(os.getpid(), {code - 128}))"
@@ -665,7 +665,7 @@ def test_an_interruption_of_the_end_ends_at_once_WK02(command: list[str], code: 
 
 
 @pytest.mark.parametrize("code", INTERRUPTED)
-def test_an_interruption_ends_a_loop_that_is_not_ours_and_comes_to_no_step_WK02(code: int, tmp_path: Path) -> None:
+def test_an_interruption_ends_a_loop_that_is_not_ours_and_comes_to_no_step(code: int, tmp_path: Path) -> None:
     """As one of Avalanche's may; nothing of it can be saved."""
     (tmp_path / "endless.py").write_text(
         textwrap.dedent(f"""
@@ -692,7 +692,7 @@ def test_an_interruption_ends_a_loop_that_is_not_ours_and_comes_to_no_step_WK02(
 
 
 @pytest.mark.parametrize(("arguments", "n_runs", "number", "code"), ENDINGS)
-def test_an_interruption_ends_everything_WK02(
+def test_an_interruption_ends_everything(
     arguments: list[str], n_runs: int, number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
     """SIGTERM goes to the one process that Slurm knows; Ctrl-C goes from the terminal to the whole group."""

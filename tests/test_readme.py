@@ -84,7 +84,7 @@ def commands() -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "number"), commands())
-def test_the_commands_of_the_pages_work_DA06(page: str, number: int, place: Path) -> None:
+def test_the_commands_of_the_pages_work(page: str, number: int, place: Path) -> None:
     block = blocks(page, "bash")[number]
     lines = [line for line in block.splitlines() if not line.startswith(("make ", "pip install "))]
     environment = {
@@ -148,7 +148,7 @@ def test_the_commands_of_the_page_of_sweeps_work(place: Path) -> None:
 
 
 @pytest.mark.parametrize(("page", "number"), [(page, n) for page in PAGES for n in range(len(blocks(page, "python")))])
-def test_the_python_examples_work_DA06(page: str, number: int, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_examples_work(page: str, number: int, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = blocks(page, "python")[number]
     (place / "example.py").write_text(text)
     runpy.run_path(str(place / "example.py"), run_name="example")
@@ -191,7 +191,7 @@ def test_the_page_on_speed_is_up_to_date() -> None:
     assert (ROOT / "docs/speed.md").read_text() == expected
 
 
-def test_the_page_of_published_numbers_is_up_to_date_IC01() -> None:
+def test_the_page_of_published_numbers_is_up_to_date() -> None:
     """Generated from the claims and the kept results; `make readme` writes it anew. Each claim has its row."""
     expected: str = runpy.run_path(str(ROOT / "docs/update_reproduction.py"))["page"]()
     assert (ROOT / "docs/reproduction.md").read_text() == expected + "\n"
@@ -205,7 +205,7 @@ def test_the_page_of_published_numbers_is_up_to_date_IC01() -> None:
     assert {name: float(value) for name, value in rows} == written
 
 
-def test_presets_are_those_of_the_page_IC16() -> None:
+def test_presets_are_those_of_the_page() -> None:
     """Reads both: the presets as TOML, the page by its headings and the first two cells of each row."""
     page: dict[str, dict[str, str]] = {}
     heading = ""

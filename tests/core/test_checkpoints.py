@@ -196,7 +196,7 @@ def test_a_stage_that_is_over_does_not_begin_again_nor_does_what_came_before_one
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
-def test_a_checkpoint_holds_ids_of_exemplars_and_no_images_IC17_PR14(er, cut, tmp_path):
+def test_a_checkpoint_holds_ids_of_exemplars_and_no_images(er, cut, tmp_path):
     """Its size does not depend on the number of images; the memory's ids are of training images, on the CPU."""
     sizes = []
     for limit in (10, 40):
@@ -456,7 +456,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(er, whole, tmp_path, monkey
     assert_same(whole, tmp_path / "run")
 
 
-def test_a_run_folder_from_elsewhere_goes_on_and_the_record_says_what_differs_CK03(er, whole, tmp_path):
+def test_a_run_folder_from_elsewhere_goes_on_and_the_record_says_what_differs(er, whole, tmp_path):
     with pytest.raises(StoppedError):
         er(observer=At(2, 4, stop))
     moved = tmp_path / "moved"
@@ -496,7 +496,7 @@ def test_a_finished_run_is_read_where_nothing_can_be_written(er, whole, tmp_path
     assert er().record == done.record
 
 
-def test_a_checkpoint_of_another_form_is_refused_CK03(er, refused, tmp_path):
+def test_a_checkpoint_of_another_form_is_refused(er, refused, tmp_path):
     with pytest.raises(StoppedError):
         er(observer=At(1, 4, stop))
     stored = read(tmp_path / "run")
@@ -509,7 +509,7 @@ def test_a_checkpoint_of_another_form_is_refused_CK03(er, refused, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_saves_the_step_it_comes_at_WK02(number, er, whole, tmp_path):
+def test_an_interruption_saves_the_step_it_comes_at(number, er, whole, tmp_path):
     """Whatever the interval is. Ctrl-C is a KeyboardInterrupt, SIGTERM what the program has made of it."""
     before = signal.signal(signal.SIGTERM, lambda *_: stop())
     try:

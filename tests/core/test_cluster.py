@@ -49,7 +49,7 @@ def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_a_lost_node_costs_no_result_SW02(two_nodes: Any) -> None:
+def test_a_lost_node_costs_no_result(two_nodes: Any) -> None:
     """The accuracies are those of the same runs in one process; the paths are relative to where the sweep began."""
     cluster, nodes = two_nodes
     planned = plan_sweep(tomllib.loads(GRID), cluster=Cluster(cluster.address))
@@ -148,7 +148,7 @@ def assert_terminates(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_on_ray_leaves_no_process_behind_WK02(monkeypatch: Any, tmp_path: Path) -> None:
+def test_an_interrupted_sweep_on_ray_leaves_no_process_behind(monkeypatch: Any, tmp_path: Path) -> None:
     """Ray started for the sweep alone: its processes end with it."""
     process = endless_sweep(monkeypatch, tmp_path)
     wait_for_a_run_on_the_way()
@@ -160,7 +160,7 @@ def test_an_interrupted_sweep_on_ray_leaves_no_process_behind_WK02(monkeypatch: 
 
 
 @pytest.mark.slow
-def test_a_signal_while_ray_starts_ends_the_sweep_as_any_other_WK02(monkeypatch: Any, tmp_path: Path) -> None:
+def test_a_signal_while_ray_starts_ends_the_sweep_as_any_other(monkeypatch: Any, tmp_path: Path) -> None:
     """Ray has a handler of its own, which would end the command with 15, or not at all."""
     process = endless_sweep(monkeypatch, tmp_path)
     deadline = time.monotonic() + 120

@@ -181,7 +181,7 @@ def test_a_wrong_request_is_refused_in_one_sentence(request_, words, refused, tm
 
 
 @pytest.mark.parametrize(("request_", "words"), MEMORY, ids=name_of)
-def test_budgets_that_exclude_each_other_are_refused_IC08(request_, words, refused, tmp_path):
+def test_budgets_that_exclude_each_other_are_refused(request_, words, refused, tmp_path):
     with refused(*words):
         asked(request_, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -193,7 +193,7 @@ def test_what_was_refused_was_refused_for_its_fault_alone(tmp_path):
     assert (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_setting_that_a_strategy_does_not_support_is_refused_naming_those_it_does_IC18(refused, tiny, tmp_path):
+def test_a_setting_that_a_strategy_does_not_support_is_refused_naming_those_it_does(refused, tiny, tmp_path):
     class OneHeadPerTask(Strategy):
         family = "isolation"
         settings = ("task",)

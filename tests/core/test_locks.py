@@ -64,7 +64,7 @@ def test_a_lease_names_process_and_host_and_is_gone_afterwards(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_holder_on_this_host_is_followed_at_once_SW02(tmp_path: Path) -> None:
+def test_a_killed_holder_on_this_host_is_followed_at_once(tmp_path: Path) -> None:
     """Its lease of three minutes has not run out; that the process is gone is enough."""
     with holder(tmp_path, locks.LEASE_SECONDS) as process:
         assert taken_within(tmp_path, 0.3) is None
@@ -94,7 +94,7 @@ def test_a_dead_holder_on_another_host_is_followed_when_its_lease_was_seen_to_ru
     assert seconds >= 0.6
 
 
-def test_a_holder_that_was_killed_before_it_wrote_its_name_is_followed_SW02(tmp_path: Path, monkeypatch) -> None:
+def test_a_holder_that_was_killed_before_it_wrote_its_name_is_followed(tmp_path: Path, monkeypatch) -> None:
     """As a kill between creating the file and writing into it leaves it."""
     monkeypatch.setattr(locks, "EMPTY_SECONDS", 0.5)
     (tmp_path / locks.NAME).touch()

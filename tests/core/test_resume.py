@@ -206,7 +206,7 @@ RESUMED: list[tuple[Any, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("strategy", "options"), RESUMED, ids=lambda v: getattr(v, "__name__", None) or str(v)[:40])
-def test_stopped_and_resumed_at_every_task_boundary_IC13(strategy, options, run, cut, tmp_path):
+def test_stopped_and_resumed_at_every_task_boundary(strategy, options, run, cut, tmp_path):
     """Four tasks of 4, 3, 2 and 1 classes; the head and what grows with it fit at each boundary."""
     scenario = cut(task_sizes=[4, 3, 2, 1])
     options = {"model": "mlp:16[batch_norm=true,dropout=0.2]"} | options
@@ -321,7 +321,7 @@ def test_forcing_a_finished_run_repeats_it(run, tmp_path):
 
 
 @pytest.mark.parametrize("state", ["finished", "unfinished", "resumed"])
-def test_another_run_in_the_folder_is_refused_with_the_differing_keys_CK06(state, run, refused, tmp_path):
+def test_another_run_in_the_folder_is_refused_with_the_differing_keys(state, run, refused, tmp_path):
     folder = tmp_path / "run"
     if state == "finished":
         run(out=folder)
@@ -340,7 +340,7 @@ def test_another_run_in_the_folder_is_refused_with_the_differing_keys_CK06(state
     assert (forced.config["lr"], forced.seed, forced.status) == (0.25, 3, "done")
 
 
-def test_other_data_in_the_folder_is_another_run_CK06(run, refused, cut, tmp_path):
+def test_other_data_in_the_folder_is_another_run(run, refused, cut, tmp_path):
     """The same name and options, but another image: the content counts."""
     run(scenario=cut(limit=10), out=tmp_path / "run")
     with refused("data", "--force"):
@@ -469,7 +469,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-def test_a_checkpoint_that_would_run_code_does_not_CK03(form, unfinished, run, refused, tmp_path):
+def test_a_checkpoint_that_would_run_code_does_not(form, unfinished, run, refused, tmp_path):
     """Only tensors, plain values and known layers are unpacked. That the bomb is one is shown by pickle itself."""
     marker = tmp_path / "exploded"
     bomb = {"identity": Bomb(marker), "strategy": {}, "task": 0}
@@ -485,14 +485,14 @@ def test_a_checkpoint_that_would_run_code_does_not_CK03(form, unfinished, run, r
     assert marker.exists()
 
 
-def test_weights_that_would_run_code_do_not_CK03(run, refused, tmp_path):
+def test_weights_that_would_run_code_do_not(run, refused, tmp_path):
     torch.save({"backbone.0.1.weight": Bomb(tmp_path / "exploded")}, tmp_path / "given.pt")
     with refused("given.pt"):
         run(weights=str(tmp_path / "given.pt"))
     assert not (tmp_path / "exploded").exists()
 
 
-def test_all_files_load_with_the_safe_loader_and_versions_are_stored_CK03(unfinished, run):
+def test_all_files_load_with_the_safe_loader_and_versions_are_stored(unfinished, run):
     """run.json says which libraries wrote the checkpoint; model.pt needs no class at all."""
     environment = Result.load(unfinished).record["environment"]
     for name in ("torch", "torchvision", "numpy"):

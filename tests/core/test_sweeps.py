@@ -236,7 +236,7 @@ def stamps() -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in Path("runs").rglob("*") if file.is_file()}
 
 
-def test_finished_runs_are_left_alone_and_failed_ones_tried_again_SW02() -> None:
+def test_finished_runs_are_left_alone_and_failed_ones_tried_again() -> None:
     grid = tomllib.loads(TINY) | {"strategy": [Fails, "naive"], "seeds": 2}
     Path("fail").touch()
     with pytest.raises(RunError, match=r"2 of 4 runs failed; Fails, seed 0: ZeroDivisionError: oops"):
@@ -255,7 +255,7 @@ def test_finished_runs_are_left_alone_and_failed_ones_tried_again_SW02() -> None
     assert stamps() == after
 
 
-def test_an_unfinished_run_is_continued_SW02() -> None:
+def test_an_unfinished_run_is_continued() -> None:
     """A checkpoint after the first of two tasks: only the second is learnt again."""
 
     class Interrupted(BaseException):
@@ -278,7 +278,7 @@ def test_an_unfinished_run_is_continued_SW02() -> None:
     assert learnt == [1]
 
 
-def test_a_damaged_run_json_is_one_failed_run_SW02() -> None:
+def test_a_damaged_run_json_is_one_failed_run() -> None:
     grid = tomllib.loads(TINY) | {"strategy": "naive", "seeds": 2}
     planned = plan_sweep(grid)
     clbench.sweep(grid)
@@ -290,7 +290,7 @@ def test_a_damaged_run_json_is_one_failed_run_SW02() -> None:
     assert second.source == "before"
 
 
-def test_what_another_process_is_doing_is_left_to_it_and_reported_SW02(monkeypatch) -> None:
+def test_what_another_process_is_doing_is_left_to_it_and_reported(monkeypatch) -> None:
     """The other one is a thread here: a lease knows its holder by the lease, not by the process alone."""
     monkeypatch.setattr("clbench.many.execution._LOOK_EVERY", 0.05)
     planned = plan_sweep(tomllib.loads(TINY) | {"strategy": "naive", "seeds": 3})
@@ -315,7 +315,7 @@ def test_what_another_process_is_doing_is_left_to_it_and_reported_SW02(monkeypat
     assert [(o.planned.config.seed, o.source) for o in outcomes] == [(0, "before"), (2, "here"), (1, "elsewhere")]
 
 
-def test_a_run_that_another_finishes_before_it_is_locked_is_done_once_SW02(monkeypatch) -> None:
+def test_a_run_that_another_finishes_before_it_is_locked_is_done_once(monkeypatch) -> None:
     """Between the look at the folder and its lock this process lays out the data, and meanwhile the other finishes."""
     planned = plan_sweep(tomllib.loads(TINY) | {"strategy": "naive", "seeds": 1})
     prepare = clbench.many.execution.prepare
@@ -330,7 +330,7 @@ def test_a_run_that_another_finishes_before_it_is_locked_is_done_once_SW02(monke
     assert (outcome.source, outcome.error) == ("elsewhere", None)
 
 
-def test_a_run_whose_host_is_gone_is_taken_over_SW02(monkeypatch) -> None:
+def test_a_run_whose_host_is_gone_is_taken_over(monkeypatch) -> None:
     monkeypatch.setattr("clbench.many.execution._LOOK_EVERY", 0.05)
     monkeypatch.setattr(locks, "LEASE_SECONDS", 1.0)
     (item,) = plan_sweep(tomllib.loads(TINY) | {"strategy": "naive", "seeds": 1})
@@ -353,7 +353,7 @@ def test_a_run_whose_host_is_gone_is_taken_over_SW02(monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_costs_its_run_alone_SW02() -> None:
+def test_a_process_that_is_killed_costs_its_run_alone() -> None:
     Path("dies.py").write_text(DIES)
     grid = tomllib.loads(TINY) | {"strategy": ["dies.py:Dies", "naive"], "seeds": 1}
     outcomes = list(run_planned(plan_sweep(grid), jobs=2))
@@ -404,7 +404,7 @@ def test_expanding_needs_no_run_to_be_possible() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_left_of_workers_is_cleaned_up_without_a_word_WK02() -> None:
+def test_what_is_left_of_workers_is_cleaned_up_without_a_word() -> None:
     """After Ctrl-C, loky's own process may find something gone already; a semaphore that never was stands for it."""
     Path("leaks.py").write_text(
         textwrap.dedent(f"""

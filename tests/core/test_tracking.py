@@ -1,4 +1,4 @@
-"""--track: the same numbers go to TensorBoard, Weights & Biases or MLflow, and to run.json in any case; row IN02."""
+"""--track: the same numbers go to TensorBoard, Weights & Biases or MLflow, and to run.json in any case."""
 
 import json
 import sys
@@ -126,7 +126,7 @@ def check_against(result: Result, found: dict[str, dict[int, float]]) -> None:
     assert found["metrics/forgetting"] == pytest.approx({n - 1: result.metrics["forgetting"]}, rel=1e-6)
 
 
-def test_tensorboard_shows_what_the_run_holds_IN02(tmp_path: Path) -> None:
+def test_tensorboard_shows_what_the_run_holds(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     result = clbench.run("split-mnist-5k", "lwf", out=tmp_path / "run", track="tensorboard", **FAST)
     check_against(result, scalars(tmp_path / "run"))
@@ -230,7 +230,7 @@ def test_a_service_that_fails_costs_no_run(standins: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("verb", ["run", "compare", "sweep"])
 @pytest.mark.parametrize("name", [*TRACKERS])
-def test_a_missing_package_is_answered_with_what_to_install_IN02(
+def test_a_missing_package_is_answered_with_what_to_install(
     verb: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -96,7 +96,7 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> Any:
         ([math.nan] * 6, {"patience": 3}, 3, None),
     ],
 )
-def test_a_stage_ends_after_patience_epochs_without_progress_PR15(values, options, epochs, best, losses, run, cut):
+def test_a_stage_ends_after_patience_epochs_without_progress(values, options, epochs, best, losses, run, cut):
     """Counted by hand; each task begins anew, and the epoch that was kept is recorded."""
     losses(values)
     result = run(scenario=cut(validation=0.2), epochs=6, **options)
@@ -107,7 +107,7 @@ def test_a_stage_ends_after_patience_epochs_without_progress_PR15(values, option
     assert str(found) == str(values[:epochs])
 
 
-def test_stopping_restores_the_best_weights_and_what_was_learnt_but_not_the_memory_PR15(losses, run, cut):
+def test_stopping_restores_the_best_weights_and_what_was_learnt_but_not_the_memory(losses, run, cut):
     """The weights of each epoch are noted while they are; the second is the best of four, batch norm included."""
     losses([2.0, 1.0, 3.0, 3.0, 0.0])
     noted: list[dict[str, Any]] = []
@@ -165,7 +165,7 @@ def test_a_memory_is_not_part_of_what_is_restored():
     assert strategy.note.tolist() == [0.0]
 
 
-def test_stopping_does_not_shift_what_later_tasks_draw_PR15(losses, run, cut):
+def test_stopping_does_not_shift_what_later_tasks_draw(losses, run, cut):
     """Task 0 stops early or not: the samples, dropout and memory draws of task 1 are the same."""
     drawn: list[list[Any]] = []
 
@@ -428,7 +428,7 @@ CONTINUED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", CONTINUED, ids=lambda o: o["schedule"])
-def test_a_resumed_run_goes_on_with_its_rate_schedule_and_optimizer_state_OP01(options, run, cut, tmp_path):
+def test_a_resumed_run_goes_on_with_its_rate_schedule_and_optimizer_state(options, run, cut, tmp_path):
     """The loss does not jump: every loss, rate and weight is that of the run that was not interrupted."""
     options = dict(options)
     scenario = cut(validation=options.pop("validation", 0.0))
@@ -455,7 +455,7 @@ def test_a_resumed_run_goes_on_with_its_rate_schedule_and_optimizer_state_OP01(o
 
 
 @pytest.mark.parametrize("options", CONTINUED, ids=lambda o: o["schedule"])
-def test_a_run_resumed_within_a_task_goes_on_at_the_same_place_of_its_schedule_OP01(options, run, cut, tmp_path):
+def test_a_run_resumed_within_a_task_goes_on_at_the_same_place_of_its_schedule(options, run, cut, tmp_path):
     """Stopped in a second epoch and continued from its first step: rates of the steps, losses, weights are the same."""
     options = dict(options)
     scenario = cut(validation=options.pop("validation", 0.0))
@@ -478,7 +478,7 @@ def test_a_run_resumed_within_a_task_goes_on_at_the_same_place_of_its_schedule_O
     assert same(model_of(tmp_path / "parts"), model_of(tmp_path / "whole"))
 
 
-def test_kept_momentum_of_a_grown_head_is_zero_for_the_new_rows_OP01(run):
+def test_kept_momentum_of_a_grown_head_is_zero_for_the_new_rows(run):
     """SGD with momentum 0.5 and no gradient: old rows go on by lr * 0.5 * v, new rows stay; a reset stays put."""
     moved: dict[str, Tensor] = {}
     for state in ("keep", "reset"):
@@ -658,7 +658,7 @@ def test_watching_the_validation_loss_changes_no_bit_of_training(run, cut):
 
 
 @pytest.mark.parametrize("strategy", ["naive", "lwf", "ewc", "mas", "si", "er", "der", "icarl", "lucir"])
-def test_bf16_has_finite_losses_and_importances_in_float32_LW10(strategy, run):
+def test_bf16_has_finite_losses_and_importances_in_float32(strategy, run):
     state: dict[str, Any] = {}
 
     class Look(clbench.running.resolve.strategy_class(strategy)):  # type: ignore[misc]
@@ -695,7 +695,7 @@ def test_a_cpu_has_no_tensorfloat32(run, refused):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["lwf", "er", "ewc"])
-def test_three_seeds_in_bf16_land_where_float32_lands_LW10(strategy, tmp_path):
+def test_three_seeds_in_bf16_land_where_float32_lands(strategy, tmp_path):
     """split-mnist-5k, task-incremental, a convolutional network with batch norm: the means of three seeds differ by at
     most 2 points or two standard errors of their difference.
     """
@@ -719,7 +719,7 @@ def test_three_seeds_in_bf16_land_where_float32_lands_LW10(strategy, tmp_path):
     assert abs(means["bf16"] - means["fp32"]) <= max(0.02, 2 * math.sqrt(variances))
 
 
-def test_the_gradient_of_one_batch_in_bf16_is_close_to_float32_LW10(run):
+def test_the_gradient_of_one_batch_in_bf16_is_close_to_float32(run):
     """bfloat16 has 8 bits: a relative error of some 2^-8 per product; loss terms are in float32."""
     found: dict[str, tuple[Tensor, dict[str, Tensor]]] = {}
     for precision in ("fp32", "bf16"):
@@ -754,7 +754,7 @@ def test_the_gradient_of_one_batch_in_bf16_is_close_to_float32_LW10(run):
     ("cuda", "mps", "expected"),
     [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
 )
-def test_auto_picks_cuda_then_mps_then_cpu_SP05(cuda, mps, expected, monkeypatch, refused):
+def test_auto_picks_cuda_then_mps_then_cpu(cuda, mps, expected, monkeypatch, refused):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
@@ -783,7 +783,7 @@ class Float64(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("strategy", ["naive", "lwf", "ewc", "si", "er", "icarl", "agem", "packnet"])
-def test_no_step_and_no_evaluation_makes_a_float64_SP05(strategy, run, cut):
+def test_no_step_and_no_evaluation_makes_a_float64(strategy, run, cut):
     """MPS has no float64. Herding works on the CPU whatever the device, and is left out of the look."""
     looking = Float64()
 
@@ -895,7 +895,7 @@ def live_bytes() -> int:
 
 
 @pytest.mark.parametrize("strategy", ["er", "lwf", "ewc[mode=online]"])
-def test_what_is_held_is_flat_from_task_2_on_SP03(strategy, run):
+def test_what_is_held_is_flat_from_task_2_on(strategy, run):
     """All outputs exist from the start, so that the head does not grow, and the memory is full after one task."""
     held: list[int] = []
 

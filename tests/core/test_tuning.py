@@ -62,7 +62,7 @@ class Untouchable(ImageSet):
 
 
 @pytest.mark.parametrize(("protocol", "options"), SEARCHES)
-def test_test_data_are_never_read_PR16(protocol: str, options: Any, search: Any, tasks: Any) -> None:
+def test_test_data_are_never_read(protocol: str, options: Any, search: Any, tasks: Any) -> None:
     """Poisoned test images and labels change nothing, and test sets that must not be opened are not opened."""
     random = torch.Generator().manual_seed(0)
     test = tasks.test
@@ -80,7 +80,7 @@ def test_test_data_are_never_read_PR16(protocol: str, options: Any, search: Any,
     assert found[0] == found[1] == found[2]
 
 
-def test_the_trials_scenario_holds_the_first_tasks_and_their_validation_images_alone_PR16(tasks: Any) -> None:
+def test_the_trials_scenario_holds_the_first_tasks_and_their_validation_images_alone(tasks: Any) -> None:
     """Counted image by image: 8 + 2 images of each of 4 classes; what was the validation split is the test split."""
     made = held_out(tasks, 2)
     assert len(made.tasks) == 2
@@ -108,7 +108,7 @@ def test_first_k_tasks_knows_nothing_of_later_tasks(search: Any, tasks: Any) -> 
     assert (plain.record["tasks_read"], plain.record["tasks"]) == (2, 4)
 
 
-def test_continual_judges_by_the_current_task_alone_LW09(search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_continual_judges_by_the_current_task_alone(search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each evaluation has images of the task that is being learnt, and of no other."""
     import clbench.running.run
 
@@ -377,7 +377,7 @@ SMALL = ["--limit", "10", "--epochs", "1", "--threads", "1", "--model", "mlp:16"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_what_tune_finds_is_used_and_told_by_the_run_PR16(
+def test_what_tune_finds_is_used_and_told_by_the_run(
     protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -430,9 +430,7 @@ def test_tune_prints_json_and_refuses_in_one_line(
     assert "validation=0" in err
 
 
-def test_presets_are_shipped_and_the_report_prints_every_hyper_parameter_LW09(
-    tmp_path: Path, tiny: Any, run: Any
-) -> None:
+def test_presets_are_shipped_and_the_report_prints_every_hyper_parameter(tmp_path: Path, tiny: Any, run: Any) -> None:
     from clbench.reports import write_report
 
     results = [run("lwf"), run("ewc", strategy_options={"strength": 7.0}), run("naive")]
