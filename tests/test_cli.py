@@ -77,7 +77,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(folder.rglob("run.json"))]
 
 
-# What is refused: the command, and what the line must hold (the value, and what is accepted or the nearest name).
+# Refused commands, and the words that the line must hold (the value, and what is accepted or the nearest name).
 REFUSED = [
     (f"run {SCENARIO}x naive", "'split-mnist-5kx'", f"'{SCENARIO}'"),
     (f"run {SCENARIO} lfw", "'lfw'", "'lwf'"),
@@ -221,7 +221,7 @@ def test_no_data_and_no_network_is_refused_with_what_to_put_where(
     assert bool(attempts) is not offline
 
 
-# The "Options" of the command line, as they are promised. They are spelt out here: the code makes them from fields.
+# The promised options of the command line. They are spelt out here, because the code makes them from fields.
 OF_ALL_RUNS = """
 --setting --tasks --task-sizes --class-order --class-order-seed --epochs --iterations --batch-size --lr --optimizer
 --model --head --loss-outputs --drop-last --memory-size --memory-per-class -p --limit --validation --evaluate
@@ -262,7 +262,7 @@ def test_no_arguments_at_all_show_the_help(capsys: pytest.CaptureFixture[str]) -
 def test_a_run_prints_what_run_json_holds() -> None:
     ended = console_script("run", SCENARIO, "icarl", *TINY, "--out", "out", "-p", "flip_means=true")
     assert ended.returncode == 0
-    assert ended.stderr == ""  # no progress where nobody looks on
+    assert ended.stderr == ""  # no progress without a terminal
     record = json.loads(Path("out/run.json").read_text())
     assert record["status"] == "done"
     assert record["config"]["strategy_options"]["flip_means"] is True
@@ -350,7 +350,7 @@ def test_variants_stand_side_by_side_beside_the_references(comparison: tuple[Pat
 
 
 def test_mean_standard_deviation_and_n_over_seeds(comparison: tuple[Path, str]) -> None:
-    """statistics.stdev divides by n-1, and is none of ours."""
+    """The independent method is statistics.stdev, which divides by n-1."""
     folder, printed = comparison
     for label, row in rows_of(folder).items():
         runs = [r for r in records(folder) if r["strategy"]["label"] == label]
@@ -481,7 +481,7 @@ def test_a_published_class_order_is_given_by_name(capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("arguments", [("run", "split-mnist-5k", "lwf", "--out", ""), ("run", "", "lwf")])
 def test_an_empty_argument_is_refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    """As from a variable of the shell that is not set: an empty path would be the present folder."""
+    """As from an unset shell variable; an empty path would mean the current folder."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
@@ -570,7 +570,7 @@ def test_a_pipe_that_is_closed_is_no_error() -> None:
     assert err == b""
 
 
-# Naive, which leaves a file of each run that has trained a step.
+# Naive; it leaves a file for each run that has trained a step.
 STEPS = """
 from pathlib import Path
 from clbench import Strategy
@@ -597,7 +597,7 @@ ENDINGS = [
 
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_an_interruption_in_the_middle_of_an_import_ends_at_once(number: str, code: int, tmp_path: Path) -> None:
-    """numpy and torch catch what is raised while they import parts of theirs, and this module does."""
+    """numpy and torch catch exceptions while they import parts of theirs, and so does this module."""
     (tmp_path / "catches.py").write_text(
         textwrap.dedent(f"""
         import os, signal, time
@@ -632,7 +632,7 @@ COMMANDS = [[CLBENCH], [sys.executable, "-m", "clbench"]]
 def test_an_interruption_of_the_first_imports_ends_at_once(
     command: list[str], code: int, module: str, tmp_path: Path
 ) -> None:
-    """Before there is a command line at all."""
+    """The signal comes before there is a command line at all."""
     (tmp_path / "sitecustomize.py").write_text(
         textwrap.dedent(f"""
         import os, sys, time
@@ -655,7 +655,7 @@ def test_an_interruption_of_the_first_imports_ends_at_once(
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("code", INTERRUPTED)
 def test_an_interruption_of_the_end_ends_at_once(command: list[str], code: int, tmp_path: Path) -> None:
-    """While Python clears up."""
+    """The signal comes while Python shuts down."""
     (tmp_path / "sitecustomize.py").write_text(
         f"import atexit, os\natexit.register(lambda: os.kill(os.getpid(), {code - 128}))"
     )
@@ -666,7 +666,7 @@ def test_an_interruption_of_the_end_ends_at_once(command: list[str], code: int, 
 
 @pytest.mark.parametrize("code", INTERRUPTED)
 def test_an_interruption_ends_a_loop_that_is_not_ours_and_comes_to_no_step(code: int, tmp_path: Path) -> None:
-    """As one of Avalanche's may; nothing of it can be saved."""
+    """As a strategy of Avalanche may; nothing of it can be saved."""
     (tmp_path / "endless.py").write_text(
         textwrap.dedent(f"""
         import os, time
@@ -713,7 +713,7 @@ def test_an_interruption_ends_everything(
     else:
         process.send_signal(number)
     try:
-        # Workers inherit both pipes: that they reach their end means that nobody is left to write into them.
+        # Workers inherit both pipes, so the end of both pipes means that no process is left to write into them.
         out, err = process.communicate(timeout=30)
     finally:
         leave_none(process.pid)

@@ -193,7 +193,7 @@ def test_an_interrupted_sweep_leaves_no_process_behind(number: signal.Signals, c
 
 
 def test_an_interrupted_sweep_says_so_and_its_pool_nothing(tmp_path: Path) -> None:
-    """A thread of the pool may fall over workers that are gone, or over one another's; here it always does."""
+    """A thread of the pool may fail because workers are gone; here it always does."""
     script = tmp_path / "falls.py"
     script.write_text(
         textwrap.dedent("""

@@ -1,4 +1,4 @@
-"""The benchmark scripts work; how fast anything is, they say themselves, on a quiet machine."""
+"""The benchmark scripts work; speed itself is measured by running them on a quiet machine."""
 
 import csv
 import subprocess
