@@ -1,4 +1,4 @@
-"""Sweeps on Ray: a cluster of two nodes on this machine, one of which is lost on the way."""
+"""Sweeps on Ray: a cluster of two nodes on this machine, one of which is lost during the sweep."""
 
 import math
 import socket
@@ -92,7 +92,7 @@ def test_no_cluster_there_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_an_address_that_nothing_answers_at_is_refused_at_once(
     form: str, by_variable: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refused: Any
 ) -> None:
-    """Ray itself would try on for a minute, and log it."""
+    """Ray itself would try for a minute, and log it."""
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'clbench[ray]'")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray tries"))
@@ -118,7 +118,7 @@ def test_parts_of_several_gpus_are_refused(gpus: float, refused: Any) -> None:
     ("device", "gpus", "found"), [(None, 0, "cpu"), (None, 0.25, "cuda"), ("auto", 1, "cuda"), ("cuda", 1, "cuda")]
 )
 def test_a_run_uses_the_device_that_it_is_given(device: str | None, gpus: float, found: str, tmp_path: Path) -> None:
-    """The devices of the machine that starts the sweep don't count: it has no GPU, or others."""
+    """The devices of the machine that starts the sweep don't matter; it may have no GPU, or other ones."""
     grid = tomllib.loads(GRID) | ({} if device is None else {"device": device})
     planned = plan_sweep(grid, out=tmp_path, cluster=Cluster(gpus_per_run=gpus))
     assert {item.config.device for item in planned} == {found}

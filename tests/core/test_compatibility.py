@@ -93,7 +93,7 @@ def test_a_finished_run_of_an_earlier_version_is_read(version: Path) -> None:
 def test_an_unfinished_run_of_an_earlier_version_goes_on(
     version: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the accuracies of the run that was left alone; a field that was added since would change the identity."""
+    """It reaches the accuracies of the undisturbed run; a field that was added since would change the identity."""
     from clbench.running.folder import RunFolder
     from clbench.running.run import execute
 

@@ -1,4 +1,4 @@
-"""The two accuracy matrices and what is counted beside them, against slow computations of the test's own."""
+"""The two accuracy matrices and the counts beside them, against slow computations of the test's own."""
 
 import copy
 import csv
@@ -30,7 +30,7 @@ def guesses(state: dict[str, Tensor], images: Any, mean: float, std: float) -> n
 
 
 def slow_row(scenario: Any, digits: Any, state: dict[str, Tensor], after: int, matrix: str) -> list[float]:
-    """Accuracy on each task, one image at a time; NaN where the outputs of the task are not there or do not compete."""
+    """Accuracy on each task, one image at a time; NaN if the outputs of the task do not exist or do not compete."""
     row = []
     seen = 2 if scenario.setting == "domain" else sum(len(t.classes) for t in scenario.tasks[: after + 1])
     for task in scenario.tasks:
@@ -128,7 +128,7 @@ def test_with_one_task_both_matrices_are_equal(strategy, run, cut):
 
 
 def test_domains_make_both_matrices_equal(run, cut):
-    """All outputs belong to every task, so knowing the task tells nothing."""
+    """All outputs belong to every task, so knowing the task does not help."""
     result = run(scenario=cut(setting="domain"))
     np.testing.assert_array_equal(result.task_aware_accuracy, result.class_incremental_accuracy)
     assert not np.isnan(result.accuracy).any()

@@ -1,4 +1,4 @@
-"""Fisher diagonal and quadratic penalty: values worked by hand, and what must not change."""
+"""Fisher diagonal and quadratic penalty: values worked by hand, and state that must not change."""
 
 import copy
 import math
@@ -201,7 +201,7 @@ class InPlace(nn.Module):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("twice", [False, True])
 def test_fisher_of_linear_layers_is_that_of_one_sample_at_a_time(twice, mode):
-    """Linear layers alone take a short cut, where each is used once; the reference is one backward pass a sample.
+    """Linear layers take a short cut if each is used once; the reference is one backward pass for each sample.
 
     Exact: the sum over labels, weighted by their probability; sampled: labels that the same generator has drawn.
     """

@@ -1,4 +1,4 @@
-"""Sweeps: which runs a grid asks for, what is refused, and that no run is lost, repeated or done twice."""
+"""Sweeps: the runs of a grid, refused grids, and that no run is lost, repeated or done twice."""
 
 import json
 import subprocess
@@ -291,7 +291,7 @@ def test_a_damaged_run_json_is_one_failed_run() -> None:
 
 
 def test_what_another_process_is_doing_is_left_to_it_and_reported(monkeypatch) -> None:
-    """The other one is a thread here: a lease knows its holder by the lease, not by the process alone."""
+    """The other sweep is a thread here, because a lease knows its holder by the lease object, not by the process."""
     monkeypatch.setattr("clbench.many.execution._LOOK_EVERY", 0.05)
     planned = plan_sweep(tomllib.loads(TINY) | {"strategy": "naive", "seeds": 3})
     done = next(run_planned(planned[:1]))
@@ -316,7 +316,7 @@ def test_what_another_process_is_doing_is_left_to_it_and_reported(monkeypatch) -
 
 
 def test_a_run_that_another_finishes_before_it_is_locked_is_done_once(monkeypatch) -> None:
-    """Between the look at the folder and its lock this process lays out the data, and meanwhile the other finishes."""
+    """Between the check of the folder and its lock this process loads the data, and the other one finishes."""
     planned = plan_sweep(tomllib.loads(TINY) | {"strategy": "naive", "seeds": 1})
     prepare = clbench.many.execution.prepare
 
@@ -365,7 +365,7 @@ def test_a_process_that_is_killed_costs_its_run_alone() -> None:
 
 
 def test_a_pool_that_is_left_alone_says_nothing(recwarn: pytest.WarningsRecorder) -> None:
-    """As an interruption leaves it, if it comes between two outcomes; joblib would count what it did not do."""
+    """The state after an interruption between two outcomes; joblib would warn of the runs that it did not do."""
     outcomes = run_planned(plan_sweep(tomllib.loads(TINY) | {"strategy": "naive", "seeds": 9}), jobs=2)
     assert next(iter(outcomes)).error is None
     outcomes.close()  # type: ignore[attr-defined]
@@ -394,7 +394,7 @@ def test_a_thousand_runs_are_found_in_two_seconds(tmp_path: Path) -> None:
 
 
 def test_expanding_needs_no_run_to_be_possible() -> None:
-    """What can't work is only refused if it is not excluded: domain-incremental with one class a task can't."""
+    """An impossible run is refused only if it is not excluded: domain-incremental with one class a task is one."""
     text = 'strategy = "naive"\nseeds = 1\nsetting = ["class", "domain"]\ntasks = [5, 10]\nscenario = "split-mnist-5k"'
     excluded = text + '\n[[exclude]]\nsetting = "domain"\ntasks = 10\n'
     assert len(expand(tomllib.loads(text), "grid")) == 4
@@ -405,7 +405,7 @@ def test_expanding_needs_no_run_to_be_possible() -> None:
 
 @pytest.mark.slow
 def test_what_is_left_of_workers_is_cleaned_up_without_a_word() -> None:
-    """After Ctrl-C, loky's own process may find something gone already; a semaphore that never was stands for it."""
+    """After Ctrl-C, loky's own process may miss something already gone; a semaphore that never was stands for it."""
     Path("leaks.py").write_text(
         textwrap.dedent(f"""
         import os

@@ -1,4 +1,4 @@
-"""The trainer: order of a step, what is frozen, what the optimizer holds; and a run is a function of its config."""
+"""The trainer: the order of a step, frozen layers, the optimizer's content; and a run is a function of its config."""
 
 import copy
 import itertools
@@ -32,7 +32,7 @@ OPTIMIZERS = [
 def optimizer_steps(
     before: Callable[[Any], None] = lambda optimizer: None, after: Callable[[Any], None] = lambda optimizer: None
 ) -> Iterator[None]:
-    """Look at every optimizer of torch just before and just after each of its steps."""
+    """Call a function on every optimizer of torch just before and just after each of its steps."""
     hooks = [
         register_optimizer_step_pre_hook(lambda optimizer, *_: before(optimizer)),
         register_optimizer_step_post_hook(lambda optimizer, *_: after(optimizer)),
@@ -642,7 +642,7 @@ def test_a_strategy_that_draws_at_test_time_does_not_change_training(run):
 
 @pytest.mark.parametrize("strategy", ["naive", "joint", "feature-extraction", "lwf", "ewc[strength=1]", "er", "icarl"])
 def test_two_runs_of_one_config_are_byte_identical(strategy, run, tmp_path):
-    """Whatever was drawn from the global streams of torch, numpy and Python in between."""
+    """Draws from the global streams of torch, numpy and Python in between change nothing."""
     run(strategy, out=tmp_path / "one", **DROPOUT)
     torch.rand(3), np.random.rand(3), random.random()
     torch.manual_seed(123)

@@ -1,4 +1,4 @@
-"""Early stopping, label smoothing, schedules, what trains, precision, devices and memory over the tasks."""
+"""Early stopping, label smoothing, schedules, trained layers, precision, devices and memory over the tasks."""
 
 import copy
 import gc
@@ -52,7 +52,7 @@ class Rates(Observer):
 
 
 def numbers(result: Result) -> str:
-    """What a run measured, all but the time it took."""
+    """All measurements of a run without its times."""
     training = [{k: v for k, v in entry.items() if k != "seconds"} for entry in result.record["training"]]
     return json.dumps([result.record["accuracy"], training])
 
@@ -108,7 +108,7 @@ def test_a_stage_ends_after_patience_epochs_without_progress(values, options, ep
 
 
 def test_stopping_restores_the_best_weights_and_what_was_learnt_but_not_the_memory(losses, run, cut):
-    """The weights of each epoch are noted while they are; the second is the best of four, batch norm included."""
+    """The weights of each epoch are noted during the run; the second is the best of four, batch norm included."""
     losses([2.0, 1.0, 3.0, 3.0, 0.0])
     noted: list[dict[str, Any]] = []
     ends: list[dict[str, Any]] = []
@@ -376,7 +376,7 @@ COURSES: list[tuple[dict[str, Any], list[float], list[float]]] = [
     ({"epochs": 2, "lr_warmup": 1, "schedule_scope": "run"}, [0.5, 1, 1, 1], [1, 1, 1, 1]),
     # The last step of the warm-up is at the full rate though step lowers it from the next on.
     ({"epochs": 2, "lr_warmup": 1, "schedule": "step", "step_epochs": 1}, [0.5, 1, 0.1, 0.1], [0.5, 1, 0.1, 0.1]),
-    # After the warm-up the cosine has all of its half period.
+    # After the warm-up the cosine runs through its whole half period.
     (
         {"epochs": 3, "lr_warmup": 1, "schedule": "cosine"},
         [0.5, 1, 1, 0.853553, 0.5, 0.146447],
@@ -449,7 +449,7 @@ def test_a_resumed_run_goes_on_with_its_rate_schedule_and_optimizer_state(option
     assert same(model_of(tmp_path / "parts"), model_of(tmp_path / "whole"))
     if options.get("schedule_scope") == "run":
         assert seen.of[4][0] < options.get("lr", 0.1) / 2
-        # Without its optimizer state the run would have gone another way.
+        # Without its optimizer state the run would have given other numbers.
         other = run(scenario=scenario, epochs=2, **(options | {"optimizer_state": "reset"}))
         assert numbers(other) != numbers(whole)
 
@@ -525,7 +525,7 @@ class Watched(Strategy):
     ("train", "blocks"), [("all", {"0", "1", "head"}), ("head", {"head"}), ("last-1", {"1", "head"})]
 )
 def test_what_is_frozen_keeps_its_bits_batch_norm_statistics_included(train, blocks, run):
-    """Momentum and weight decay would move what is not left out of the optimizer."""
+    """Momentum and weight decay would move parameters that are not left out of the optimizer."""
     run(Watched, train=train, model=HARSH, momentum=0.9, weight_decay=0.1, epochs=2)
     moved = {name.split(".")[1] if name.startswith("backbone") else "head" for name in Watched.seen}
     assert moved == blocks
@@ -817,7 +817,7 @@ def test_no_step_and_no_evaluation_makes_a_float64(strategy, run, cut):
 
 
 class Synchronisations:
-    """Counts what makes the host wait for a floating-point or bool tensor, which live on the device.
+    """Counts the calls that make the host wait for a floating-point or bool tensor, which live on the device.
 
     Sample ids (int64) and the choice of exemplars live on the CPU by design, where reading them waits for nobody.
     """
@@ -977,7 +977,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_weights_by_their_torchvision_name_start_the_backbone(hub, run, cut):
-    """A file of the published name holds a ResNet-18 of torchvision's own; its features are the ones that come out."""
+    """A file of the published name holds torchvision's own ResNet-18; the model's features equal its features."""
     from torchvision.models import resnet18
 
     torch.manual_seed(5)
@@ -993,7 +993,7 @@ def test_weights_by_their_torchvision_name_start_the_backbone(hub, run, cut):
                 images = self.normalize(task.train.images[:2])
                 found["ours"] = self.features(images).detach()
                 published.fc = nn.Identity()
-                # As ours has them, so that both take the same kernels.
+                # Channels last as in ours, so that both take the same kernels.
                 published.to(memory_format=torch.channels_last)
                 found["theirs"] = published(images.expand(-1, 3, -1, -1)).detach()
                 found["blocks"] = len(self.model.blocks())

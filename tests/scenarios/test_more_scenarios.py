@@ -37,7 +37,7 @@ def few(digits: Any) -> Any:
 
 
 def positions(side: int = 28) -> Any:
-    """Two images, one for each of two classes, that tell every pixel's place: row and column, each below 256."""
+    """Two images, one for each of two classes, that encode every pixel's place: row and column, each below 256."""
     rows, columns = np.mgrid[:side, :side].astype(np.uint8)
     images = np.stack([rows, columns])[:, None]
     return dataset_from_arrays(images, [0, 1], images, [0, 1], name="positions")
@@ -91,7 +91,7 @@ def test_the_class_order_seed_draws_the_permutations_and_the_seed_does_not() -> 
 
 
 def test_padding_adds_zeros_and_keeps_mean_and_deviation_right(few: Any) -> None:
-    """Mean and deviation of the padded images are measured here and derived there."""
+    """The test measures mean and deviation of the padded images; the code derives them."""
     measured = replace(few, mean=(few.x_train.mean() / 255,), std=(few.x_train.std() / 255,))
     made = permuted(measured, 2, pad=2)
     assert made.x_train.shape == (80, 1, 32, 32)
@@ -108,7 +108,7 @@ def angles(made: Any) -> list[float]:
 def test_rotations_agree_with_pillow(few: Any) -> None:
     """Pillow turns counterclockwise about the centre too; it rounds down, so it may differ by 1.
 
-    It also treats ink on the very border in another way, so the border is cleared.
+    It also treats ink on the outermost border differently, so the border is cleared.
     """
     from PIL import Image
 
