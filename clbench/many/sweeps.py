@@ -111,7 +111,7 @@ def expand(grid: Grid, name: str) -> list[Request]:
         if key not in named:
             raise unknown(f"strategy of {name}, [strategies]", key, sorted(named))
     if not requests:
-        raise ConfigError(f"{name}: all runs are excluded; leave at least one")
+        raise ConfigError(f"{name}: no run is left, because all are excluded; leave at least one")
     return requests
 
 
@@ -175,7 +175,7 @@ def _block(block: Grid, said: Grid, place: str) -> Iterator[Request]:
     ]
     n = len(scenarios) * math.prod(map(len, cuts)) * len(seeds) * sum(math.prod(map(len, p)) for p in points)
     if n > MOST_RUNS:
-        raise ConfigError(f"{place}: {n:,} runs are asked for; at most {MOST_RUNS:,} are accepted")
+        raise ConfigError(f"{place}: {n:,} runs are requested; at most {MOST_RUNS:,} are accepted")
     for scenario, *cut_values in itertools.product(scenarios, *cuts):
         common = dict(zip(names, cut_values, strict=True))
         for strategy, (training, own), values in zip(strategies, axes, points, strict=True):

@@ -75,7 +75,7 @@ def _named(name: str, offline: bool) -> dict[str, torch.Tensor]:
     remedy = f"put {url} at {file}"
     if not os.path.exists(file):
         if offline:
-            raise ConfigError(f"weights={name} are not on this machine, and offline is asked for; {remedy}")
+            raise ConfigError(f"weights={name} are not on this machine, and offline is set; {remedy}")
         print(f"fetching {url}", file=sys.stderr)
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)  # torch.hub would wait for ever
