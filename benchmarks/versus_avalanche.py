@@ -230,8 +230,8 @@ def measure(rival: str, case: dict[str, Any], name: str, seed: int, args: argpar
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, "--job", json.dumps(job)], check=True, capture_output=True, text=True
     )
-    found: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
-    return found | {"process_seconds": time.perf_counter() - started}
+    figures: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
+    return figures | {"process_seconds": time.perf_counter() - started}
 
 
 def _job(text: str) -> None:

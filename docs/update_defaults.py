@@ -67,7 +67,7 @@ def _presets() -> Iterator[str]:
 
 
 def preset_tables(text: str) -> list[tuple[str, str, list[tuple[str, Any, str]]]]:
-    """Return (table, note, [(key, value, note)]) of a TOML text; the notes are its comments, which a parser drops."""
+    """Return (table, note, [(key, value, note)]) of a TOML text; the notes are its comments, which parsers drop."""
     tables: list[tuple[str, str, list[tuple[str, Any, str]]]] = []
     above: list[str] = []
     for line in text.splitlines():
@@ -76,8 +76,8 @@ def preset_tables(text: str) -> list[tuple[str, str, list[tuple[str, Any, str]]]
             continue
         if line.startswith("["):
             tables.append((line.strip(" []"), " ".join(above), []))
-        elif found := re.fullmatch(r"""([\w-]+)\s*=\s*((?:"[^"]*"|[^"#])*?)\s*(?:#\s*(.*))?""", line):
-            key, value, note = found.groups()
+        elif row := re.fullmatch(r"""([\w-]+)\s*=\s*((?:"[^"]*"|[^"#])*?)\s*(?:#\s*(.*))?""", line):
+            key, value, note = row.groups()
             tables[-1][2].append((key, tomllib.loads(f"x = {value}")["x"], note or " ".join(above)))
         above = []
     return tables
