@@ -27,7 +27,7 @@ from common import ratios, where, write
 STRATEGIES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "naive": ("naive", {}, "Naive", {}),
     "lwf": (
-        "lwf", {"strength": 1.0, "temperature": 2.0, "distilled": "old"},
+        "lwf-of-old-outputs", {"strength": 1.0, "temperature": 2.0},
         "LwF", {"alpha": 1.0, "temperature": 2.0},
     ),
     "ewc": ("ewc", {"strength": 2.0}, "EWC", {"ewc_lambda": 1.0}),

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from clbench.config.space import Choices, Log
     from clbench.data import augment
     from clbench.data.batches import Batch
-    from clbench.data.scenario import ImageSet, Scenario, ScenarioSpec, Task
+    from clbench.data.scenario import ImageSet, Scenario, Task
+    from clbench.data.spec import ScenarioSpec
     from clbench.learning import importance, losses, memory
-    from clbench.learning.strategy import Stage, Strategy
+    from clbench.learning.strategy import Stage, Strategy, Traits
     from clbench.many.compare import compare
     from clbench.many.sweeps import sweep
     from clbench.results import metrics, statistics
@@ -37,10 +38,11 @@ _HOMES = {
     "Observer": "running.observer",
     "Result": "results.result",
     "Scenario": "data.scenario",
-    "ScenarioSpec": "data.scenario",
+    "ScenarioSpec": "data.spec",
     "Stage": "learning.strategy",
     "Strategy": "learning.strategy",
     "Task": "data.scenario",
+    "Traits": "learning.strategy",
     "compare": "many.compare",
     "load": "results.result",
     "run": "running.run",
@@ -65,6 +67,7 @@ __all__ = [
     "Stage",
     "Strategy",
     "Task",
+    "Traits",
     "augment",
     "compare",
     "importance",

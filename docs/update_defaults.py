@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from clbench.cli.listing import LISTINGS
-from clbench.cli.options import metavar
+from clbench.cli.options import metavar, scenario_options
 from clbench.config.registry import entry_point_names, text_of
-from clbench.config.run import EXCLUSIVE, INTERNAL, NOT_IDENTITY, RunConfig
+from clbench.config.run import INTERNAL, NOT_IDENTITY, fields
 from clbench.config.space import declared
 from clbench.running.resolve import strategy_class
+from clbench.scenarios.registered import Split
 
 DOCS = Path(__file__).parent
 
@@ -40,12 +41,12 @@ def _head() -> Iterator[str]:
 
 def _fields() -> Iterator[str]:
     yield from _section("The fields of a run")
-    pairs = "; ".join(f"`{one}` and `{other}`" for one, other in EXCLUSIVE)
+    pairs = "; ".join(f"`{one}` and `{other}`" for one, other in Split.pairs())
     yield f"Each is an option of the command line and an argument of `clbench.run`. These exclude each other: {pairs}."
     yield "Fields marked * can't change the numbers, so they are not part of a run's identity."
     yield ""
     rows = []
-    for name, field in RunConfig.model_fields.items():
+    for name, field in {**scenario_options(), **fields()}.items():
         option = "" if name in INTERNAL else f"`--{name.replace('_', '-')}`"
         default = "" if field.is_required() or field.default == "" else _code(text_of(field.default))
         star = "*" if name in NOT_IDENTITY else ""
@@ -92,7 +93,7 @@ def _strategies() -> Iterator[str]:
     yield "options a scenario's preset sets."
     families: dict[str, list[str]] = {family: [] for family in _FAMILIES}
     for name in entry_point_names("clbench.strategies"):
-        families.setdefault(strategy_class(name).family, []).append(name)
+        families.setdefault(strategy_class(name).traits.family, []).append(name)
     for family, names in families.items():
         yield from _section(f"{family.capitalize()}: {_FAMILIES.get(family, 'from other packages')}")
         yield ", ".join(f"[{name}](#{name})" for name in names)
@@ -103,11 +104,13 @@ def _strategies() -> Iterator[str]:
 def _strategy(name: str) -> Iterator[str]:
     cls = strategy_class(name)
     yield from ("", f"### {name}", "", "```text", inspect.getdoc(cls) or "", "```", "")
-    yield f"- source: {_linked(cls.paper) if cls.paper else 'none, it is a reference line'}"
-    yield f"- settings: {', '.join(cls.settings)}"
-    yield f"- data: {_DATA[cls.data_access]}"
-    yield f"- memory: {_MEMORY[cls.memory_use]}" + (f"; {cls.memory_policy} by default" if cls.needs_memory else "")
-    for check, reason in cls.not_applicable.items():
+    yield f"- source: {_linked(cls.traits.paper) if cls.traits.paper else 'none, it is a reference line'}"
+    yield f"- settings: {', '.join(cls.traits.settings)}"
+    yield f"- data: {_DATA[cls.traits.data_access]}"
+    yield f"- memory: {_MEMORY[cls.traits.memory]}" + (
+        f"; {cls.traits.memory_policy} by default" if cls.traits.needs_memory else ""
+    )
+    for check, reason in cls.traits.not_applicable.items():
         yield f"- the check `{check}` does not apply: {reason}"
     if options := cls._options.model_fields:
         yield ""

@@ -32,7 +32,7 @@ READING = """
   standard deviation divided by 4.5. DER prints standard deviations, and iCaRL prints neither. The column says which.
 - **LwF is weighted in at least three ways**: one weight for all tasks; (N-1) on the distillation of the N-th task; 1/N
   on the new task and 1 - 1/N on the old ones. On class-incremental Split-MNIST the last one gives 2 points more
-  (`lwf[weighting=share]`; 23.9 and 24.2 in the preprints, 21.9 in the later paper).
+  (`vandeven2019-lwf`; 23.9 and 24.2 in the preprints, 21.9 in the later paper).
 - **EWC's strength has no scale of its own.** It depends on which labels the Fisher information uses, whether it is a
   mean or a sum, and on a factor of 1/2. Published values go from 1 to 1e10. The same authors report 85.5 and 99.1 % for
   task-incremental Split-MNIST, with different strengths.

@@ -26,7 +26,7 @@ def kept(name: str, setting: str) -> list[int]:
 
 def measured(name: str) -> dict[str, str | int]:
     """Return a strategy's row: bytes beyond naive's network after the last task, and what each further task adds."""
-    setting = strategy_class(name).settings[0]
+    setting = strategy_class(name).traits.settings[0]
     extra = [a - b for a, b in zip(kept(name, setting), kept("naive", setting), strict=True)]
     # In the first task there is neither a teacher nor a full memory yet.
     growth = (extra[-1] - extra[1]) // (len(extra) - 2)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clbench.data.batches import Batch
 from clbench.data.scenario import Task
-from clbench.learning.strategy import Strategy, Strength
+from clbench.learning.strategy import Strategy, Strength, Traits
 
 
 class PullToOldFeatures(Strategy):
@@ -18,8 +18,7 @@ class PullToOldFeatures(Strategy):
     Less-forgetting learning: Jung et al. 2016, arXiv:1607.00122.
     """
 
-    family = "distillation"
-    paper = "Jung et al. 2016, arXiv:1607.00122"
+    traits = Traits(family="distillation", paper="Jung et al. 2016, arXiv:1607.00122")
 
     strength: Strength = 1.0
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from clbench.config.errors import ConfigError
 from clbench.config.registry import entry_point_names, parse_spec
-from clbench.config.run import IN_FILES, INTERNAL, NOT_IDENTITY, RunConfig
+from clbench.config.run import IN_FILES, INTERNAL, NOT_IDENTITY, fields
 from clbench.reports.cells import Cell, Column, Table, or_dash
 from clbench.reports.tables import Comparison, Row, words
 from clbench.results.result import Result
@@ -119,7 +119,7 @@ def command(row: Row) -> str:
 
 
 def _default(key: str) -> object:
-    return RunConfig.model_fields[key].default
+    return fields()[key].default
 
 
 def _without_seed(run: Result) -> str:
@@ -133,8 +133,7 @@ def _without_seed(run: Result) -> str:
         if key not in in_brackets:
             given += ["-p", f"{key}={_typed(value)}"]
     skipped = {*INTERNAL, "seed", *NOT_IDENTITY, *in_brackets}
-    for key in RunConfig.model_fields:
-        value = config.get(key)
+    for key, value in config.items():
         if key in skipped or value is None:
             continue
         option = key.replace("_", "-")

@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.config.registry import explain
-from clbench.config.run import RunConfig
+from clbench.config.registry import explain, load_entry_point
+from clbench.config.run import fields as run_fields
 from clbench.results.metrics import DEFINITIONS
 
 Tier = Literal["A", "B", "C"]
 # Fields that belong to a machine or to one run, not to a protocol.
 _NOT_PROTOCOL = {
-    *("scenario", "strategy", "strategy_options", "label", "data_fingerprint", "seed"),
+    *("scenario", "scenario_options", "strategy", "strategy_options", "label", "data_fingerprint", "seed"),
     *("device", "compile", "deterministic", "data_root", "offline"),
 }
 _MEMORY = ("memory_size", "memory_per_class", "memory_policy", "memory_rounding")
@@ -76,7 +76,7 @@ class Claim(BaseModel):
         if (self.error_kind == "none") != (self.error == 0):
             raise ValueError(f"error={self.error:g} with error_kind={self.error_kind!r}; give both or neither")
         for field in (*self.fields, *self.naive.fields):
-            if field not in RunConfig.model_fields or field in _NOT_PROTOCOL:
+            if field in _NOT_PROTOCOL or field not in {**_scenario_options(self.scenario), **run_fields()}:
                 raise ValueError(f"{field} is no field of a protocol")
         return self
 
@@ -94,7 +94,7 @@ class Claim(BaseModel):
         """Return every field of the protocol, defaults written out, so that no preset can change it."""
         defaults = {
             name: field.default
-            for name, field in RunConfig.model_fields.items()
+            for name, field in {**_scenario_options(self.scenario), **run_fields()}.items()
             if name not in _NOT_PROTOCOL and field.default is not None
         }
         return defaults | self.fields
@@ -185,6 +185,12 @@ def chosen(names: list[str], tier: str | None = None) -> list[Claim]:
     if not found:
         raise ConfigError(f"tier={tier} holds none of {', '.join(names)}; clbench list claims shows them")
     return sorted(found, key=_order)
+
+
+def _scenario_options(scenario: str) -> dict[str, Any]:
+    """Return the options of a scenario by name; raises ConfigError for an unknown one."""
+    kind: Any = load_entry_point("clbench.scenarios", "scenario", scenario)
+    return dict(kind._options.model_fields)
 
 
 def _fits(name: str, claim: Claim) -> bool:

@@ -4,18 +4,14 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clbench.config.errors import ConfigError
-from clbench.config.run import RunConfig
-from clbench.data.scenario import Scenario, ScenarioSpec
 from clbench.scenarios.datasets import Dataset
 from clbench.scenarios.files import require_memory
-from clbench.scenarios.splits import drawn_by, load_once, presets, split_by_config
+from clbench.scenarios.splits import load_once
 from clbench.support.streams import stream
 
 Images = NDArray[np.uint8]
@@ -107,37 +103,14 @@ def _shown(
 
 # A worker process makes the images once for all its runs, as it loads the data sets themselves once.
 @functools.lru_cache(maxsize=1)
-def _make(
-    change: Callable[..., Dataset], dataset: str, tasks: int, seed: int, pad: int | None, *source: Any
+def permuted_once(
+    dataset: str, data_root: str, offline: bool, image_size: int | None, tasks: int, seed: int, pad: int
 ) -> Dataset:
-    given = {} if pad is None else {"pad": pad}
-    return change(load_once(dataset, *source), tasks, seed=seed, **given)
+    """Return permuted() of a data set; the latest one comes from memory."""
+    return permuted(load_once(dataset, data_root, offline, image_size), tasks, seed=seed, pad=pad)
 
 
-def _build(change: Callable[..., Dataset], dataset: str, config: RunConfig) -> Scenario:
-    if config.tasks is None or config.class_order is not None:
-        given = "class_order" if config.class_order is not None else "task_sizes"
-        raise ConfigError(f"{config.scenario} has all classes in each task, so it takes tasks and no {given}")
-    if config.padding is not None and change is rotated:
-        raise ConfigError(f"{config.scenario} has no padding; only permuted scenarios have it")
-    seed = drawn_by(config) or 0
-    data = _make(
-        change, dataset, config.tasks, seed, config.padding, config.data_root, config.offline, config.image_size
-    )
-    # The seed has drawn the change of the pixels; the classes stay grouped by task.
-    order = list(range(len(data.class_names)))
-    return split_by_config(data, config, class_order=order, class_order_seed=seed)
-
-
-def _spec(name: str, change: Callable[..., Dataset], dataset: str, summary: str) -> ScenarioSpec:
-    return ScenarioSpec(functools.partial(_build, change, dataset), summary, presets()[name])
-
-
-# Zero-padded to 32 x 32, as van de Ven et al. do.
-_permuted = functools.partial(permuted, pad=2)
-_PERMUTED = "with another order of the pixels in each task, by default 10 tasks, domain-incremental"
-_ROTATED = "turned by another angle in each task, by default {} tasks, domain-incremental"
-PERMUTED_MNIST = _spec("permuted-mnist", _permuted, "mnist", f"MNIST {_PERMUTED}")
-PERMUTED_MNIST_5K = _spec("permuted-mnist-5k", _permuted, "mnist-5k", f"5,000 real MNIST digits {_PERMUTED}")
-ROTATED_MNIST = _spec("rotated-mnist", rotated, "mnist", f"MNIST {_ROTATED.format(20)}")
-ROTATED_MNIST_5K = _spec("rotated-mnist-5k", rotated, "mnist-5k", f"5,000 real MNIST digits {_ROTATED.format(10)}")
+@functools.lru_cache(maxsize=1)
+def rotated_once(dataset: str, data_root: str, offline: bool, image_size: int | None, tasks: int, seed: int) -> Dataset:
+    """Return rotated() of a data set; the latest one comes from memory."""
+    return rotated(load_once(dataset, data_root, offline, image_size), tasks, seed=seed)

@@ -2,11 +2,8 @@
 
 import functools
 import itertools
-import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +11,9 @@ import torch
 from torch import Tensor
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.config.run import RunConfig
-from clbench.data.scenario import Images, ImageSet, Scenario, ScenarioSpec, Task
+from clbench.data.scenario import Images, ImageSet, Scenario, Task
 from clbench.scenarios.class_orders import CLASS_ORDERS
-from clbench.scenarios.datasets import Dataset, fingerprint, load_dataset
+from clbench.scenarios.datasets import Dataset, load_dataset
 from clbench.support.streams import stream
 
 
@@ -226,60 +222,3 @@ def load_once(dataset: str, data_root: str, offline: bool, image_size: int | Non
 
 def _writable(array: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     return np.require(array, requirements=["C", "W"])
-
-
-def split_by_config(data: Dataset, config: RunConfig, **given: Any) -> Scenario:
-    """Cut a data set as the config says; `given` are arguments of split() that override it."""
-    asked: dict[str, Any] = {
-        "tasks": config.tasks,
-        "task_sizes": config.task_sizes,
-        "class_order": config.class_order,
-        "class_order_seed": drawn_by(config),
-        "setting": config.setting,
-        "limit": config.limit,
-        "validation": config.validation,
-        "blurry": config.blurry,
-        "imbalance": config.imbalance,
-        "shots": config.shots,
-        "seed": config.seed,
-        "name": config.scenario,
-    }
-    return split(data, **(asked | given))
-
-
-def drawn_by(config: RunConfig) -> int | None:
-    """Return the seed that draws the scenario: the class-order seed, the run's seed under `per-seed`, or None."""
-    return config.seed if config.class_order_seed == "per-seed" else config.class_order_seed
-
-
-def _build(dataset: str | None, config: RunConfig) -> Scenario:
-    if config.padding is not None:
-        raise ConfigError(f"{config.scenario} has no padding; only permuted scenarios have it")
-    data = load_once(dataset or config.scenario, config.data_root, config.offline, config.image_size)
-    if dataset:
-        return split_by_config(data, config)
-    # A user's own data are identified by their content, not by their name.
-    return replace(
-        split_by_config(data, config, name=Path(config.scenario).resolve().stem), fingerprint=fingerprint(data)
-    )
-
-
-@functools.cache
-def presets() -> dict[str, dict[str, Any]]:
-    """Return the training that is each scenario's default, from presets.toml."""
-    return tomllib.loads(resources.files("clbench.scenarios").joinpath("presets.toml").read_text("utf-8"))
-
-
-def _spec(dataset: str, summary: str) -> ScenarioSpec:
-    return ScenarioSpec(functools.partial(_build, dataset), summary, presets().get(f"split-{dataset}", {}))
-
-
-SPLIT_MNIST = _spec("mnist", "MNIST, 60,000 digits, by default 5 tasks of 2")
-SPLIT_MNIST_5K = _spec("mnist-5k", "5,000 real MNIST digits that need no download, by default 5 tasks of 2")
-SPLIT_FASHION_MNIST = _spec("fashion-mnist", "Fashion-MNIST, by default 5 tasks of 2")
-SPLIT_KMNIST = _spec("kmnist", "Kuzushiji-MNIST, by default 5 tasks of 2")
-SPLIT_CIFAR10 = _spec("cifar10", "CIFAR-10, by default 5 tasks of 2")
-SPLIT_CIFAR100 = _spec("cifar100", "CIFAR-100, by default 10 tasks of 10")
-FILES = ScenarioSpec(
-    functools.partial(_build, None), "your own data: the path of an .npz file or a folder of images", presets()["files"]
-)

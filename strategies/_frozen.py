@@ -11,7 +11,7 @@ from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
 from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.learning.importance import grown
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
 
 # The score of an output without samples: lower than any other, and equal among its like.
 UNKNOWN = -1e30
@@ -21,35 +21,34 @@ class FrozenBackbone(Strategy, ABC):
     """A classifier that is linear in a representation h(x) of frozen features, solved for from sums over the samples.
 
     The backbone has given weights, or trains on the first task; from then on nothing trains, batch-norm statistics
-    included. Kept per output: the number of samples (`counts`) and the sum of their h (`sums`); with `second_moment`
-    also the sum of h h^T (`moment`); all float64 on the CPU. So each sample is seen once, and their order is nothing.
+    included. For each output the number of samples (`counts`) and the sum of their h (`sums`) are kept; with
+    `second_moment` also the sum of h h^T (`moment`); all float64 on the CPU. So each sample is seen once, and their
+    order does not matter.
     """
 
-    family = "frozen"
-    memory_use = "none"
+    traits = Traits(family="frozen", memory="none")
     second_moment: ClassVar[bool] = False
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """With given weights nothing trains, so nothing would be compiled."""
-        if config.weights is not None and config.compile != "none":
+        if config.model.weights is not None and config.engine.compile != "none":
             raise ConfigError(
-                f"compile={config.compile} given, and {config.strategy} with weights trains nothing; compile=none is "
-                "accepted"
+                f"compile={config.engine.compile} given, and {config.strategy} with weights trains nothing; "
+                "compile=none is accepted"
             )
 
-    def begin_task(self, task: Task) -> None:
+    def begin_run(self) -> None:
         """Before the first task the sums are empty."""
-        if task.index == 0:
-            width = self.represent(torch.zeros(1, self.model.feature_dim, device=self.device)).shape[1]
-            size = width if self.second_moment else 0
-            self.counts = torch.zeros(0, dtype=torch.float64)
-            self.sums = torch.zeros(0, width, dtype=torch.float64)
-            self.moment = torch.zeros(size, size, dtype=torch.float64)
-            self.weight = self.bias = torch.empty(0)
+        width = self.represent(torch.zeros(1, self.model.feature_dim, device=self.device)).shape[1]
+        size = width if self.second_moment else 0
+        self.counts = torch.zeros(0, dtype=torch.float64)
+        self.sums = torch.zeros(0, width, dtype=torch.float64)
+        self.moment = torch.zeros(size, size, dtype=torch.float64)
+        self.weight = self.bias = torch.empty(0)
 
     def stages(self, task: Task) -> list[Stage]:
         """The first task trains the backbone, unless its weights were given."""
-        return [Stage(task.train)] if task.index == 0 and self.config.weights is None else []
+        return [Stage(task.train)] if task.index == 0 and self.config.model.weights is None else []
 
     def end_task(self, task: Task) -> None:
         """Add the task's samples to the sums and solve for the classifier."""

@@ -1,4 +1,4 @@
-"""Averaged gradient episodic memory: Chaudhry et al. 2019, arXiv:1812.00420."""
+"""Averaged gradient episodic memory."""
 
 from typing import Annotated
 
@@ -6,21 +6,26 @@ from pydantic import Field
 
 from clbench.data.batches import Batch
 from clbench.learning.projection import gradient_of, gradients, project, replace_gradients
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 
 
 class AGEM(Strategy):
-    """Where the gradient g would raise the loss on exemplars of earlier tasks, project it: z = g - (g.r / r.r) r.
+    """Averaged gradient episodic memory. Chaudhry et al. 2019, arXiv:1812.00420.
 
-    r is the gradient of the exemplars' mean loss; g stays as it is where g.r >= 0 (eq. 11). reference_size: exemplars
-    drawn at each step (256 in the paper). The memory is filled when a task ends.
+    Where the gradient g would raise the loss on exemplars of earlier tasks, z = g - (g.r / r.r) r takes its place, r
+    being the gradient of the exemplars' mean loss; g stays as it is where g.r >= 0 (eq. 11). The memory is filled when
+    a task ends.
+
+    reference_size: the number of exemplars drawn at each step (256 in the paper).
     """
 
-    family = "replay"
-    paper = "Chaudhry et al. 2019, arXiv:1812.00420"
-    memory_use = "replayed"
-    needs_memory = True
-    memory_policy = "random"
+    traits = Traits(
+        family="replay",
+        paper="Chaudhry et al. 2019, arXiv:1812.00420",
+        memory="replayed",
+        needs_memory=True,
+        memory_policy="random",
+    )
 
     reference_size: Annotated[int, Field(ge=1)] = 256
 

@@ -1,6 +1,6 @@
-"""Bias correction: Wu et al. 2019, arXiv:1905.13260."""
+"""Bias correction."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -11,23 +11,30 @@ from clbench.config.run import RunConfig
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import ImageSet, Scenario, Task
-from clbench.learning.losses import distillation
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Traits
+from clbench.strategies._teacher import Taught, in_proportion
 
 
-class BiC(Strategy):
-    """Stage 1: L = r * KL(old || new; temperature) + (1 - r) * CE, r = old classes / all classes (eq. 1-3).
+class BiC(Taught):
+    """Bias correction. Wu et al. 2019, arXiv:1905.13260.
 
-    Stage 2: with the network frozen, fit q_k = alpha * o_k + beta for the new classes (eq. 4) by cross-entropy on
-    samples held out of stage 1, equally many of each class. Each task keeps its alpha and beta, in the teacher too.
-    held_out: share of a class's exemplars. bias_epochs, bias_lr: those of stage 2, which has few samples.
+    Stage 1: L = r * KL(old || new; temperature) + (1 - r) * CE, r = old classes / all classes (eq. 1-3). Stage 2: with
+    the network frozen, q_k = alpha * o_k + beta for the new classes (eq. 4) is fitted by cross-entropy on samples held
+    out of stage 1, equally many of each class. Each task keeps its alpha and beta, in the teacher too.
+
+    temperature: what the logits of both models are divided by.
+    held_out: the share of a class's exemplars that stage 2 trains on.
+    bias_epochs: the length of stage 2, which has few samples.
+    bias_lr: the learning rate of stage 2.
     """
 
-    family = "replay"
-    paper = "Wu et al. 2019, arXiv:1905.13260"
-    settings = ("class",)
-    needs_memory = True
-    not_applicable: ClassVar[dict[str, str]] = {"neutral_at_zero": "it distils the old model also without a memory"}
+    traits = Traits(
+        family="replay",
+        paper="Wu et al. 2019, arXiv:1905.13260",
+        settings=("class",),
+        needs_memory=True,
+        not_applicable={"neutral_at_zero": "it distils the old model also without a memory"},
+    )
 
     temperature: Annotated[float, Field(gt=0), Choices(1.0, 2.0, 4.0)] = 2.0
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -36,21 +43,22 @@ class BiC(Strategy):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """The bias shows only where old and new classes compete."""
-        if config.loss_outputs == "new":
+        if config.training.loss_outputs == "new":
             raise ConfigError("bic needs old and new classes in one loss, not loss_outputs='new'; 'seen' is accepted")
+
+    def begin_run(self) -> None:
+        """Before the first task there is no class with a correction."""
+        self.alpha = self.beta = torch.empty(0, device=self.device)
 
     def begin_task(self, task: Task) -> None:
         """Keep the old model and its corrections; the new classes start without one."""
-        self.correction: nn.Parameter
-        if task.index == 0:
-            self.alpha = self.beta = torch.empty(0, device=self.device)
-        else:
+        super().begin_task(task)
+        if task.index > 0:
             alpha, beta = self.correction.detach()
             n_last = task.outputs.start - len(self.alpha)
             self.alpha = torch.cat([self.alpha, alpha.expand(n_last)])
             self.beta = torch.cat([self.beta, beta.expand(n_last)])
         self.correction = nn.Parameter(torch.tensor([1.0, 0.0], device=self.device))
-        self.teacher: nn.Module | None = self.frozen_copy()
         self.old_share = task.outputs.start / task.outputs.stop
 
     def stages(self, task: Task) -> list[Stage]:
@@ -76,12 +84,8 @@ class BiC(Strategy):
         classification = self.classification_loss(logits, batch)
         if self.teacher is None:
             return {"classification": classification}
-        with torch.no_grad():
-            old = self.teacher(batch.images)[:, : len(self.alpha)] * self.alpha + self.beta
-        return {
-            "classification": (1 - self.old_share) * classification,
-            "distillation": self.old_share * distillation(logits, old, self.temperature),
-        }
+        old = self.teacher_logits(batch.images)[:, : len(self.alpha)] * self.alpha + self.beta
+        return in_proportion(classification, logits, old, self.temperature, self.old_share)
 
     def scores(self, images: Tensor, task: int | None = None) -> Tensor:
         """The corrected logits."""

@@ -1,19 +1,16 @@
-"""Cumulative training: the reference that may go back to all data and keeps its weights."""
+"""Cumulative training."""
 
 from clbench.data.scenario import Task
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
 
 
 class Cumulative(Strategy):
-    """At each step, go on training the same model on the data of all tasks so far.
+    """Cumulative training: at each step, go on training the same model on the data of all tasks so far.
 
-    As `joint`, but warm-started: the weights of the step before are where the next one begins.
+    It is a reference as `joint` is, but the weights of the step before are where the next one begins.
     """
 
-    family = "reference"
-    seeds_together = True
-    data_access = "all"
-    memory_use = "none"
+    traits = Traits(family="reference", seeds_together=True, data_access="all", memory="none")
 
     def stages(self, task: Task) -> list[Stage]:
         """One stage on everything seen so far."""

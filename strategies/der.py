@@ -1,4 +1,4 @@
-"""Dark experience replay: Buzzega et al. 2020, arXiv:2004.07211."""
+"""Dark experience replay."""
 
 from typing import Annotated
 
@@ -12,39 +12,43 @@ from clbench.config.space import Log
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.memory import MEMORIES
-from clbench.learning.strategy import Stage, Strategy, Strength
+from clbench.learning.strategy import Stage, Strategy, Strength, Traits
 
 
 class DER(Strategy):
-    """L = CE(current batch) + alpha * mean over samples and outputs of (z - h(x))^2, the replayed batch being as large.
+    """Dark experience replay. Buzzega et al. 2020, arXiv:2004.07211.
 
-    z: the logits of the sample's augmented view when it last passed by, before the weights moved; the replayed view is
+    L = CE(current batch) + alpha * mean over samples and outputs of (z - h(x))^2, the replayed batch being as large. z
+    are the logits of the sample's augmented view when it last passed by, before the weights moved; the replayed view is
     augmented anew (algorithm 1). The paper's head has all outputs from the start, and those of classes to come learn to
     be low. Where the head grows, an output that is added later has the sample's lowest logit in z.
+
+    alpha: the weight of the distance from the stored logits.
     """
 
-    family = "replay"
-    paper = "Buzzega et al. 2020, arXiv:2004.07211"
-    memory_use = "replayed"
-    needs_memory = True
-    memory_policy = "reservoir"
+    traits = Traits(
+        family="replay",
+        paper="Buzzega et al. 2020, arXiv:2004.07211",
+        memory="replayed",
+        needs_memory=True,
+        memory_policy="reservoir",
+    )
 
     alpha: Annotated[Strength, Log(0.01, 2)] = 0.3
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Logits are stored as samples pass by, so that is when the memory has to choose."""
-        if config.memory_policy is not None and not MEMORIES[config.memory_policy].streaming:
+        if config.memory.policy is not None and not MEMORIES[config.memory.policy].streaming:
             raise ConfigError(
-                f"{config.strategy} stores logits on the way, but memory_policy={config.memory_policy!r} chooses at "
+                f"{config.strategy} stores logits on the way, but memory_policy={config.memory.policy!r} chooses at "
                 "the end of a task; 'reservoir' and 'balanced' are accepted"
             )
 
-    def begin_task(self, task: Task) -> None:
-        """Nothing is stored yet."""
-        if task.index == 0:
-            self.ids = torch.empty(0, dtype=torch.int64)
-            self.logits = torch.empty(0, 0, device=self.device)
-            self.answers: Tensor | None = None
+    def begin_run(self) -> None:
+        """Before the first task nothing is stored."""
+        self.ids = torch.empty(0, dtype=torch.int64)
+        self.logits = torch.empty(0, 0, device=self.device)
+        self.answers: Tensor | None = None
 
     def stages(self, task: Task) -> list[Stage]:
         """Extend what is stored by the outputs that are new."""

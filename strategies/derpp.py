@@ -1,4 +1,4 @@
-"""Dark experience replay with labels: Buzzega et al. 2020, arXiv:2004.07211."""
+"""Dark experience replay with labels."""
 
 from typing import Annotated
 
@@ -11,9 +11,13 @@ from clbench.strategies.der import DER
 
 
 class DERpp(DER):
-    """L = CE(current batch) + alpha * mean (z - h(x'))^2 + beta * CE(x''), x' and x'' being two draws from the memory.
+    """Dark experience replay with labels, DER++. Buzzega et al. 2020, arXiv:2004.07211, algorithm 2.
 
-    See DER; algorithm 2.
+    L = CE(current batch) + alpha * mean (z - h(x'))^2 + beta * CE(x''), x' and x'' being two draws from the memory; z
+    and h are those of DER.
+
+    alpha: the weight of the distance from the stored logits.
+    beta: the weight of the cross-entropy on replayed samples.
     """
 
     alpha: Annotated[Strength, Log(0.01, 2)] = 0.1

@@ -1,4 +1,4 @@
-"""Deep generative replay: Shin et al. 2017, arXiv:1705.08690; as here: van de Ven et al. 2022."""
+"""Deep generative replay."""
 
 import copy
 from typing import Annotated, Literal
@@ -14,23 +14,26 @@ from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.losses import cross_entropy, distillation
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 from clbench.models.vae import VAE
 
 
 class DGR(Strategy):
-    """Replay what a generator of the earlier tasks makes up, labelled by the model as it was before the task.
+    """Deep generative replay. Shin et al. 2017, arXiv:1705.08690.
 
-    As in van de Ven, Tuytelaars & Tolias 2022, doi:10.1038/s42256-022-00568-3. With N tasks so far,
-    L = 1/N L(current) + (1 - 1/N) L(replayed) for the classifier, whose L is cross-entropy, and for the generator,
-    whose L is that of a VAE; each step replays as many samples as it has current ones. targets: the old model's most
-    likely class ("hard"), or its probabilities at `temperature` ("soft": DGR+distill). In the task-incremental
-    setting the old model answers for each earlier task, and the losses are averaged.
+    As in van de Ven, Tuytelaars & Tolias 2022, doi:10.1038/s42256-022-00568-3: a generator of the earlier tasks makes
+    up as many samples as each step has current ones, and the model as it was before the task labels them. With N tasks
+    so far, L = 1/N L(current) + (1 - 1/N) L(replayed) for the classifier, whose L is cross-entropy, and for the
+    generator, whose L is that of a VAE. In the task-incremental setting the old model answers for each earlier task,
+    and the losses are averaged.
+
+    targets: the old model's most likely class ("hard"), or its probabilities ("soft": DGR+distill).
+    temperature: what the logits of soft targets are divided by.
+    hidden: the number of units of the generator's hidden layers.
+    latent: the number of the generator's latent variables.
     """
 
-    family = "replay"
-    paper = "Shin et al. 2017, arXiv:1705.08690"
-    memory_use = "none"
+    traits = Traits(family="replay", paper="Shin et al. 2017, arXiv:1705.08690", memory="none")
 
     targets: Literal["hard", "soft"] = "hard"
     temperature: Annotated[float, Field(gt=0)] = 2.0
@@ -39,18 +42,19 @@ class DGR(Strategy):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Replayed samples can be of any class seen so far."""
-        if config.loss_outputs != "seen":
-            raise ConfigError(f"dgr can't work with loss_outputs={config.loss_outputs!r}; 'seen' is accepted")
+        if config.training.loss_outputs != "seen":
+            raise ConfigError(f"dgr can't work with loss_outputs={config.training.loss_outputs!r}; 'seen' is accepted")
+
+    def begin_run(self) -> None:
+        """Draw the generator."""
+        with self.seeded("generator"):
+            self.generator = VAE(self._context.scenario.image_shape, self.hidden, self.latent).to(self.device)
 
     def begin_task(self, task: Task) -> None:
         """Freeze copies of the model and of the generator."""
         self.teacher = self.frozen_copy()
         self.old_generator: VAE | None = None
-        if self.teacher is None:
-            with self.seeded("generator"):
-                shape = (*task.train.images.shape[1:],)
-                self.generator = VAE(shape, self.hidden, self.latent).to(self.device)
-        else:
+        if self.teacher is not None:
             self.old_generator = copy.deepcopy(self.generator).eval().requires_grad_(False)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -83,7 +87,7 @@ class DGR(Strategy):
             active = group if self.setting == "task" else batch.active
             if self.targets == "hard":
                 labels = answers[:, group].argmax(1) + group.start
-                smoothing = self.config.label_smoothing
+                smoothing = self.config.training.label_smoothing
                 losses.append(cross_entropy(logits, labels, active, label_smoothing=smoothing))
             else:
                 student = logits[:, active]

@@ -1,6 +1,6 @@
-"""Experience replay: Chaudhry et al. 2019, arXiv:1902.10486."""
+"""Experience replay."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -8,39 +8,46 @@ from torch import Tensor
 
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 
 
 class ER(Strategy):
-    """Beside each batch of the task, draw a second one from the memory; both count in proportion to their size.
+    """Experience replay. Chaudhry et al. 2019, arXiv:1902.10486.
 
-    share: part of the images of a step that come from the memory, so share / (1 - share) images per current one.
-    weighting: "tasks" weighs the current batch 1/N and the replayed one 1 - 1/N in the N-th task instead (van de Ven
-    & Tolias 2018, arXiv:1809.10635).
+    L = n / (n + m) CE(n current samples) + m / (n + m) CE(m samples from the memory).
+
+    share: the part of a step's images that comes from the memory: m is share / (1 - share) times n.
     """
 
-    family = "replay"
-    paper = "Chaudhry et al. 2019, arXiv:1902.10486"
-    memory_use = "replayed"
-    needs_memory = True
-    memory_policy = "reservoir"
+    traits = Traits(
+        family="replay",
+        paper="Chaudhry et al. 2019, arXiv:1902.10486",
+        memory="replayed",
+        needs_memory=True,
+        memory_policy="reservoir",
+        retired={"weighting": "size"},
+    )
 
     share: Annotated[float, Field(ge=0, lt=1), Choices(0.25, 0.5, 0.75)] = 0.5
-    weighting: Literal["size", "tasks"] = "size"
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy over current and replayed samples."""
-        replayed = self.replay(round(len(batch) * self.share / (1 - self.share)))
+        n = len(batch)
+        replayed = self.chosen(batch, round(n * self.share / (1 - self.share)))
         if replayed is None:
             return {"classification": self.classification_loss(self.model(batch.images), batch)}
-        n, m = len(batch), len(replayed)
-        current, past = n / (n + m), m / (n + m)
-        if self.weighting == "tasks":
-            current = 1 / (self.progress.task + 1)
-            past = 1 - current
+        current, past = self.weights(n, len(replayed))
         # One forward pass, so that batch norm sees both.
         logits = self.model(torch.cat([batch.images, replayed.images]))
         return {
             "classification": self.classification_loss(logits[:n], batch) * current,
             "replay": self.classification_loss(logits[n:], replayed) * past,
         }
+
+    def chosen(self, batch: Batch, m: int) -> Batch | None:
+        """Return m samples from the memory to learn beside the batch; None while it is empty."""
+        return self.replay(m)
+
+    def weights(self, n: int, m: int) -> tuple[float, float]:
+        """Return the weights of the losses on n current and m replayed samples."""
+        return n / (n + m), m / (n + m)

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation: Kirkpatrick et al. 2017, arXiv:1612.00796."""
+"""Elastic weight consolidation."""
 
 from typing import Annotated, Literal
 
@@ -6,45 +6,43 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clbench.config.space import Log
 from clbench.data.scenario import Task
-from clbench.learning.importance import fisher_diagonal_of_batches, grown, quadratic_penalty
-from clbench.learning.strategy import Strategy, Strength
+from clbench.learning.importance import fisher_diagonal_of_batches, grown
+from clbench.learning.strategy import Traits
+from clbench.strategies._quadratic import QuadraticAnchor
 
 
-class EWC(Strategy):
-    """penalty = strength / 2 * sum_k sum_i F_k,i (w_i - w*_k,i)^2, F_k the diagonal Fisher information after task k.
+class EWC(QuadraticAnchor):
+    """Elastic weight consolidation. Kirkpatrick et al. 2017, arXiv:1612.00796.
 
-    mode: "separate" keeps a penalty for every task; "online" one, around the latest weights, of a Fisher that decays:
-    F <- decay * F + F_k (Schwarz et al. 2018, arXiv:1805.06370). fisher_labels: labels that are true ("empirical"),
-    drawn from the model ("sampled"), or the expectation over all of them ("exact"). fisher_samples: at most so many,
-    the whole task by default.
+    penalty = strength / 2 * sum_k sum_i F_k,i (w_i - w*_k,i)^2, F_k the diagonal Fisher information after task k.
+
+    strength: the weight of the penalty.
+    mode: "separate" keeps a penalty for every task; "online" keeps one, around the latest weights, with
+        F <- decay * F + F_k (Schwarz et al. 2018, arXiv:1805.06370).
+    decay: how much of the earlier Fisher information the online mode keeps.
+    fisher_labels: the labels are the true ones ("empirical"), drawn from the model ("sampled"), or F is the expectation
+        over all labels ("exact").
+    fisher_samples: the largest number of the task's images that F is a mean over; None takes all.
     """
 
-    family = "regularisation"
-    paper = "Kirkpatrick et al. 2017, arXiv:1612.00796"
-    seeds_together = True
+    traits = Traits(family="regularisation", paper="Kirkpatrick et al. 2017, arXiv:1612.00796", seeds_together=True)
+    factor = 0.5
 
-    strength: Annotated[Strength, Log(1e-2, 1e6)] = 100.0
+    strength = 100.0
     mode: Literal["separate", "online"] = "separate"
     decay: Annotated[float, Field(ge=0, le=1)] = 1.0
     fisher_labels: Literal["empirical", "sampled", "exact"] = "empirical"
     fisher_samples: Annotated[int, Field(ge=1)] | None = None
 
-    def begin_task(self, task: Task) -> None:
-        """Before the first task nothing is important."""
-        if task.index == 0:
-            self.importance: dict[str, Tensor] = {}
-            self.anchor: dict[str, Tensor] = {}
-            self.offset = 0.0
+    def begin_run(self) -> None:
+        """Before the first task nothing is important, and no penalty remains at its minimum."""
+        super().begin_run()
+        self.offset = 0.0
 
-    def penalty(self) -> Tensor | None:
-        """The quadratic penalty around the weights of earlier tasks."""
-        if not self.importance or not self.strength:
-            return None
-        parameters = dict(self.model.named_parameters())
-        distance = quadratic_penalty(parameters, self.importance, self.anchor)
-        return self.strength / 2 * (distance + self.offset)
+    def distance(self) -> Tensor:
+        """The merged penalties, and what is left of them at their common minimum."""
+        return super().distance() + self.offset
 
     def end_task(self, task: Task) -> None:
         """Add the task's Fisher information, and move the anchor.
@@ -70,12 +68,10 @@ class EWC(Strategy):
         if self.fisher_samples is not None:
             data = data.subset(torch.randperm(len(data), generator=self.rng("samples"))[: self.fisher_samples])
         self.log("fisher_samples", len(data))
-        active = self.active_outputs(data.ids)
-        assert isinstance(active, slice)  # the task's own samples compete among the same outputs
         return fisher_diagonal_of_batches(
             self.model,
             ((batch.images, batch.labels) for batch in self.passes(data)),
             label_mode=self.fisher_labels,
-            active=active,
+            active=self.competing(data),
             generator=self.rng("labels"),
         )

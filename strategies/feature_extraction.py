@@ -1,28 +1,28 @@
-"""Feature extraction: a backbone that stays as it was, and new outputs on top."""
+"""Feature extraction."""
 
 from typing import Literal
 
 from clbench.data.scenario import Task
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
 
 
 class FeatureExtraction(Strategy):
-    """Train only the output rows of the new task; old rows, batch-norm statistics and dropout stay as they were.
+    """Feature extraction. Li & Hoiem 2016, arXiv:1606.09282, section 3 (as a baseline).
 
-    The features come from given weights, or from the first task, on which everything trains. trainable_from: the
-    first layer that moves later on: the head, or the last one or two blocks before it.
-    As the baseline of Li & Hoiem 2016, arXiv:1606.09282, section 3.
+    Only the output rows of the new task train; old rows, batch-norm statistics and dropout stay as they were. The
+    features come from given weights, or from the first task, on which everything trains.
+
+    trainable_from: the first layer that moves later on: the head, or the last one or two blocks before it.
     """
 
-    family = "frozen"
-    paper = "Li & Hoiem 2016, arXiv:1606.09282, section 3"
+    traits = Traits(family="frozen", paper="Li & Hoiem 2016, arXiv:1606.09282, section 3")
 
     trainable_from: Literal["head", "last-1", "last-2"] = "head"
 
     def stages(self, task: Task) -> list[Stage]:
         """Everything in the first task, the top only in later ones."""
         data = self.with_exemplars(task.train)
-        if task.index == 0 and self.config.weights is None:
+        if task.index == 0 and self.config.model.weights is None:
             return [Stage(data)]
         blocks = self.model.blocks()
         moving = {"head": 0, "last-1": 1, "last-2": 2}[self.trainable_from]

@@ -1,4 +1,6 @@
-"""Nearest class mean on frozen features: Mensink et al. 2013, doi:10.1109/TPAMI.2013.83."""
+"""Nearest class mean on frozen features."""
+
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -6,13 +8,14 @@ from clbench.strategies._frozen import FrozenBackbone
 
 
 class FrozenNCM(FrozenBackbone):
-    """argmin_c ||phi(x) - mu_c||, mu_c the mean of all features of class c.
+    """Nearest class mean on frozen features. Mensink et al. 2013, doi:10.1109/TPAMI.2013.83.
 
-    Linear, as ||phi||^2 is the same for all classes: score_c = mu_c . phi(x) - ||mu_c||^2 / 2. The features come from
-    given weights, or from the first task, on which the backbone trains before it is frozen.
+    argmin_c ||phi(x) - mu_c||, mu_c the mean of all features of class c. It is linear, as ||phi||^2 is the same for all
+    classes: score_c = mu_c . phi(x) - ||mu_c||^2 / 2. The features come from given weights, or from the first task, on
+    which the backbone trains before it is frozen.
     """
 
-    paper = "Mensink et al. 2013, doi:10.1109/TPAMI.2013.83"
+    traits = replace(FrozenBackbone.traits, paper="Mensink et al. 2013, doi:10.1109/TPAMI.2013.83")
 
     def classifier(self) -> tuple[Tensor, Tensor]:
         """The class means as weights."""

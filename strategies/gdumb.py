@@ -1,7 +1,7 @@
-"""GDumb: Prabhu, Torr & Dokania 2020, ECCV."""
+"""GDumb."""
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -9,37 +9,40 @@ from pydantic import Field
 from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario, Task
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
 
 
 class GDumb(Strategy):
-    """Keep a class-balanced sample of the stream, and after each task train a fresh model on that sample alone.
+    """GDumb, the greedy sampler and dumb learner. Prabhu, Torr & Dokania 2020, ECCV, doi:10.1007/978-3-030-58536-5_31.
 
-    memory_epochs: passes over the memory (256 in the paper); by default as many steps as the run's epochs have on the
-    task's own data. Optimizer and schedule are the run's; the paper's CutMix is left out.
+    A class-balanced sample of the stream is kept, and after each task a fresh model is trained on that sample alone.
+    Optimizer and schedule are the run's; the paper's CutMix is left out.
+
+    memory_epochs: the number of passes over the memory (256 in the paper); None takes as many steps as the run's epochs
+        have on the task's own data.
     """
 
-    family = "replay"
-    paper = "Prabhu, Torr & Dokania 2020, ECCV, doi:10.1007/978-3-030-58536-5_31"
-    memory_use = "own"
-    needs_memory = True
-    memory_policy = "balanced"
-    not_applicable: ClassVar[dict[str, str]] = {
-        "neutral_at_zero": "it trains on its memory alone, so it refuses to run without one"
-    }
+    traits = Traits(
+        family="replay",
+        paper="Prabhu, Torr & Dokania 2020, ECCV, doi:10.1007/978-3-030-58536-5_31",
+        memory="own",
+        needs_memory=True,
+        memory_policy="balanced",
+        not_applicable={"neutral_at_zero": "it trains on its memory alone, so it refuses to run without one"},
+    )
 
     memory_epochs: Annotated[int, Field(ge=1)] | None = None
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Without a memory there is nothing to train on."""
-        if not config.memory_budget:
+        if not config.memory.budget:
             raise ConfigError("gdumb trains on its memory alone; give memory_size or memory_per_class, 1 or more")
-        if config.memory_policy in ("herding", "herding-argmax"):
+        if config.memory.policy in ("herding", "herding-argmax"):
             raise ConfigError(
                 "gdumb fills its memory before it has features; memory_policy 'balanced', 'random' and "
                 "'reservoir' are accepted, not 'herding'"
             )
-        if config.loss_outputs == "new":
+        if config.training.loss_outputs == "new":
             raise ConfigError("gdumb learns all classes at once, not loss_outputs='new'; 'seen' and 'all' are accepted")
 
     def begin_task(self, task: Task) -> None:
@@ -52,11 +55,8 @@ class GDumb(Strategy):
         """One stage on the memory, from a fresh model."""
         data = self.exemplars()
         if self.memory_epochs is not None:
-            return [Stage(data, epochs=self.memory_epochs, before=self._restart)]
-        steps = self.config.iterations
-        if self.config.epochs is not None:
-            steps = self.config.epochs * math.ceil(len(task.train) / self.config.batch_size)
-        return [Stage(data, iterations=steps, before=self._restart)]
-
-    def _restart(self) -> None:
-        self.model = self.fresh_model()
+            return [Stage(data, epochs=self.memory_epochs, before=self.restart)]
+        steps = self.config.training.iterations
+        if self.config.training.epochs is not None:
+            steps = self.config.training.epochs * math.ceil(len(task.train) / self.config.training.batch_size)
+        return [Stage(data, iterations=steps, before=self.restart)]

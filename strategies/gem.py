@@ -1,4 +1,4 @@
-"""Gradient episodic memory: Lopez-Paz & Ranzato 2017, arXiv:1706.08840."""
+"""Gradient episodic memory."""
 
 from typing import Annotated
 
@@ -9,21 +9,26 @@ from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import ImageSet
 from clbench.learning.projection import gradient_of, gradients, project_on_cone, replace_gradients
-from clbench.learning.strategy import Strategy, Strength
+from clbench.learning.strategy import Strategy, Strength, Traits
 
 
 class GEM(Strategy):
-    """Take the gradient nearest to g that raises the loss on no earlier task's exemplars: z.g_k >= 0 for all k.
+    """Gradient episodic memory. Lopez-Paz & Ranzato 2017, arXiv:1706.08840.
 
-    min 1/2 |z - g|^2, solved in its dual v with one unknown a task (eq. 8-11); z = G'v + g. margin: v >= margin, which
-    favours backward transfer (0.5 in the authors' experiments). The memory is filled when a task ends.
+    The gradient g is replaced by the nearest z that raises the loss on no earlier task's exemplars: min 1/2 |z - g|^2
+    with z.g_k >= 0 for all k. It is solved in its dual v, with one unknown a task (eq. 8-11); z = G'v + g. The memory
+    is filled when a task ends.
+
+    margin: the least v, which favours backward transfer (0.5 in the authors' experiments).
     """
 
-    family = "replay"
-    paper = "Lopez-Paz & Ranzato 2017, arXiv:1706.08840"
-    memory_use = "replayed"
-    needs_memory = True
-    memory_policy = "random"
+    traits = Traits(
+        family="replay",
+        paper="Lopez-Paz & Ranzato 2017, arXiv:1706.08840",
+        memory="replayed",
+        needs_memory=True,
+        memory_policy="random",
+    )
 
     margin: Annotated[Strength, Choices(0.0, 0.5, 1.0)] = 0.5
 

@@ -1,4 +1,4 @@
-"""Hard attention to the task: Serra, Suris, Miron & Karatzoglou 2018, arXiv:1801.01423."""
+"""Hard attention to the task."""
 
 from typing import Annotated
 
@@ -10,25 +10,30 @@ from clbench.config.run import RunConfig
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
 from clbench.models.blocks import block_outputs, chain, check_chain, widths
 
 
 class HAT(Strategy):
-    """Each task learns a gate a = sigmoid(s e) for every unit; weights between units that earlier tasks use stay.
+    """Hard attention to the task. Serra, Suris, Miron & Karatzoglou 2018, arXiv:1801.01423.
 
-    In each epoch of B batches s rises: s = 1/smax + (smax - 1/smax) (b - 1)/(B - 1); at test it is smax.
-    The step of a weight is multiplied by 1 - min(a_i, a_j), a the largest gates of earlier tasks at its two ends.
-    L = CE + sparsity * sum a (1 - a_earlier) / sum (1 - a_earlier). The gradient of e is multiplied by
-    smax/s (cosh(s e) + 1)/(cosh(e) + 1), with |s e| at most 50 and |e| at most 6.
-    Batch norm is fixed after the first task.
+    L = CE + sparsity * sum a (1 - a_earlier) / sum (1 - a_earlier). Each task learns a gate a = sigmoid(s e) for every
+    unit; weights between units that earlier tasks use stay: the step of a weight is multiplied by 1 - min(a_i, a_j), a
+    the largest gates of earlier tasks at its two ends. In each epoch of B batches s rises: s = 1/smax + (smax - 1/smax)
+    (b - 1)/(B - 1); at test it is smax. The gradient of e is multiplied by smax/s (cosh(s e) + 1)/(cosh(e) + 1), with
+    |s e| at most 50 and |e| at most 6. Batch norm is fixed after the first task.
+
+    smax: the largest s, at which a gate is nearly 0 or 1.
+    sparsity: the weight of the term by which a task takes few of the units that are free.
     """
 
-    family = "isolation"
-    paper = "Serra et al. 2018, arXiv:1801.01423"
-    settings = ("task",)
-    memory_use = "none"
-    needs_task_at_test = True
+    traits = Traits(
+        family="isolation",
+        paper="Serra et al. 2018, arXiv:1801.01423",
+        settings=("task",),
+        memory="none",
+        needs_task_at_test=True,
+    )
 
     smax: Annotated[float, Field(ge=1), Choices(100.0, 200.0, 400.0, 800.0)] = 400.0
     sparsity: Annotated[float, Field(ge=0), Choices(0.25, 0.75, 1.5, 2.5)] = 0.75
@@ -37,11 +42,13 @@ class HAT(Strategy):
         """Every layer needs gates at both ends."""
         check_chain(config, scenario)
 
+    def begin_run(self) -> None:
+        """Before the first task no unit is used."""
+        self.gates: list[list[Tensor]] = []
+        self.used = [torch.zeros(width, device=self.device) for width in widths(self.model)]
+
     def begin_task(self, task: Task) -> None:
         """Draw the embedding e of the task from N(0, 1)."""
-        if task.index == 0:
-            self.gates: list[list[Tensor]] = []
-            self.used = [torch.zeros(width, device=self.device) for width in widths(self.model)]
         generator = self.rng("embedding")
         self.embedding = nn.ParameterDict(
             {

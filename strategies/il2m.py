@@ -1,30 +1,35 @@
-"""IL2M, class-incremental learning with dual memory: Belouadah & Popescu 2019, ICCV."""
+"""Class-incremental learning with dual memory."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clbench.data.scenario import ImageSet, Task
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 
 
 class IL2M(Strategy):
-    """Fine-tune on task and exemplars; at test time, undo the loss of confidence in old classes.
+    """IL2M, class-incremental learning with dual memory. Belouadah & Popescu 2019, ICCV, doi:10.1109/ICCV.2019.00067.
 
-    Where a new class has the highest score, an old class i gets p_i * mu_P(i) / mu_N(i) * M_N / M_P (eq. 1): mu, the
-    mean score of the class's own images in the model that learnt it (P) and in the present one (N); M, the mean top
-    score of a model on images of its new classes. Scores are softmax outputs. Both classifiers are reported.
+    Fine-tuning on task and exemplars, and at test time a remedy for the loss of confidence in old classes: where a new
+    class has the highest score, an old class i gets p_i * mu_P(i) / mu_N(i) * M_N / M_P (eq. 1). mu is the mean score
+    of the class's own images in the model that learnt it (P) and in the present one (N); M is the mean top score of a
+    model on images of its new classes. Scores are softmax outputs. Both classifiers are reported.
     """
 
-    family = "replay"
-    paper = "Belouadah & Popescu 2019, ICCV, doi:10.1109/ICCV.2019.00067"
-    settings = ("class",)
-    needs_memory = True
+    traits = Traits(
+        family="replay",
+        paper="Belouadah & Popescu 2019, ICCV, doi:10.1109/ICCV.2019.00067",
+        settings=("class",),
+        needs_memory=True,
+    )
+
+    def begin_run(self) -> None:
+        """Before the first task there are no statistics."""
+        self.initial = self.confidence = torch.empty(0, device=self.device)
 
     def begin_task(self, task: Task) -> None:
         """While a task is learnt there is nothing to rectify with."""
-        if task.index == 0:
-            self.initial = self.confidence = torch.empty(0, device=self.device)
         self.seen = task.outputs.stop
         self.factors = torch.empty(0, device=self.device)
 

@@ -1,39 +1,32 @@
-"""L2 to the previous weights: the baseline of Kirkpatrick et al. 2017, arXiv:1612.00796, figure 2."""
-
-from typing import Annotated
+"""L2 to the weights after the task before."""
 
 import torch
 from torch import Tensor
 
-from clbench.config.space import Log
 from clbench.data.scenario import Task
 from clbench.learning.importance import copied_weights, quadratic_penalty
-from clbench.learning.strategy import Strategy, Strength
+from clbench.learning.strategy import Traits
+from clbench.strategies._quadratic import QuadraticAnchor
 
 
-class L2(Strategy):
-    """penalty = strength / 2 * sum_i (w_i - w*_i)^2, w* the weights after the task before; new outputs are free.
+class L2(QuadraticAnchor):
+    """L2 to the weights after the task before. Kirkpatrick et al. 2017, arXiv:1612.00796, figure 2.
 
-    EWC with every parameter equally important.
+    penalty = strength / 2 * sum_i (w_i - w*_i)^2, w* the weights after the task before: EWC with every parameter
+    equally important. New outputs are free.
+
+    strength: the weight of the penalty.
     """
 
-    family = "regularisation"
-    paper = "Kirkpatrick et al. 2017, arXiv:1612.00796, figure 2"
-    seeds_together = True
+    traits = Traits(
+        family="regularisation", paper="Kirkpatrick et al. 2017, arXiv:1612.00796, figure 2", seeds_together=True
+    )
+    factor = 0.5
 
-    strength: Annotated[Strength, Log(1e-2, 1e6)] = 1.0
-
-    def begin_task(self, task: Task) -> None:
-        """Before the first task there is nothing to stay near to."""
-        if task.index == 0:
-            self.anchor: dict[str, Tensor] = {}
-
-    def penalty(self) -> Tensor | None:
-        """The squared distance to the weights after the task before."""
-        if not self.anchor or not self.strength:
-            return None
+    def distance(self) -> Tensor:
+        """The squared distance; the ones are made anew, since keeping them would take as much memory as the model."""
         ones = {name: torch.ones_like(weight) for name, weight in self.anchor.items()}
-        return self.strength / 2 * quadratic_penalty(dict(self.model.named_parameters()), ones, self.anchor)
+        return quadratic_penalty(dict(self.model.named_parameters()), ones, self.anchor)
 
     def end_task(self, task: Task) -> None:
         """Move the anchor."""

@@ -1,7 +1,7 @@
-"""LUCIR, learning a unified classifier incrementally via rebalancing: Hou et al. 2019, CVPR."""
+"""Learning a unified classifier incrementally via rebalancing."""
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -11,35 +11,43 @@ from torch import Tensor, nn
 from clbench.config.space import Choices, Log
 from clbench.data.batches import Batch
 from clbench.data.scenario import Task
-from clbench.learning.strategy import Stage, Strategy, Strength
+from clbench.learning.strategy import Stage, Strategy, Strength, Traits
 from clbench.models.network import Network
 
 
 class LUCIR(Strategy):
-    """L = CE(scale * c) + l * (1 - cos(f, f_old)) + sum over the top_k new classes k of max(0, margin - c_y + c_k).
+    """Learning a unified classifier via rebalancing. Hou et al. 2019, CVPR, doi:10.1109/CVPR.2019.00092.
 
-    c: cosines of the feature f and the classes' weight vectors; scale is learnt; l = less_forget * sqrt(old classes /
+    L = CE(scale * c) + l * (1 - cos(f, f_old)) + sum over the top_k new classes k of max(0, margin - c_y + c_k). c are
+    the cosines of the feature f and the classes' weight vectors; scale is learnt; l = less_forget * sqrt(old classes /
     new classes); the ranking term is a mean over exemplars. Old weight vectors are fixed, new ones begin as their
-    class's mean feature direction, at the mean norm of the old. Sections 3.2-3.4 and the authors' code.
+    class's mean feature direction, at the mean norm of the old (sections 3.2-3.4 and the authors' code).
+
+    less_forget: the weight of the term that holds the features.
+    margin: how much nearer an exemplar's own class has to be than a new one.
+    top_k: the number of new classes that are ranked.
+    initial_scale: what scale starts from.
     """
 
-    family = "replay"
-    paper = "Hou et al. 2019, CVPR, doi:10.1109/CVPR.2019.00092"
-    settings = ("class",)
-    needs_memory = True
-    not_applicable: ClassVar[dict[str, str]] = {
-        "neutral_at_zero": "its classifier is a cosine one, also without a memory"
-    }
+    traits = Traits(
+        family="replay",
+        paper="Hou et al. 2019, CVPR, doi:10.1109/CVPR.2019.00092",
+        settings=("class",),
+        needs_memory=True,
+        not_applicable={"neutral_at_zero": "its classifier is a cosine one, also without a memory"},
+    )
 
     less_forget: Annotated[Strength, Log(0.5, 50)] = 5.0
     margin: Strength = 0.5
     top_k: Annotated[int, Field(ge=1)] = 2
     initial_scale: Annotated[float, Field(gt=0), Choices(1.0, 5.0, 10.0)] = 1.0
 
+    def begin_run(self) -> None:
+        """The scale is learnt through all tasks."""
+        self.scale = nn.Parameter(torch.tensor(self.initial_scale, device=self.device))
+
     def begin_task(self, task: Task) -> None:
         """Keep the old model, whose features are to be kept."""
-        if task.index == 0:
-            self.scale = nn.Parameter(torch.tensor(self.initial_scale, device=self.device))
         self.teacher: Network | None = self.frozen_copy()
         self.old, self.new = slice(0, task.outputs.start), task.outputs
         self.strength = self.less_forget * math.sqrt(task.outputs.start / len(task.classes))

@@ -1,10 +1,12 @@
-"""Naive fine-tuning: the lower reference line."""
+"""Naive fine-tuning."""
 
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 
 
 class Naive(Strategy):
-    """Go on training on each new task as if it were the first; with a memory, on the task and its exemplars."""
+    """Naive fine-tuning: go on training on each new task as if it were the first; with a memory, on task and exemplars.
 
-    family = "reference"
-    seeds_together = True
+    It is the lower reference line.
+    """
+
+    traits = Traits(family="reference", seeds_together=True)

@@ -1,4 +1,4 @@
-"""PackNet: Mallya & Lazebnik 2018, arXiv:1711.05769."""
+"""PackNet."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -12,45 +12,47 @@ from torch.func import functional_call
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import Task
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
 
 FREE = -1
 
 
 class PackNet(Strategy):
-    """Train all free weights, prune the smallest of them in each layer, retrain the rest, which then stay for good.
+    """PackNet. Mallya & Lazebnik 2018, arXiv:1711.05769.
 
-    prune: share of a layer's free weights that are set to zero, and so left to later tasks (the paper: 0.5 and 0.75).
-    retrain: share of the task's epochs that come after pruning (the paper: half as many as before it). Task k is scored
-    with the weights of tasks 1 to k alone. Biases and batch norm are fixed after the first task; each task
-    has its own rows of the head.
+    All free weights train; then the smallest of them in each layer are pruned, and the rest are trained again and stay
+    for good. Task k is scored with the weights of tasks 1 to k alone. Biases and batch norm are fixed after the first
+    task; each task has its own rows of the head.
+
+    prune: the share of a layer's free weights that are set to zero, and so left to later tasks (the paper: 0.5 and
+        0.75).
+    retrain: the share of the task's epochs that come after pruning (the paper: half as many as before it).
     """
 
-    family = "isolation"
-    paper = "Mallya & Lazebnik 2018, arXiv:1711.05769"
-    settings = ("task",)
-    memory_use = "none"
-    needs_task_at_test = True
+    traits = Traits(
+        family="isolation",
+        paper="Mallya & Lazebnik 2018, arXiv:1711.05769",
+        settings=("task",),
+        memory="none",
+        needs_task_at_test=True,
+    )
 
     prune: Annotated[float, Field(ge=0, lt=1), Choices(0.5, 0.75)] = 0.75
     retrain: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
 
-    def begin_task(self, task: Task) -> None:
-        """At first every weight is free."""
-        if task.index == 0:
-            self.owner = {
-                name: torch.full_like(weight, FREE, dtype=torch.int16) for name, weight in self._weights().items()
-            }
+    def begin_run(self) -> None:
+        """Before the first task every weight is free."""
+        self.owner = {n: torch.full_like(weight, FREE, dtype=torch.int16) for n, weight in self._weights().items()}
 
     def stages(self, task: Task) -> list[Stage]:
         """Train, then prune and retrain."""
         moving = [*self._weights().values(), *self.model.head.parameters()] if task.index else None
-        total = self.config.epochs or self.config.iterations or 1
+        total = self.config.training.epochs or self.config.training.iterations or 1
         after = max(1, round(total * self.retrain))
         before = max(1, total - after)
 
         def stage(name: str, length: int, start: Callable[[], None]) -> Stage:
-            epochs, iterations = (length, None) if self.config.epochs else (None, length)
+            epochs, iterations = (length, None) if self.config.training.epochs else (None, length)
             return Stage(task.train, name, moving, task.outputs, epochs, iterations, before=start)
 
         return [stage("train", before, self._hold_owned), stage("retrain", after, self._prune)]

@@ -1,4 +1,4 @@
-"""Progressive neural networks: Rusu et al. 2016, arXiv:1606.04671."""
+"""Progressive neural networks."""
 
 import copy
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
 from clbench.models.blocks import Layer, check_chain
 from clbench.models.network import Network
 
@@ -64,28 +64,33 @@ class Column(nn.Module):
 
 
 class PNN(Strategy):
-    """A new network, a column, for each task, which also hears the frozen columns of earlier tasks.
+    """Progressive neural networks. Rusu et al. 2016, arXiv:1606.04671.
 
     h_i of column k = f(W h_{i-1} + U relu(V alpha h_{i-1} of all columns before k)) (eq. 2), in the blocks from the
-    second on and in the task's rows of the head. The size grows with the square of the number of tasks.
+    second on and in the task's rows of the head: each task has a new network, a column, which also hears the frozen
+    columns of earlier tasks. The size grows with the square of the number of tasks.
     """
 
-    family = "isolation"
-    paper = "Rusu et al. 2016, arXiv:1606.04671"
-    settings = ("task",)
-    memory_use = "none"
-    needs_task_at_test = True
-    through_features = False
+    traits = Traits(
+        family="isolation",
+        paper="Rusu et al. 2016, arXiv:1606.04671",
+        settings=("task",),
+        memory="none",
+        needs_task_at_test=True,
+        through_features=False,
+    )
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """A lateral connection joins one layer of each block."""
         check_chain(config, scenario)
 
+    def begin_run(self) -> None:
+        """Before the first task there is no column but the model itself."""
+        self.columns = nn.ModuleList()
+
     def begin_task(self, task: Task) -> None:
         """The model is the first column; every later task adds one, fresh."""
-        if task.index == 0:
-            self.columns = nn.ModuleList()
-        else:
+        if task.index > 0:
             with self.seeded("column"):
                 # Drawn on the CPU, so that it is the same on every device.
                 column = Column(self.fresh_model().cpu(), len(task.classes), task.index)

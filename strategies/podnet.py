@@ -1,8 +1,7 @@
-"""PODNet: Douillard, Cord, Ollion, Robert & Valle 2020, arXiv:2004.13513."""
+"""PODNet."""
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from clbench.config.run import RunConfig
 from clbench.config.space import Log
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
-from clbench.learning.strategy import Strategy, eval_mode
+from clbench.learning.strategy import Strategy, Traits, eval_mode
 from clbench.models.blocks import block_outputs
 
 
@@ -41,24 +40,32 @@ def hinge_nca(similarities: Tensor, labels: Tensor, eta: Tensor, margin: float) 
 
 
 class PODNet(Strategy):
-    """Keep what each block gives out, pooled in one direction at a time; classify by several proxies for each class.
+    """PODNet. Douillard, Cord, Ollion, Robert & Valle 2020, arXiv:2004.13513.
 
-    L = NCA + sqrt(seen / new) (spatial * POD-spatial + flat * POD-flat), where seen and new are numbers of classes:
-    POD-spatial compares all blocks but the last with the old model's, POD-flat the features, by their cosine. The
-    similarity to a class is sum_k softmax_k(c) c_k over the cosines c of its proxies. New proxies start as the features
-    of random images of their class (in the paper: k-means centroids). The paper's fine-tuning on balanced exemplars
-    is left out. scale: what the learnt factor eta of the similarities starts from (the paper: 1, with 160 epochs at a
-    learning rate of 0.1 to grow in).
+    L = NCA + sqrt(seen / new) (spatial * POD-spatial + flat * POD-flat), where seen and new are numbers of classes.
+    POD-spatial compares what all blocks but the last give out with the old model's, pooled in one direction at a time;
+    POD-flat compares the features, by their cosine. The similarity to a class is sum_k softmax_k(c) c_k over the
+    cosines c of its proxies. New proxies start as the features of random images of their class (in the paper: k-means
+    centroids). The paper's fine-tuning on balanced exemplars is left out.
+
+    spatial: the weight of POD-spatial.
+    flat: the weight of POD-flat.
+    proxies_per_class: the number of proxies of each class.
+    margin: what the own class's similarity is reduced by in NCA.
+    scale: what the learnt factor eta of the similarities starts from (the paper: 1, with 160 epochs at a learning rate
+        of 0.1 to grow in).
     """
 
-    family = "distillation"
-    paper = "Douillard et al. 2020, arXiv:2004.13513"
-    settings = ("class",)
-    needs_memory = True
-    through_features = False
-    not_applicable: ClassVar[Mapping[str, str]] = {
-        "neutral_at_zero": "it classifies by similarity to proxies, with a loss of its own, also without a memory"
-    }
+    traits = Traits(
+        family="distillation",
+        paper="Douillard et al. 2020, arXiv:2004.13513",
+        settings=("class",),
+        needs_memory=True,
+        through_features=False,
+        not_applicable={
+            "neutral_at_zero": "it classifies by similarity to proxies, with a loss of its own, also without a memory"
+        },
+    )
 
     spatial: Annotated[float, Field(ge=0), Log(0.1, 10)] = 3.0
     flat: Annotated[float, Field(ge=0), Log(0.1, 10)] = 1.0
@@ -68,15 +75,19 @@ class PODNet(Strategy):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """The margin is taken against every class seen so far."""
-        if config.loss_outputs != "seen":
-            raise ConfigError(f"podnet can't work with loss_outputs={config.loss_outputs!r}; 'seen' is accepted")
+        if config.training.loss_outputs != "seen":
+            raise ConfigError(
+                f"podnet can't work with loss_outputs={config.training.loss_outputs!r}; 'seen' is accepted"
+            )
+
+    def begin_run(self) -> None:
+        """Before the first task there are no proxies; eta is learnt through all tasks."""
+        self.eta = nn.Parameter(torch.full((), self.scale, device=self.device))
+        self.proxies = nn.Parameter(torch.empty(0, self.proxies_per_class, self.model.feature_dim).to(self.device))
 
     def begin_task(self, task: Task) -> None:
         """Keep the old model as the teacher, and add proxies for the new classes."""
         self.teacher = self.frozen_copy()
-        if task.index == 0:
-            self.eta = nn.Parameter(torch.full((), self.scale, device=self.device))
-            self.proxies = nn.Parameter(torch.empty(0, self.proxies_per_class, self.model.feature_dim).to(self.device))
         self.proxies = nn.Parameter(torch.cat([self.proxies.detach(), self._imprinted(task)]))
         self.factor = math.sqrt(task.outputs.stop / len(task.classes))
 

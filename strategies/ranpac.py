@@ -1,5 +1,6 @@
-"""RanPAC: McDonnell et al. 2023, arXiv:2307.02251."""
+"""RanPAC."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -15,26 +16,29 @@ RIDGES = [10.0**power for power in range(-8, 9)]
 
 
 class RanPAC(FrozenBackbone):
-    """score = h(x)^T (G + ridge * I)^-1 C with h(x) = ReLU(W^T phi(x)), G = sum of h h^T, C = sum of h y^T (sec. 4.3).
+    """RanPAC. McDonnell et al. 2023, arXiv:2307.02251.
 
-    W: projections (the paper's M) columns drawn once from N(0, 1); y: one-hot labels. ridge: None chooses, after each
-    task, the power of 10 from -8 to 8 with the least squared error on a fifth of the task's samples, fitted on the
-    others. The features come from given weights, or from the first task, on which the backbone trains before it is
-    frozen. The paper has 10,000 projections of 768 features.
+    score = h(x)^T (G + ridge * I)^-1 C with h(x) = ReLU(W^T phi(x)), G = sum of h h^T, C = sum of h y^T (sec. 4.3); y
+    are one-hot labels. The features come from given weights, or from the first task, on which the backbone trains
+    before it is frozen.
+
+    projections: the number of columns of W (the paper's M), drawn once from N(0, 1) (10,000 of 768 features in the
+        paper).
+    ridge: None chooses, after each task, the power of 10 from -8 to 8 with the least squared error on a fifth of the
+        task's samples, fitted on the others.
     """
 
-    paper = "McDonnell et al. 2023, arXiv:2307.02251"
+    traits = replace(FrozenBackbone.traits, paper="McDonnell et al. 2023, arXiv:2307.02251")
     second_moment = True
 
     projections: Annotated[int, Field(ge=1), Choices(500, 1000, 2000)] = 1000
     ridge: Annotated[float, Field(gt=0)] | None = None
 
-    def begin_task(self, task: Task) -> None:
-        """Draw the projections before the first task."""
-        if task.index == 0:
-            shape = (self.model.feature_dim, self.projections)
-            self.projection = torch.randn(shape, generator=self.rng("projection")).to(self.device)
-        super().begin_task(task)
+    def begin_run(self) -> None:
+        """Draw the projections."""
+        shape = (self.model.feature_dim, self.projections)
+        self.projection = torch.randn(shape, generator=self.rng("projection")).to(self.device)
+        super().begin_run()
 
     def represent(self, features: Tensor) -> Tensor:
         """ReLU of the random projections."""

@@ -1,4 +1,4 @@
-"""Riemannian walk: Chaudhry et al. 2018, arXiv:1801.10112."""
+"""Riemannian walk."""
 
 from typing import Annotated
 
@@ -6,43 +6,41 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clbench.config.space import Log
 from clbench.data.batches import Batch
 from clbench.data.scenario import Task
-from clbench.learning.importance import copied_gradients, copied_weights, grown, loss_decrease, quadratic_penalty, zeros
-from clbench.learning.strategy import Stage, Strategy, Strength
+from clbench.learning.importance import copied_weights, grown, zeros
+from clbench.learning.strategy import Traits
+from clbench.strategies._quadratic import PathAnchor
 
 
-class RWalk(Strategy):
-    """penalty = strength * sum_i (F_i + s_i) (w_i - w*_i)^2 (eq. 8), F and s each divided by its largest entry.
+class RWalk(PathAnchor):
+    """Riemannian walk. Chaudhry et al. 2018, arXiv:1801.10112.
 
-    Every `interval` steps: s_i gains max(0, loss decrease owed to w_i / (F_i D_i^2 / 2 + epsilon)) (eq. 7), D_i how far
-    the parameter moved in these steps; then F <- alpha * (mean of the squared gradients) + (1 - alpha) * F (eq. 6).
-    After a task, s is the mean of the score before it and the one gained in it. The gradients are those of the data
-    terms, of a whole batch as in the authors' code, whose values alpha, interval and epsilon have.
+    penalty = strength * sum_i (F_i + s_i) (w_i - w*_i)^2 (eq. 8), F and s each divided by its largest entry. Every
+    `interval` steps s_i gains max(0, loss decrease owed to w_i / (F_i D_i^2 / 2 + epsilon)) (eq. 7), D_i how far the
+    parameter moved in these steps; then F <- alpha * (mean of the squared gradients) + (1 - alpha) * F (eq. 6). After a
+    task, s is the mean of the score before it and the one gained in it. The gradients are those of the data terms, of a
+    whole batch as in the authors' code.
+
+    strength: the weight of the penalty.
+    alpha: the weight of the latest gradients in F, as in the authors' code.
+    interval: the number of steps after which score and F are brought up to date, as in the authors' code.
+    epsilon: what keeps the score finite, as in the authors' code.
     """
 
-    family = "regularisation"
-    paper = "Chaudhry et al. 2018, arXiv:1801.10112"
+    traits = Traits(family="regularisation", paper="Chaudhry et al. 2018, arXiv:1801.10112")
 
-    strength: Annotated[Strength, Log(1e-2, 1e6)] = 1.0
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.9
     interval: Annotated[int, Field(ge=1)] = 10
     epsilon: Annotated[float, Field(gt=0)] = 1e-3
 
-    def begin_task(self, task: Task) -> None:
+    def begin_run(self) -> None:
         """Before the first task nothing is important."""
-        if task.index == 0:
-            self.fisher: dict[str, Tensor] = {}
-            self.score: dict[str, Tensor] = {}
-            self.importance: dict[str, Tensor] = {}
-            self.anchor: dict[str, Tensor] = {}
+        self.fisher: dict[str, Tensor] = {}
+        self.score: dict[str, Tensor] = {}
+        super().begin_run()
 
-    def stages(self, task: Task) -> list[Stage]:
-        """One stage, with the task's score begun anew."""
-        return [Stage(self.with_exemplars(task.train), before=self._begin_walk)]
-
-    def _begin_walk(self) -> None:
+    def _begin_path(self) -> None:
         self.gained: dict[str, Tensor] = zeros(self.model)
         self._begin_interval()
 
@@ -52,20 +50,9 @@ class RWalk(Strategy):
         self.squares: dict[str, Tensor] = zeros(self.model)
         self.steps: int = 0
 
-    def after_backward(self, batch: Batch) -> None:
-        """Keep the gradient of the data terms, and the weights before the step."""
-        self.gradients, self.before = copied_gradients(self.model), copied_weights(self.model)
-
-    def penalty(self) -> Tensor | None:
-        """The quadratic penalty around the weights after the task before."""
-        if not self.importance or not self.strength:
-            return None
-        parameters = dict(self.model.named_parameters())
-        return self.strength * quadratic_penalty(parameters, self.importance, self.anchor)
-
     def after_step(self, batch: Batch) -> None:
         """Add the step to its interval."""
-        for name, decrease in loss_decrease(self.gradients, self.before, self.model).items():
+        for name, decrease in self.decreases().items():
             self.decrease[name] += decrease
             self.squares[name] += self.gradients[name] ** 2
         self.steps += 1

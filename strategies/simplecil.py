@@ -1,4 +1,6 @@
-"""SimpleCIL: Zhou et al. 2023, arXiv:2303.07338."""
+"""SimpleCIL."""
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -8,13 +10,14 @@ from clbench.strategies._frozen import FrozenBackbone
 
 
 class SimpleCIL(FrozenBackbone):
-    """argmax_c cos(phi(x), p_c), the prototype p_c being the mean of all features of class c.
+    """SimpleCIL. Zhou et al. 2023, arXiv:2303.07338.
 
-    The scores are ||phi(x)|| times the cosine, which orders the classes alike. The features come from given weights,
-    or from the first task, on which the backbone trains before it is frozen (the paper's adaptation to it).
+    argmax_c cos(phi(x), p_c), the prototype p_c being the mean of all features of class c. The scores are ||phi(x)||
+    times the cosine, which orders the classes alike. The features come from given weights, or from the first task, on
+    which the backbone trains before it is frozen (the paper's adaptation to it).
     """
 
-    paper = "Zhou et al. 2023, arXiv:2303.07338"
+    traits = replace(FrozenBackbone.traits, paper="Zhou et al. 2023, arXiv:2303.07338")
 
     def classifier(self) -> tuple[Tensor, Tensor]:
         """The prototypes, scaled to length 1, as weights."""

@@ -1,41 +1,47 @@
-"""Weight aligning: Zhao et al. 2020, arXiv:1911.07053."""
+"""Weight aligning."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import Task
-from clbench.learning.losses import distillation
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Traits
+from clbench.strategies._teacher import Taught, in_proportion
 
 
-class WA(Strategy):
-    """L = r * KL(old || new; temperature) + (1 - r) * CE, r = old classes / all classes (eq. 1-2).
+class WA(Taught):
+    """Weight aligning. Zhao et al. 2020, arXiv:1911.07053.
 
-    When the task has ended the new classes' weight vectors are scaled by mean norm of the old ones / mean norm of the
-    new ones (eq. 7-8); biases stay. clip_weights: after each step the head's negative weights become 0, as in the
-    paper, so that a class with a larger norm does have larger logits.
+    L = r * KL(old || new; temperature) + (1 - r) * CE, r = old classes / all classes (eq. 1-2). When the task has ended
+    the new classes' weight vectors are scaled by mean norm of the old ones / mean norm of the new ones (eq. 7-8);
+    biases stay.
+
+    temperature: what the logits of both models are divided by.
+    clip_weights: whether the head's negative weights become 0 after each step, as in the paper, so that a class with a
+        larger norm does have larger logits.
     """
 
-    family = "replay"
-    paper = "Zhao et al. 2020, arXiv:1911.07053"
-    settings = ("class",)
-    needs_memory = True
-    not_applicable: ClassVar[dict[str, str]] = {
-        "neutral_at_zero": "it distils the old model also without a memory",
-        "model_untouched_by_task_ends": "rescaling the new rows of the head is the method",
-    }
+    traits = Traits(
+        family="replay",
+        paper="Zhao et al. 2020, arXiv:1911.07053",
+        settings=("class",),
+        needs_memory=True,
+        not_applicable={
+            "neutral_at_zero": "it distils the old model also without a memory",
+            "model_untouched_by_task_ends": "rescaling the new rows of the head is the method",
+        },
+    )
 
     temperature: Annotated[float, Field(gt=0), Choices(1.0, 2.0, 4.0)] = 2.0
     clip_weights: bool = True
 
     def begin_task(self, task: Task) -> None:
         """Keep the old model as the teacher."""
-        self.teacher: nn.Module | None = self.frozen_copy()
+        super().begin_task(task)
         self.n_old, self.n_seen = task.outputs.start, task.outputs.stop
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -44,13 +50,8 @@ class WA(Strategy):
         classification = self.classification_loss(logits, batch)
         if self.teacher is None:
             return {"classification": classification}
-        with torch.no_grad():
-            old = self.teacher(batch.images)[:, : self.n_old]
-        share = self.n_old / self.n_seen
-        return {
-            "classification": (1 - share) * classification,
-            "distillation": share * distillation(logits, old, self.temperature),
-        }
+        old = self.teacher_logits(batch.images)[:, : self.n_old]
+        return in_proportion(classification, logits, old, self.temperature, self.n_old / self.n_seen)
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:

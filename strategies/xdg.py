@@ -1,4 +1,4 @@
-"""Context-dependent gating: Masse, Grant & Freedman 2018, arXiv:1802.01569."""
+"""Context-dependent gating."""
 
 from typing import Annotated
 
@@ -8,24 +8,29 @@ from torch import Tensor
 
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 from clbench.models.blocks import block_outputs, widths
 from clbench.support.streams import stream
 
 
 class XdG(Strategy):
-    """For each task a random share of the units of each hidden layer is switched off, in training and at test.
+    """Context-dependent gating. Masse, Grant & Freedman 2018, arXiv:1802.01569.
+
+    For each task a random share of the units of each hidden layer is switched off, in training and at test. The gates
+    are a function of seed, task and layer alone.
 
     inactive: that share, rounded down to whole units (of convolutions: maps; of residual networks: those that a stage
-    gives out). The gates are a function of seed, task and layer alone.
+        gives out).
     """
 
-    family = "isolation"
-    paper = "Masse, Grant & Freedman 2018, arXiv:1802.01569"
-    settings = ("task",)
-    memory_use = "none"
-    needs_task_at_test = True
-    through_features = False
+    traits = Traits(
+        family="isolation",
+        paper="Masse, Grant & Freedman 2018, arXiv:1802.01569",
+        settings=("task",),
+        memory="none",
+        needs_task_at_test=True,
+        through_features=False,
+    )
 
     inactive: Annotated[float, Field(ge=0, lt=1), Choices(0.2, 0.4, 0.6, 0.8)] = 0.8
 

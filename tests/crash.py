@@ -50,7 +50,9 @@ MEMORY = 40
 def kill_and_continue(name: str, kills_wanted: int, seed: int) -> dict[str, Any]:
     """Kill and continue runs until there were `kills_wanted` kills and the last run is done; return the figures."""
     cls = strategy_class(name)
-    options = OPTIONS | {"setting": cls.settings[0]} | ({"memory_size": MEMORY} if cls.needs_memory else {})
+    options = (
+        OPTIONS | {"setting": cls.traits.settings[0]} | ({"memory_size": MEMORY} if cls.traits.needs_memory else {})
+    )
     config, scenario = prepare(resolve("split-mnist-5k", name, options))
     chance = random.Random(f"{seed}/{name}")
     log: list[dict[str, Any]] = []
@@ -80,7 +82,7 @@ def kill_and_continue(name: str, kills_wanted: int, seed: int) -> dict[str, Any]
             shutil.rmtree(out)
     return {
         "strategy": name,
-        "setting": cls.settings[0],
+        "setting": cls.traits.settings[0],
         "kills": len(log),
         "kills_in_a_write": sum(kill["fault"] is not None for kill in log),
         "resumes_inside_a_task": sum(kill["resumed_at"] is not None for kill in log),

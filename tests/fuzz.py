@@ -35,13 +35,14 @@ from PIL import Image
 import clbench.running.observer
 import clbench.running.run
 from clbench import cli
-from clbench.cli.options import read_config
+from clbench.cli.options import read_config, scenario_options
 from clbench.config.errors import ConfigError
 from clbench.config.registry import entry_point_names
-from clbench.config.run import EXCLUSIVE, INTERNAL, RunConfig
+from clbench.config.run import INTERNAL
+from clbench.config.run import fields as run_fields
 from clbench.results.result import Result, load_results
 from clbench.running.folder import RunFolder, pack, unpack
-from clbench.running.resolve import prepare, resolve, strategy_class
+from clbench.running.resolve import prepare, resolve, scenario_class, strategy_class
 from clbench.running.run import execute, safe_classes
 
 SECONDS = 30.0
@@ -238,13 +239,14 @@ def option_targets(place: Path) -> dict[str, Callable[[random.Random], Outcome]]
     tiny_photos(photos)
 
     def of_field(name: str) -> Callable[[random.Random], Outcome]:
-        field = RunConfig.model_fields[name]
+        field = {**scenario_options(), **run_fields()}[name]
         right = [str(field.default), *[str(c) for c in getattr(field.annotation, "__args__", ()) if isinstance(c, str)]]
-        displaced = {b for pair in EXCLUSIVE for a, b in (pair, pair[::-1]) if a == name}
+        scenario = photos if name == "image_size" else "permuted-mnist-5k" if name == "padding" else data
+        pairs = scenario_class(str(scenario)).pairs()
+        displaced = {b for pair in pairs for a, b in (pair, pair[::-1]) if a == name}
         quick = {"model": "mlp:4", "epochs": "1", "threads": "1", "tasks": "2", "offline": ""}
         base = [f"--{k}={v}" if v else f"--{k}" for k, v in quick.items() if k != name and k not in displaced]
         strategy = "er" if name.startswith("memory") else "naive"
-        scenario = photos if name == "image_size" else "permuted-mnist-5k" if name == "padding" else data
 
         def case(chance: random.Random) -> Outcome:
             beside = [*base, *BESIDE.get(name, [])]
@@ -273,7 +275,7 @@ def option_targets(place: Path) -> dict[str, Callable[[random.Random], Outcome]]
     def of_strategy(name: str) -> Callable[[random.Random], Outcome]:
         options = list(strategy_class(name)._options.model_fields)
         scenario = str(data)
-        setting = strategy_class(name).settings[0]
+        setting = strategy_class(name).traits.settings[0]
 
         def case(chance: random.Random) -> Outcome:
             key = chance.choice(options) if options and chance.random() < 0.9 else some_text(chance, options)
@@ -284,7 +286,7 @@ def option_targets(place: Path) -> dict[str, Callable[[random.Random], Outcome]]
 
         return case
 
-    fields = [name for name in RunConfig.model_fields if name not in INTERNAL]
+    fields = [name for name in (*scenario_options(), *run_fields()) if name not in INTERNAL]
     quick = ("--model=mlp:4", "--epochs=1", "--threads=1", "--tasks=2", "--offline", "--quiet", "--json")
     strategies = list(entry_point_names("clbench.strategies"))
     scenarios = [*entry_point_names("clbench.scenarios"), str(data)]
@@ -563,7 +565,7 @@ def interrupt(config: Any, scenario: Any, out: Path) -> None:
             if progress.task == 1 and progress.step == 3:
                 raise EnoughError
 
-    config = config.model_copy(update={"checkpoint_every": "1-steps"})
+    config = config.replace(checkpoint_every="1-steps")
     with contextlib.suppress(EnoughError):
         execute(config, scenario, RunFolder(out), observer=Stop())
 

@@ -13,6 +13,7 @@ from clbench import ConfigError, RunError
 from clbench.cli import main
 from clbench.config.registry import entry_point_names
 from clbench.running.resolve import resolve
+from clbench.scenarios.registered import SplitMNIST5K
 from clbench.tools.overfit import learn_by_heart
 from clbench.tools.plan import plan_run
 
@@ -220,7 +221,7 @@ def test_classes_that_are_not_there_are_refused(classes, tmp_path, capsys, monke
 def test_the_page_on_training_names_options_and_strategies_that_exist():
     """docs/training.md against the command line's own help and the registry."""
     page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
-    options = {name.replace("_", "-") for name in clbench.config.run.RunConfig.model_fields}
+    options = {name.replace("_", "-") for name in (*clbench.config.run.fields(), *SplitMNIST5K._options.model_fields)}
     others = {"overfit", "explain-on-cpu", "help", "classes", "out", "seeds", "no-decay-head", "no-decay-norms"}
     assert set(re.findall(r"--([a-z][a-z-]+)", page)) <= options | others
     strategies = [

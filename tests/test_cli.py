@@ -573,10 +573,10 @@ def test_a_pipe_that_is_closed_is_no_error() -> None:
 # Naive; it leaves a file for each run that has trained a step.
 STEPS = """
 from pathlib import Path
-from clbench import Strategy
+from clbench import Strategy, Traits
 
 class Steps(Strategy):
-    family = "reference"
+    traits = Traits(family="reference")
 
     def after_step(self, batch: object) -> None:
         Path(f"trained-{self.config.seed}").touch()
@@ -601,7 +601,7 @@ def test_an_interruption_in_the_middle_of_an_import_ends_at_once(number: str, co
     (tmp_path / "catches.py").write_text(
         textwrap.dedent(f"""
         import os, signal, time
-        from clbench import Strategy
+        from clbench import Strategy, Traits
 
         try:
             os.kill(os.getpid(), signal.{number})
@@ -611,7 +611,7 @@ def test_an_interruption_in_the_middle_of_an_import_ends_at_once(number: str, co
 
 
         class Catches(Strategy):
-            family = "reference"
+            traits = Traits(family="reference")
         """)
     )
     command = [sys.executable, "-m", "clbench", "run", SCENARIO, "catches.py:Catches", "--limit", "5", "--epochs", "1"]
@@ -670,10 +670,10 @@ def test_an_interruption_ends_a_loop_that_is_not_ours_and_comes_to_no_step(code:
     (tmp_path / "endless.py").write_text(
         textwrap.dedent(f"""
         import os, time
-        from clbench import Stage, Strategy
+        from clbench import Stage, Strategy, Traits
 
         class Endless(Strategy):
-            family = "reference"
+            traits = Traits(family="reference")
             foreign = True
 
             def stages(self, task):

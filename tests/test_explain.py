@@ -18,13 +18,13 @@ import clbench
 
 
 class Failing(clbench.Strategy):
-    family = "reference"
+    traits = clbench.Traits(family="reference")
 
     def loss(self, batch):
         if (self.progress.task, self.progress.step) == (1, 2):
             if "clbench.tools.explain" not in " ".join(sys.orig_argv):
                 raise RuntimeError("CUDA error: device-side assert triggered\\nCompile with TORCH_USE_CUDA_DSA")
-            assert self.config.device == "cpu"
+            assert self.config.engine.device == "cpu"
             pathlib.Path("weights.txt").write_text(str(float(self.model.head.weight.detach().sum())))
             {clear}
         if (self.progress.task, self.progress.step) == (1, 1):

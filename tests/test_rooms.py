@@ -11,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("config", "support", "results", "data", "models", "learning", "running", "many", "tools", "avalanche", "cli")
 # Folders at the root of the repository, and the highest room that they may import.
 BESIDE = {"strategies": "learning", "scenarios": "data", "reports": "results"}
+# What a published protocol alone needs of a strategy lies beside its numbers, and is loaded by its name only.
+PROTOCOLS = ROOT / "reports" / "claims"
 
 
 def is_module(name: str) -> bool:
@@ -62,10 +64,17 @@ def test_what_is_beside_the_core_imports_no_room_above_its_own(folder: str) -> N
     wrong = {
         f"{file.relative_to(ROOT)} imports {module}"
         for file in files_of(ROOT / folder)
+        if file.parent != PROTOCOLS
         for module in imported(file)
         if module.split(".")[1] not in allowed
     }
     assert wrong == set()
+
+
+def test_the_protocols_of_claims_import_methods_and_what_methods_import() -> None:
+    allowed = {*ROOMS[: ROOMS.index("learning") + 1], "strategies"}
+    found = {module.split(".")[1] for file in files_of(PROTOCOLS) for module in imported(file)}
+    assert found <= allowed
 
 
 def test_no_file_imports_in_a_circle() -> None:

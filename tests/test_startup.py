@@ -80,7 +80,7 @@ def test_a_command_imports_the_heavy_packages_that_it_needs_and_no_other(
 
 
 def test_the_help_imports_little_beside_typer_and_rich(finished: Path) -> None:
-    """pydantic and its core are about a hundred modules; strategies, scenarios and reports are not among them.
+    """pydantic and its core are about a hundred modules; strategies and reports are not among them.
 
     The files of the command line count among all, not among those of the library; a room itself is a docstring.
     """
@@ -88,5 +88,6 @@ def test_the_help_imports_little_beside_typer_and_rich(finished: Path) -> None:
     rooms = {f"clbench.{room.name}" for room in (ROOT / "clbench").iterdir()}
     added = {name for name in ours - bare - rooms if not name.startswith("pydantic")}
     library = [name for name in added if name.count(".") > 1 and name.startswith("clbench") and "cli" not in name]
-    assert len(library) < 10
+    # The groups of a run and the options of scenarios, which are flags of the command line, are among them.
+    assert len(library) < 12
     assert len(added) < 80, sorted(added)

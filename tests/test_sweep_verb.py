@@ -28,11 +28,11 @@ tasks = 2
 lr = [0.001, 0.01]
 """
 FAILS = """
-from clbench import Strategy
+from clbench import Strategy, Traits
 
 
 class Fails(Strategy):
-    family = "replay"
+    traits = Traits(family="replay")
 
     def begin_task(self, task):
         raise ZeroDivisionError("oops")
@@ -222,10 +222,10 @@ def test_workers_tell_of_a_run_that_begins_again_as_one_process_does(capsys: pyt
     Path("stops.py").write_text(
         textwrap.dedent("""
         from pathlib import Path
-        from clbench import Strategy
+        from clbench import Strategy, Traits
 
         class Stops(Strategy):
-            family = "reference"
+            traits = Traits(family="reference")
 
             def begin_task(self, task):
                 if not Path("go").exists():

@@ -1,38 +1,4 @@
-"""What clbench uses of Avalanche, imported without the warnings that importing it brings to a user."""
+"""All that joins clbench with Avalanche: its strategies, its benchmarks as scenarios and back.
 
-import warnings
-
-with warnings.catch_warnings():
-    # Of optional packages that are not there, and of what Avalanche will rename.
-    warnings.simplefilter("ignore")
-    from avalanche import training
-    from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
-    from avalanche.benchmarks.scenarios import DatasetExperience
-    from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, TransformGroups
-    from avalanche.benchmarks.utils.classification_dataset import (
-        TaskAwareSupervisedClassificationDataset,
-        _make_taskaware_tensor_classification_dataset,
-    )
-    from avalanche.benchmarks.utils.transforms import flat_transforms_recursive
-    from avalanche.core import SupervisedPlugin
-    from avalanche.models import MultiTaskModule
-    from avalanche.training.plugins import EvaluationPlugin
-    from avalanche.training.templates import SupervisedTemplate
-
-__all__ = [
-    "AvalancheDataset",
-    "DataAttribute",
-    "DatasetExperience",
-    "EvaluationPlugin",
-    "MultiTaskModule",
-    "SupervisedPlugin",
-    "SupervisedTemplate",
-    "TaskAwareSupervisedClassificationDataset",
-    "TransformGroups",
-    "_make_taskaware_tensor_classification_dataset",
-    "benchmark_from_datasets",
-    "flat_transforms_recursive",
-    "training",
-    "with_classes_timeline",
-    "with_task_labels",
-]
+Only this room imports Avalanche, and only where one of its strategies or benchmarks is asked for: that takes seconds.
+"""

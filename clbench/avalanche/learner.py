@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clbench.avalanche import (
+from clbench.avalanche.constructors import parameters_of
+from clbench.avalanche.library import (
     DataAttribute,
     DatasetExperience,
     EvaluationPlugin,
@@ -19,7 +20,6 @@ from clbench.avalanche import (
     TransformGroups,
     _make_taskaware_tensor_classification_dataset,
 )
-from clbench.avalanche.constructors import parameters_of
 from clbench.data.augment import AUGMENTATIONS
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.strategy import Strategy
@@ -55,11 +55,11 @@ def experience(strategy: Strategy, task: Task) -> Experience:
 
 def augmentation(strategy: Strategy) -> Callable[[Tensor], Tensor] | None:
     """Return the run's augmentation for one normalised image, drawing from torch's global stream."""
-    augment = AUGMENTATIONS[strategy.config.augment]
+    augment = AUGMENTATIONS[strategy.config.data.augment]
     if augment is None:
         return None
     black = strategy.normalize(torch.zeros(1, *strategy._context.scenario.image_shape, device=strategy.device)).cpu()
-    if strategy.config.normalize == "pixel-mean":
+    if strategy.config.data.normalize == "pixel-mean":
         black = torch.zeros_like(black)
 
     def augmented(image: Tensor) -> Tensor:
@@ -119,16 +119,16 @@ def learner_of(strategy: Strategy, template: Any) -> Any:
         "optimizer": optimizer_of(strategy),
         "criterion": nn.CrossEntropyLoss(),
         "buffer_transform": augmentation(strategy),
-        "train_mb_size": config.batch_size,
-        "train_epochs": config.epochs,
-        "eval_mb_size": config.batch_size,
+        "train_mb_size": config.training.batch_size,
+        "train_epochs": config.training.epochs,
+        "eval_mb_size": config.training.batch_size,
         "device": strategy.device,
         "plugins": [],
         "evaluator": EvaluationPlugin(),
         "eval_every": -1,
-        "mem_size": config.memory_size,
-        "memory_size": config.memory_budget,
-        "fixed_memory": config.memory_size is not None,
+        "mem_size": config.memory.size,
+        "memory_size": config.memory.budget,
+        "fixed_memory": config.memory.size is not None,
     }
     own = {name: getattr(strategy, name) for name in strategy._options.model_fields}
     accepted = parameters_of(template)
@@ -138,16 +138,16 @@ def learner_of(strategy: Strategy, template: Any) -> Any:
 def optimizer_of(strategy: Strategy) -> torch.optim.Optimizer:
     """Return a fresh optimizer of the run's kind for the network."""
     config, parameters = strategy.config, strategy.model.parameters()
-    if config.optimizer == "sgd":
+    if config.training.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,
-            lr=config.scaled_lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
+            lr=config.training.scaled_lr,
+            momentum=config.training.momentum,
+            nesterov=config.training.nesterov,
+            weight_decay=config.training.weight_decay,
         )
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=config.scaled_lr, weight_decay=config.weight_decay)
+    kind = torch.optim.Adam if config.training.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=config.training.scaled_lr, weight_decay=config.training.weight_decay)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clbench.avalanche import AvalancheDataset, SupervisedPlugin, SupervisedTemplate
+from clbench.avalanche.library import AvalancheDataset, SupervisedPlugin, SupervisedTemplate
 from clbench.config.errors import RunError
 from clbench.data.scenario import Scenario
 from clbench.learning.strategy import Strategy, Watch

@@ -11,15 +11,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from clbench.avalanche import SupervisedTemplate, training
 from clbench.avalanche.constructors import FAMILIES, RENAMED, SETTINGS, missing_in, options_of, parameters_of
 from clbench.avalanche.learner import TaskOutputs, experience, learner_of, optimizer_of, seeded
+from clbench.avalanche.library import SupervisedTemplate, training
 from clbench.avalanche.recorder import Recorder, held, kept_exemplars, told
 from clbench.avalanche.refusals import refuse
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario, Task
-from clbench.learning.strategy import Stage, Strategy, Watch
+from clbench.learning.strategy import Stage, Strategy, Traits, Watch
 from clbench.models.network import Network
 from clbench.support.streams import stream_seed
 
@@ -42,13 +42,15 @@ def strategy_class(name: str) -> type[Strategy]:
     members = {
         "__doc__": f"Avalanche's {name}, by its own loop.",
         "__annotations__": options,
-        "family": FAMILIES.get(name, "replay" if memory or "patterns_per_exp" in parameters else "regularisation"),
-        "paper": "Carta et al. 2023, arXiv:2302.01766 (the implementation)",
-        "settings": SETTINGS.get(name, ("class", "task", "domain")),
-        "data_access": "all" if name == "Cumulative" else "task",
-        "memory_use": "own" if memory else "none",
-        "needs_memory": memory,
-        "memory_policy": "herding" if name == "ICaRL" else "reservoir",
+        "traits": Traits(
+            family=FAMILIES.get(name, "replay" if memory or "patterns_per_exp" in parameters else "regularisation"),
+            paper="Carta et al. 2023, arXiv:2302.01766 (the implementation)",
+            settings=SETTINGS.get(name, ("class", "task", "domain")),
+            data_access="all" if name == "Cumulative" else "task",
+            memory="own" if memory else "none",
+            needs_memory=memory,
+            memory_policy="herding" if name == "ICaRL" else "reservoir",
+        ),
         "run_options": {n: option for n, option in RENAMED.items() if n in parameters},
         "template": template,
     }
@@ -89,7 +91,7 @@ class AvalancheStrategy(Strategy):
             return kept
         own = {id(tensor) for tensor in self.model.state_dict(keep_vars=True).values()}
         found = [t for t in held([learner.plugins, vars(learner)], set()) if id(t) not in own]
-        if self.memory is not None or self.data_access == "all":
+        if self.memory is not None or self.traits.data_access == "all":
             # Exemplars are counted as such, and the data of all tasks are the run's.
             found = [t for t in found if t.shape[1:] != self._context.scenario.image_shape]
         return kept | {"avalanche": found}
@@ -104,9 +106,9 @@ class AvalancheStrategy(Strategy):
             if task.index == 0:
                 self.learner = learner_of(self, self.template)
             self.learner.plugins.insert(0, recorder)
-            if task.index > 0 and config.optimizer_state == "reset":
+            if task.index > 0 and config.training.optimizer_state == "reset":
                 self.learner.optimizer, self.learner.optimized_param_id = optimizer_of(self), None
-            loader = {"drop_last": True} if config.drop_last else {}
+            loader = {"drop_last": True} if config.training.drop_last else {}
             self.learner.train(experience(self, task), eval_streams=[], **loader)
         self.learner.plugins.remove(recorder)
         trained = self.learner.model

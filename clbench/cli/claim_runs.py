@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.config.errors import ConfigError, MissingDataError
-from clbench.config.run import SCENARIO_FIELDS, RunConfig
+from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario
 from clbench.learning.compiled import refuse_compiled
 from clbench.many.planned import PlannedRun
@@ -50,7 +50,7 @@ def needed(
                 first = resolve(claim.scenario, strategy, {**given, **options, "strategy_options": own})
                 refuse_compiled(first, strategy_class(strategy))
                 for seed in range(seeds or claim.seeds):
-                    config = first.model_copy(update={"seed": seed})
+                    config = first.replace(seed=seed)
                     of_claim.append((role, PlannedRun(config, default_folder(config, out)), seconds))
         except ConfigError as error:
             refused[claim.id] = error
@@ -146,4 +146,4 @@ class _Here:
 
 def _cut(config: RunConfig) -> tuple[Any, ...]:
     """Return what the tasks of a claim depend on, but for the seed."""
-    return config.scenario, *(getattr(config, name) for name in SCENARIO_FIELDS)
+    return config.scenario, config.scenario_options, config.data.validation

@@ -34,7 +34,7 @@ def beginning(
         )
     names = [name for name in (scenario, *strategies) if name is not None] or [start.strategy]
     kept = start.run_fields()
-    if not any(strategy_class(parse_spec(name)[0]).needs_memory for name in names):
+    if not any(strategy_class(parse_spec(name)[0]).traits.needs_memory for name in names):
         kept = start.naive_fields()
     own = {name: text_of(value) for name, value in start.options.items() if name not in given}
     for index, spec in enumerate(names):

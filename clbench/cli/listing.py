@@ -87,16 +87,16 @@ def _list_strategies() -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name,
-                "family": cls.family,
-                "settings": list(cls.settings),
-                "memory": {"none": "no", "joined": "optional", "replayed": "yes"}[cls.memory_use]
-                if not cls.needs_memory
+                "family": cls.traits.family,
+                "settings": list(cls.traits.settings),
+                "memory": {"none": "no", "joined": "optional", "replayed": "yes"}[cls.traits.memory]
+                if not cls.traits.needs_memory
                 else "yes",
-                "data": cls.data_access,
+                "data": cls.traits.data_access,
                 "extra_bytes": None if kept is None else int(kept["extra_bytes"]),
                 "extra_bytes_per_task": None if kept is None else int(kept["extra_bytes_per_task"]),
                 "options": [f"{k}={text_of(v.default)}" for k, v in cls._options.model_fields.items()],
-                "paper": cls.paper,
+                "paper": cls.traits.paper,
             }
         )
     return rows
@@ -104,10 +104,16 @@ def _list_strategies() -> list[dict[str, Any]]:
 
 def _list_scenarios() -> list[dict[str, Any]]:
     from clbench.config.registry import entry_point_names
-    from clbench.running.resolve import scenario_spec
+    from clbench.running.resolve import scenario_class
 
     names = entry_point_names("clbench.scenarios")
-    return [{"name": name, "summary": scenario_spec(name).summary} for name in names]
+    rows = []
+    for name in names:
+        kind = scenario_class(name)
+        summary = (inspect.getdoc(kind) or "").split("\n")[0]
+        options = [f"{k}={text_of(v.default)}" for k, v in kind._options.model_fields.items()]
+        rows.append({"name": name, "options": options, "summary": summary})
+    return rows
 
 
 def _list_models() -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The options of the command line, made from RunConfig's fields so that each is declared once."""
 
+import functools
 import inspect
 import json
 import tomllib
@@ -12,17 +13,21 @@ import typer
 from rich.markup import escape
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.config.registry import text_of
-from clbench.config.run import IN_FILES, INTERNAL, SCENARIO_FIELDS, RunConfig, excludes
+from clbench.config.registry import entry_points, text_of
+from clbench.config.run import EXCLUSIVE, IN_FILES, INTERNAL, excludes
+from clbench.config.run import fields as run_fields
 
-# Options come from RunConfig's fields, in its order; each of these names begins a panel of the help.
+# Each of these names begins a panel of the help; the options are in the order of the groups of a run.
 PANELS = {
     "setting": "Scenario",
-    "seed": "Training",
+    "seed": "Run",
+    "model": "Model",
+    "validation": "Data",
+    "loss_outputs": "Training",
     "memory_size": "Memory",
-    "evaluate": "Evaluation and machine",
+    "evaluate": "Evaluation",
+    "device": "Engine",
 }
-DESCRIBED = (*SCENARIO_FIELDS, "seed", "data_root", "offline")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")]
@@ -49,13 +54,31 @@ Track = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Begin again; what a run left in its folder is overwritten.")]
 
 
+def _scenarios() -> list[Any]:
+    """Return the scenarios that come with clbench; they import no torch, which one of another package may."""
+    return [entry.load() for entry in entry_points("clbench.scenarios") if entry.dist and entry.dist.name == "clbench"]
+
+
+@functools.cache
+def scenario_options() -> dict[str, Any]:
+    """Return the options of the scenarios that come with clbench, by name; those of others go into brackets."""
+    return {name: field for kind in _scenarios() for name, field in kind._options.model_fields.items()}
+
+
+# What a scenario is made from.
+DESCRIBED = (*scenario_options(), "validation", "seed", "data_root", "offline")
+
+
 def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb an option for each field of RunConfig (or those named); it gets what was given as `fields`."""
+    """Give a verb an option for each field of a run (or those named); it gets what was given as `fields`.
+
+    The options of scenarios are among them: `--tasks 10` is `split-mnist[tasks=10]`.
+    """
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(verb).parameters.values() if p.name != "fields"]
         panel, added = "", []
-        for name, field in RunConfig.model_fields.items():
+        for name, field in {**scenario_options(), **run_fields()}.items():
             panel = PANELS.get(name, panel)
             if name in INTERNAL or name in without or (fields and name not in fields):
                 continue
@@ -94,7 +117,8 @@ def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Calla
 
 def over(kept: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     """Return fields with what is asked over them; a field that excludes another displaces it."""
-    return {k: v for k, v in kept.items() if not any(excludes(k, key) for key in asked)} | asked
+    pairs = {pair for kind in _scenarios() for pair in (*EXCLUSIVE, *kind.exclusive)}
+    return {k: v for k, v in kept.items() if not any(excludes(k, key, pairs) for key in asked)} | asked
 
 
 def seconds(text: str) -> float:
@@ -164,8 +188,10 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: a table of options is accepted")
     if not isinstance(found.get("strategy_options", {}), dict):
         raise ConfigError(f"--config {path}: strategy_options={found['strategy_options']!r}; a table is accepted")
-    known = [name for name in RunConfig.model_fields if name not in INTERNAL or name in IN_FILES]
     for name in found:
-        if name not in known:
+        if name in INTERNAL - IN_FILES:
+            known = [
+                known for known in (*scenario_options(), *run_fields()) if known not in INTERNAL or known in IN_FILES
+            ]
             raise unknown(f"option in {path}", name, known)
     return found

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +42,7 @@ def plan_verb(
     configs = [resolve(scenario, name, fields) for name in names]
     # What a scenario is cut by is the same for all of them.
     tasks = prepare(configs[0])[1]
-    configs = [config.model_copy(update={"data_fingerprint": tasks.fingerprint}) for config in configs]
+    configs = [config.replace(data_fingerprint=tasks.fingerprint) for config in configs]
     for config in configs:
         check_plan(config, tasks)
     plans = [plan_run(config, tasks) for config in configs]
@@ -85,12 +86,12 @@ def pretrain_verb(
     """Train a backbone on some classes as one task, and write its weights."""
     from clbench.models.weights import save_backbone
     from clbench.running.folder import RunFolder, default_folder, make_folder
-    from clbench.running.resolve import parse_fields, prepare, resolve
+    from clbench.running.resolve import prepare, resolve
     from clbench.running.run import execute
 
-    one_task = {"setting": "class", "tasks": 1, **parse_fields({"class_order": classes})}
-    if not isinstance(one_task["class_order"], list):
+    if not re.fullmatch(r"\d+(,\d+)*", classes.replace(" ", "")):
         raise ConfigError(f"--classes {classes}: classes such as 0,1,2 are accepted")
+    one_task = {"setting": "class", "tasks": 1, "class_order": classes}
     config, tasks = prepare(resolve(scenario, "naive", {**fields, **one_task}))
     if os.path.isdir(out):
         raise ConfigError(f"--out {out}: this is a folder; the file of the weights is accepted")
@@ -107,7 +108,8 @@ def pretrain_verb(
     assert accuracy is not None
     n = len(tasks.class_order)
     print(
-        f"{out}: a backbone for --model {config.model}, trained on {n} classes to {100 * accuracy:.1f} % on their test"
+        f"{out}: a backbone for --model {config.model.name}, trained on {n} classes to {100 * accuracy:.1f} % "
+        "on their test images"
     )
     print_notes(result.record["warnings"])
 

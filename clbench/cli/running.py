@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clbench.avalanche.honoured import HONOURED
 from clbench.cli.console import RunProgress, messages, plain, print_notes, print_report, screen
 from clbench.cli.given import beginning, check_tracker, given_seeds
 from clbench.cli.options import (
@@ -21,13 +22,13 @@ from clbench.cli.options import (
     pairs,
 )
 from clbench.config.errors import ConfigError, RunError
-from clbench.config.run import FOREIGN_FIELDS, RunConfig
+from clbench.config.run import fields as all_fields
 
 if TYPE_CHECKING:
     from clbench.many.planned import Outcome
 
 # What Avalanche's loop has no place for, so that a cross-check would always refuse it.
-NOT_CROSSCHECKED = [name for name in RunConfig.model_fields if name not in (*FOREIGN_FIELDS, "checkpoint_every")]
+NOT_CROSSCHECKED = [name for name in all_fields() if name not in (*HONOURED, "checkpoint_every")]
 
 
 @config_options()

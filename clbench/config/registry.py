@@ -7,7 +7,7 @@ import types
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from importlib.metadata import EntryPoint, EntryPoints
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import pydantic
 
@@ -203,3 +203,14 @@ def _split(arguments: tuple[Any, ...], text: str) -> list[str]:
     entry = get_args(arguments[0])[0] if get_origin(arguments[0]) is Annotated else arguments[0]
     dashes = entry is int and re.fullmatch(r"\d+(-\d+)+", text)
     return [part.strip() for part in text.split("-" if dashes else ",")] if text else []
+
+
+def declared_options(cls: type, base: type) -> type[pydantic.BaseModel]:
+    """Return the options that a class declares: its annotated attributes, without those of `base`, and defaults."""
+    known = get_type_hints(base, include_extras=True)
+    hints = {
+        name: hint
+        for name, hint in get_type_hints(cls, include_extras=True).items()
+        if name not in known and not name.startswith("_") and get_origin(hint) is not ClassVar
+    }
+    return options_model(cls.__name__, {name: (hint, getattr(cls, name, ...)) for name, hint in hints.items()})

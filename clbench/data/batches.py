@@ -46,15 +46,15 @@ class Pipeline:
         self._test = self._move(scenario.test)
         shape = (1, -1, 1, 1)
         mean, std = torch.tensor(scenario.mean), torch.tensor(scenario.std)
-        if config.normalize != "channel":
+        if config.data.normalize != "channel":
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
         # (x / 255 - mean) / std as one multiplication and one addition.
         self._scale = (1 / (255 * std)).view(shape).to(device)
         self._shift = (-mean / std).view(shape).to(device)
-        if config.normalize == "pixel-mean":
+        if config.data.normalize == "pixel-mean":
             self._shift = (-_mean_image(scenario.train.images) / 255)[None].to(device)
         self.pass_size = PASS_SIZE
-        self._augment = AUGMENTATIONS[config.augment]
+        self._augment = AUGMENTATIONS[config.data.augment]
         self._own = torch.zeros(len(scenario.tasks), scenario.n_outputs, dtype=torch.bool)
         for task in scenario.tasks:
             self._own[task.index, task.outputs] = True
@@ -78,7 +78,7 @@ class Pipeline:
         originals = self._train.images.index_select(0, index)
         if self._augment is not None and keys is not None:
             generator = stream(self.config.seed, "augmentation", *keys)
-            if self.config.normalize == "pixel-mean":
+            if self.config.data.normalize == "pixel-mean":
                 # Normalised first, so that a crop moves the image and its mean together and pads with the mean.
                 images = self._augment(self.normalize(originals), generator)
             else:
@@ -125,7 +125,7 @@ class Pipeline:
         tasks = scenario.train.tasks[ids]
         if bool((tasks == tasks[0]).all()) and (scenario.setting == "task" or tasks[0] == task):
             return scenario.tasks[int(tasks[0])].outputs
-        width = scenario.n_outputs if self.config.head == "full" else seen.stop
+        width = scenario.n_outputs if self.config.model.head == "full" else seen.stop
         table = self._own[:, :width].clone()
         if scenario.setting == "class":
             table[:task, seen] = True

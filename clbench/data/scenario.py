@@ -1,15 +1,13 @@
 """Task, Scenario and ImageSet: what is learnt, in which order, from which images."""
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from clbench.config.errors import RunError
-from clbench.config.run import RunConfig
 
 
 @dataclass
@@ -178,14 +176,10 @@ class Scenario:
         ]
 
 
-@dataclass(frozen=True)
-class ScenarioSpec:
-    """A registered scenario: how to build it, and the training that is its default (config fields).
-
-    `preset["strategies"]` maps a strategy's name to the options that were tuned for this scenario; options for one
-    setting only are under the setting's name.
-    """
-
-    build: Callable[[RunConfig], Scenario]
-    summary: str
-    preset: Mapping[str, Any] = field(default_factory=dict)
+def __getattr__(name: str) -> Any:
+    if name == "ScenarioSpec":
+        # A plug-in of 0.1.0 instantiated it; the loader of the plug-in shows this sentence.
+        raise ImportError(
+            "since 0.2 a scenario is a subclass of clbench.ScenarioSpec with its options as annotated attributes"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

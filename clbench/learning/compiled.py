@@ -86,12 +86,14 @@ def _no_warning(record: logging.LogRecord) -> bool:
 
 def refuse_compiled(config: RunConfig, kind: type[Strategy]) -> None:
     """Raise ConfigError where a step of the strategy has no place for the compiled network."""
-    if config.compile != "none" and (why := never_compiled(kind)):
-        raise ConfigError(f"compile={config.compile} given, and {config.strategy} {why}; compile=none is accepted")
+    if config.engine.compile != "none" and (why := never_compiled(kind)):
+        raise ConfigError(
+            f"compile={config.engine.compile} given, and {config.strategy} {why}; compile=none is accepted"
+        )
 
 
 def never_compiled(kind: type[Strategy]) -> str:
     """Return what a strategy does that has no place for the compiled network; "" for nothing."""
     if any(getattr(kind, hook) is not getattr(Strategy, hook) for hook in ("after_backward", "after_step")):
         return "reads gradients or weights within a step"
-    return "" if kind.through_features else PAST_FEATURES
+    return "" if kind.traits.through_features else PAST_FEATURES

@@ -20,7 +20,7 @@ def validation_loss(strategy: Strategy, context: Context) -> float:
     total = torch.zeros((), device=context.device)
     with torch.inference_mode(), eval_mode(strategy), context.autocast():
         for batch in strategy.passes(task.validation):
-            known = task.index if strategy.needs_task_at_test else None
+            known = task.index if strategy.traits.needs_task_at_test else None
             scores = strategy.scores(batch.images, known) if known is not None else strategy.scores(batch.images)
             if isinstance(scores, dict):
                 scores = scores.get("linear", next(iter(scores.values())))

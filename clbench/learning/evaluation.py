@@ -65,23 +65,23 @@ def evaluate(strategy: Strategy, context: Context, after: int) -> Evaluation:
         "class_incremental": [task.outputs.stop <= seen for task in scenario.tasks],
         "task_aware": [task.outputs.stop <= existing for task in scenario.tasks],
     }
-    if config.evaluate == "seen":
+    if config.evaluation.evaluate == "seen":
         defined = {name: [d and t <= after for t, d in enumerate(row)] for name, row in defined.items()}
     wanted = [t for t in scenario.tasks if defined["class_incremental"][t.index] or defined["task_aware"][t.index]]
-    groups = [[task] for task in wanted] if strategy.needs_task_at_test else [wanted]
+    groups = [[task] for task in wanted] if strategy.traits.needs_task_at_test else [wanted]
 
     tallies: dict[str, _Tally] = {}
     with torch.inference_mode(), eval_mode(strategy), context.autocast():
         for group in groups:
             ids = torch.cat([task.test.ids for task in group])
-            known = group[0].index if strategy.needs_task_at_test else None
+            known = group[0].index if strategy.traits.needs_task_at_test else None
             for images, labels, index in context.pipeline.test_passes(ids):
                 scores = strategy.scores(images, known) if known is not None else strategy.scores(images)
                 for name, values in (scores if isinstance(scores, dict) else {"linear": scores}).items():
                     if name not in tallies:
                         tallies[name] = _Tally(context, after, seen, existing)
                     tallies[name].add(values.float(), labels, index)
-    hidden = strategy.needs_task_at_test
+    hidden = strategy.traits.needs_task_at_test
     return Evaluation({n: t.counts(hidden, defined) for n, t in tallies.items()}, totals, defined)
 
 

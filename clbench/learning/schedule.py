@@ -13,15 +13,15 @@ def lr_multiplier(config: RunConfig, position: float, step: float, total: float)
     "multistep" at each milestone, "cosine" falls to 0 as (1 + cos(pi * t)) / 2 (Loshchilov & Hutter 2017,
     arXiv:1608.03983, eq. 5, one cycle); "plateau" is decided by the validation loss, see Plateau.
     """
-    if position < config.lr_warmup:
-        return min((position + step) / config.lr_warmup, 1.0)
-    if config.schedule == "step":
-        assert config.step_epochs is not None
-        return config.lr_factor ** (int(position) // config.step_epochs)
-    if config.schedule == "multistep":
-        return config.lr_factor ** sum(position >= milestone for milestone in config.milestones or ())
-    if config.schedule == "cosine":
-        done = (position - config.lr_warmup) / max(total - config.lr_warmup, 1e-9)
+    if position < config.training.lr_warmup:
+        return min((position + step) / config.training.lr_warmup, 1.0)
+    if config.training.schedule == "step":
+        assert config.training.step_epochs is not None
+        return config.training.lr_factor ** (int(position) // config.training.step_epochs)
+    if config.training.schedule == "multistep":
+        return config.training.lr_factor ** sum(position >= milestone for milestone in config.training.milestones or ())
+    if config.training.schedule == "cosine":
+        done = (position - config.training.lr_warmup) / max(total - config.training.lr_warmup, 1e-9)
         return (1 + math.cos(math.pi * min(done, 1.0))) / 2
     return 1.0
 
@@ -50,10 +50,10 @@ class Plateau:
     """Lowers the rate by lr_factor after lr_patience epochs in a row without progress of the validation loss."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.factor, self._config, self.waiting = 1.0, config, Progressless(config.min_delta)
+        self.factor, self._config, self.waiting = 1.0, config, Progressless(config.training.min_delta)
 
     def update(self, loss: float) -> None:
         """Take up the validation loss of an epoch."""
-        if not self.waiting.better(loss) and self.waiting.count >= self._config.lr_patience:
-            self.factor *= self._config.lr_factor
+        if not self.waiting.better(loss) and self.waiting.count >= self._config.training.lr_patience:
+            self.factor *= self._config.training.lr_factor
             self.waiting.count = 0

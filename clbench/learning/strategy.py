@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FunctionType
-from typing import Annotated, Any, ClassVar, Literal, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from clbench.config.errors import ConfigError, RunError
+from clbench.config.errors import ConfigError, RunError, unknown
 from clbench.config.registry import options_model, validate_options
-from clbench.config.run import RunConfig
+from clbench.config.run import RunConfig, Setting
 from clbench.data.batches import CONVOLVING_PASS_SIZE, Batch, Pipeline
 from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.learning.losses import cross_entropy
-from clbench.learning.memory import Memory
+from clbench.learning.memory import MEMORIES, Memory
 from clbench.models import build_model
 from clbench.models.network import Network
 from clbench.models.weights import load_backbone
@@ -29,7 +29,65 @@ from clbench.support.streams import stream, stream_seed
 Terms = Tensor | dict[str, Tensor]
 Strength = Annotated[float, Field(ge=0)]
 
-HOOKS = ("check", "begin_task", "stages", "loss", "after_backward", "penalty", "after_step", "end_task", "scores")
+HOOKS = (
+    *("check", "begin_run", "begin_task", "stages", "loss", "after_backward", "penalty", "after_step", "end_task"),
+    "scores",
+)
+# The attributes that declared in 0.1.0 what `traits` declares now, each with its name there.
+LOOSE = {
+    **{name: name for name in ("family", "paper", "settings", "data_access", "needs_memory", "memory_policy")},
+    **{name: name for name in ("needs_task_at_test", "seeds_together", "through_features", "not_applicable")},
+    "memory_use": "memory",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a strategy declares about itself; raises ConfigError for a value that is not accepted.
+
+    family: the kind of method, which reports and `clbench list` group by.
+    paper: author, year and arXiv number or DOI.
+    settings: those that it works in.
+    data_access: the data it reads, the current task's or those of all tasks so far; the latter makes it a reference.
+    memory: what becomes of exemplars. "joined": they are added to the task's data; "replayed": drawn beside each batch;
+        "own": the strategy fills and uses the memory itself; "none": a memory is refused.
+    needs_memory: whether it lives on a memory, and gets the scenario's usual one.
+    memory_policy: how the memory chooses where the user does not say.
+    needs_task_at_test: whether `scores` is given the task, so that there is no class-incremental matrix.
+    seeds_together: whether seeds can be trained together in one batched model. A step is nothing but `loss` and
+        `penalty` then, the loss draws nothing at random, and modules, tensors and floats hold all that a seed decides.
+    through_features: whether the loss goes through `model.features` as a whole, which is what --compile compiles.
+    not_applicable: checks of the conformance kit (clbench.testing) that make no sense for it, each with the reason.
+    retired: options that 0.1.0 had, each with the value at which it did nothing; a run of 0.1.0 may hold that one.
+    """
+
+    family: Literal["reference", "regularisation", "distillation", "replay", "isolation", "frozen"]
+    paper: str = ""
+    settings: tuple[Setting, ...] = get_args(Setting)
+    data_access: Literal["task", "all"] = "task"
+    memory: Literal["joined", "replayed", "own", "none"] = "joined"
+    needs_memory: bool = False
+    memory_policy: str = "herding"
+    needs_task_at_test: bool = False
+    seeds_together: bool = False
+    through_features: bool = True
+    not_applicable: Mapping[str, str] = field(default_factory=dict)
+    retired: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.settings:
+            raise ConfigError(f"settings=() given; one or more of {', '.join(get_args(Setting))} are accepted")
+        for name, hint in get_type_hints(Traits).items():
+            given = getattr(self, name)
+            if hint is bool and not isinstance(given, bool):
+                raise ConfigError(f"{name}={given!r} given; True and False are accepted")
+            accepted = (
+                get_args(Setting) if name == "settings" else MEMORIES if name == "memory_policy" else get_args(hint)
+            )
+            if name in ("settings", "memory_policy") or get_origin(hint) is Literal:
+                for value in given if name == "settings" else [given]:
+                    if value not in accepted:
+                        raise unknown(name, str(value), accepted)
 
 
 @dataclass(frozen=True)
@@ -95,7 +153,7 @@ class Context:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which forward passes run: bf16 autocast, or nothing."""
-        if self.config.precision != "bf16":
+        if self.config.engine.precision != "bf16":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
@@ -108,28 +166,11 @@ class Strategy:
     a gradient.
     """
 
-    family: ClassVar[Literal["reference", "regularisation", "distillation", "replay", "isolation", "frozen"]]
-    paper: ClassVar[str] = ""
-    settings: ClassVar[tuple[str, ...]] = ("class", "task", "domain")
-    data_access: ClassVar[Literal["task", "all"]] = "task"
-    # "joined": exemplars are added to the task's data; "replayed": drawn beside each batch; "own": the strategy fills
-    # and uses the memory itself; "none": a memory is refused.
-    memory_use: ClassVar[Literal["joined", "replayed", "own", "none"]] = "joined"
-    # Whether it lives on a memory (and gets the scenario's usual one), and how that chooses where the user doesn't say.
-    needs_memory: ClassVar[bool] = False
-    memory_policy: ClassVar[str] = "herding"
-    needs_task_at_test: ClassVar[bool] = False
-    # Whether seeds can be trained together in one batched model: all that a step does is `loss` and `penalty`, and the
-    # loss draws nothing at random and reads modules, tensors and floats of `self`, not other state that a seed decides.
-    seeds_together: ClassVar[bool] = False
-    # Whether the loss goes through `model.features` as a whole, which is what --compile compiles.
-    through_features: ClassVar[bool] = True
+    traits: ClassVar[Traits]
     # Names that other software has for options of the run, each with the run's own.
     run_options: ClassVar[Mapping[str, str]] = {}
     # Whether other software trains, whose state can't be saved: such a run is not continued but begun again.
     foreign: ClassVar[bool] = False
-    # Checks of the conformance kit (clbench.testing) that make no sense for it, each with the reason.
-    not_applicable: ClassVar[Mapping[str, str]] = {}
 
     model: Network
     memory: Memory | None = None
@@ -160,6 +201,8 @@ class Strategy:
     def validate(cls, options: Mapping[str, object], name: str | None = None) -> dict[str, Any]:
         """Return all hyper-parameters with defaults filled in; raises ConfigError for what isn't accepted."""
         owner = name or cls.__name__
+        retired = cls.traits.retired
+        options = {key: value for key, value in options.items() if key not in retired or value != retired[key]}
         for key, value in options.items():
             if key in cls.run_options:
                 right = cls.run_options[key]
@@ -170,6 +213,9 @@ class Strategy:
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Before anything is trained: raise ConfigError for what the strategy can't work with."""
+
+    def begin_run(self) -> None:
+        """Before the first task: what the run learns begins here, and a run that is continued keeps it."""
 
     def begin_task(self, task: Task) -> None:
         """Before the head grows: a teacher copied here has the old outputs only."""
@@ -271,19 +317,19 @@ class Strategy:
     def active_outputs(self, ids: Tensor) -> slice | Tensor:
         """Return the outputs that compete in the loss for these training samples, as Batch.active."""
         # To a reference that is trained afresh on everything, every class is new.
-        mode = self._context.config.loss_outputs
-        if self.data_access == "all" and mode == "new":
+        mode = self._context.config.training.loss_outputs
+        if self.traits.data_access == "all" and mode == "new":
             mode = "seen"
         return self._context.pipeline.active_outputs(ids, self.progress.task, mode)
 
     def classification_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy over the outputs that compete for each sample of the batch, mean over the batch."""
-        smoothing = self.config.label_smoothing
+        smoothing = self.config.training.label_smoothing
         return cross_entropy(logits, batch.labels, batch.active, label_smoothing=smoothing)
 
     def with_exemplars(self, data: ImageSet) -> ImageSet:
         """Return the samples and the exemplars of earlier tasks as one set."""
-        if self.memory is None or self.memory_use != "joined" or len(self.memory) == 0:
+        if self.memory is None or self.traits.memory != "joined" or len(self.memory) == 0:
             return data
         return data + self.exemplars()
 
@@ -310,7 +356,7 @@ class Strategy:
 
     def seen_data(self) -> ImageSet:
         """Return the training data of all tasks so far; for strategies that declare data_access = "all"."""
-        if self.data_access != "all":
+        if self.traits.data_access != "all":
             raise RunError(f"{type(self).__name__} read earlier tasks' data without data_access = 'all'")
         tasks = self._context.scenario.tasks[: self.progress.task + 1]
         return ImageSet(self._context.scenario.train, torch.cat([task.train.ids for task in tasks]))
@@ -325,6 +371,10 @@ class Strategy:
         """Return an untrained model with the present outputs, drawn from this task's own stream."""
         model = new_model(self._context, self.progress.task)
         return grow_head(model, self._context, self.model.head.out_features)
+
+    def restart(self) -> None:
+        """Put an untrained model in the place of the present one; for the beginning of a stage."""
+        self.model = self.fresh_model()
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return every parameter that trains, by name: the model's, and those assigned to self."""
@@ -364,9 +414,9 @@ def eval_mode(strategy: Strategy) -> Iterator[None]:
 
 def initial_model(config: RunConfig, image_shape: tuple[int, int, int], task: int) -> Network:
     """Return a model as initialised by the stream of `task` or by given weights, without outputs."""
-    model = build_model(config.model, image_shape, stream_seed(config.seed, "initialisation", task))
-    if config.weights is not None:
-        load_backbone(model, config.weights, offline=config.offline)
+    model = build_model(config.model.name, image_shape, stream_seed(config.seed, "initialisation", task))
+    if config.model.weights is not None:
+        load_backbone(model, config.model.weights, offline=config.data.offline)
     return model
 
 
@@ -376,7 +426,7 @@ def new_model(context: Context, task: int) -> Network:
     model = initial_model(config, context.scenario.image_shape, task)
     # oneDNN's convolutions want the channels last, and cuDNN's in bf16; the weights decide for the images.
     on_cpu = context.device.type == "cpu"
-    if on_cpu or config.precision == "bf16":
+    if on_cpu or config.engine.precision == "bf16":
         model = model.to(memory_format=torch.channels_last)
     if on_cpu and any(isinstance(module, nn.Conv2d) for module in model.modules()):
         context.pipeline.pass_size = CONVOLVING_PASS_SIZE
@@ -387,5 +437,5 @@ def grow_head(model: Network, context: Context, n_outputs: int) -> Network:
     """Grow the head to `n_outputs`, drawing each new row from the stream of the present task; return the model."""
     if n_outputs > model.head.out_features:
         generator = stream(context.config.seed, "head", context.progress.task)
-        model.head.grow(n_outputs, generator, context.config.head_init)
+        model.head.grow(n_outputs, generator, context.config.model.head_init)
     return model

@@ -36,7 +36,7 @@ class Trainer:
         # Where --resume would go on, in words, for the sentence that ends a run.
         self.saved = "the beginning"
         self._fit: Fit | None = None
-        self._compiled = CompiledFeatures(self.config.compile) if self.config.compile != "none" else None
+        self._compiled = CompiledFeatures(self.config.engine.compile) if self.config.engine.compile != "none" else None
         # Rule and sentence of what a reader should know about how it trains.
         self.remarks: list[tuple[str, str]] = []
 
@@ -70,13 +70,13 @@ class Trainer:
         if len(stage.data) == 0:
             return []
         self._fit = fit = self._begin(stage) if stored is None else self._go_on(stage, stored)
-        while not fit.is_over(progress, config.patience):
+        while not fit.is_over(progress, config.training.patience):
             record = self._epoch(fit, after_step, at_rest)
             fit.records.append(record)
-            if config.watches_validation and stage.watched:
+            if config.training.watches_validation and stage.watched:
                 record["validation_loss"] = loss = validation_loss(self.strategy, self.context)
                 fit.plateau.update(loss)
-                if config.patience is not None and fit.waiting.better(loss):
+                if config.training.patience is not None and fit.waiting.better(loss):
                     fit.best.keep()
                     fit.best_epoch = progress.epoch
             after_epoch(record)
@@ -86,7 +86,7 @@ class Trainer:
         if fit.best_epoch is not None:
             fit.best.restore()
             fit.records[fit.best_epoch]["best"] = True
-        if config.optimizer_state == "keep":
+        if config.training.optimizer_state == "keep":
             self._keep(fit.optimizer, fit.trained)
         for parameter in fit.frozen:
             parameter.requires_grad_(True)
@@ -139,7 +139,7 @@ class Trainer:
         return fit
 
     def _rate(self, stage: Stage) -> float:
-        return self.config.scaled_lr if stage.lr is None else stage.lr
+        return self.config.training.scaled_lr if stage.lr is None else stage.lr
 
     def _epoch(self, fit: "Fit", after_step: Callable[[float | None], None], at_rest: Callable[[bool], None]) -> Record:
         strategy, progress, config, context = self.strategy, self.context.progress, self.config, self.context
@@ -164,8 +164,8 @@ class Trainer:
             with nullcontext() if self._compiled is None else self._compiled.unlogged():
                 taken = self._backward(batch, terms, fit.trained)
             if taken:
-                if config.clip is not None:
-                    nn.utils.clip_grad_norm_(fit.trained.values(), config.clip)
+                if config.training.clip is not None:
+                    nn.utils.clip_grad_norm_(fit.trained.values(), config.training.clip)
                 fit.optimizer.step()
                 if fit.rows is not None:
                     fit.rows.restore()
@@ -190,7 +190,9 @@ class Trainer:
     def batches(self, fit: "Fit") -> list[Tensor]:
         """Return the sample ids of the epoch under way, int64, cut into batches in the order of its stream."""
         order = torch.randperm(len(fit.stage.data), generator=stream(self.config.seed, "shuffle", *self._keys(fit)))
-        batches = cut(fit.stage.data.ids[order], self.config.batch_size, drop_last=self.config.drop_last)
+        batches = cut(
+            fit.stage.data.ids[order], self.config.training.batch_size, drop_last=self.config.training.drop_last
+        )
         if fit.steps_done == 0:
             self.context.progress.steps_per_epoch, self.context.progress.replayed = len(batches), 0
         return batches
@@ -209,7 +211,7 @@ class Trainer:
             "stage": fit.stage.name,
             "epoch": progress.epoch,
             "steps": fit.steps_done - fit.skipped,
-            **({"skipped": fit.skipped} if self.config.on_nan == "skip" else {}),
+            **({"skipped": fit.skipped} if self.config.training.on_nan == "skip" else {}),
             "lr": progress.learning_rate,
             "seconds": fit.seconds,
             "images": fit.images,
@@ -222,7 +224,7 @@ class Trainer:
 
     def _demand_compiled(self) -> None:
         """Raise ConfigError where what is trained has nothing of the compiled network in it."""
-        compiled, mode = self._compiled, self.config.compile
+        compiled, mode = self._compiled, self.config.engine.compile
         if compiled is not None and not compiled.calls:
             raise ConfigError(
                 f"compile={mode} given, and {self.config.strategy} {PAST_FEATURES}; compile=none is accepted"
@@ -240,7 +242,7 @@ class Trainer:
 
         It is not when a loss or gradient is not finite and on_nan="skip"; the hooks see none of those.
         """
-        strategy, skips = self.strategy, self.config.on_nan == "skip"
+        strategy, skips = self.strategy, self.config.training.on_nan == "skip"
         reduce(add, terms.values()).backward()
         if skips and not _finite(terms, trained):
             return False
@@ -258,7 +260,7 @@ class Trainer:
         trained = self.strategy.trainable()
         modules = [m for m in vars(self.strategy).values() if isinstance(m, nn.Module)]
         learning = [m for m in modules if any(p.requires_grad for p in m.parameters())]
-        kept_out = {id(p) for p in backbone_below(self.strategy.model, self.config.train)}
+        kept_out = {id(p) for p in backbone_below(self.strategy.model, self.config.training.train)}
         chosen = {id(p) for p in (trained.values() if stage.parameters is None else stage.parameters)} - kept_out
         frozen = [trained.pop(name) for name in list(trained) if id(trained[name]) not in chosen]
         for parameter in frozen:
@@ -268,23 +270,24 @@ class Trainer:
         return trained, frozen
 
     def _optimizer(self, trained: dict[str, nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        config = self.config
+        training = self.config.training
         head = {id(p) for p in self.strategy.model.head.parameters()}
         backbone = {id(p) for p in self.strategy.model.parameters()} - head
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in trained.items():
-            spared = (id(parameter) in head and not config.decay_head) or (
-                parameter.dim() < 2 and not (config.decay_norms and (config.decay_biases or not name.endswith("bias")))
+            spared = (id(parameter) in head and not training.decay_head) or (
+                parameter.dim() < 2
+                and not (training.decay_norms and (training.decay_biases or not name.endswith("bias")))
             )
-            rate = lr * config.backbone_lr_factor if id(parameter) in backbone else lr
-            groups.setdefault((rate, 0.0 if spared else config.weight_decay), []).append(parameter)
+            rate = lr * training.backbone_lr_factor if id(parameter) in backbone else lr
+            groups.setdefault((rate, 0.0 if spared else training.weight_decay), []).append(parameter)
         listed = [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
         shared: dict[str, Any] = {"lr": lr, "fused": self.context.device.type != "mps"}
         optimizer: torch.optim.Optimizer
-        if config.optimizer == "sgd":
-            optimizer = torch.optim.SGD(listed, momentum=config.momentum, nesterov=config.nesterov, **shared)
+        if training.optimizer == "sgd":
+            optimizer = torch.optim.SGD(listed, momentum=training.momentum, nesterov=training.nesterov, **shared)
         else:
-            kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+            kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
             optimizer = kind(listed, **shared)
         for name, parameter in trained.items():
             if name in self.optimizer_state:
@@ -303,7 +306,7 @@ class Trainer:
         """A memory that is replayed beside the stream is filled as the stream goes by for the first time."""
         memory = self.strategy.memory
         first = self.context.progress.epoch == 0
-        return memory is not None and memory.streaming and self.strategy.memory_use == "replayed" and first
+        return memory is not None and memory.streaming and self.strategy.traits.memory == "replayed" and first
 
     def _fill_memory(self, ids: Tensor, step: int) -> None:
         assert self.strategy.memory is not None
@@ -327,9 +330,9 @@ class Fit:
         self.stage, self.trained, self.frozen, self.optimizer = stage, trained, frozen, optimizer
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.rows = _Rows(strategy.model.head, stage.head_rows) if stage.head_rows is not None else None
-        self.epochs = stage.epochs or (None if stage.iterations else config.epochs)
-        self.steps = stage.iterations or (None if self.epochs else config.iterations)
-        self.plateau, self.waiting, self.best = Plateau(config), Progressless(config.min_delta), Best(strategy)
+        self.epochs = stage.epochs or (None if stage.iterations else config.training.epochs)
+        self.steps = stage.iterations or (None if self.epochs else config.training.iterations)
+        self.plateau, self.waiting, self.best = Plateau(config), Progressless(config.training.min_delta), Best(strategy)
         self.records: list[Record] = []
         self.best_epoch: int | None = None
         # Of the epoch under way.
@@ -357,12 +360,12 @@ class Fit:
     def set_rate(self, progress: Progress, config: RunConfig, n_tasks: int) -> None:
         """Set the learning rate of the step to come."""
         progress.learning_rate = self.optimizer.param_groups[-1]["lr"]
-        if config.schedule == "constant" and not config.lr_warmup:
+        if config.training.schedule == "constant" and not config.training.lr_warmup:
             return
         per_epoch = progress.steps_per_epoch
         total = float(self.epochs) if self.epochs is not None else (self.steps or 0) / per_epoch
         position = progress.step / per_epoch
-        if config.schedule_scope == "run":
+        if config.training.schedule_scope == "run":
             position, total = position + progress.task * total, total * n_tasks
         factor = lr_multiplier(config, position, 1 / per_epoch, total) * self.plateau.factor
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):

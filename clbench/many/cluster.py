@@ -66,7 +66,7 @@ def on_ray(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcome]], c
         try:
             for item, do in zip(items, work, strict=True):
                 options = remote.options(
-                    num_cpus=item.config.threads,
+                    num_cpus=item.config.engine.threads,
                     num_gpus=cluster.gpus_per_run,
                     max_retries=RETRIES,
                     name=item.config.label,
@@ -148,7 +148,7 @@ def _in_folder(place: str, do: Callable[[], Outcome]) -> Outcome:
 def _warn_of_waiting(items: Sequence[PlannedRun], cluster: Cluster) -> None:
     import ray
 
-    cpus = max(item.config.threads or 1 for item in items)
+    cpus = max(item.config.engine.threads or 1 for item in items)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= cluster.gpus_per_run for node in nodes):
         warnings.warn(

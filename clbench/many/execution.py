@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from clbench.config.errors import ConfigError, RunError
-from clbench.config.run import SCENARIO_FIELDS, RunConfig
 from clbench.data.scenario import Scenario
 from clbench.learning.strategy import Context, Strategy
 from clbench.learning.trainer import Trainer
@@ -64,17 +63,17 @@ def plan_requests(
                 tasks = request.scenario
             else:
                 # Seeds decide which images are held out, not how many, so the same tasks serve to check all of them.
-                drawn = config.seed if config.class_order_seed == "per-seed" else None
-                key = (config.scenario, config.data_root, config.offline, drawn, *_scenario_fields(config))
+                drawn = config.seed if "per-seed" in config.scenario_options.values() else None
+                key = (config.scenario, config.scenario_options, config.data, drawn)
                 if made is None or made[0] != key:
                     made = key, prepare(config)[1]
                 tasks = made[1]
-                config = config.model_copy(update={"data_fingerprint": tasks.fingerprint})
+                config = config.replace(data_fingerprint=tasks.fingerprint)
             kind = config.identity(without_seed=True)
             if kind not in checked:
                 check(config, tasks, strategy_class(config.strategy)(**config.strategy_options))
                 checked.add(kind)
-                model = (config.model, config.weights, config.train, tasks.image_shape)
+                model = (config.model.name, config.model.weights, config.training.train, tasks.image_shape)
                 if model not in models:
                     check_model(config, tasks)
                     models.add(model)
@@ -109,7 +108,7 @@ def lives_on_memory(strategy: str | type[Strategy]) -> bool:
     from clbench.config.registry import parse_spec
 
     cls = strategy if isinstance(strategy, type) else strategy_class(parse_spec(strategy)[0])
-    return cls.needs_memory
+    return cls.traits.needs_memory
 
 
 def run_planned(
@@ -251,7 +250,7 @@ def _refuse_together(planned: Sequence[PlannedRun], jobs: int, cluster: Cluster 
 
     if jobs > 1 or cluster is not None:
         raise ConfigError("--seeds-together trains in this process; leave it out, or --jobs and --backend ray")
-    possible = [name for name in entry_point_names("clbench.strategies") if strategy_class(name).seeds_together]
+    possible = [name for name in entry_point_names("clbench.strategies") if strategy_class(name).traits.seeds_together]
     # Once for all seeds.
     for item in {item.config.identity(without_seed=True): item for item in planned}.values():
         refuse_together(item.config, item.given or strategy_class(item.config.strategy), possible)
@@ -314,7 +313,3 @@ def _wait_for_any(waiting: Mapping[Path, tuple[PlannedRun, Watched]]) -> list[Pa
         if free:
             return free
         time.sleep(_LOOK_EVERY)
-
-
-def _scenario_fields(config: RunConfig) -> list[str]:
-    return [repr(getattr(config, name)) for name in SCENARIO_FIELDS]

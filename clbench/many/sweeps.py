@@ -11,7 +11,9 @@ from typing import Any, get_args, get_origin
 
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.registry import parse_spec, text_of
-from clbench.config.run import INTERNAL, SCENARIO_FIELDS, RunConfig, excludes
+from clbench.config.run import EXCLUSIVE, INTERNAL, excludes
+from clbench.config.run import fields as run_fields
+from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import Strategy
 from clbench.many.cluster import Cluster
 from clbench.many.compare import MEMORY_OPTIONS
@@ -26,10 +28,10 @@ from clbench.many.execution import (
 )
 from clbench.many.planned import PlannedRun
 from clbench.results.result import Result
-from clbench.running.resolve import strategy_class
+from clbench.running.resolve import parse_scenario, scenario_class, strategy_class
 from clbench.support.files import read_small
 
-_FIELDS = [name for name in RunConfig.model_fields if name not in INTERNAL and name != "seed"]
+_FIELDS = [name for name in run_fields() if name not in INTERNAL and name != "seed"]
 _NAMED = ("scenario", "strategy", "seeds")
 _TABLES = ("strategy_options", "strategies")
 
@@ -90,7 +92,7 @@ def expand(grid: Grid, name: str) -> list[Request]:
     further = _tables(grid, "include", name)
     excluded = _tables(grid, "exclude", name)
     top = {key: value for key, value in grid.items() if key not in ("include", "exclude")}
-    _check_keys(top, name)
+    _check_keys(top, top, name)
     requests = list(_block(top, top, name)) if "strategy" in top or not further else []
     for number, rule in enumerate(excluded, 1):
         place = f"{name}, [[exclude]] {number}"
@@ -104,7 +106,7 @@ def expand(grid: Grid, name: str) -> list[Request]:
         requests = kept
     for number, block in enumerate(further, 1):
         place = f"{name}, [[include]] {number}"
-        _check_keys(block, place)
+        _check_keys(block, _over(top, block), place)
         requests += _block(_over(top, block), block, place)
     named = {_spec(request.strategy)[0] for request in requests}
     for key in top.get("strategies", {}):
@@ -122,12 +124,30 @@ def _tables(grid: Grid, key: str, name: str) -> list[Grid]:
     return list(tables)
 
 
-def _check_keys(block: Grid, place: str) -> None:
+def _scenarios(block: Grid) -> list[type[ScenarioSpec]]:
+    """Return the scenarios that a block names; raises ConfigError for an unknown one."""
+    given = block.get("scenario", [])
+    names = [given] if isinstance(given, str) else given if isinstance(given, Sequence) else []
+    return [scenario_class(parse_scenario(name)[0]) for name in names if isinstance(name, str)]
+
+
+def _cuts(block: Grid) -> dict[str, Any]:
+    """Return the fields that a scenario is made by: the options of those that a block names, and validation."""
+    options = {name: field for kind in _scenarios(block) for name, field in kind._options.model_fields.items()}
+    return {**options, "validation": run_fields()["validation"]}
+
+
+def _pairs(block: Grid) -> list[tuple[str, str]]:
+    return [*EXCLUSIVE, *(pair for kind in _scenarios(block) for pair in kind.exclusive)]
+
+
+def _check_keys(block: Grid, whole: Grid, place: str) -> None:
+    cuts = _cuts(whole)
     for key, value in block.items():
         if key == "seed":
             raise ConfigError(f"{place}: seed={value!r}; a sweep takes seeds, a number of them or a list")
-        if key not in (*_NAMED, *_TABLES, *_FIELDS):
-            raise unknown(f"option in {place}:", key, (*_NAMED, *_TABLES, "include", "exclude", *_FIELDS))
+        if key not in (*_NAMED, *_TABLES, *_FIELDS, *cuts):
+            raise unknown(f"option in {place}:", key, (*_NAMED, *_TABLES, "include", "exclude", *cuts, *_FIELDS))
         if key in _TABLES and not isinstance(value, Mapping):
             raise ConfigError(f"{place}: {key}={value!r}; a table [{key}] is accepted")
     for key, value in block.get("strategies", {}).items():
@@ -137,7 +157,8 @@ def _check_keys(block: Grid, place: str) -> None:
 
 def _over(top: Grid, block: Grid) -> Grid:
     """Return a further grid, merged over the keys that it takes from the top of the file."""
-    kept = {key: value for key, value in top.items() if not any(excludes(key, other) for other in block)}
+    pairs = _pairs({**top, **block})
+    kept = {key: value for key, value in top.items() if not any(excludes(key, other, pairs) for other in block)}
     merged = kept | dict(block)
     for table in _TABLES:
         if table in block and table in top:
@@ -154,22 +175,25 @@ def _block(block: Grid, said: Grid, place: str) -> Iterator[Request]:
         seeds = seed_list(block.get("seeds", 5))
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from None
-    fields = {key: value for key, value in block.items() if key in _FIELDS}
+    cutting = _cuts(block)
+    fields = {key: value for key, value in block.items() if key in _FIELDS or key in cutting}
     strategies = _entries(block, "strategy", place)
     memory = [key for key in MEMORY_OPTIONS if key in said]
     try:
         if memory and not any(lives_on_memory(strategy) for strategy in strategies):
             raise ConfigError(f"{memory[0]} is given, but none of the strategies needs a memory")
-        axes = [_axes(strategy, fields, block) for strategy in strategies]
+        axes = [
+            _axes(strategy, {k: v for k, v in fields.items() if k not in cutting}, block) for strategy in strategies
+        ]
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from None
-    names = [key for key in fields if key in SCENARIO_FIELDS]
-    cuts = [_values(key, fields[key], place) for key in names]
+    names = [key for key in fields if key in cutting]
+    cuts = [_values(key, fields[key], place, cutting) for key in names]
     scenarios = _entries(block, "scenario", place)
     points = [
         [
-            *(_values(key, value, place) for key, value in training.items()),
-            *(_values(key, value, place, strategy) for key, value in own.items()),
+            *(_values(key, value, place, run_fields()) for key, value in training.items()),
+            *(_values(key, value, place, _own_options(strategy)) for key, value in own.items()),
         ]
         for strategy, (training, own) in zip(strategies, axes, strict=True)
     ]
@@ -195,15 +219,14 @@ def _axes(strategy: str | type[Strategy], fields: Grid, block: Grid) -> tuple[di
     for key in special:
         if key in bracket:
             raise ConfigError(f"{key} is given twice, in the brackets of {name} and in [strategies.{name}]")
-        if key not in known and (key not in _FIELDS or key in SCENARIO_FIELDS):
-            trainable = [field for field in _FIELDS if field not in SCENARIO_FIELDS]
+        trainable = [field for field in _FIELDS if field != "validation"]
+        if key not in known and key not in trainable:
             raise unknown(f"option in [strategies.{name}]:", key, [*known, *trainable])
     closer = [*special, *bracket]
     training = {
         key: value
         for key, value in fields.items()
-        if key not in SCENARIO_FIELDS
-        and not any(key == other or excludes(key, other) for other in closer)
+        if not any(key == other or excludes(key, other) for other in closer)
         and (key not in MEMORY_OPTIONS or lives_on_memory(strategy))
     }
     own = {key: value for key, value in block.get("strategy_options", {}).items() if key not in closer}
@@ -225,9 +248,8 @@ def _entries(block: Grid, key: str, place: str) -> list[Any]:
     return [e.replace(" ", "") if key == "strategy" and isinstance(e, str) and ".py:" not in e else e for e in entries]
 
 
-def _values(key: str, value: Any, place: str, strategy: str | type[Strategy] | None = None) -> list[Any]:
+def _values(key: str, value: Any, place: str, fields: Mapping[str, Any]) -> list[Any]:
     """Return the values of an axis: a list, or a single value; if a value is a list itself, a list of lists."""
-    fields = RunConfig.model_fields if strategy is None else _own_options(strategy)
     annotation = fields[key].annotation if key in fields else None
     # If a single number is accepted too, a list of numbers is an axis, like any other list.
     lists = _takes_list(annotation) and not _takes_number(annotation)
@@ -277,7 +299,7 @@ def _matches(rule: Grid, request: Request) -> bool:
         there = [facts[key]] if key in facts else []
         if key == "strategy":
             there.append(request.strategy)  # as it is spelt, with its brackets
-        wanted = _values(key, value, "")
+        wanted = _values(key, value, "", {**_cuts({"scenario": request.scenario}), **run_fields()})
         if not any(one == other or _text(one) == _text(other) for one in wanted for other in there):
             return False
     return True

@@ -26,31 +26,36 @@ T = TypeVar("T")
 
 def refuse_together(config: RunConfig, kind: type[Strategy], possible: Sequence[str]) -> None:
     """Raise ConfigError unless a configuration's seeds can be trained together; `possible`: the strategies that can."""
-    if not kind.seeds_together or kind.after_step is not Strategy.after_step:
+    if not kind.traits.seeds_together or kind.after_step is not Strategy.after_step:
         raise ConfigError(f"--seeds-together: {config.strategy} trains its seeds one by one; {', '.join(possible)} can")
+    memory, training, evaluation, engine = config.memory, config.training, config.evaluation, config.engine
     for name, given, accepted in (
-        ("memory_size", config.memory_size, None),
-        ("memory_per_class", config.memory_per_class, None),
-        ("clip", config.clip, None),
-        ("eval_every", config.eval_every if isinstance(config.eval_every, int) else None, None),
+        ("memory_size", memory.size, None),
+        ("memory_per_class", memory.per_class, None),
+        ("clip", training.clip, None),
+        ("eval_every", evaluation.eval_every if isinstance(evaluation.eval_every, int) else None, None),
         (
             "checkpoint_every",
-            config.checkpoint_every if str(config.checkpoint_every).endswith("-steps") else None,
+            engine.checkpoint_every if str(engine.checkpoint_every).endswith("-steps") else None,
             None,
         ),
-        ("on_nan", config.on_nan, "stop"),
-        ("compile", config.compile, "none"),
+        ("on_nan", training.on_nan, "stop"),
+        ("compile", engine.compile, "none"),
         # Rates, numbers of steps and sizes of tasks would differ from seed to seed.
-        ("schedule", "plateau" if config.schedule == "plateau" else None, None),
-        ("optimizer_state", config.optimizer_state if config.patience is not None else "reset", "reset"),
-        ("class_order_seed", "per-seed" if config.class_order_seed == "per-seed" else None, None),
+        ("schedule", "plateau" if training.schedule == "plateau" else None, None),
+        (
+            "optimizer_state",
+            training.optimizer_state if training.patience is not None else "reset",
+            "reset",
+        ),
+        ("class_order_seed", "per-seed" if "per-seed" in config.scenario_options.values() else None, None),
     ):
         if given is not None and given != accepted:
             beside = " with patience" if name == "optimizer_state" else ""
             raise ConfigError(f"--seeds-together: {name}={given}{beside} needs runs one by one; leave out one of them")
     # Built only for its layers, which don't depend on the images.
-    if any(isinstance(m, _DropoutNd) and m.p > 0 for m in build_model(config.model, (3, 32, 32), 0).modules()):
-        raise ConfigError(f"--seeds-together: model {config.model} has dropout, which draws for each seed on its own")
+    if any(isinstance(m, _DropoutNd) and m.p > 0 for m in build_model(config.model.name, (3, 32, 32), 0).modules()):
+        raise ConfigError(f"--seeds-together: {config.model.name} has dropout, which draws for each seed on its own")
 
 
 class Together:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.config.errors import ConfigError, RunError
-from clbench.config.run import RunConfig
+from clbench.config.run import NOT_IDENTITY, RunConfig
 from clbench.results.result import Result
 from clbench.support.files import remove_unfinished, write_atomically
 from clbench.support.locks import held
@@ -182,8 +182,8 @@ def _is_run(path: Path) -> bool:
 
 def _differences(stored: dict[str, Any], config: RunConfig) -> str:
     """Return in which fields a stored run differs, options of one strategy each by itself, at most four."""
-    ours = config.identity_fields()
-    named = {k: (stored.get(k), getattr(config, k)) for k in ours if k != "strategy_options"}
+    ours = config.flat()
+    named = {k: (stored.get(k), ours[k]) for k in ours if k not in NOT_IDENTITY and k != "strategy_options"}
     if stored.get("strategy") == config.strategy:
         options = stored.get("strategy_options") or {}
         named |= {k: (options.get(k), v) for k, v in config.strategy_options.items()}

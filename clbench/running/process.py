@@ -16,20 +16,20 @@ from clbench.config.run import RunConfig
 def process_settings(config: RunConfig) -> Iterator[None]:
     """Set what torch keeps per process for the time of a run, and put it back."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    devices = [torch.device(config.device)] if config.device.startswith("cuda") else []
-    assert config.threads is not None
-    torch.set_num_threads(config.threads)
+    devices = [torch.device(config.engine.device)] if config.engine.device.startswith("cuda") else []
+    assert config.engine.threads is not None
+    torch.set_num_threads(config.engine.threads)
     # Moments of a dead pixel decay into denormal numbers, with which a CPU takes many times as long.
     flushed = _flushes_denormals()
     torch.set_flush_denormal(True)
-    torch.use_deterministic_algorithms(config.deterministic or deterministic)
+    torch.use_deterministic_algorithms(config.engine.deterministic or deterministic)
     # By default torch rounds what a GPU convolves, and not what it multiplies, to 10 bits. Under bf16 as well, what is
     # left in float32 (losses, importances, class means) is left so on purpose.
     products: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     rounded = [backend.allow_tf32 for backend in products]
     for backend in products:
-        backend.allow_tf32 = config.precision == "tf32"
-    if config.deterministic:
+        backend.allow_tf32 = config.engine.precision == "tf32"
+    if config.engine.deterministic:
         # cuBLAS repeats its sums only with a workspace of fixed size.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:

@@ -47,22 +47,22 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> dic
         "identity": config.identity(),
         "group": config.identity(without_seed=True),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "config": config.model_dump(mode="json"),
+        "config": config.flat(),
         "strategy": {
             "name": config.strategy,
             "label": config.label,
-            "family": kind.family,
-            "reference": kind.data_access == "all",
-            "data_access": kind.data_access,
+            "family": kind.traits.family,
+            "reference": kind.traits.data_access == "all",
+            "data_access": kind.traits.data_access,
             "features": _features(config, kind),
             "options": config.strategy_options,
-            "paper": kind.paper,
+            "paper": kind.traits.paper,
         },
         "environment": {
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "device": device_name(config.device),
-            "threads": config.threads,
+            "device": device_name(config.engine.device),
+            "threads": config.engine.threads,
             "packages": {name: metadata.version(name) for name in PACKAGES},
         },
         "scenario": {
@@ -72,7 +72,7 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> dic
             "tasks": scenario.describe(),
         },
         "class_order": scenario.class_order,
-        "learning_rate": config.scaled_lr,
+        "learning_rate": config.training.scaled_lr,
         "headline": {
             "matrix": "task_aware" if scenario.setting == "task" else "class_incremental",
             "classifier": "linear",
@@ -94,9 +94,9 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> dic
 
 def _features(config: RunConfig, kind: type[Strategy]) -> str | None:
     """Say where features come from that are not learnt from all tasks; None where they are."""
-    if config.weights is not None:
-        return f"start from {config.weights}"
-    return "come from the first task" if kind.family == "frozen" else None
+    if config.model.weights is not None:
+        return f"start from {config.model.weights}"
+    return "come from the first task" if kind.traits.family == "frozen" else None
 
 
 def warning(config: RunConfig, rule: str, text: str) -> dict[str, str]:
@@ -107,7 +107,7 @@ def warning(config: RunConfig, rule: str, text: str) -> dict[str, str]:
 def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> list[dict[str, str]]:
     """Return what a reader of the numbers should know about how they came about."""
     found = []
-    if strategy.family == "regularisation" and scenario.setting == "class" and not config.memory_budget:
+    if strategy.traits.family == "regularisation" and scenario.setting == "class" and not config.memory.budget:
         found.append(
             {
                 "rule": "regularisation-in-class-incremental",
@@ -123,7 +123,7 @@ def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> l
                 "which no learner of the stream has at once",
             }
         )
-    if scenario.setting == "task" or strategy.needs_task_at_test:
+    if scenario.setting == "task" or strategy.traits.needs_task_at_test:
         found.append(
             {
                 "rule": "task-given-at-test",
@@ -131,7 +131,7 @@ def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> l
                 "compare with class-incremental ones",
             }
         )
-    if strategy.data_access == "all" and strategy.family != "reference":
+    if strategy.traits.data_access == "all" and strategy.traits.family != "reference":
         found.append(
             {
                 "rule": "all-past-data",
@@ -139,18 +139,18 @@ def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> l
                 "competitor",
             }
         )
-    if config.memory_size and config.memory_rounding == "ceil":
+    if config.memory.size and config.memory.rounding == "ceil":
         n_classes = np.cumsum([len(task.classes) for task in scenario.tasks]).tolist()
-        most = max(sum(quotas(n, config.memory_size, rounding="ceil")) for n in n_classes)
-        if most > config.memory_size:
+        most = max(sum(quotas(n, config.memory.size, rounding="ceil")) for n in n_classes)
+        if most > config.memory.size:
             found.append(
                 {
                     "rule": "memory-above-budget",
                     "text": f"{config.label}: rounding up lets the memory hold up to {most} exemplars, above its "
-                    f"{config.memory_size}",
+                    f"{config.memory.size}",
                 }
             )
-    if config.evaluate_on == "train":
+    if config.evaluation.evaluate_on == "train":
         found.append(
             {
                 "rule": "evaluated-on-training-data",
@@ -158,11 +158,12 @@ def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> l
                 "they say nothing about new ones",
             }
         )
-    if drops := config.milestones or ([config.step_epochs] if config.step_epochs else []):
+    training = config.training
+    if drops := training.milestones or ([training.step_epochs] if training.step_epochs else []):
         # With a number of iterations the smallest task sees most epochs.
         smallest = min(len(task.train) for task in scenario.tasks)
-        epochs = config.epochs or math.ceil((config.iterations or 1) / math.ceil(smallest / config.batch_size))
-        length = epochs * (len(scenario.tasks) if config.schedule_scope == "run" else 1)
+        epochs = training.epochs or math.ceil((training.iterations or 1) / math.ceil(smallest / training.batch_size))
+        length = epochs * (len(scenario.tasks) if training.schedule_scope == "run" else 1)
         if late := [str(epoch) for epoch in drops if epoch >= length]:
             found.append(
                 {
@@ -172,11 +173,11 @@ def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> l
                 }
             )
     n_classes = len(scenario.class_order)
-    if config.memory_size and config.memory_size < n_classes:
+    if config.memory.size and config.memory.size < n_classes:
         found.append(
             {
                 "rule": "memory-smaller-than-classes",
-                "text": f"{config.label}: a memory of {config.memory_size} can't hold one exemplar of each of "
+                "text": f"{config.label}: a memory of {config.memory.size} can't hold one exemplar of each of "
                 f"{n_classes} classes",
             }
         )
@@ -208,10 +209,10 @@ def above_budget(config: RunConfig, counts: dict[int, int], items: dict[str, int
     counts: exemplars of each class; items: what `measure` counted.
     """
     copies, held = items.get("images", 0), items.get("exemplars", 0)
-    size, per_class = config.memory_size, config.memory_per_class
+    size, per_class = config.memory.size, config.memory.per_class
     budget = size or (per_class or 0) * len(counts)
     # Of what rounding up adds another sentence tells.
-    most = budget if config.memory_rounding != "ceil" else max(budget, held)
+    most = budget if config.memory.rounding != "ceil" else max(budget, held)
     if copies and held + copies > budget:
         return f"{copies} copies of images are kept beside {held} exemplars, and the memory is of {budget}"
     if held > most or (per_class is not None and max(counts.values(), default=0) > per_class):

@@ -8,42 +8,47 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.config.registry import entry_point_names, load_entry_point, parse_spec, read_text
-from clbench.config.run import SCENARIO_FIELDS, RunConfig, Setting, excludes, file_digest, make_config
-from clbench.data.scenario import Scenario, ScenarioSpec
-from clbench.learning.strategy import Strategy
+from clbench.config.registry import entry_point_names, entry_points, load_entry_point, parse_spec, read_text
+from clbench.config.run import GROUPS, RunConfig, Setting, excludes, fields, file_digest, make_config
+from clbench.data.scenario import Scenario
+from clbench.data.spec import ScenarioSpec
+from clbench.learning.strategy import LOOSE, Strategy, Traits
 
 # Classes handed over in Python, by the name their runs carry.
 _given: dict[str, type[Strategy]] = {}
-# Fields that no strategy's brackets can set: they say what is compared, not how a strategy trains.
-_SHARED = {
-    *("scenario", "strategy", "strategy_options", "per_task", "label", "data_fingerprint"),
-    *("seed", "data_root", "offline", "tuned_by"),
-    *("evaluate_on", "memory_rounding"),
-    *SCENARIO_FIELDS,
-}
 
 
 def strategy_class(name: str) -> type[Strategy]:
     """Return a strategy: a registered one, path/to/file.py:Class, SOURCE:NAME of other software, or one handed over.
 
-    A class that was handed over in Python goes by its own name. A source ("avalanche") is an entry point of the group
-    `clbench.strategy_sources`: a function that returns the strategy of a name.
+    A class that was handed over in Python goes by its own name. What one published protocol alone needs is registered
+    in the group `clbench.protocols`, which is looked at after `clbench.strategies`, and which no list shows. A source
+    ("avalanche") is an entry point of the group `clbench.strategy_sources`: a function that returns the strategy of a
+    name.
     """
-    if name in _given:
-        return _given[name]
     source, colon, inner = name.partition(":")
-    if ".py:" in name:
+    if name in _given:
+        loaded: Any = _given[name]
+    elif ".py:" in name:
         loaded = _from_file(name)
     elif colon:
         made: Any = load_entry_point("clbench.strategy_sources", "source of strategies", source)
         loaded = made(inner)
     else:
-        loaded = load_entry_point("clbench.strategies", "strategy", name)
-    if isinstance(loaded, type) and issubclass(loaded, Strategy) and not hasattr(loaded, "family"):
-        raise ConfigError(f"strategy {name!r} declares no family, such as family = 'replay'")
+        protocol = not entry_points("clbench.strategies", name) and entry_points("clbench.protocols", name)
+        loaded = load_entry_point("clbench.protocols" if protocol else "clbench.strategies", "strategy", name)
     if not (isinstance(loaded, type) and issubclass(loaded, Strategy)):
         raise ConfigError(f"strategy {name!r} is {loaded!r}; a subclass of clbench.Strategy is accepted")
+    loose = {n: v for cls in reversed(loaded.__mro__) for n, v in vars(cls).items() if n in LOOSE}
+    if loose:
+        spelled = ", ".join(f"{LOOSE[n]}={v!r}" for n, v in loose.items())
+        raise ConfigError(
+            f"strategy {name!r} declares {', '.join(loose)} as clbench 0.1 did; traits = Traits({spelled}) is accepted"
+        )
+    if not isinstance(getattr(loaded, "traits", None), Traits):
+        raise ConfigError(
+            f"strategy {name!r} declares no traits; traits = Traits(family='replay') or the like is accepted"
+        )
     return loaded
 
 
@@ -73,14 +78,19 @@ def _from_file(name: str) -> object:
     return getattr(module, attribute)
 
 
-def scenario_spec(name: str) -> ScenarioSpec:
+def scenario_class(name: str) -> type[ScenarioSpec]:
     """Return a scenario by its registered name, or that of an .npz file or a folder of images."""
     own = name.endswith(".npz") or os.sep in name or os.path.isdir(name)
     registered = not own or name in entry_point_names("clbench.scenarios")
     loaded = load_entry_point("clbench.scenarios", "scenario", name if registered else "files")
-    if not isinstance(loaded, ScenarioSpec):
-        raise ConfigError(f"scenario {name!r} is registered as {loaded!r}; a clbench.ScenarioSpec is accepted")
+    if not (isinstance(loaded, type) and issubclass(loaded, ScenarioSpec)):
+        raise ConfigError(f"scenario {name!r} is {loaded!r}; a subclass of clbench.ScenarioSpec is accepted since 0.2")
     return loaded
+
+
+def parse_scenario(spec: str) -> tuple[str, dict[str, str]]:
+    """Split a scenario into its name and the options in its brackets; a path that exists may hold brackets itself."""
+    return (spec, {}) if os.path.exists(spec) else parse_spec(spec)
 
 
 def resolve(
@@ -93,86 +103,126 @@ def resolve(
 ) -> RunConfig:
     """Return the complete config of one run: what was asked for, over the scenario's preset, over the defaults.
 
-    `strategy` may carry options in brackets, its own and training ones: `er[memory_size=500,share=0.25]`.
-    `options["strategy_options"]` holds options of the strategy alone. shared: the options are those of a whole
-    comparison, and brackets come before them. elsewhere: the run is for other machines, whose devices are not known
-    here. Raises ConfigError.
+    scenario: a name, which may carry options of its own in brackets, or a Scenario.
+    strategy: a name, which may carry options in brackets, its own and training ones, or a class.
+    options: fields and options of the scenario by flat names; `strategy_options` holds those of the strategy alone.
+    shared: the options are those of a whole comparison, and brackets come before them.
+    elsewhere: the run is for other machines, whose devices are not known here.
+
+    Raises ConfigError.
     """
-    if isinstance(strategy, type):
-        name = label = give(strategy)
-        bracket: dict[str, str] = {}
-    else:
-        name, bracket = parse_spec(strategy)
-        label = strategy if ".py:" in strategy else strategy.replace(" ", "")
+    name, label, bracket = _named(strategy)
     cls = strategy_class(name)
-    own: dict[str, Any] = dict(options.get("strategy_options") or {})
     asked = {k: v for k, v in options.items() if v is not None and k != "strategy_options"}
-    special: dict[str, Any] = {}
-    for key, value in bracket.items():
-        if key in own or (key in asked and not shared):
-            raise ConfigError(f"{key} is given twice, in the brackets of {name} and outside; once is accepted")
-        if key in cls._options.model_fields or key in cls.run_options:
-            own[key] = value
-        elif key in RunConfig.model_fields and key not in _SHARED:
-            special |= parse_fields({key: value})
-        else:
-            raise unknown(f"option of {name}", key, [*cls._options.model_fields, *_trainable_fields()])
-    asked = {k: v for k, v in asked.items() if not any(excludes(k, key) for key in special)} | special
-    preset = dict(scenario_spec("files" if isinstance(scenario, Scenario) else scenario).preset)
+    own: dict[str, Any] = dict(options.get("strategy_options") or {})
+    special = _bracketed(cls, name, bracket, own, {} if shared else asked)
+    own |= {key: value for key, value in bracket.items() if key not in special}
     if isinstance(scenario, Scenario):
-        _refuse_scenario_fields(asked)
-        preset["augment"] = scenario.augment
-        asked |= {"setting": scenario.setting, "data_fingerprint": scenario.fingerprint or scenario.digest()}
-        held = sum(len(task.validation) for task in scenario.tasks)
-        asked["validation"] = held / max(held + sum(len(task.train) for task in scenario.tasks), 1)
+        kind, cuts = scenario_class("files"), {"setting": scenario.setting}
+        asked = _of_scenario(scenario, asked)
+        preset = {k: v for k, v in kind.preset.items() if k != "augment"} | {"augment": scenario.augment}
+        scenario = scenario.name
+    else:
+        scenario, cuts = parse_scenario(scenario)
+        kind = scenario_class(scenario)
+        preset = dict(kind.preset)
+        if twice := cuts.keys() & asked.keys():
+            raise ConfigError(f"{min(twice)} is given in the brackets of {scenario} and outside; once is accepted")
+    pairs = kind.pairs()
+    asked = {k: v for k, v in asked.items() if not any(excludes(k, key, pairs) for key in special)} | special
+    for key in asked:
+        if key not in fields() and key not in kind._options.model_fields:
+            raise unknown(f"option of {scenario}", key, [*kind._options.model_fields, *fields()])
     tuned: dict[str, Any] = dict(preset.pop("strategies", {}).get(name, {}))
     by_setting = {setting: tuned.pop(setting, {}) for setting in get_args(Setting)}
     # What is asked for may be anything, a list too.
-    tuned |= by_setting.get(str(asked.get("setting", preset.get("setting", "class"))), {})
+    tuned |= by_setting.get(str({**preset, **cuts, **asked}.get("setting", "class")), {})
     own = {k: v for k, v in tuned.items() if k in cls._options.model_fields} | own
     preset |= {k: v for k, v in tuned.items() if k not in cls._options.model_fields}
-    if not cls.needs_memory:
+    if not cls.traits.needs_memory:
         preset.pop("memory_size", None)
-    preset = {k: v for k, v in preset.items() if not any(excludes(k, key) for key in asked)}
-    values = preset | asked
+    preset = {k: v for k, v in preset.items() if not any(excludes(k, key, pairs) for key in (*asked, *cuts))}
+    values = {k: v for k, v in (preset | asked).items() if k in fields()}
+    cuts = {k: v for k, v in (preset | asked).items() if k not in fields()} | cuts
     values |= {
-        "scenario": scenario.name if isinstance(scenario, Scenario) else scenario,
+        "scenario": scenario,
+        "scenario_options": cuts if "data_fingerprint" in asked else kind(scenario, cuts).options,
         "strategy": name,
         "strategy_options": cls.validate(own, name),
         "label": values.get("label") or label,
     }
-    if cls.memory_use == "none" and (values.get("memory_size") or values.get("memory_per_class")):
+    if cls.traits.memory == "none" and (values.get("memory_size") or values.get("memory_per_class")):
         raise ConfigError(f"{name} has no use for a memory; leave out memory_size and memory_per_class")
     if values.get("memory_size") or values.get("memory_per_class"):
         # A reservoir knows no classes, so a quota for each is kept by a balanced memory.
-        by_class = values.get("memory_per_class") and cls.memory_policy == "reservoir"
-        values.setdefault("memory_policy", "balanced" if by_class else cls.memory_policy)
+        by_class = values.get("memory_per_class") and cls.traits.memory_policy == "reservoir"
+        values.setdefault("memory_policy", "balanced" if by_class else cls.traits.memory_policy)
     values.setdefault(
         "threads", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     config = make_config(values)
     if config.per_task is not None:
-        config = config.model_copy(update={"per_task": [_of_task(cls, config, v) for v in config.per_task]})
-    if config.memory_policy == "reservoir" and config.memory_per_class:
+        config = config.replace(per_task=[_of_task(cls, config, v) for v in config.per_task])
+    if config.memory.policy == "reservoir" and config.memory.per_class:
         raise ConfigError("memory_policy='reservoir' has no quota per class; give memory_size, or another policy")
-    if config.setting not in cls.settings:
+    if config.setting not in cls.traits.settings:
         raise ConfigError(
-            f"{name} can't work in a {config.setting}-incremental scenario; supported: {', '.join(cls.settings)}"
+            f"{name} can't work in a {config.setting}-incremental scenario; supported: {', '.join(cls.traits.settings)}"
         )
     if elsewhere:
         return config
-    config = config.model_copy(update={"device": find_device(config.device)})
-    if config.precision == "tf32" and not config.device.startswith("cuda"):
+    config = config.replace(device=find_device(config.engine.device))
+    if config.engine.precision == "tf32" and not config.engine.device.startswith("cuda"):
         raise ConfigError(
-            f"precision=tf32 given, and {config.device} has no TensorFloat-32; fp32 and bf16 are accepted"
+            f"precision=tf32 given, and {config.engine.device} has no TensorFloat-32; fp32 and bf16 are accepted"
         )
     return config
 
 
+def _named(strategy: "str | type[Strategy]") -> tuple[str, str, dict[str, str]]:
+    """Return a strategy's name, its label in tables, and the options in its brackets."""
+    if isinstance(strategy, type):
+        name = give(strategy)
+        return name, name, {}
+    name, bracket = parse_spec(strategy)
+    return name, strategy if ".py:" in strategy else strategy.replace(" ", ""), bracket
+
+
+def _bracketed(
+    cls: type[Strategy], name: str, bracket: Mapping[str, str], own: Mapping[str, Any], asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the fields of the run in a strategy's brackets; raises ConfigError for what may not stand there."""
+    special: dict[str, Any] = {}
+    for key, value in bracket.items():
+        if key in own or key in asked:
+            raise ConfigError(f"{key} is given twice, in the brackets of {name} and outside; once is accepted")
+        if key in cls._options.model_fields or key in cls.run_options:
+            continue
+        if key not in _trainable_fields():
+            raise unknown(f"option of {name}", key, [*cls._options.model_fields, *_trainable_fields()])
+        special |= parse_fields({key: value})
+    return special
+
+
+def _of_scenario(scenario: Scenario, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is asked for, and what a Scenario that was handed over says itself, which can't be asked for."""
+    for name in (*scenario_class("files")._options.model_fields, "validation"):
+        if name in asked:
+            raise ConfigError(
+                f"{name}={asked[name]!r} is part of the scenario that was handed over; give it to split()"
+            )
+    held = sum(len(task.validation) for task in scenario.tasks)
+    return {
+        **asked,
+        "data_fingerprint": scenario.fingerprint or scenario.digest(),
+        "validation": held / max(held + sum(len(task.train) for task in scenario.tasks), 1),
+    }
+
+
 def prepare(config: RunConfig) -> tuple[RunConfig, Scenario]:
     """Build the scenario of a config; the config of a user's own files gets the digest of what is in them."""
-    scenario = scenario_spec(config.scenario).build(config)
-    return config.model_copy(update={"data_fingerprint": scenario.fingerprint}), scenario
+    scenario = scenario_class(config.scenario)(config.scenario, config.scenario_options).build(config)
+    return config.replace(data_fingerprint=scenario.fingerprint), scenario
 
 
 def find_device(name: str) -> str:
@@ -192,8 +242,13 @@ def find_device(name: str) -> str:
 
 
 def parse_fields(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Read the texts of a command line as values of RunConfig's fields; what can't be read is left to be refused."""
-    return {name: read_text(RunConfig.model_fields[name].annotation, text) for name, text in texts.items()}
+    """Read the texts of a command line as values of fields; what can't be read is left to be refused.
+
+    An option of the scenario stays text, for the scenario to read.
+    """
+    return {
+        name: read_text(fields()[name].annotation, text) if name in fields() else text for name, text in texts.items()
+    }
 
 
 def _of_task(cls: type[Strategy], config: RunConfig, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,17 +256,13 @@ def _of_task(cls: type[Strategy], config: RunConfig, values: Mapping[str, Any]) 
     own = {k: v for k, v in values.items() if k != "lr"}
     checked = cls.validate({**config.strategy_options, **own}, config.strategy)
     rate = {"lr": values["lr"]} if "lr" in values else {}
-    make_config({**config.model_dump(), **rate})
+    make_config({"scenario": config.scenario, "strategy": config.strategy, **rate})
     return rate | {name: checked[name] for name in own}
 
 
+@functools.cache
 def _trainable_fields() -> list[str]:
-    return [name for name in RunConfig.model_fields if name not in _SHARED]
-
-
-def _refuse_scenario_fields(asked: Mapping[str, Any]) -> None:
-    for name in SCENARIO_FIELDS:
-        if name in asked:
-            raise ConfigError(
-                f"{name}={asked[name]!r} is part of the scenario that was handed over; give it to split()"
-            )
+    """Return the fields that a strategy's brackets can set; the others say what is compared, not how it trains."""
+    shared = {name for name in RunConfig.model_fields if name not in GROUPS}
+    shared |= {"validation", "data_root", "offline", "evaluate_on", "memory_rounding"}
+    return [name for name in fields() if name not in shared]

@@ -76,7 +76,7 @@ def execute(
     from clbench.running.tracking import require_tracker
 
     tracker = None if track is None else require_tracker(track)
-    if config.evaluate_on == "train":
+    if config.evaluation.evaluate_on == "train":
         scenario = scenario.tested_on_training()
     strategy = strategy_class(config.strategy)(**config.strategy_options)
     check(config, scenario, strategy)
@@ -126,17 +126,17 @@ class _Run:
     ) -> None:
         self.config, self.scenario, self.strategy = config, scenario, strategy
         self.folder, self.observer = folder, observer
-        device = torch.device(config.device)
+        device = torch.device(config.engine.device)
         pipeline = Pipeline(scenario, config, device)
         self.context = Context(config, scenario, pipeline, device, Progress())
         self.trainer = trainer(self.context, strategy)
         strategy._context = self.context
         strategy.model = new_model(self.context, 0)
-        backbone_below(strategy.model, config.train)
-        if config.memory_budget:
-            assert config.memory_policy is not None
-            strategy.memory = MEMORIES[config.memory_policy](
-                size=config.memory_size, per_class=config.memory_per_class, rounding=config.memory_rounding
+        backbone_below(strategy.model, config.training.train)
+        if config.memory.budget:
+            assert config.memory.policy is not None
+            strategy.memory = MEMORIES[config.memory.policy](
+                size=config.memory.size, per_class=config.memory.per_class, rounding=config.memory.rounding
             )
         self.record = new_record(config, scenario, strategy)
         # What was learnt before the task under way, packed: a checkpoint within a task begins the task again with it.
@@ -200,8 +200,10 @@ class _Run:
             ImageSet(scenario.test, task.test.ids[:0]),
         )
         self.evaluating, self._started = 0.0, time.perf_counter()
+        if task.index == 0:
+            strategy.begin_run()
         strategy.begin_task(view)
-        full = self.config.head == "full"
+        full = self.config.model.head == "full"
         grow_head(strategy.model, self.context, scenario.n_outputs if full else scenario.seen_outputs(task.index))
         if task.index == 0 and within is None:
             self._untrained()
@@ -276,7 +278,7 @@ class _Run:
         self._started += time.perf_counter() - started
 
     def _is_due(self, epoch_is_over: bool) -> bool:
-        every = self.config.checkpoint_every
+        every = self.config.engine.checkpoint_every
         if self.strategy.foreign:
             return False
         if self._interruption.signal is not None:
@@ -309,19 +311,19 @@ class _Run:
 
     def _take(self, values: dict[str, Any]) -> None:
         """Put the values in force that hold in the task to come."""
-        config = self.config.model_copy(update={k: v for k, v in values.items() if k == "lr"})
+        config = self.config.replace(**{k: v for k, v in values.items() if k == "lr"})
         self.context.config = self.trainer.config = config
         vars(self.strategy).update({k: v for k, v in values.items() if k != "lr"})
 
     def _after_step(self, loss: float | None) -> None:
-        every, progress = self.config.eval_every, self.context.progress
+        every, progress = self.config.evaluation.eval_every, self.context.progress
         self.observer.step(progress, loss)
         if isinstance(every, int) and progress.step % every == 0:
             self._evaluate_midway()
 
     def _after_epoch(self, record: dict[str, Any]) -> None:
         self.observer.epoch(record)
-        if self.config.eval_every == "epoch":
+        if self.config.evaluation.eval_every == "epoch":
             self._evaluate_midway()
 
     def _evaluate_midway(self) -> None:
@@ -345,7 +347,7 @@ class _Run:
         self.record["headline"]["classifier"] = names[0]
         n = len(self.scenario.tasks)
         for name in names:
-            hidden = self.strategy.needs_task_at_test
+            hidden = self.strategy.traits.needs_task_at_test
             self.record["classifiers"][name] = {
                 "class_incremental": None if hidden else [[None] * n for _ in range(n)],
                 "task_aware": [[None] * n for _ in range(n)],
@@ -384,8 +386,8 @@ class _Run:
     def _fill_memory(self, task: Task) -> None:
         """Offer the task's samples to the memory, unless it was filled while they went by."""
         strategy, memory = self.strategy, self.strategy.memory
-        filled = strategy.memory_use == "own" or (
-            memory is not None and memory.streaming and strategy.memory_use == "replayed"
+        filled = strategy.traits.memory == "own" or (
+            memory is not None and memory.streaming and strategy.traits.memory == "replayed"
         )
         if memory is None or filled:
             return
@@ -483,7 +485,7 @@ class _Run:
                 self._begin_at(stored["start"].numpy().tobytes())
             at = {"stage": "", "epoch": 0, "step": 0} if within is None else within["trainer"]["progress"]
             self.record["resumes"].append({"task": task, **{name: at[name] for name in ("stage", "epoch", "step")}})
-            self.record["config"]["on_nan"] = self.config.on_nan
+            self.record["config"]["on_nan"] = self.config.training.on_nan
             Result(self.record)
             self.trainer.saved = _position(task, within)
             elsewhere = differences(self.record, here)
@@ -526,7 +528,7 @@ def safe_classes(strategy: Strategy) -> list[type]:
 
 def check_model(config: RunConfig, scenario: Scenario) -> None:
     """Refuse a model that can't be built, given its weights or trained in part as asked; raises ConfigError."""
-    backbone_below(initial_model(config, scenario.image_shape, 0), config.train)
+    backbone_below(initial_model(config, scenario.image_shape, 0), config.training.train)
 
 
 def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
@@ -537,25 +539,25 @@ def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
         n = len(scenario.tasks)
         raise ConfigError(f"per_task has {len(config.per_task)} tables for {n} tasks; one for each task is accepted")
     if scenario.blurred:
-        if scenario.setting == "class" and config.loss_outputs != "all":
+        if scenario.setting == "class" and config.training.loss_outputs != "all":
             raise ConfigError(
-                f"loss_outputs={config.loss_outputs!r}: classes of later tasks come early where tasks are blurry; "
-                "loss_outputs='all' with head='full' is accepted"
+                f"loss_outputs={config.training.loss_outputs!r}: classes of later tasks come early where tasks are "
+                "blurry; loss_outputs='all' with head='full' is accepted"
             )
-        if config.memory_policy in ("herding", "herding-argmax"):
+        if config.memory.policy in ("herding", "herding-argmax"):
             raise ConfigError(
-                f"memory_policy={config.memory_policy!r} of {config.label} needs each class in one task, and these "
+                f"memory_policy={config.memory.policy!r} of {config.label} needs each class in one task, and these "
                 "tasks are blurry; 'balanced', 'random' and 'reservoir' are accepted"
             )
     smallest = min(scenario.tasks, key=lambda task: len(task.train))
     n = len(smallest.train)
     unheld = [task.index for task in scenario.tasks if not len(task.validation)]
-    if config.watches_validation and unheld:
+    if config.training.watches_validation and unheld:
         raise ConfigError(
             f"patience and schedule='plateau' watch validation splits, and task {unheld[0]} has none; give it one"
         )
-    if config.drop_last and n < config.batch_size:
+    if config.training.drop_last and n < config.training.batch_size:
         raise ConfigError(
-            f"batch_size={config.batch_size} with drop_last leaves no batch of the {n} training images of task "
-            f"{smallest.index}; at most {n} is accepted"
+            f"batch_size={config.training.batch_size} with drop_last leaves no batch of the {n} training images of "
+            f"task {smallest.index}; at most {n} is accepted"
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.config.run import RunConfig
+from clbench.config.run import RunConfig, identity_fields
 from clbench.data.scenario import Scenario
 from clbench.running.folder import TRACKED
 from clbench.running.observer import Observer
@@ -225,7 +225,7 @@ def require_tracker(name: str) -> type[Tracker]:
 
 
 def _fields(config: RunConfig) -> dict[str, str]:
-    fields = config.identity_fields()
+    fields = identity_fields(config)
     options = fields.pop("strategy_options")
     fields |= {f"strategy_options.{key}": value for key, value in options.items()}
     return {key: str(value) for key, value in fields.items() if value is not None}

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.config.errors import ConfigError
-from clbench.config.run import RunConfig
+from clbench.config.run import RunConfig, Setting
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.memory import Memory
 from clbench.learning.strategy import Strategy
@@ -29,8 +29,7 @@ from clbench.running.folder import RunFolder
 from clbench.running.resolve import give, prepare, resolve, strategy_class
 from clbench.running.run import _Run, execute, safe_classes
 
-SETTINGS = ("class", "task", "domain")
-FAMILIES = ("reference", "regularisation", "distillation", "replay", "isolation", "frozen")
+SETTINGS = get_args(Setting)
 # Small enough that a strategy is checked in seconds: real digits, 12 of a class, a narrow network.
 BASE: dict[str, Any] = {
     "model": "mlp:24-24",
@@ -64,7 +63,7 @@ class Bench:
     def __init__(self, strategy: type[Strategy], folder: Path) -> None:
         self.strategy, self.folder = strategy, folder
         self.name = give(strategy)
-        self.setting = strategy.settings[0]
+        self.setting = strategy.traits.settings[0]
         self._count = 0
 
     def config(self, strategy: str | None = None, **options: Any) -> RunConfig:
@@ -73,7 +72,7 @@ class Bench:
         if "task_sizes" in options:
             del values["tasks"]
         name = strategy or self.name
-        if strategy_class(name).needs_memory:
+        if strategy_class(name).traits.needs_memory:
             values.setdefault("memory_size", MEMORY)
         return resolve("split-mnist-5k", name, values)
 
@@ -119,13 +118,11 @@ def same(one: Result, other: Result) -> bool:
 
 
 def check_declarations(bench: Bench) -> None:
-    """Family, settings, data access and memory use are declared with known values, and the class has a docstring."""
+    """The class has a docstring, and each check that it declares not applicable is one of the kit, with a reason."""
     cls = bench.strategy
-    assert getattr(cls, "family", None) in FAMILIES, f"family must be one of {', '.join(FAMILIES)}"
-    assert cls.settings, "settings must name at least one setting"
-    assert set(cls.settings) <= set(SETTINGS), f"settings must be among {', '.join(SETTINGS)}"
-    assert cls.data_access in ("task", "all"), "data_access must be 'task' or 'all'"
-    assert cls.memory_use in ("joined", "replayed", "own", "none"), "memory_use is not a known value"
+    for name, reason in cls.traits.not_applicable.items():
+        assert name in CHECKS, f"not_applicable names {name!r}; the checks are {', '.join(CHECKS)}"
+        assert reason, f"not_applicable gives no reason for {name!r}"
     assert cls.__doc__, "the class needs a docstring that says what the method is"
 
 
@@ -155,7 +152,7 @@ def check_settings(bench: Bench) -> None:
     """Every declared setting runs, and every other one is refused before training."""
     for setting in SETTINGS:
         sizes = [2, 2, 2, 2, 2]
-        if setting in bench.strategy.settings:
+        if setting in bench.strategy.traits.settings:
             result = bench.run(setting=setting, task_sizes=sizes)
             assert result.status == "done", f"setting {setting!r} did not finish"
         else:
@@ -177,12 +174,12 @@ def check_neutral_at_zero(bench: Bench) -> None:
     cls = bench.strategy
     naive = bench.run("naive")
     applies = False
-    if "strength" in cls._options.model_fields and not cls.needs_memory:
+    if "strength" in cls._options.model_fields and not cls.traits.needs_memory:
         applies = True
         assert same(naive, bench.run(strategy_options={"strength": 0.0})), "strength 0 differs from naive"
         large = bench.run(strategy_options={"strength": 1e4})
         assert not same(naive, large), "strength 10000 is the naive run: the term has no effect"
-    if cls.needs_memory:
+    if cls.traits.needs_memory:
         applies = True
         off = {"strength": 0.0} if "strength" in cls._options.model_fields else {}
         assert same(naive, bench.run(memory_size=0, strategy_options=off)), "a memory of budget 0 differs from naive"
@@ -272,9 +269,9 @@ def check_state_in_the_middle_of_a_stage(bench: Bench) -> None:
 
 def check_unequal_tasks(bench: Bench) -> None:
     """A growing head and tasks of 4, 3 and 3 classes work; so does one task of all classes."""
-    if bench.strategy.settings == ("domain",):
+    if bench.strategy.traits.settings == ("domain",):
         raise NotApplicableError("a domain-incremental scenario has tasks of one size")
-    setting = next(s for s in bench.strategy.settings if s != "domain")
+    setting = next(s for s in bench.strategy.traits.settings if s != "domain")
     for sizes in ([4, 3, 3], [10]):
         result = bench.run(setting=setting, task_sizes=sizes)
         assert result.status == "done", f"tasks of {sizes} classes did not finish"
@@ -283,7 +280,7 @@ def check_unequal_tasks(bench: Bench) -> None:
 
 def check_one_class_a_task(bench: Bench) -> None:
     """Ten tasks of one class work in the class-incremental setting."""
-    if "class" not in bench.strategy.settings:
+    if "class" not in bench.strategy.traits.settings:
         raise NotApplicableError("only a class-incremental scenario can have tasks of one class")
     result = bench.run(setting="class", task_sizes=[1] * 10)
     assert np.isfinite(result.accuracy[-1]).all(), "the last row has undefined cells"
@@ -330,7 +327,7 @@ def check_no_leak_at_test(bench: Bench) -> None:
         found = torch.zeros(len(scenario.test.labels), dtype=torch.int64)
         for chunk in order.split(size):
             images = torch.cat([x for x, _, _ in pipeline.test_passes(chunk)])
-            scores = strategy.scores(images, 0) if strategy.needs_task_at_test else strategy.scores(images)
+            scores = strategy.scores(images, 0) if strategy.traits.needs_task_at_test else strategy.scores(images)
             first = next(iter(scores.values())) if isinstance(scores, dict) else scores
             found[chunk] = first.argmax(1).cpu()
         return found
@@ -348,7 +345,7 @@ def check_no_leak_at_test(bench: Bench) -> None:
 def check_memory_budget(bench: Bench) -> None:
     """The memory never exceeds its budget, at any step, and holds training samples of tasks seen so far only."""
     cls = bench.strategy
-    if cls.memory_use == "none":
+    if cls.traits.memory == "none":
         raise NotApplicableError("it has no use for a memory")
 
     def after_step(original: Any, self: Strategy, batch: Any) -> None:
@@ -374,7 +371,7 @@ def check_memory_budget(bench: Bench) -> None:
 
 def check_no_images_kept(bench: Bench) -> None:
     """No task's images are kept outside the memory, and no view of an expired task's data either."""
-    if bench.strategy.data_access == "all":
+    if bench.strategy.traits.data_access == "all":
         raise NotApplicableError("it declares that it reads all data")
     run, scenario, _ = bench.new(bench.config())
     shape = scenario.train.images.shape[1:]
@@ -399,19 +396,19 @@ def check_losses_are_finite(bench: Bench) -> None:
 
 
 def check_model_untouched_by_task_ends(bench: Bench) -> None:
-    """begin_task and end_task (teachers, importances, herding) leave every bit of the model as it was."""
+    """begin_run, begin_task and end_task (teachers, importances, herding) leave every bit of the model as it was."""
     changed: list[str] = []
 
-    def watch(original: Any, self: Strategy, task: Task) -> None:
+    def watch(original: Any, self: Strategy, *task: Task) -> None:
         before = copy.deepcopy(self.model.state_dict())
         flags = [p.requires_grad for p in self.model.parameters()]
-        original(self, task)
+        original(self, *task)
         after = self.model.state_dict()
         changed.extend(n for n in before if n not in after or not torch.equal(before[n], after[n]))
         if flags != [p.requires_grad for p in self.model.parameters()]:
             changed.append("requires_grad")
 
-    with bench.patched(begin_task=watch, end_task=watch):
+    with bench.patched(begin_run=watch, begin_task=watch, end_task=watch):
         bench.run()
     assert not changed, f"changed outside training: {', '.join(sorted(set(changed)))}"
 
@@ -448,15 +445,15 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
 def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None = None) -> list[Outcome]:
     """Run the checks on a strategy (a class, a registered name, or path.py:Class) and return what each found.
 
-    A strategy may declare a check not applicable: `not_applicable = {"neutral_at_zero": "the reason"}`.
+    A strategy may declare a check not applicable: `Traits(..., not_applicable={"neutral_at_zero": "the reason"})`.
     """
-    cls = strategy_class(strategy) if isinstance(strategy, str) else strategy
+    cls = strategy_class(strategy if isinstance(strategy, str) else give(strategy))
     if cls.foreign:
         raise ConfigError(f"{strategy} trains by its own loop; the kit checks strategies that the engine trains")
     outcomes = []
     for name in checks or CHECKS:
-        if name in cls.not_applicable:
-            outcomes.append(Outcome(name, "not applicable", cls.not_applicable[name]))
+        if name in cls.traits.not_applicable:
+            outcomes.append(Outcome(name, "not applicable", cls.traits.not_applicable[name]))
             continue
         with tempfile.TemporaryDirectory() as folder:
             outcomes.append(_outcome(name, Bench(cls, Path(folder))))

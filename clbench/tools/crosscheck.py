@@ -141,7 +141,7 @@ def _accuracy(run: PlannedRun) -> float:
 
 
 def _usual_memory(scenario: str) -> int:
-    from clbench.running.resolve import scenario_spec
+    from clbench.running.resolve import parse_scenario, scenario_class
 
-    memory: int = scenario_spec(scenario).preset.get("memory_size", 200)
+    memory: int = scenario_class(parse_scenario(scenario)[0]).preset.get("memory_size", 200)
     return memory

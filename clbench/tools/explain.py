@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from clbench.config.run import make_config
+from clbench.config.run import config_of_record
 from clbench.learning.strategy import Progress
 from clbench.results.result import Result
 from clbench.running.folder import RunFolder
@@ -69,7 +69,7 @@ class _Until(Observer):
 def replay(path: Path) -> str:
     """Run a copy of a failed run on the CPU until it fails or is beyond that place; return what happened."""
     record = Result.load(path).record
-    config, scenario = prepare(make_config(record["config"] | {"device": "cpu", "deterministic": False}))
+    config, scenario = prepare(config_of_record(record["config"] | {"device": "cpu", "deterministic": False}))
     folder = RunFolder(path)
     stored = folder.load_checkpoint(safe_classes(strategy_class(config.strategy)(**config.strategy_options)))
     if stored is not None:

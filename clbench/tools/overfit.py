@@ -45,9 +45,9 @@ def learn_by_heart(config: RunConfig, scenario: Scenario, n: int) -> dict[str, A
         "loss_outputs": "seen",
         "head": "growing",
     }
-    config = config.model_copy(update=plain)
+    config = config.replace(**plain)
     data = _spread(everything, n)
-    device = torch.device(config.device)
+    device = torch.device(config.engine.device)
     context = Context(
         config, scenario, Pipeline(scenario, config, device), device, Progress(task=len(scenario.tasks) - 1)
     )
@@ -59,7 +59,7 @@ def learn_by_heart(config: RunConfig, scenario: Scenario, n: int) -> dict[str, A
 
 
 def _train(strategy: Strategy, context: Context, data: ImageSet) -> dict[str, Any]:
-    n, rate, steps, right = len(data), context.config.scaled_lr, 0, 0
+    n, rate, steps, right = len(data), context.config.training.scaled_lr, 0, 0
     waiting, lowest_at = Progressless(0.001), 0
     learnt: dict[str, Any] = {}
 

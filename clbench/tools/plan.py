@@ -37,7 +37,7 @@ def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
     updates and time are upper limits. Raises ConfigError as run() does.
     """
     check_plan(config, scenario)
-    if config.evaluate_on == "train":
+    if config.evaluation.evaluate_on == "train":
         scenario = scenario.tested_on_training()
     rehearsals: list[_Rehearsal] = []
 
@@ -46,7 +46,7 @@ def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
         return rehearsals[-1]
 
     short = replace(scenario, tasks=[replace(task, test=_first(task.test)) for task in scenario.tasks])
-    quick = config.model_copy(update={"patience": None, "eval_every": "task", "evaluate_on": "test"})
+    quick = config.replace(patience=None, eval_every="task", evaluate_on="test")
     with tempfile.TemporaryDirectory() as folder:
         record = execute(quick, short, RunFolder(folder), trainer=trainer).record
     rehearsal = rehearsals[0]
@@ -83,7 +83,7 @@ def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
         "scenario": scenario.name,
         "strategy": config.label,
         "setting": scenario.setting,
-        "device": config.device,
+        "device": config.engine.device,
         "tasks": tasks,
         "updates": sum(task["updates"] for task in tasks),
         "seconds": sum(task["seconds"] for task in tasks),
@@ -138,12 +138,12 @@ class _Rehearsal(Trainer):
         if not records:
             return records
         batches = self._first_epoch(stage)
-        epochs = stage.epochs or (None if stage.iterations else config.epochs)
-        updates = stage.iterations or (epochs * len(batches) if epochs else config.iterations or 0)
+        epochs = stage.epochs or (None if stage.iterations else config.training.epochs)
+        updates = stage.iterations or (epochs * len(batches) if epochs else config.training.iterations or 0)
         each = statistics.median(b - a for a, b in itertools.pairwise(ticks)) if len(ticks) > 1 else 0.0
         self.stages.setdefault(task, []).append(_Rehearsed(stage.name, len(stage.data), updates, each))
         memory = self.strategy.memory
-        if memory is not None and memory.streaming and self.strategy.memory_use == "replayed":
+        if memory is not None and memory.streaming and self.strategy.traits.memory == "replayed":
             if self.apart is None:
                 self.apart = type(memory)(memory.size, memory.per_class)
             for step, ids in enumerate(batches[:updates]):
@@ -164,7 +164,7 @@ class _Rehearsal(Trainer):
         order = torch.randperm(
             len(stage.data), generator=stream(self.config.seed, "shuffle", self.context.progress.task, stage.name, 0)
         )
-        return cut(stage.data.ids[order], self.config.batch_size, drop_last=self.config.drop_last)
+        return cut(stage.data.ids[order], self.config.training.batch_size, drop_last=self.config.training.drop_last)
 
 
 def _size(tensors: list[Tensor]) -> int:

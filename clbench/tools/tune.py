@@ -99,7 +99,7 @@ def tune(
         first = _first_tasks(FIRST_TASKS if first_tasks is None else first_tasks, given)
     tasks = held_out(given, first)
     if isinstance(scenario, str):
-        base = resolve(scenario, strategy, options).model_copy(update={"data_fingerprint": tasks.fingerprint})
+        base = resolve(scenario, strategy, options).replace(data_fingerprint=tasks.fingerprint)
     else:
         base = resolve(tasks, strategy, options)
     if strategy_class(base.strategy).foreign:
@@ -120,7 +120,7 @@ def tune(
         "protocol": protocol,
         "tasks": len(given.tasks),
         "tasks_read": len(tasks.tasks),
-        "validation": base.validation,
+        "validation": base.data.validation,
         "seed": base.seed,
         "space": _texts(spaces),
     }
@@ -238,7 +238,7 @@ class _Search:
             before = None if state is None else state | {"strategy": {"model": state["strategy"]["model"]}}
             tried = []
             for rate in grid:
-                config = self.base.model_copy(update={**plain, "lr": rate})
+                config = self.base.replace(**plain, lr=rate)
                 _, found = self._one_task(config, task, f"naive-lr={rate:g}", before)
                 tried.append(self._note({"lr": rate}, found, task=task, phase="plasticity"))
             fastest = self._best(tried)
@@ -366,8 +366,8 @@ def _spaces(
     base: RunConfig, protocol: str, asked: str | Mapping[str, Space] | None, fixed: set[str]
 ) -> dict[str, Space]:
     """Return what is searched, each value checked; raises ConfigError before anything is tried."""
-    options = strategy_class(base.strategy)._options
-    rate: Space = Choices(base.lr) if "lr" in fixed else Log(base.lr / 10, base.lr * 10)
+    options, lr = strategy_class(base.strategy)._options, base.training.lr
+    rate: Space = Choices(lr) if "lr" in fixed else Log(lr / 10, lr * 10)
     if asked is not None:
         found = {name: _typed(base, name, space) for name, space in read_space(asked).items()}
         if clash := next((name for name in found if name in fixed), None):
@@ -413,11 +413,11 @@ def _with_values(base: RunConfig, values: Values) -> RunConfig:
     own = {name: value for name, value in values.items() if name in cls._options.model_fields}
     training = {name: value for name, value in values.items() if name not in own}
     options = cls.validate({**base.strategy_options, **own}, base.strategy)
-    return make_config({**base.model_dump(), **training, "strategy_options": options})
+    return make_config({**base.values(), **training, "strategy_options": options})
 
 
 def _value(base: RunConfig, name: str) -> Any:
-    return base.strategy_options[name] if name in base.strategy_options else getattr(base, name)
+    return base.strategy_options[name] if name in base.strategy_options else base.values()[name]
 
 
 def _suggest(trial: Any, name: str, space: Space) -> Any:

@@ -1,18 +1,21 @@
 """A package that brings a strategy and a scenario: after `pip install`, `clbench list` shows both."""
 
-import numpy as np
+from typing import Annotated, ClassVar
 
+import numpy as np
+from pydantic import Field
+
+import clbench
 from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
-from clbench.data.scenario import Scenario, ScenarioSpec
-from clbench.learning.strategy import Strategy, Strength
+from clbench.learning.strategy import Strategy, Strength, Traits
 from clbench.scenarios import dataset_from_arrays, split
 
 
 class NaiveWithNoise(Strategy):
     """Fine-tuning on images with Gaussian noise of standard deviation `strength`."""
 
-    family = "reference"
+    traits = Traits(family="reference")
     strength: Strength = 0.1
 
     def loss(self, batch: Batch) -> dict[str, object]:
@@ -24,22 +27,25 @@ class NaiveWithNoise(Strategy):
         return {"classification": self.classification_loss(logits, batch)}
 
 
-def _letters(config: RunConfig) -> Scenario:
-    """Six letter-like glyphs of 8x8 pixels with noise, made on the spot."""
-    rng = np.random.default_rng(0)
-    glyphs = rng.integers(0, 2, (6, 8, 8)) * 200
+class SplitLetters(clbench.ScenarioSpec):
+    """Six letter-like glyphs of 8x8 pixels, made on the spot, by default 3 tasks of 2."""
 
-    def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.arange(6).repeat(n)
-        images = glyphs[labels] + rng.integers(0, 56, (len(labels), 8, 8))
-        return images.astype(np.uint8), labels
+    preset: ClassVar = {"tasks": 3, "epochs": 3, "model": "mlp:32", "optimizer": "adam", "lr": 0.01, "batch_size": 16}
+    exclusive = (("tasks", "task_sizes"),)
 
-    data = dataset_from_arrays(*draw(50), *draw(20), name="letters")
-    return split(data, tasks=config.tasks, task_sizes=config.task_sizes, setting=config.setting, name=config.scenario)
+    tasks: Annotated[int, Field(ge=1)] | None = None
+    task_sizes: list[int] | None = None
+    noise: Annotated[int, Field(ge=1, le=56)] = 56
 
+    def build(self, config: RunConfig) -> clbench.Scenario:
+        """Draw the glyphs, with noise of 0 to `noise` - 1 on each pixel, and cut the tasks."""
+        rng = np.random.default_rng(0)
+        glyphs = rng.integers(0, 2, (6, 8, 8)) * 200
 
-SPLIT_LETTERS = ScenarioSpec(
-    _letters,
-    "six glyphs, by default 3 tasks of 2",
-    {"tasks": 3, "epochs": 3, "model": "mlp:32", "optimizer": "adam", "lr": 0.01, "batch_size": 16},
-)
+        def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
+            labels = np.arange(6).repeat(n)
+            images = glyphs[labels] + rng.integers(0, self.noise, (len(labels), 8, 8))
+            return images.astype(np.uint8), labels
+
+        data = dataset_from_arrays(*draw(50), *draw(20), name="letters")
+        return split(data, tasks=self.tasks, task_sizes=self.task_sizes, setting=self.setting, name=config.scenario)

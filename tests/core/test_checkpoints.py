@@ -23,7 +23,7 @@ import clbench
 import clbench.support.files
 from clbench import ConfigError, Observer, Result, Strategy
 from clbench.config.run import make_config
-from clbench.learning.strategy import Stage
+from clbench.learning.strategy import Stage, Traits
 from clbench.running.folder import RunFolder, default_folder
 from clbench.running.resolve import strategy_class
 from clbench.running.run import safe_classes
@@ -127,7 +127,7 @@ def test_the_interval_is_read_from_text_and_is_no_part_of_the_identity(text, val
     from clbench.running.resolve import parse_fields, resolve
 
     config = resolve("split-mnist-5k", "naive", parse_fields({"checkpoint_every": text}))
-    assert config.checkpoint_every == value
+    assert config.engine.checkpoint_every == value
     assert default_folder(config) == default_folder(resolve("split-mnist-5k", "naive", {}))
 
 
@@ -154,7 +154,7 @@ def test_a_stage_that_is_over_does_not_begin_again_nor_does_what_came_before_one
     class Staged(Strategy):
         """Begins its second stage with a change that must not be made twice."""
 
-        family = "replay"
+        traits = Traits(family="replay")
 
         def stages(self, task: Any) -> list[Stage]:
             head = list(self.model.head.parameters())
@@ -216,7 +216,7 @@ def test_a_view_of_the_data_that_a_strategy_keeps_is_made_again_not_saved(run, t
     class Keeps(Strategy):
         """Replays from the task's own view."""
 
-        family = "replay"
+        traits = Traits(family="replay")
 
         def begin_task(self, task: Any) -> None:
             self.view, self.task = task.train, task
@@ -528,7 +528,7 @@ def test_an_interruption_between_the_steps_waits_for_the_task_to_end_and_a_secon
     class Interrupts(Strategy):
         """Is interrupted in the hook at the end of a task."""
 
-        family = "replay"
+        traits = Traits(family="replay")
 
         def end_task(self, task: Any) -> None:
             for _ in range(self.times):
@@ -543,7 +543,7 @@ def test_an_interruption_between_the_steps_waits_for_the_task_to_end_and_a_secon
 
 def test_a_second_ctrl_c_does_not_wait_after_sigterm_either(run, tmp_path):
     class Interrupts(Strategy):
-        family = "replay"
+        traits = Traits(family="replay")
 
         def end_task(self, task: Any) -> None:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):

@@ -121,7 +121,7 @@ def test_a_run_uses_the_device_that_it_is_given(device: str | None, gpus: float,
     """The devices of the machine that starts the sweep don't matter; it may have no GPU, or other ones."""
     grid = tomllib.loads(GRID) | ({} if device is None else {"device": device})
     planned = plan_sweep(grid, out=tmp_path, cluster=Cluster(gpus_per_run=gpus))
-    assert {item.config.device for item in planned} == {found}
+    assert {item.config.engine.device for item in planned} == {found}
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cpu", 1), ("cuda:1", 1)])

@@ -184,7 +184,13 @@ def page_on_training() -> str:
 def test_every_strategy_compiles_or_is_refused_before_training(strategy: str, backbone: Path, tmp_path: Path) -> None:
     """With and without given weights; the page on training names exactly those that are refused."""
     kind = strategy_class(strategy)
-    options: dict[str, Any] = {"setting": kind.settings[0], "tasks": 2, "limit": 5, "threads": 1, "batch_size": 5}
+    options: dict[str, Any] = {
+        "setting": kind.traits.settings[0],
+        "tasks": 2,
+        "limit": 5,
+        "threads": 1,
+        "batch_size": 5,
+    }
     options |= {"model": "mlp:8", "epochs": 1, "lr": 0.01, "optimizer": "sgd", "compile": "default"}
     refused = {}
     for name, weights in (("plain", None), ("given", str(backbone))):
@@ -235,14 +241,14 @@ def test_a_cross_check_lists_no_option_that_it_always_refuses() -> None:
 
 
 class Layerwise(clbench.Strategy):
-    family = "reference"
+    traits = clbench.Traits(family="reference")
 
     def loss(self, batch: Any) -> Any:
         return self.classification_loss(self.model.head(self.model.backbone(batch.images)), batch)
 
 
 class OfItsOwn(clbench.Strategy):
-    family = "reference"
+    traits = clbench.Traits(family="reference")
 
     def stages(self, task: Any) -> list[Stage]:
         return [Stage(task.train, run=lambda watch: [])]

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import clbench
-from clbench import Strategy
+from clbench import Strategy, Traits
 from clbench.cli import main
-from clbench.config.run import RunConfig, make_config
+from clbench.config.run import RunConfig, config_of_record
 from clbench.running.folder import default_folder
 from clbench.running.resolve import prepare, resolve
 
@@ -195,8 +195,7 @@ def test_what_was_refused_was_refused_for_its_fault_alone(tmp_path):
 
 def test_a_setting_that_a_strategy_does_not_support_is_refused_naming_those_it_does(refused, tiny, tmp_path):
     class OneHeadPerTask(Strategy):
-        family = "isolation"
-        settings = ("task",)
+        traits = Traits(family="isolation", settings=("task",))
 
     with refused("icarl", "domain", "class", "task"):
         asked({"strategy": "icarl", "setting": "domain"}, tmp_path / "run")
@@ -389,7 +388,7 @@ def test_runs_are_pooled_by_the_identity_without_their_seed():
 def test_the_config_of_run_json_is_the_whole_config(tmp_path, digits):
     """Read back from JSON it is the same run, a user's own data included."""
     given, _ = prepare(config(class_order=[3, 1, 4, 5], tasks=2, strategy="icarl[flip_means=true]"))
-    again = make_config(json.loads(json.dumps(given.model_dump(mode="json"))))
+    again = config_of_record(json.loads(json.dumps(given.flat())))
     assert again == given
     assert again.identity() == given.identity()
 
@@ -429,7 +428,8 @@ def test_a_run_goes_to_scenario_strategy_seed_and_hash():
 def test_the_users_choice_displaces_the_presets_other_one():
     """The preset says 5 tasks, 10 epochs and a memory of 200 in all; each gives way to its alternative."""
     given = resolve(DIGITS, "icarl", {"task_sizes": [6, 4], "iterations": 3, "memory_per_class": 2})
-    assert (given.tasks, given.epochs, given.memory_size) == (None, None, None)
-    assert (given.task_sizes, given.iterations, given.memory_per_class) == ([6, 4], 3, 2)
+    flat = given.flat()
+    assert (flat["tasks"], flat["epochs"], flat["memory_size"]) == (None, None, None)
+    assert (flat["task_sizes"], flat["iterations"], flat["memory_per_class"]) == ([6, 4], 3, 2)
     bracket = resolve(DIGITS, "naive[iterations=3]", {"epochs": 7})
     assert (bracket.epochs, bracket.iterations) == (None, 3)

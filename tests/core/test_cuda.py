@@ -27,8 +27,10 @@ ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 0.005}
 def small(name: str, out: Path, **options: Any) -> clbench.Result:
     """Do a small run of a strategy on the given device."""
     kind = strategy_class(name)
-    memory = {"memory_size": 20} if kind.needs_memory else {}
-    return clbench.run("split-mnist-5k", name, out=out, setting=kind.settings[0], **SMALL, **ADAM, **memory, **options)
+    memory = {"memory_size": 20} if kind.traits.needs_memory else {}
+    return clbench.run(
+        "split-mnist-5k", name, out=out, setting=kind.traits.settings[0], **SMALL, **ADAM, **memory, **options
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,7 +14,7 @@ from torch import Tensor
 import clbench
 from clbench import Strategy
 from clbench.cli import main
-from clbench.learning.strategy import Stage
+from clbench.learning.strategy import Stage, Traits
 from clbench.scenarios import dataset_from_arrays, split
 
 SEVEN = ["naive", "joint", "feature-extraction", "lwf", "ewc[strength=1]", "er", "icarl"]
@@ -56,7 +56,7 @@ def watched() -> Any:
     """A naive strategy that keeps its weights before training and after each task."""
 
     class Watched(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
         def stages(self, task: Any) -> list[Stage]:
             if task.index == 0:
@@ -238,7 +238,7 @@ def test_correct_counts_of_each_class_add_up_to_the_accuracies(run, cut):
 
 def test_several_classifiers_are_reported_by_name_the_first_as_headline(run, cut):
     class Two(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
         def scores(self, images: Tensor, task: int | None = None) -> dict[str, Tensor]:
             logits = self.model(images)
@@ -257,9 +257,7 @@ def test_a_strategy_that_needs_the_task_has_no_class_incremental_matrix(run, cut
     asked: list[tuple[int | None, int]] = []
 
     class Told(Strategy):
-        family = "isolation"
-        settings = ("task",)
-        needs_task_at_test = True
+        traits = Traits(family="isolation", settings=("task",), needs_task_at_test=True)
 
         def scores(self, images: Tensor, task: int | None = None) -> Tensor:
             asked.append((task, len(images)))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import clbench
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 from clbench.many.compare import plan, run_planned
 from clbench.running.resolve import resolve
 
@@ -16,7 +16,7 @@ TINY = {"limit": 10, "epochs": 1, "threads": 1, "tasks": 2}
 class Crash(Strategy):
     """Fails in its second task, as a strategy under construction does."""
 
-    family = "replay"
+    traits = Traits(family="replay")
 
     def begin_task(self, task: object) -> None:
         if self.progress.task == 1:
@@ -58,7 +58,7 @@ def test_an_option_in_brackets_and_outside_is_refused_for_one_run() -> None:
 def test_in_a_comparison_brackets_come_before_what_is_said_for_all(tmp_path: Path) -> None:
     options = {**TINY, "memory_size": 50}
     planned = plan(DIGITS, ["er", "er[memory_size=5]"], seeds=1, out=tmp_path, references=False, **options)
-    assert [item.config.memory_size for item in planned] == [50, 5]
+    assert [item.config.memory.size for item in planned] == [50, 5]
 
 
 def test_a_crashing_strategy_leaves_the_other_runs_alone(tmp_path: Path) -> None:

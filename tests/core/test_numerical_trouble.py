@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import clbench
-from clbench import Strategy
+from clbench import Strategy, Traits
 from clbench.results.result import Result
 
 
 class Spoilt(Strategy):
     """Naive, with a fault in step 3 of task 1; a class attribute says which."""
 
-    family = "regularisation"
+    traits = Traits(family="regularisation")
     wrong = ""
 
     def strikes(self) -> bool:
@@ -78,7 +78,7 @@ def test_a_checkpoint_within_the_task_is_named(run: Any) -> None:
 
 def test_features_that_exemplars_cant_be_chosen_by_end_the_run_with_advice(run: Any) -> None:
     class Overflows(Strategy):
-        family = "replay"
+        traits = Traits(family="replay")
 
         def features(self, images: Any) -> Any:
             return self.model.features(images) * torch.inf
@@ -115,7 +115,7 @@ def test_a_step_left_out_is_as_if_its_batch_had_not_been(run: Any, tmp_path: Pat
     """Independently: a strategy whose step 3 of task 1 has no gradient at all, under sgd without momentum."""
 
     class Idle(Strategy):
-        family = "regularisation"
+        traits = Traits(family="regularisation")
 
         def loss(self, batch: Any) -> Any:
             term = self.classification_loss(self.model(batch.images), batch)
@@ -151,9 +151,9 @@ def test_a_stopped_run_goes_on_with_skip(run: Any, tmp_path: Path) -> None:
 
 
 def test_the_help_says_what_skip_costs() -> None:
-    from clbench.config.run import RunConfig
+    from clbench.config.run import fields
 
-    assert re.search(r"waits for the device in each step", RunConfig.model_fields["on_nan"].description or "")
+    assert re.search(r"waits for the device in each step", fields()["on_nan"].description or "")
 
 
 # What is kept, against the memory's budget
@@ -162,7 +162,7 @@ def test_the_help_says_what_skip_costs() -> None:
 class Cheat(Strategy):
     """Keeps copies of all images it has seen, in a list, beside a memory whose size it respects."""
 
-    family = "replay"
+    traits = Traits(family="replay")
 
     def end_task(self, task: Any) -> None:
         self.hidden = [*getattr(self, "hidden", []), task.train.images.clone()]
@@ -199,7 +199,7 @@ def test_flat_copies_and_single_images_count_too(run: Any) -> None:
 
 def test_more_exemplars_than_the_memory_is_of_are_told(run: Any) -> None:
     class Greedy(Strategy):
-        family = "replay"
+        traits = Traits(family="replay")
 
         def end_task(self, task: Any) -> None:
             self.memory.ids = torch.cat([self.memory.ids, task.train.ids])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import clbench
-from clbench import Observer, Result, Strategy
+from clbench import Observer, Result, Strategy, Traits
 from clbench.cli import main
 from clbench.running.folder import RunFolder
 
@@ -158,8 +158,7 @@ def test_the_command_line_killed_at_some_moment_resumes_to_the_identical_bytes(t
 class Hoarder(Strategy):
     """Assigns all kinds of values to self, and lets each of them change its behaviour."""
 
-    family = "replay"
-    memory_use = "joined"
+    traits = Traits(family="replay", memory="joined")
 
     def begin_task(self, task: Any) -> None:
         if task.index == 0:
@@ -244,7 +243,7 @@ def test_a_run_that_failed_can_be_resumed_when_its_cause_is_gone(run, tmp_path, 
     monkeypatch.setenv("CLBENCH_TEST_FAILS", "1")
 
     class Failing(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
         def begin_task(self, task: Any) -> None:
             if task.index == 2 and os.environ.get("CLBENCH_TEST_FAILS"):

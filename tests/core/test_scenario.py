@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import clbench
-from clbench import Strategy
+from clbench import Strategy, Traits
 from clbench.cli import main
 from clbench.data.batches import Pipeline
 from clbench.learning.memory import Memory
@@ -279,7 +279,7 @@ def test_run_json_holds_the_same_rows(run, cut):
 
 def test_the_data_of_a_task_expires_when_the_task_ends(run):
     class Hoarder(Strategy):
-        family = "replay"
+        traits = Traits(family="replay")
 
         def begin_task(self, task: Any) -> None:
             if task.index == 0:
@@ -302,7 +302,7 @@ def test_a_part_or_a_sum_of_the_data_is_no_way_around(run):
     """subset() and + give views of the same data, which expire with it."""
 
     class Hoarder(Strategy):
-        family = "replay"
+        traits = Traits(family="replay")
 
         def begin_task(self, task: Any) -> None:
             if task.index == 0:
@@ -318,7 +318,7 @@ def test_a_part_or_a_sum_of_the_data_is_no_way_around(run):
 
 def test_all_data_is_for_strategies_that_declare_it(run):
     class Undeclared(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
         def stages(self, task: Any) -> Any:
             return [clbench.Stage(self.seen_data())]
@@ -329,7 +329,7 @@ def test_all_data_is_for_strategies_that_declare_it(run):
 
 def test_a_strategy_gets_no_test_images(run):
     class Curious(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
         def end_task(self, task: Any) -> None:
             seen.append(len(task.test))

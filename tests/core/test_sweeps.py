@@ -14,7 +14,7 @@ import pytest
 
 import clbench
 from clbench import ConfigError, RunError
-from clbench.learning.strategy import Strategy
+from clbench.learning.strategy import Strategy, Traits
 from clbench.many.execution import run_planned
 from clbench.many.sweeps import expand, plan_sweep
 from clbench.support import locks
@@ -32,7 +32,7 @@ tasks = 2
 def runs(text: str) -> list[tuple[str, dict[str, Any]]]:
     """Return label and config of every run, in order."""
     planned = plan_sweep(tomllib.loads(TINY + text), out="nowhere-to-be-made")
-    return [(item.config.label, item.config.model_dump()) for item in planned]
+    return [(item.config.label, item.config.flat()) for item in planned]
 
 
 @pytest.fixture(autouse=True)
@@ -212,7 +212,7 @@ def test_a_file_that_is_no_toml_is_refused(text, refused) -> None:
 class Fails(Strategy):
     """Fails while `fail` is there."""
 
-    family = "replay"
+    traits = Traits(family="replay")
 
     def begin_task(self, task: object) -> None:
         if Path("fail").exists():
@@ -221,11 +221,11 @@ class Fails(Strategy):
 
 DIES = """
 import os, signal
-from clbench import Strategy
+from clbench import Strategy, Traits
 
 
 class Dies(Strategy):
-    family = "replay"
+    traits = Traits(family="replay")
 
     def begin_task(self, task):
         os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory runs out
@@ -303,7 +303,7 @@ def test_what_another_process_is_doing_is_left_to_it_and_reported(monkeypatch) -
 
     def other() -> None:
         time.sleep(0.7)
-        changed = record | {"identity": planned[1].config.identity(), "config": planned[1].config.model_dump()}
+        changed = record | {"identity": planned[1].config.identity(), "config": planned[1].config.flat()}
         clbench.Result(changed).write(held)
         lease.release()
 

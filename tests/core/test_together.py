@@ -116,8 +116,7 @@ def test_finished_runs_are_left_alone(tmp_path: Path) -> None:
 class Fails(clbench.Strategy):
     """Naive; the penalty of seed 1 is not a number."""
 
-    family = "reference"
-    seeds_together = True
+    traits = clbench.Traits(family="reference", seeds_together=True)
 
     def penalty(self) -> Any:
         weight = next(self.model.parameters())
@@ -135,8 +134,7 @@ def test_a_seed_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
 class Stops(clbench.Strategy):
     """Naive; its observer raises an interruption in the third epoch of the second task."""
 
-    family = "reference"
-    seeds_together = True
+    traits = clbench.Traits(family="reference", seeds_together=True)
     interrupt: Any = None
 
     def penalty(self) -> Any:
@@ -189,8 +187,7 @@ def test_an_epoch_that_was_begun_alone_is_ended_alone(tmp_path: Path) -> None:
 class Pulls(clbench.Strategy):
     """An anchor and a number of its own in the loss of each seed, outside of modules."""
 
-    family = "regularisation"
-    seeds_together = True
+    traits = clbench.Traits(family="regularisation", seeds_together=True)
 
     def begin_task(self, task: Any) -> None:
         if task.index == 0:
@@ -222,7 +219,7 @@ def test_what_a_loss_reads_of_the_strategy_is_that_of_its_seed(tmp_path: Path) -
 def test_each_setting_trains_together_as_alone(strategy: str, tmp_path: Path) -> None:
     """In the task setting samples of several tasks compete among different outputs."""
     for setting in ("task", "domain", "class"):
-        if setting not in strategy_class(strategy).settings:
+        if setting not in strategy_class(strategy).traits.settings:
             continue
         options = {"epochs": 2, "model": "mlp:10", "setting": setting, "optimizer": "sgd", "lr": 0.1}
         for alone, together in both(strategy, tmp_path / setting, **options):

@@ -170,7 +170,9 @@ def test_wandb_gets_the_numbers_and_no_secret(standins: Path, monkeypatch: pytes
     monkeypatch.setenv("WANDB_API_KEY", "key-in-environment")
     home = standins / "home-of-somebody"
     home.mkdir()
-    source = "import clbench\nclass Mine(clbench.Strategy):\n    'Nothing.'\n    family = 'replay'\n"
+    source = (
+        "import clbench\nclass Mine(clbench.Strategy):\n    'Nothing.'\n    traits = clbench.Traits(family='replay')\n"
+    )
     source += "    strength: float = 1.0\n"
     (home / "mine.py").write_text(source)
     result = clbench.run(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import clbench
-from clbench import RunError, Stage, Strategy
+from clbench import RunError, Stage, Strategy, Traits
 from clbench.learning.trainer import cut as cut_batches
 
 HARSH = {"model": "mlp:16-16[batch_norm=true,dropout=0.5]", "momentum": 0.9, "weight_decay": 0.1}
@@ -64,7 +64,7 @@ def test_hooks_come_in_the_order_of_the_contract(run, cut):
     events: list[Any] = []
 
     class Recorder(Strategy):
-        family = "regularisation"
+        traits = Traits(family="regularisation")
 
         def note(self, name: str) -> None:
             events.append((name, self.model.head.out_features))
@@ -126,7 +126,7 @@ def test_hooks_come_in_the_order_of_the_contract(run, cut):
 
 def test_several_stages_are_fitted_in_turn_with_their_own_loss_and_length(run, tiny):
     class TwoStages(Strategy):
-        family = "isolation"
+        traits = Traits(family="isolation")
 
         def stages(self, task: Any) -> list[Stage]:
             return [
@@ -148,7 +148,7 @@ def test_several_stages_are_fitted_in_turn_with_their_own_loss_and_length(run, t
 
 def test_no_stage_trains_nothing(run):
     class Untrained(Strategy):
-        family = "isolation"
+        traits = Traits(family="isolation")
 
         def stages(self, task: Any) -> list[Stage]:
             return []
@@ -164,7 +164,7 @@ def test_no_stage_trains_nothing(run):
 class Pulled(Strategy):
     """The gradient of loss() recomputed by autograd in after_backward, and a penalty of 0.3 / 2 * |w|^2 after it."""
 
-    family = "regularisation"
+    traits = Traits(family="regularisation")
     checked: ClassVar[list[float]] = []
 
     def after_backward(self, batch: Any) -> None:
@@ -210,7 +210,7 @@ def test_clipping_is_of_loss_and_penalty_together(run):
     lengths: list[float] = []
 
     class Steep(Strategy):
-        family = "regularisation"
+        traits = Traits(family="regularisation")
 
         def after_backward(self, batch: Any) -> None:
             self.before = nn.utils.parameters_to_vector(self.model.parameters()).detach()
@@ -238,7 +238,7 @@ def test_what_a_stage_does_not_train_keeps_its_bits(optimizer, state, run):
     noise: dict[int, float] = {}
 
     class HeadOnly(Strategy):
-        family = "isolation"
+        traits = Traits(family="isolation")
 
         def stages(self, task: Any) -> list[Stage]:
             self.first = weights(self.model)
@@ -271,7 +271,7 @@ def test_a_frozen_first_block_leaves_the_others_in_train_mode(run):
     noted: list[set[str]] = []
 
     class LastBlock(Strategy):
-        family = "isolation"
+        traits = Traits(family="isolation")
 
         def stages(self, task: Any) -> list[Stage]:
             self.first = weights(self.model)
@@ -293,7 +293,7 @@ def test_head_rows_are_the_only_rows_of_the_head_that_move(optimizer, run):
     noted: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
 
     class NewRows(Strategy):
-        family = "isolation"
+        traits = Traits(family="isolation")
 
         def stages(self, task: Any) -> list[Stage]:
             self.first = weights(self.model.head)
@@ -339,7 +339,7 @@ def test_each_image_is_seen_once_an_epoch(drop_last, expected, run, cut):
     seen: list[tuple[int, ...]] = []
 
     class Watch(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
         def loss(self, batch: Any) -> Any:
             seen.append(tuple(batch.ids.tolist()))
@@ -375,7 +375,7 @@ def test_progress_tells_where_the_run_is(run):
     seen: list[tuple[Any, ...]] = []
 
     class Watch(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
         def loss(self, batch: Any) -> Any:
             p = self.progress
@@ -395,7 +395,7 @@ def test_the_optimizer_holds_exactly_what_trains(run):
     checked: list[int] = []
 
     class Extra(Strategy):
-        family = "regularisation"
+        traits = Traits(family="regularisation")
 
         def begin_task(self, task: Any) -> None:
             if task.index == 1:
@@ -433,7 +433,7 @@ def test_one_step_changes_the_new_rows(optimizer, state, run):
     moved: list[bool] = []
 
     class Watch(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
         def stages(self, task: Any) -> list[Stage]:
             self.first = self.model.head.weight.detach().clone()
@@ -484,7 +484,7 @@ def test_weight_decay_reaches_old_rows_unless_the_head_is_left_out(run):
         found: list[Tensor] = []
 
         class Watch(Strategy):
-            family = "reference"
+            traits = Traits(family="reference")
 
             def after_backward(self, batch: Any) -> None:
                 self.before = self.model.head.weight.detach().clone()
@@ -508,7 +508,7 @@ def test_decay_head_off_still_decays_the_backbone(decay_head, run):
     ratios: list[dict[str, Tensor]] = []
 
     class Still(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
         def loss(self, batch: Any) -> Tensor:
             return 0.0 * self.model(batch.images).sum()
@@ -533,7 +533,7 @@ def test_a_parameter_and_a_module_assigned_to_self_train_unless_frozen(run):
     noted: list[dict[str, Tensor]] = []
 
     class Gated(Strategy):
-        family = "isolation"
+        traits = Traits(family="isolation")
 
         def begin_task(self, task: Any) -> None:
             if task.index == 0:
@@ -566,7 +566,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_naming_where(term, step, run, tm
     """In task 1 at step 4 or 5, both in epoch 1; after step 4 the weights are NaN, and so is every term of step 5."""
 
     class Diverging(Strategy):
-        family = "regularisation"
+        traits = Traits(family="regularisation")
 
         def bad(self) -> Tensor:
             at = self.progress.task == 1 and self.progress.step == step
@@ -627,7 +627,7 @@ def test_a_strategy_that_draws_at_test_time_does_not_change_training(run):
     """Dropout is seeded at each step, so what anything else draws from torch's global stream does not matter."""
 
     class Quiet(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
     class Noisy(Quiet):
         def scores(self, images: Tensor, task: int | None = None) -> Tensor:
@@ -677,7 +677,7 @@ def test_strategies_start_from_the_same_weights_and_see_the_same_order(run):
     started: dict[str, tuple[dict[str, Tensor], list[list[int]]]] = {}
 
     class Plain(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
         def stages(self, task: Any) -> list[Stage]:
             if task.index == 0:
@@ -707,7 +707,7 @@ def test_a_stream_is_a_function_of_its_name_and_the_step(run):
     drawn: dict[tuple[Any, ...], float] = {}
 
     class Draws(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
         def loss(self, batch: Any) -> Any:
             for name in ("a", "b"):
@@ -768,9 +768,9 @@ def test_a_finished_run_of_a_comparison_is_not_repeated(tiny, tmp_path):
 )
 def test_a_misspelt_hook_is_named(name, hook):
     with pytest.warns(UserWarning, match=f"Mine.{name} is no hook; did you mean {hook}\\?"):
-        type("Mine", (Strategy,), {"family": "reference", name: lambda self: None})
+        type("Mine", (Strategy,), {name: lambda self: None})
 
 
 def test_other_methods_of_a_strategy_are_its_own_business(recwarn):
-    type("Mine", (Strategy,), {"family": "reference", "loss_of_teacher": lambda self: None, "_loss": lambda self: 0})
+    type("Mine", (Strategy,), {"loss_of_teacher": lambda self: None, "_loss": lambda self: 0})
     assert len(recwarn) == 0

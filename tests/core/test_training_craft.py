@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import clbench
-from clbench import Observer, Stage, Strategy
+from clbench import Observer, Stage, Strategy, Traits
 from clbench.learning.early_stopping import Best, validation_loss
 from clbench.learning.losses import cross_entropy
 from clbench.learning.memory import Memory
@@ -114,8 +114,7 @@ def test_stopping_restores_the_best_weights_and_what_was_learnt_but_not_the_memo
     ends: list[dict[str, Any]] = []
 
     class Learner(Strategy):
-        family = "replay"
-        memory_use = "replayed"
+        traits = Traits(family="replay", memory="replayed")
 
         def begin_task(self, task: Any) -> None:
             if task.index == 0:
@@ -170,8 +169,7 @@ def test_stopping_does_not_shift_what_later_tasks_draw(losses, run, cut):
     drawn: list[list[Any]] = []
 
     class Watch(Strategy):
-        family = "replay"
-        memory_use = "replayed"
+        traits = Traits(family="replay", memory="replayed")
 
         def loss(self, batch: Any) -> Any:
             replayed = self.replay(4)
@@ -197,8 +195,7 @@ def test_the_watched_loss_is_of_the_current_tasks_validation_split_alone(run, cu
     expected: list[float] = []
 
     class Watch(Strategy):
-        family = "replay"
-        memory_use = "replayed"
+        traits = Traits(family="replay", memory="replayed")
 
         def penalty(self) -> Tensor:
             return 0.01 * sum(p.square().sum() for p in self.model.parameters())
@@ -303,8 +300,6 @@ def test_smoothing_is_in_the_training_loss_only(run, cut):
     for alpha in (0.0, 0.4):
 
         class Watch(clbench.running.resolve.strategy_class("lwf")):  # type: ignore[misc]
-            family = "distillation"
-
             def loss(self, batch: Any, alpha: float = alpha) -> Any:
                 terms = super().loss(batch)
                 if self.progress.task == 1 and self.progress.step == 0:
@@ -484,7 +479,7 @@ def test_kept_momentum_of_a_grown_head_is_zero_for_the_new_rows(run):
     for state in ("keep", "reset"):
 
         class Still(Strategy):
-            family = "reference"
+            traits = Traits(family="reference")
 
             def stages(self, task: Any) -> list[Stage]:
                 self.before = self.model.head.weight.detach().clone()
@@ -510,7 +505,7 @@ def test_kept_momentum_of_a_grown_head_is_zero_for_the_new_rows(run):
 class Watched(Strategy):
     """Naive, with the state at the start of a stage beside that at its end."""
 
-    family = "reference"
+    traits = Traits(family="reference")
 
     def stages(self, task: Any) -> list[Stage]:
         self.before = copy.deepcopy(dict(self.model.state_dict()))
@@ -586,7 +581,7 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient(run):
     norms: list[float] = []
 
     class Watch(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
         def after_step(self, batch: Any) -> None:
             parts = [p.grad.norm() for p in self.model.parameters() if p.grad is not None]
@@ -604,7 +599,7 @@ def test_nesterov_steps_as_worked_out_by_hand(run):
     seen: list[float] = []
 
     class Constant(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
         def loss(self, batch: Any) -> Tensor:
             return self.model(batch.images).sum() * 0 + self.model.head.bias.sum()
@@ -662,13 +657,11 @@ def test_bf16_has_finite_losses_and_importances_in_float32(strategy, run):
     state: dict[str, Any] = {}
 
     class Look(clbench.running.resolve.strategy_class(strategy)):  # type: ignore[misc]
-        family = "replay"
-
         def end_task(self, task: Any) -> None:
             super().end_task(task)
             state.update(self.state())
 
-    memory = {"memory_size": 20} if Look.needs_memory or strategy == "icarl" else {}
+    memory = {"memory_size": 20} if Look.traits.needs_memory or strategy == "icarl" else {}
     result = run(Look, precision="bf16", lr=0.01, epochs=2, **memory)
     for entry in result.record["training"]:
         assert all(math.isfinite(value) for value in entry["losses"].values())
@@ -682,7 +675,7 @@ def test_bf16_has_finite_losses_and_importances_in_float32(strategy, run):
 def test_products_in_float32_are_rounded_on_a_gpu_only_by_tf32(precision, rounded):
     backends = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [backend.allow_tf32 for backend in backends]
-    config = resolve("split-mnist-5k", "naive", {"threads": 1}).model_copy(update={"precision": precision})
+    config = resolve("split-mnist-5k", "naive", {"threads": 1}).replace(precision=precision)
     with process_settings(config):
         assert [backend.allow_tf32 for backend in backends] == [rounded, rounded]
     assert [backend.allow_tf32 for backend in backends] == before
@@ -725,8 +718,6 @@ def test_the_gradient_of_one_batch_in_bf16_is_close_to_float32(run):
     for precision in ("fp32", "bf16"):
 
         class Look(clbench.running.resolve.strategy_class("lwf")):  # type: ignore[misc]
-            family = "distillation"
-
             def loss(self, batch: Any) -> Any:
                 self.terms = super().loss(batch)
                 return self.terms
@@ -788,8 +779,6 @@ def test_no_step_and_no_evaluation_makes_a_float64(strategy, run, cut):
     looking = Float64()
 
     class Look(clbench.running.resolve.strategy_class(strategy)):  # type: ignore[misc]
-        family = "replay"
-
         def loss(self, batch: Any) -> Any:
             assert all(t.dtype != torch.float64 for t in (batch.images, batch.labels, batch.tasks))
             with looking:
@@ -811,7 +800,7 @@ def test_no_step_and_no_evaluation_makes_a_float64(strategy, run, cut):
             with looking:
                 return super().scores(images) if task is None else super().scores(images, task)
 
-    memory = {"memory_size": 20} if Look.needs_memory or strategy == "icarl" else {}
+    memory = {"memory_size": 20} if Look.traits.needs_memory or strategy == "icarl" else {}
     run(Look, cut(setting="task") if strategy == "packnet" else None, lr=0.01, **memory)
     assert not looking.seen
 
@@ -870,7 +859,7 @@ def test_the_counter_of_synchronisations_counts(run, cut, monkeypatch):
     at: list[int] = []
 
     class Waiting(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
         def after_step(self, batch: Any) -> None:
             float(self.model.head.bias.detach().sum())
@@ -921,7 +910,7 @@ def test_a_backbone_is_taken_over_and_the_head_is_new(run, tmp_path):
     starts: list[dict[str, Tensor]] = []
 
     class Look(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
         def begin_task(self, task: Any) -> None:
             starts.append(copy.deepcopy(dict(self.model.state_dict())))
@@ -986,7 +975,7 @@ def test_weights_by_their_torchvision_name_start_the_backbone(hub, run, cut):
     found: dict[str, Any] = {}
 
     class Look(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
         def begin_task(self, task: Any) -> None:
             if task.index == 0:

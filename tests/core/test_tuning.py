@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 import clbench
-from clbench import ImageSet, RunError, Strategy
+from clbench import ImageSet, RunError, Strategy, Traits
 from clbench.cli import main
 from clbench.config.registry import entry_point_names
 from clbench.config.space import Choices, Log, declared, read_space
@@ -151,7 +151,7 @@ def test_the_best_trial_is_chosen_and_the_first_is_what_would_be_used_anyway(
 class Learns(Strategy):
     """Answers only if its weight is 4 or less; above that it always answers the first class, which is half right."""
 
-    family = "regularisation"
+    traits = Traits(family="regularisation")
     most = 4.0
     strength: Annotated[float, Field(ge=0), Log(0.5, 32)] = 1.0
 
@@ -168,7 +168,7 @@ class Never(Learns):
 class Breaks(Strategy):
     """Can't be trained with a weight above 4."""
 
-    family = "regularisation"
+    traits = Traits(family="regularisation")
     strength: Annotated[float, Field(ge=0), Log(0.5, 32)] = 16.0
 
     def penalty(self) -> Any:

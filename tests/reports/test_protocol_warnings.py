@@ -83,8 +83,7 @@ def test_a_strategy_of_ones_own_that_reads_all_data_is_told(run: Any) -> None:
     import clbench
 
     class Means(clbench.Strategy):
-        family = "replay"
-        data_access = "all"
+        traits = clbench.Traits(family="replay", data_access="all")
 
     assert [w["rule"] for w in run(Means).record["warnings"]] == ["all-past-data"]
     assert not run("joint").record["warnings"]

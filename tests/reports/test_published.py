@@ -11,7 +11,7 @@ from clbench.config.errors import ConfigError
 from clbench.reports import published
 from clbench.reports.published import Claim, chosen, claims, read_claims
 from clbench.running.resolve import resolve, strategy_class
-from clbench.scenarios.splits import presets
+from clbench.scenarios.registered import presets
 
 GOOD = """
 citation = "A paper"
@@ -54,7 +54,7 @@ def test_every_claim_resolves_to_the_run_that_it_describes(name: str) -> None:
         config = resolve(claim.scenario, strategy, {**fields, "strategy_options": options})
         assert {key: getattr(config, key) for key in fields} == fields
         assert config.strategy_options == strategy_class(strategy).validate(options)
-        assert (config.memory_budget > 0) == (role == "claim" and strategy_class(strategy).needs_memory)
+        assert (config.memory.budget > 0) == (role == "claim" and strategy_class(strategy).traits.needs_memory)
 
 
 def test_no_preset_reaches_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,8 +50,9 @@ seconds = 3
 [[claims]]
 target = "A2"
 protocol = "digits"
-strategy = "lwf"
-options = { strength = [0.0, 1.0, 1.0, 1.0, 1.0], weighting = "share" }
+strategy = "vandeven2019-lwf"
+name = "lwf"
+options = { strength = 0.5 }
 value = 90.0
 tolerance = 9.0
 seconds = 30
@@ -241,13 +242,13 @@ def test_like_begins_with_the_protocol_of_a_claim(two_claims: list[Claim], capsy
     record = json.loads(out)
     assert record["identity"] in wanted
     code, out, err = call(
-        capsys, "run", "--like", "paper/digits/lwf", "-p", "weighting=constant", "--iterations", "2", "--json"
+        capsys, "run", "--like", "paper/digits/lwf", "-p", "temperature=4", "--iterations", "2", "--json"
     )
     assert code == 0, err
     config = json.loads(out)["config"]
     assert (config["iterations"], config["epochs"]) == (2, None)
-    assert config["strategy_options"]["weighting"] == "constant"
-    assert config["strategy_options"]["strength"] == [0.0, 1.0, 1.0, 1.0, 1.0]
+    assert config["strategy"] == "vandeven2019-lwf"
+    assert (config["strategy_options"]["temperature"], config["strategy_options"]["strength"]) == (4.0, 0.5)
     code, out, err = call(
         capsys, "compare", "--like", "paper/digits/er", "er", "lwf", "--seeds", "1", "--no-references"
     )

@@ -1,6 +1,7 @@
 """Every built-in strategy passes the conformance kit, and every check of the kit catches a strategy broken that way."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,7 @@ from clbench.config.registry import entry_point_names
 from clbench.data.batches import Batch
 from clbench.data.scenario import Task
 from clbench.learning.memory import ReservoirMemory
-from clbench.learning.strategy import Stage, Strategy, Strength
-from clbench.running.resolve import strategy_class
+from clbench.learning.strategy import Stage, Strategy, Strength, Traits
 from clbench.strategies.ewc import EWC
 from clbench.tools.conformance import CHECKS, check_strategy
 
@@ -30,21 +30,19 @@ def test_built_in_strategy_passes_every_check(name: str) -> None:
     outcomes = check_strategy(name)
     assert [o.check for o in outcomes] == list(CHECKS)
     assert [f"{o.check}: {o.reason}" for o in outcomes if o.status == "failed"] == []
-    # A check may be declared inapplicable only with a reason, and only under a name that exists.
-    assert set(strategy_class(name).not_applicable) <= set(CHECKS)
     assert all(o.reason for o in outcomes if o.status == "not applicable")
 
 
 class Healthy(Strategy):
     """Naive fine-tuning."""
 
-    family = "reference"
+    traits = Traits(family="reference")
 
 
-class UnknownFamily(Healthy):
-    """Declares a family that does not exist."""
+class NamesNoCheck(Healthy):
+    """Declares a check not applicable that the kit does not have."""
 
-    family = "nonsense"  # type: ignore[assignment]
+    traits = replace(Healthy.traits, not_applicable={"neutral": "it is never off"})
 
 
 class ConstructorActs(Healthy):
@@ -184,11 +182,10 @@ class UsesTheBatch(Healthy):
 class Hoards(Healthy):
     """Takes a larger memory than it was given."""
 
-    memory_use = "own"
+    traits = replace(Healthy.traits, memory="own")
 
-    def begin_task(self, task: Task) -> None:
-        if task.index == 0:
-            self.memory = ReservoirMemory(size=50)
+    def begin_run(self) -> None:
+        self.memory = ReservoirMemory(size=50)
 
     def end_task(self, task: Task) -> None:
         assert self.memory is not None
@@ -225,7 +222,7 @@ class ReplacesParameters(Healthy):
 
 
 BROKEN: list[tuple[str, type[Strategy]]] = [
-    ("declarations", UnknownFamily),
+    ("declarations", NamesNoCheck),
     ("hyper_parameters", ConstructorActs),
     ("picklable", LosesOptions),
     ("settings", FailsInTaskSetting),
@@ -269,7 +266,10 @@ def test_a_check_can_be_declared_not_applicable_with_a_reason() -> None:
     class Declared(TouchesTheModel):
         """Says that it touches the model, and why."""
 
-        not_applicable = {"model_untouched_by_task_ends": "aligning the weights is the method"}  # noqa: RUF012
+        traits = replace(
+            TouchesTheModel.traits,
+            not_applicable={"model_untouched_by_task_ends": "aligning the weights is the method"},
+        )
 
     (outcome,) = check_strategy(Declared, checks=["model_untouched_by_task_ends"])
     assert (outcome.status, outcome.reason) == ("not applicable", "aligning the weights is the method")

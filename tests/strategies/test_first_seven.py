@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import clbench
-from clbench import Stage, Strategy
-from clbench.config.run import RunConfig
+from clbench import Stage, Strategy, Traits
+from clbench.config.run import fields
 from clbench.models import build_model
 from clbench.strategies.ewc import EWC
 from clbench.strategies.feature_extraction import FeatureExtraction
@@ -287,7 +287,7 @@ def test_temperature_and_its_square_are_options_and_saved_LW06(run, tmp_path):
 @pytest.mark.parametrize("strategy", ["naive", "lwf"])
 def test_the_loss_is_over_new_or_all_seen_outputs_LW11(strategy, run):
     """An option with a documented default; over the new ones the first loss of a task starts near log 2."""
-    field = RunConfig.model_fields["loss_outputs"]
+    field = fields()["loss_outputs"]
     assert field.default == "seen"
     assert field.description
     seen, new = run(strategy, iterations=1), run(strategy, iterations=1, loss_outputs="new")
@@ -406,6 +406,7 @@ def test_ewcs_merged_penalty_is_the_sum_of_the_separate_ones_with_its_constant()
     model = build_model("mlp:3", (1, 2, 2), seed=0)
     ewc = Given(strength=7.0)
     ewc.model = model
+    ewc.begin_run()
     copies: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
     def by_hand() -> float:
@@ -417,7 +418,6 @@ def test_ewcs_merged_penalty_is_the_sum_of_the_separate_ones_with_its_constant()
         return 7.0 / 2 * total
 
     for k in range(4):
-        ewc.begin_task(SimpleNamespace(index=k))
         model.head.grow(2 * (k + 1), generator)
         if k:
             assert ewc.penalty().item() == pytest.approx(by_hand(), rel=1e-4)
@@ -447,10 +447,10 @@ def test_the_fisher_of_online_ewc_decays_by_hand():
     model = build_model("mlp:1", (1, 1, 1), seed=0)
     ewc = Given(strength=10.0, mode="online", decay=0.5)
     ewc.model = model
+    ewc.begin_run()
     sizes = [1, 2, 2]
     expected = [[2.0], [4.0, 3.0], [3.0, 2.5]]
     for k, value in enumerate([2.0, 3.0, 1.0]):
-        ewc.begin_task(SimpleNamespace(index=k))
         model.head.grow(sizes[k], torch.Generator().manual_seed(k))
         with torch.no_grad():
             for parameter in model.parameters():
@@ -859,7 +859,7 @@ def test_a_naive_strategy_of_ones_own_is_naive(run, tmp_path):
     """A class that overrides nothing, handed over in Python, is the registered one bit for bit."""
 
     class Mine(Strategy):
-        family = "reference"
+        traits = Traits(family="reference")
 
     run(Mine, out=tmp_path / "mine", **HARSH)
     run("naive", out=tmp_path / "naive", **HARSH)

@@ -292,7 +292,7 @@ def test_cumulative_is_joint_warm_started(tmp_path):
     assert same(warm[2], cumulative[1])
     assert not same(fresh[1], joint[0])
     assert not same(fresh[1], fresh[0])
-    assert Cumulative.data_access == "all"
+    assert Cumulative.traits.data_access == "all"
 
 
 def test_independent_models_are_naive_runs_on_one_task_alone(tmp_path):

@@ -22,7 +22,7 @@ SIZES = {"5x2": [2] * 5, "4/3/3": [4, 3, 3], "10x1": [1] * 10}
 POSSIBLE = {"class": ("5x2", "4/3/3", "10x1"), "task": ("5x2", "4/3/3"), "domain": ("5x2",)}
 NAMES = entry_point_names("clbench.strategies")
 SAMPLE = ("derpp", "hat", "ranpac", "rwalk")
-GRID = [(n, s, z) for n in NAMES for s in strategy_class(n).settings for z in POSSIBLE[s]]
+GRID = [(n, s, z) for n in NAMES for s in strategy_class(n).traits.settings for z in POSSIBLE[s]]
 
 
 def _marked(name: str) -> list[pytest.MarkDecorator]:
@@ -35,7 +35,7 @@ def _marked(name: str) -> list[pytest.MarkDecorator]:
 def test_every_strategy_learns_every_shape_of_tasks_it_declares(
     name: str, setting: str, sizes: str, tmp_path: Path
 ) -> None:
-    options = {"memory_size": 20} if strategy_class(name).needs_memory else {}
+    options = {"memory_size": 20} if strategy_class(name).traits.needs_memory else {}
     result = clbench.run(
         "split-mnist-5k",
         name,
@@ -54,15 +54,15 @@ def test_every_strategy_learns_every_shape_of_tasks_it_declares(
 @pytest.mark.parametrize("name", NAMES)
 def test_every_strategy_trains_a_convolutional_network_in_bf16(name: str, tmp_path: Path) -> None:
     """Its weights have their channels last in memory, which a view refuses."""
-    options = {"memory_size": 20} if strategy_class(name).needs_memory else {}
-    setting = strategy_class(name).settings[0]
+    options = {"memory_size": 20} if strategy_class(name).traits.needs_memory else {}
+    setting = strategy_class(name).traits.settings[0]
     fixed = {"model": "conv:4-4", "precision": "bf16", "limit": 6, "epochs": 1, "tasks": 2, "threads": 1}
     assert clbench.run("split-mnist-5k", name, out=tmp_path, setting=setting, **fixed, **options).status == "done"
 
 
 def short_run(name: str, folder: Path) -> float:
     """Return the average accuracy of a short run in the first setting that the strategy declares."""
-    setting = strategy_class(name).settings[0]
+    setting = strategy_class(name).traits.settings[0]
     result = clbench.run("split-mnist-5k", name, out=folder, setting=setting, limit=100, epochs=2, threads=1, seed=0)
     average = result.metrics["average_accuracy"]
     assert average is not None
@@ -85,5 +85,5 @@ if __name__ == "__main__":
         writer.writerow(["strategy", "setting", "average_accuracy"])
         for name in NAMES:
             average = short_run(name, Path(folder) / name)
-            writer.writerow([name, strategy_class(name).settings[0], f"{average:.4f}"])
+            writer.writerow([name, strategy_class(name).traits.settings[0], f"{average:.4f}"])
             print(name, f"{average:.4f}", flush=True)

@@ -9,61 +9,61 @@ import torch
 from torch.nn import functional as F
 
 import clbench
+from clbench.cli.listing import LISTINGS
+from clbench.config.registry import entry_point_names
 from clbench.data.batches import Pipeline
 from clbench.learning.memory import MEMORIES, argmax_herding, quotas
-from clbench.running.resolve import resolve
+from clbench.reports.claims.avalanche_baselines import LwFOfBaselines, LwFOfOldOutputs
+from clbench.reports.claims.vandeven2019 import ICaRLWithSoftTargets, LwFByShare
+from clbench.reports.claims.vandeven2022 import JointByTasks, LwFByOldTasks, ReplayByTasks
+from clbench.running.resolve import resolve, strategy_class
 from clbench.strategies.er import ER
-from clbench.strategies.icarl import ICaRL
+from clbench.strategies.joint import Joint
 from clbench.strategies.lwf import LwF
 from clbench.strategies.si import SI
 
 FULL = {"head": "full", "loss_outputs": "all"}
 
 
-@pytest.mark.parametrize("weighting", ["size", "tasks"])
-def test_er_weighs_the_current_batch_one_of_n_tasks(run, weighting):
-    """van de Ven's weights: 1/N on the current batch, 1 - 1/N on the replayed one; by size both are 1/2."""
+@pytest.mark.parametrize("strategy", [ER, ReplayByTasks])
+def test_er_weighs_the_current_batch_one_of_n_tasks(run, strategy):
+    """van de Ven's weights: 1/N on the current batch, 1 - 1/N on the replayed one; ER itself has 1/2 for both."""
     seen: set[int] = set()
 
-    class Watch(ER):
+    class Watch(strategy):
         def loss(self, batch: Any) -> Any:
             terms = super().loss(batch)
             n = self.progress.task + 1
             replayed = self.replay(len(batch))
             if replayed is not None:
                 seen.add(n)
-                share = 1 / n if weighting == "tasks" else 0.5
+                share = 1 / n if strategy is ReplayByTasks else 0.5
                 current = F.cross_entropy(self.model(batch.images), batch.labels)
                 past = F.cross_entropy(self.model(replayed.images), replayed.labels)
                 assert float(terms["classification"].detach()) == pytest.approx(share * float(current), rel=1e-4)
                 assert float(terms["replay"].detach()) == pytest.approx((1 - share) * float(past), rel=1e-4)
             return terms
 
-    options = {"memory_per_class": 4, "memory_policy": "random", "strategy_options": {"weighting": weighting}}
-    run(Watch, **options, **FULL)
+    run(Watch, memory_per_class=4, memory_policy="random", **FULL)
     assert seen == {2, 3, 4, 5}
 
 
 @pytest.mark.parametrize(
-    ("options", "of_ce", "of_kl"),
+    ("strategy", "strength", "of_ce", "of_kl"),
     [
-        ({"strength": 3.0}, [1, 1, 1, 1], [3, 3, 3, 3]),
-        ({"strength": 3.0, "weighting": "old-tasks"}, [1, 1, 1, 1], [3, 6, 9, 12]),
-        ({"strength": 3.0, "weighting": "share"}, [1 / 2, 1 / 3, 1 / 4, 1 / 5], [3 / 2, 2, 9 / 4, 12 / 5]),
-        ({"strength": [0.0, 1.0, 2.0, 3.0, 4.0]}, [1, 1, 1, 1], [1, 2, 3, 4]),
+        (LwF, 3.0, [1, 1, 1, 1], [3, 3, 3, 3]),
+        (LwFByOldTasks, 3.0, [1, 1, 1, 1], [3, 6, 9, 12]),
+        (LwFByShare, 3.0, [1 / 2, 1 / 3, 1 / 4, 1 / 5], [3 / 2, 2, 9 / 4, 12 / 5]),
+        (LwFOfOldOutputs, 3.0, [1, 1, 1, 1], [3, 3, 3, 3]),
         # Avalanche's baseline: CE / n and alpha = 0.5, 1.333, 2.25, 3.2.
-        (
-            {"strength": [0.0, 1.0, 2.0, 3.0, 4.0], "weighting": "share", "distilled": "old"},
-            [1 / 2, 1 / 3, 1 / 4, 1 / 5],
-            [0.5, 4 / 3, 2.25, 3.2],
-        ),
+        (LwFOfBaselines, 1.0, [1 / 2, 1 / 3, 1 / 4, 1 / 5], [0.5, 4 / 3, 2.25, 3.2]),
     ],
 )
-def test_lwf_weighs_its_terms_as_published(run, options, of_ce, of_kl):
+def test_lwf_weighs_its_terms_as_published(run, strategy, strength, of_ce, of_kl):
     """The weights are written down by hand; the terms come from plain softmax, T = 2, over all outputs or the old."""
     seen: set[int] = set()
 
-    class Watch(LwF):
+    class Watch(strategy):
         def loss(self, batch: Any) -> Any:
             terms = super().loss(batch)
             task = self.progress.task
@@ -73,7 +73,7 @@ def test_lwf_weighs_its_terms_as_published(run, options, of_ce, of_kl):
                 assert float(terms["classification"].detach()) == pytest.approx(ce, rel=1e-4)
                 return terms
             seen.add(task)
-            width = 2 * task if options.get("distilled") == "old" else 10
+            width = 2 * task if issubclass(strategy, LwFOfOldOutputs) else 10
             p = (self.teacher(batch.images)[:, :width].double() / 2).softmax(1)
             q = (logits[:, :width].double() / 2).softmax(1)
             kl = float((p * (p / q).log()).sum(1).mean())
@@ -81,22 +81,42 @@ def test_lwf_weighs_its_terms_as_published(run, options, of_ce, of_kl):
             assert float(terms["distillation"].detach()) == pytest.approx(of_kl[task - 1] * kl, rel=1e-3, abs=1e-6)
             return terms
 
-    run(Watch, strategy_options=options, **FULL)
+    run(Watch, strategy_options={"strength": strength}, **FULL)
     assert seen == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize(
-    ("options", "fields", "words"),
+    ("strategy", "options", "fields", "words"),
     [
-        ({"strength": [1.0, 2.0]}, {}, ("2 strengths", "5 tasks")),
-        ({"distilled": "old"}, {}, ("distilled=old", "head='full'")),
-        ({"distilled": "old", "softmax": "per-task"}, FULL, ("distilled=old",)),
-        ({"strength": [1.0, -1.0, 1.0, 1.0, 1.0]}, {}, ("strength",)),
+        (LwFOfOldOutputs, {}, {}, ("LwFOfOldOutputs", "head='full'")),
+        (LwFOfOldOutputs, {"softmax": "per-task"}, FULL, ("LwFOfOldOutputs", "one softmax")),
+        (JointByTasks, {}, {}, ("JointByTasks", "iterations")),
+        (ICaRLWithSoftTargets, {"loss_form": "softmax"}, {"memory_size": 20}, ("loss_form=sigmoid", "temperature")),
+        (ReplayByTasks, {"weighting": "size"}, {"memory_size": 20}, ("weighting", "share")),
     ],
 )
-def test_what_lwf_cannot_use_is_refused(run, refused, options, fields, words):
+def test_what_a_protocol_cannot_use_is_refused(run, refused, strategy, options, fields, words):
     with refused(*words):
-        run("lwf", strategy_options=options, **fields)
+        run(strategy, strategy_options=options, **fields)
+
+
+def test_a_protocol_has_a_name_that_no_list_shows():
+    """A claim finds it, in every process; a user who mistypes is led to a method, not to a protocol."""
+    assert strategy_class("vandeven2022-er") is ReplayByTasks
+    names = entry_point_names("clbench.protocols")
+    assert names
+    assert not set(names) & set(entry_point_names("clbench.strategies"))
+    assert {row["name"] for row in LISTINGS["strategies"]()} == set(entry_point_names("clbench.strategies"))
+    with pytest.raises(clbench.ConfigError) as caught:
+        strategy_class("vandeven2022-err")
+    assert "vandeven2022-er'" not in str(caught.value)
+
+
+def test_an_option_of_0_1_at_the_value_where_it_did_nothing_is_read():
+    """As a run of 0.1.0 holds it; another value is refused."""
+    assert ER.validate({"share": 0.25, "weighting": "size"}) == {"share": 0.25}
+    with pytest.raises(clbench.ConfigError, match="weighting"):
+        ER.validate({"weighting": "tasks"})
 
 
 def test_the_total_gradient_adds_what_the_penalty_pulls_to_sis_path(run):
@@ -136,18 +156,10 @@ def test_the_total_gradient_adds_what_the_penalty_pulls_to_sis_path(run):
 
 def test_joint_takes_the_iterations_once_for_each_task_so_far(run):
     counted = {
-        each: [
-            task["steps"]
-            for task in run("joint", iterations=3, strategy_options={"iterations_per_task": each}).record["tasks"]
-        ]
-        for each in (False, True)
+        strategy: [task["steps"] for task in run(strategy, iterations=3).record["tasks"]]
+        for strategy in (Joint, JointByTasks)
     }
-    assert counted == {False: [3, 3, 3, 3, 3], True: [3, 6, 9, 12, 15]}
-
-
-def test_iterations_per_task_need_iterations(run, refused):
-    with refused("iterations_per_task", "iterations"):
-        run("joint", strategy_options={"iterations_per_task": True})
+    assert counted == {Joint: [3, 3, 3, 3, 3], JointByTasks: [3, 6, 9, 12, 15]}
 
 
 def test_new_outputs_begin_as_asked(run):
@@ -155,11 +167,11 @@ def test_new_outputs_begin_as_asked(run):
     first: dict[str, Any] = {}
 
     class Watch(clbench.Strategy):
-        family = "reference"
+        traits = clbench.Traits(family="reference")
 
         def loss(self, batch: Any) -> Any:
             terms = super().loss(batch)
-            key = self.config.head_init
+            key = self.config.model.head_init
             if key not in first:
                 first[key] = (float(terms["classification"].detach()), copy.deepcopy(self.model.head))
             return terms
@@ -192,7 +204,7 @@ def test_icarls_old_targets_can_be_softened(run):
     """Targets of old outputs sigmoid(z / 2), as in van de Ven's code; sums over classes, by hand from the formula."""
     checked: list[int] = []
 
-    class Watch(ICaRL):
+    class Watch(ICaRLWithSoftTargets):
         def loss(self, batch: Any) -> Any:
             terms = super().loss(batch)
             n, old = 2 * (self.progress.task + 1), 2 * self.progress.task
@@ -206,7 +218,7 @@ def test_icarls_old_targets_can_be_softened(run):
             checked.append(n)
             return terms
 
-    run(Watch, memory_size=30, head="full", strategy_options={"teacher_temperature": 2.0, "reduction": "sum"})
+    run(Watch, memory_size=30, head="full", strategy_options={"reduction": "sum"})
     assert set(checked) == {2, 4, 6, 8, 10}
 
 
@@ -238,7 +250,7 @@ def test_weight_decay_reaches_what_it_is_asked_to(run, options, still):
     after: dict[str, Any] = {}
 
     class Still(clbench.Strategy):
-        family = "reference"
+        traits = clbench.Traits(family="reference")
 
         def loss(self, batch: Any) -> Any:
             if not before:
@@ -313,7 +325,7 @@ def test_bf16_runs_have_their_channels_last_and_repeat_to_the_bit(run):
     seen: list[bool] = []
 
     class Watch(clbench.Strategy):
-        family = "reference"
+        traits = clbench.Traits(family="reference")
 
         def loss(self, batch: Any) -> Any:
             weight = next(p for p in self.model.parameters() if p.dim() == 4 and p.shape[1] > 1)

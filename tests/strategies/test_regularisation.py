@@ -158,10 +158,10 @@ def test_si_by_hand():
         strategy = SI(strength=10.0, xi=0.5, relu=relu)
         strategy.model = nn.ParameterDict({"w": nn.Parameter(torch.tensor([1.0]))})
         weight = strategy.model["w"]
+        strategy.begin_run()
         for task, start, end, omega in ((0, 1.0, 3.0, 9.0), (1, 4.0, 3.0, -7.5)):
             weight.data.fill_(start)
             view = SimpleNamespace(index=task, train=[])
-            strategy.begin_task(view)
             strategy.stages(view)[0].before()
             if task == 1:
                 penalty = strategy.penalty()
@@ -293,10 +293,9 @@ def test_l2_by_hand():
     """3 / 2 ((2 - 1)^2 + (4 - 2)^2) = 7.5, with gradients 3 (2 - 1) and 3 (4 - 2); a row that came later is free."""
     strategy = L2(strength=3.0)
     strategy.model = nn.ParameterDict({"w": nn.Parameter(torch.tensor([1.0, 2.0]))})
-    strategy.begin_task(SimpleNamespace(index=0))
+    strategy.begin_run()
     assert strategy.penalty() is None
     strategy.end_task(SimpleNamespace(index=0))
-    strategy.begin_task(SimpleNamespace(index=1))
     strategy.model["w"] = nn.Parameter(torch.tensor([2.0, 4.0, 9.0]))
     penalty = strategy.penalty()
     penalty.backward()

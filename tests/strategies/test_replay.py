@@ -314,7 +314,7 @@ def test_derpp_draws_twice(tmp_path):
 @pytest.mark.parametrize("strategy", [AGEM, GEM, DER, DERpp, MIR, ER, IL2M])
 @pytest.mark.parametrize("setting", ["class", "task", "domain"])
 def test_without_a_memory_it_is_naive(strategy, setting, tmp_path):
-    if setting not in strategy.settings:
+    if setting not in strategy.traits.settings:
         pytest.skip("not a setting of it")
     tasks = scenario((2, 2, 2), setting)
     bare = run(Naive, tasks, tmp_path / "naive", model=BATCH_NORM, memory_size=None)
@@ -373,8 +373,8 @@ def test_mir_picks_the_samples_whose_loss_rises_most(setting, tmp_path):
     compared = []
 
     class Spy(MIR):
-        def _most_interfered(self, batch, n):
-            chosen = super()._most_interfered(batch, n)
+        def chosen(self, batch, n):
+            chosen = super().chosen(batch, n)
             if chosen is None or len(self.memory) <= n:
                 return chosen
             candidates = self.replay(min(self.candidates, len(self.memory)))
@@ -442,10 +442,10 @@ def test_the_reservoir_of_er_is_a_uniform_sample_of_the_stream():
     tasks = scenario((2, 2), per_class=6)
     config = resolve(tasks, ER, {"memory_size": 6, "model": "mlp:2", "epochs": 1, "batch_size": 6, "threads": 1})
     for seed in range(200):
-        seeded = config.model_copy(update={"seed": seed})
+        seeded = config.replace(seed=seed)
         context = Context(seeded, tasks, Pipeline(tasks, seeded, torch.device("cpu")), torch.device("cpu"), Progress())
         strategy = ER()
-        strategy._context, strategy.memory = context, MEMORIES[config.memory_policy](size=config.memory_size)
+        strategy._context, strategy.memory = context, MEMORIES[config.memory.policy](size=config.memory.size)
         strategy.model = new_model(context, 0)
         trainer = Trainer(context, strategy)
         for task in tasks.tasks:
@@ -534,6 +534,7 @@ def test_bic_corrects_each_task_by_its_own_pair():
     strategy = with_model(BiC(), lambda x: x)
     strategy.frozen_copy = lambda: None
     strategy._context = SimpleNamespace(device="cpu")
+    strategy.begin_run()
     for index, pair in enumerate([[1.0, 0.0], [2.0, 0.5], [3.0, -1.0]]):
         strategy.begin_task(SimpleNamespace(index=index, outputs=slice(2 * index, 2 * index + 2)))
         strategy.correction = nn.Parameter(torch.tensor(pair))
@@ -592,6 +593,7 @@ def test_lucir_loss_by_hand():
     teacher = SimpleNamespace(features=lambda x: torch.tensor([[0.0, 5.0], [3.0, 4.0]]))
     strategy.frozen_copy = lambda: teacher
     strategy._context = SimpleNamespace(device="cpu", config=SimpleNamespace(label_smoothing=0.0))
+    strategy.begin_run()
     strategy.begin_task(SimpleNamespace(index=0, outputs=slice(0, 2), classes=(0, 1)))
     strategy.begin_task(SimpleNamespace(index=1, outputs=slice(2, 3), classes=(2,)))
     strategy.scale = nn.Parameter(torch.tensor(2.0))
@@ -706,13 +708,13 @@ def test_it_runs_within_its_budget(strategy, sizes, model, fields, tmp_path):
 
 
 @pytest.mark.parametrize("setting", ["task", "domain"])
-@pytest.mark.parametrize("strategy", [s for s in ALL if "task" in s.settings])
+@pytest.mark.parametrize("strategy", [s for s in ALL if "task" in s.traits.settings])
 def test_it_runs_in_the_other_settings(strategy, setting, tmp_path):
     result = run(strategy, scenario((2, 2, 2), setting), tmp_path, epochs=1, model=BATCH_NORM)
     assert np.isfinite(result.accuracy[-1]).all()
 
 
-@pytest.mark.parametrize("strategy", [s for s in ALL if s.settings == ("class",)])
+@pytest.mark.parametrize("strategy", [s for s in ALL if s.traits.settings == ("class",)])
 def test_what_corrects_between_classes_refuses_other_settings(strategy, tmp_path):
     with pytest.raises(ConfigError, match="task-incremental"):
         run(strategy, scenario((2, 2), "task"), tmp_path)

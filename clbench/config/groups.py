@@ -1,0 +1,227 @@
+"""The groups in which a run is described: model, data, training, memory, evaluation, engine."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+
+
+class Group(BaseModel):
+    """Base of the groups: frozen, strict, and without unknown names; a field's alias is its flat name."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_by_name=True, validate_by_alias=True
+    )
+
+
+def _refuse_without_effect(group: Group, *rules: tuple[str, bool, str]) -> None:
+    for name, used, needs in rules:
+        field = type(group).model_fields[name]
+        if not used and (value := getattr(group, name)) != field.default:
+            raise ValueError(f"{field.alias or name}={value} has no effect here; it needs {needs}")
+
+
+class ModelConfig(Group):
+    """The network, where its weights come from, and its head."""
+
+    name: str = Field(default="mlp", alias="model", description="network, such as mlp:400-400 or resnet32[shortcut=B]")
+    weights: str | None = Field(
+        default=None, description="pre-trained weights for the backbone: a file, or torchvision's name of some"
+    )
+    head: Literal["growing", "full"] = Field(
+        default="growing", description="outputs are added with each task, or all exist from the start"
+    )
+    head_init: Literal["default", "zeros", "he"] = Field(
+        default="default", description="new outputs: as torch draws them, all zeros, or N(0, 1/features) with bias 0"
+    )
+
+
+class DataConfig(Group):
+    """Where the data are, what is held out of them, and what is done to an image before the network sees it."""
+
+    validation: Share = Field(default=0.0, description="share of each class held out from training")
+    normalize: Literal["channel", "pixel-mean", "none"] = Field(
+        default="channel",
+        description="subtract the mean and divide by the deviation per channel; subtract the mean image; or neither",
+    )
+    augment: Literal["none", "crop-flip", "crop", "flip"] = Field(
+        default="none", description="random crop (padding 4) and flip of the training images, or one of them"
+    )
+    root: str = Field(default="data", alias="data_root", description="folder in which data sets are looked for")
+    offline: bool = Field(default=False, description="never download a data set")
+
+
+class TrainingConfig(Group):
+    """How long and by which rule the network learns a task, whatever the strategy."""
+
+    loss_outputs: Literal["new", "seen", "all"] = Field(
+        default="seen", description="outputs that compete in the loss (class-incremental)"
+    )
+    epochs: Count | None = Field(default=None, description="epochs per task")
+    iterations: Count | None = Field(default=None, description="optimizer steps per task, instead of epochs")
+    batch_size: Count = Field(default=128, description="images of the current task in a step")
+    drop_last: bool = Field(default=False, description="leave out an incomplete last batch")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="optimizer")
+    lr: Annotated[float, Field(gt=0)] = Field(default=0.1, description="learning rate")
+    base_batch_size: Count | None = Field(
+        default=None, description="scale the learning rate linearly: lr * batch_size / base_batch_size"
+    )
+    momentum: Share = Field(default=0.0, description="momentum of sgd")
+    nesterov: bool = Field(default=False, description="Nesterov momentum of sgd")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight decay")
+    decay_head: bool = Field(default=True, description="weight decay also on the head, so on rows of old classes too")
+    decay_norms: bool = Field(default=True, description="weight decay also on biases and normalisation layers")
+    decay_biases: bool = Field(
+        default=True, description="weight decay also on biases, those of normalisation layers included"
+    )
+    schedule: Literal["constant", "step", "multistep", "cosine", "plateau"] = Field(
+        default="constant", description="course of the learning rate"
+    )
+    schedule_scope: Literal["task", "run"] = Field(
+        default="task", description="the schedule begins again with each task, or stretches over the run"
+    )
+    milestones: list[Count] | None = Field(default=None, description="epochs at which multistep lowers the rate")
+    step_epochs: Count | None = Field(default=None, description="step lowers the rate every so many epochs")
+    lr_factor: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.1, description="what step, multistep and plateau multiply the rate with"
+    )
+    lr_patience: Count = Field(default=5, description="plateau lowers the rate after so many epochs without progress")
+    lr_warmup: Annotated[int, Field(ge=0)] = Field(default=0, description="epochs of linear warm-up")
+    patience: Count | None = Field(
+        default=None, description="early stopping: end a stage after so many epochs without progress"
+    )
+    min_delta: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="by how much the validation loss must fall to count as progress"
+    )
+    label_smoothing: Share = Field(default=0.0, description="share of the target that is uniform over active outputs")
+    train: str = Field(default="all", description="what trains: all, head, or last-N blocks and the head")
+    backbone_lr_factor: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="the backbone's learning rate, as a factor of the head's"
+    )
+    optimizer_state: Literal["reset", "keep"] = Field(
+        default="reset", description="what becomes of momentum and Adam statistics between tasks"
+    )
+    clip: Annotated[float, Field(gt=0)] | None = Field(default=None, description="largest norm of the gradient")
+    on_nan: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="a loss or gradient that is not finite ends the run, which reads them every 50 steps; or the step "
+        "is left out, counted and warned of, which waits for the device in each step",
+    )
+
+    @property
+    def scaled_lr(self) -> float:
+        """The learning rate in use: `lr`, scaled linearly with the batch size where a base is given."""
+        return self.lr * self.batch_size / (self.base_batch_size or self.batch_size)
+
+    @property
+    def watches_validation(self) -> bool:
+        """Whether training reads the validation split."""
+        return self.patience is not None or self.schedule == "plateau"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.optimizer != "sgd" and self.momentum:
+            raise ValueError(f"momentum={self.momentum:g} is for optimizer='sgd', not {self.optimizer!r}")
+        if not re.fullmatch(r"all|head|last-[1-9]\d*", self.train):
+            raise ValueError(f"train={self.train} given, all, head or last-N (such as last-1) accepted")
+        rated = self.schedule in ("step", "multistep", "plateau")
+        _refuse_without_effect(
+            self,
+            ("lr_factor", rated, "schedule step, multistep or plateau"),
+            ("lr_patience", self.schedule == "plateau", "schedule='plateau'"),
+            ("schedule_scope", self.schedule != "constant" or self.lr_warmup > 0, "a schedule or lr_warmup"),
+            ("min_delta", self.watches_validation, "patience or schedule='plateau'"),
+            ("decay_head", self.weight_decay > 0, "weight_decay above 0"),
+            ("decay_norms", self.weight_decay > 0, "weight_decay above 0"),
+            ("decay_biases", self.weight_decay > 0 and self.decay_norms, "weight_decay above 0 and decay_norms"),
+            ("backbone_lr_factor", self.train != "head", "a backbone that trains, and train='head' freezes it"),
+        )
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs optimizer='sgd' with momentum above 0")
+        for option, schedule in (("milestones", "multistep"), ("step_epochs", "step")):
+            if (getattr(self, option) is not None) != (self.schedule == schedule):
+                raise ValueError(f"schedule={schedule!r} and {option} go together; give both or neither")
+        if self.schedule == "plateau" and self.schedule_scope == "run":
+            raise ValueError("schedule='plateau' begins again with each task; schedule_scope='run' is for the others")
+        return self
+
+
+class MemoryConfig(Group):
+    """How many exemplars are kept, and how they are chosen."""
+
+    size: Annotated[int, Field(ge=0, le=10**9)] | None = Field(
+        default=None, alias="memory_size", description="exemplars in all; 0 is no memory"
+    )
+    per_class: Annotated[int, Field(ge=0, le=10**9)] | None = Field(
+        default=None, alias="memory_per_class", description="exemplars of each class; 0 is no memory"
+    )
+    policy: Literal["reservoir", "balanced", "herding", "herding-argmax", "random"] | None = Field(
+        default=None, alias="memory_policy", description="how exemplars are chosen; the default is the strategy's"
+    )
+    rounding: Literal["spare", "floor", "ceil"] = Field(
+        default="spare",
+        alias="memory_rounding",
+        description="what becomes of a total that doesn't divide by the classes: spare slots go to the first ones, "
+        "stay empty, or (published claims alone) every class gets one, above the total",
+    )
+
+    @property
+    def budget(self) -> int:
+        """Exemplars in all or per class, whichever is set; 0 when there is no memory."""
+        return self.size or self.per_class or 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _refuse_without_effect(self, ("rounding", bool(self.size), "memory_size"))
+        if self.policy is not None and not self.budget:
+            raise ValueError("memory_policy needs memory_size or memory_per_class")
+        return self
+
+
+class EvaluationConfig(Group):
+    """Which tasks are tested, on what, and when."""
+
+    evaluate: Literal["seen", "all"] = Field(
+        default="all", description="test the tasks seen so far, or all tasks whose outputs exist"
+    )
+    evaluate_on: Literal["test", "train"] = Field(
+        default="test", description="test images, or the training images themselves, as some papers did"
+    )
+    eval_every: Literal["task", "epoch"] | Count = Field(
+        default="task", description="evaluate after each task, also after each epoch, or every N steps"
+    )
+
+
+class EngineConfig(Group):
+    """The machine's part: device, precision, threads, and how often the state is saved."""
+
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        default="fp32", description="fp32, TensorFloat-32 products of a CUDA GPU, or bf16 autocast"
+    )
+    compile: Literal["none", "default", "reduce-overhead"] = Field(
+        default="none",
+        description="a mode of torch.compile for the network in training steps; reduce-overhead: CUDA graphs on a GPU",
+    )
+    deterministic: bool = Field(default=False, description="on a GPU: refuse operations that can't be repeated")
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None, description="CPU threads; part of what fixes the numbers"
+    )
+    checkpoint_every: Annotated[float, Field(gt=0)] | Literal["epoch", "task"] | str = Field(
+        default=10.0,
+        description="save the state within a task every so many minutes, each epoch, or every N-steps; "
+        "it is saved after each task in any case",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        every = self.checkpoint_every
+        if isinstance(every, str) and not re.fullmatch(r"epoch|task|[1-9]\d{0,8}-steps", every):
+            raise ValueError(
+                f"checkpoint_every={every[:40]!r} given, minutes above 0, epoch, task or N-steps (such as 50-steps) "
+                "accepted"
+            )
+        return self

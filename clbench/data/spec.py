@@ -1,0 +1,58 @@
+"""ScenarioSpec: a scenario by its name, with options of its own. Imports no torch: the command line lists options."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from clbench.config.errors import ConfigError
+from clbench.config.registry import declared_options, validate_options
+from clbench.config.run import EXCLUSIVE, RunConfig, Setting, fields
+
+if TYPE_CHECKING:
+    from clbench.data.scenario import Scenario
+
+
+class ScenarioSpec(ABC):
+    """Base of registered scenarios: annotated attributes are its options, typed, checked, with defaults.
+
+    The first line of a subclass's docstring describes it where scenarios are listed. preset: the training that is its
+    default, by flat names; `preset["strategies"]` maps a strategy's name to options that were tuned for this scenario,
+    those of one setting under the setting's name. exclusive: pairs of options of which at most one is given.
+    """
+
+    preset: ClassVar[Mapping[str, Any]] = {}
+    exclusive: ClassVar[tuple[tuple[str, str], ...]] = ()
+    _options: ClassVar[Any]
+
+    setting: Setting = "class"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._options = declared_options(cls, object)
+        for name in cls._options.model_fields:
+            if name in fields():
+                raise ConfigError(
+                    f"scenario option {cls.__name__}.{name} is a field of every run; another name is accepted"
+                )
+
+    def __init__(self, name: str, options: Mapping[str, object]) -> None:
+        """Store the options of the scenario that goes by `name`; raises ConfigError for what is not accepted."""
+        given = validate_options(self._options, options, owner=name)
+        for one, other in self.exclusive:
+            if given[one] is not None and given[other] is not None:
+                raise ConfigError(f"{one} and {other} exclude each other; give one of them")
+        self.__dict__.update(given)
+
+    @classmethod
+    def pairs(cls) -> tuple[tuple[str, str], ...]:
+        """Return the pairs of names, options of the scenario and fields of a run, of which at most one is given."""
+        return (*EXCLUSIVE, *cls.exclusive)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All options with their values."""
+        return {name: getattr(self, name) for name in self._options.model_fields}
+
+    @abstractmethod
+    def build(self, config: RunConfig) -> "Scenario":
+        """Make the tasks; of the config it may read `data`, `seed` and `scenario`. Raises ConfigError."""

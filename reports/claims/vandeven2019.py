@@ -1,0 +1,48 @@
+"""What the protocols of van de Ven & Tolias 2019 do otherwise than the methods: arXiv:1904.07734."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from clbench.config.errors import ConfigError
+from clbench.config.run import RunConfig
+from clbench.data.batches import Batch
+from clbench.data.scenario import Scenario
+from clbench.strategies.icarl import ICaRL
+from clbench.strategies.lwf import LwF
+
+
+class LwFByShare(LwF):
+    """LwF, weighted by tasks: L = CE / N + (1 - 1/N) strength KL in the N-th task. The options are those of LwF."""
+
+    traits = replace(LwF.traits, retired={})
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """LwF's terms, by the share of the present task and that of the earlier ones."""
+        terms, n = super().loss(batch), self.progress.task + 1
+        if self.teacher is not None:
+            terms = {
+                "classification": terms["classification"] / n,
+                "distillation": (1 - 1 / n) * terms["distillation"],
+            }
+        return terms
+
+
+class ICaRLWithSoftTargets(ICaRL):
+    """iCaRL with softened targets: those of old outputs are sigmoid(z / 2), as in the authors' code.
+
+    The options are those of iCaRL.
+    """
+
+    traits = replace(ICaRL.traits, retired={})
+
+    def check(self, config: RunConfig, scenario: Scenario) -> None:
+        """Only the sigmoid form has such targets."""
+        super().check(config, scenario)
+        if self.loss_form == "softmax":
+            raise ConfigError(f"{config.strategy} is for loss_form=sigmoid; the softmax form has temperature")
+
+    def old_logits(self, batch: Batch) -> Tensor | None:
+        """The teacher's logits, halved."""
+        old = super().old_logits(batch)
+        return None if old is None else old / 2

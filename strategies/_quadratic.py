@@ -1,0 +1,71 @@
+"""The quadratic penalty around earlier weights, which EWC, SI, MAS, RWalk and L2 share."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+from torch import Tensor
+
+from clbench.config.space import Log
+from clbench.data.batches import Batch
+from clbench.data.scenario import ImageSet, Task
+from clbench.learning.importance import copied_gradients, copied_weights, grown, loss_decrease, quadratic_penalty
+from clbench.learning.strategy import Stage, Strategy, Strength
+
+
+class QuadraticAnchor(Strategy):
+    """penalty = factor * strength * sum_i Omega_i (w_i - w*_i)^2, w* the weights after the task before.
+
+    A strategy says in `end_task` how important each parameter was to the task. Rows that the head gains later are free.
+    """
+
+    factor: ClassVar[float] = 1.0
+
+    strength: Annotated[Strength, Log(1e-2, 1e6)] = 1.0
+
+    def begin_run(self) -> None:
+        """Before the first task nothing is important."""
+        self.importance: dict[str, Tensor] = {}
+        self.anchor: dict[str, Tensor] = {}
+
+    def penalty(self) -> Tensor | None:
+        """The quadratic penalty around the weights of earlier tasks."""
+        if not self.anchor or not self.strength:
+            return None
+        return self.factor * self.strength * self.distance()
+
+    def distance(self) -> Tensor:
+        """Return sum_i Omega_i (w_i - w*_i)^2."""
+        return quadratic_penalty(dict(self.model.named_parameters()), self.importance, self.anchor)
+
+    def add_importance(self, gained: Mapping[str, Tensor]) -> None:
+        """Add a task's importance to that of earlier tasks, and move the anchor to the present weights."""
+        for name, new in gained.items():
+            self.importance[name] = grown(self.importance[name], new) + new if name in self.importance else new
+        self.anchor = copied_weights(self.model)
+
+    def competing(self, data: ImageSet) -> slice:
+        """Return the outputs that compete in the loss for samples of one task."""
+        active = self.active_outputs(data.ids)
+        assert isinstance(active, slice)  # samples of one task compete among the same outputs
+        return active
+
+
+class PathAnchor(QuadraticAnchor, ABC):
+    """A quadratic penalty whose importance is gathered along the steps of training."""
+
+    def stages(self, task: Task) -> list[Stage]:
+        """One stage, along whose steps the importance is gathered."""
+        return [Stage(self.with_exemplars(task.train), before=self._begin_path)]
+
+    @abstractmethod
+    def _begin_path(self) -> None:
+        """Begin what is gathered anew."""
+
+    def after_backward(self, batch: Batch) -> None:
+        """Keep the gradient of the data terms, and the weights before the step."""
+        self.gradients, self.before = copied_gradients(self.model), copied_weights(self.model)
+
+    def decreases(self) -> dict[str, Tensor]:
+        """Return -g_i dw_i of the step that was made: how much the loss fell because parameter i has moved."""
+        return loss_decrease(self.gradients, self.before, self.model)
