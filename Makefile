@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 TYPED := $(VENV)/typecheck
-SOURCES := $(wildcard clbench/*.py clbench/*/*.py strategies/*.py scenarios/*.py reports/*.py)
+SOURCES := $(wildcard clbench/*.py clbench/*/*.py strategies/*.py scenarios/*.py reports/*.py reports/claims/*.py)
 FASTER := not slow and not soak
 
 .PHONY: help demo test test-all soak lint types setup readme docs clean

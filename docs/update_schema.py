@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clbench.results.result import SCHEMA_VERSION, _Run
+from clbench.results.record import SCHEMA_VERSION, RunRecord
 
 FILE = Path(__file__).with_name("run.schema.json")
 
 
 def schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of this version's run.json, which allows further keys."""
-    made = _Run.model_json_schema(mode="validation")
+    made = RunRecord.model_json_schema(mode="validation")
     made["properties"] = {"schema_version": {"const": SCHEMA_VERSION}} | made["properties"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

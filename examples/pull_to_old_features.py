@@ -4,23 +4,26 @@ clbench run split-mnist-5k examples/pull_to_old_features.py:PullToOldFeatures -p
 clbench check examples/pull_to_old_features.py:PullToOldFeatures
 """
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from clbench.data.batches import Batch
-from clbench.data.scenario import Task
-from clbench.learning.strategy import Strategy, Strength, Traits
+from clbench import Batch, Log, Strategy, Task, Traits
 
 
 class PullToOldFeatures(Strategy):
-    """L = CE + strength * mean squared distance between the features of the model and those of the model before.
+    """Less-forgetting learning. Jung et al. 2016, arXiv:1607.00122.
 
-    Less-forgetting learning: Jung et al. 2016, arXiv:1607.00122.
+    L = CE + strength * mean squared distance between the features of the model and those of the model before.
+
+    strength: the weight of the distance.
     """
 
     traits = Traits(family="distillation", paper="Jung et al. 2016, arXiv:1607.00122")
 
-    strength: Strength = 1.0
+    strength: Annotated[float, Field(ge=0), Log(0.1, 10)] = 1.0
 
     def begin_task(self, task: Task) -> None:
         """Keep the old model as the teacher."""

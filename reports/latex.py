@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from clbench.reports.differences import competitors
 from clbench.reports.tables import LOWER_IS_BETTER, Comparison, Row
-from clbench.results.result import MatrixName
+from clbench.results.record import MatrixName
 
 COLUMNS = ("average_accuracy", "other", "average_incremental_accuracy", "forgetting", "learning_accuracy")
 TITLES = {

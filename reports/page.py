@@ -14,7 +14,7 @@ from clbench.reports.differences import all_ranks, verdict
 from clbench.reports.svg import Style
 from clbench.reports.tables import SETTINGS, Comparison, Row, is_best, percent, rule, words
 from clbench.results.metrics import DEFINITIONS
-from clbench.results.result import MatrixName
+from clbench.results.record import MatrixName
 
 if TYPE_CHECKING:
     from jinja2 import Environment

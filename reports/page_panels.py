@@ -10,7 +10,8 @@ from clbench.reports.cells import Cell, Column, Figure, Table, mean_over_runs, n
 from clbench.reports.svg import Line, Style
 from clbench.reports.tables import Comparison, Row
 from clbench.results.metrics import DEFINITIONS
-from clbench.results.result import Evaluation, Floats, Result
+from clbench.results.record import EvaluationRecord
+from clbench.results.result import Floats, Result
 from clbench.results.statistics import spread
 from clbench.support.text import printable
 
@@ -202,7 +203,7 @@ def _course(run: Result) -> list[tuple[int, Floats]]:
     return sorted(found.items())
 
 
-def _within(run: Result, evaluation: Evaluation) -> Floats | None:
+def _within(run: Result, evaluation: EvaluationRecord) -> Floats | None:
     """Return the headline accuracies [T] of an evaluation within a task."""
     row = evaluation[run.headline]
     return None if row is None else np.array(row, dtype=np.float64)

@@ -17,7 +17,8 @@ from clbench.config.run import NOT_IDENTITY
 from clbench.reports import differences
 from clbench.reports.protocol import broken_rules
 from clbench.results.metrics import DEFINITIONS
-from clbench.results.result import Floats, MatrixName, Result
+from clbench.results.record import MatrixName
+from clbench.results.result import Floats, Result
 from clbench.results.statistics import Interval, Spread, interval, spread, variances
 from clbench.support.text import printable
 

@@ -49,10 +49,12 @@ class BiC(Taught):
     def begin_run(self) -> None:
         """Before the first task there is no class with a correction."""
         self.alpha = self.beta = torch.empty(0, device=self.device)
+        self.correction: nn.Parameter
 
     def begin_task(self, task: Task) -> None:
         """Keep the old model and its corrections; the new classes start without one."""
         super().begin_task(task)
+        self.correction: nn.Parameter
         if task.index > 0:
             alpha, beta = self.correction.detach()
             n_last = task.outputs.start - len(self.alpha)

@@ -27,9 +27,10 @@ import torch._dynamo  # which the first optimizer would import, in each process 
 import clbench.models.mlp
 import clbench.support.files
 from clbench.results.result import Result
-from clbench.running.folder import RunFolder, unpack
+from clbench.running.checkpoint import Checkpoint, newest, unpack
+from clbench.running.folder import RunFolder
 from clbench.running.resolve import prepare, resolve, strategy_class
-from clbench.running.run import execute, safe_classes
+from clbench.running.run import Run, execute
 from clbench.tools.conformance import _assert_equal
 
 OPTIONS: dict[str, Any] = {
@@ -125,20 +126,19 @@ FAULTS = ("half a file", "no name yet", "moved aside")
 def prepare_child(writer: int, fault: tuple[str, int] | None) -> None:
     """Report where the run begins, keep its final state, and let it be killed within a write."""
     warnings.simplefilter("ignore")
-    load, drop = RunFolder.load_checkpoint, RunFolder.drop_checkpoint
+    go, drop = Run.go, RunFolder.drop_checkpoint
 
-    def load_and_tell(folder: RunFolder, classes: Any) -> Any:
-        stored = load(folder, classes)
-        within = stored and stored["within"]
-        at = within and {key: within["trainer"]["progress"][key] for key in ("task", "stage", "epoch", "step")}
+    def go_and_tell(self: Run, found: Any) -> Any:
+        kept = self.store and newest(self.store, type(self.strategy))
+        at = vars(kept.within.progress) if kept and kept.within else None
         os.write(writer, f"{json.dumps(at)}\n".encode())
-        return stored
+        return go(self, found)
 
     def keep_and_drop(folder: RunFolder) -> None:
         shutil.copy(folder.path / "checkpoint.pt", folder.path / "kept.pt")
         drop(folder)
 
-    RunFolder.load_checkpoint = load_and_tell  # type: ignore[method-assign, assignment]
+    Run.go = go_and_tell  # type: ignore[method-assign]
     RunFolder.drop_checkpoint = keep_and_drop  # type: ignore[method-assign, assignment]
     kind, left = fault or ("", 0)
     replace = os.replace
@@ -182,12 +182,11 @@ def compare(cls: Any, whole: Path, killed: Path) -> None:
             del entry["seconds"]
             entry.pop("peak_memory_bytes", None)
     assert records[0] == records[1]
-    classes = safe_classes(cls())
-    for file in ("model.pt", "kept.pt"):
-        one, other = (unpack((folder / file).read_bytes(), classes) for folder in (whole, killed))
-        if file == "kept.pt":
-            one, other = (unpack(stored["start"].numpy().tobytes(), classes) for stored in (one, other))
-        _assert_equal(dict(one), dict(other), file)
+    kept = [Checkpoint.from_bytes((folder / "kept.pt").read_bytes(), cls).start or b"" for folder in (whole, killed)]
+    weights = [(folder / "model.pt").read_bytes() for folder in (whole, killed)]
+    for name, contents in (("model.pt", weights), ("kept.pt", kept)):
+        one, other = (unpack(content, cls) for content in contents)
+        _assert_equal(one, other, name)
     assert not any(path.name.startswith("checkpoint") or path.suffix == ".tmp" for path in killed.iterdir())
 
 

@@ -41,9 +41,10 @@ from clbench.config.registry import entry_point_names
 from clbench.config.run import INTERNAL
 from clbench.config.run import fields as run_fields
 from clbench.results.result import Result, load_results
-from clbench.running.folder import RunFolder, pack, unpack
+from clbench.running.checkpoint import newest, pack, unpack
+from clbench.running.folder import RunFolder
 from clbench.running.resolve import prepare, resolve, scenario_class, strategy_class
-from clbench.running.run import execute, safe_classes
+from clbench.running.run import execute
 
 SECONDS = 30.0
 MEMORY = 3 << 30
@@ -510,16 +511,16 @@ def file_targets(place: Path) -> dict[str, Callable[[random.Random], Outcome]]:
     unfinished = place / "unfinished"
     interrupt(run_config, scenario, unfinished)
     checkpoint = (unfinished / "checkpoint.pt").read_bytes()
-    classes = safe_classes(strategy_class("er")())
+    kind = strategy_class("er")
 
     def load(path: Path) -> None:
-        RunFolder(path.parent).load_checkpoint(classes)
+        newest(RunFolder(path.parent), kind)
 
     def checkpoint_tree(chance: random.Random) -> Outcome:
         copy = place / "continued"
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(unfinished, copy)
-        tree = unpack(checkpoint, classes)
+        tree = unpack(checkpoint, kind)
         part = chance.choice(("within", "record", None))
         if part is None:
             tree = {**tree, chance.choice([k for k in tree if k != "identity"]): some_value(chance)}
@@ -581,7 +582,7 @@ def fuzz(kind: str, cases: int, seed: int, only: str = "") -> Iterator[dict[str,
         os.fsync = lambda fd: None  # type: ignore[assignment]
         if kind == "options":
             targets = option_targets(place)
-            clbench.running.run._Run.go = not_trained  # type: ignore[method-assign]
+            clbench.running.run.Run.go = not_trained  # type: ignore[method-assign]
             # The commands are the same each time, and making them takes half of a case's time.
             cli.typer.main.get_command = functools.cache(cli.typer.main.get_command)
         else:

@@ -61,7 +61,7 @@ FAMILIES: dict[str, Any] = {
     "CWRStar": "isolation",
 }
 # Their code reads no task labels, or needs classes that come once.
-SETTINGS = {"ICaRL": ("class",), "DER": ("class", "domain"), "CWRStar": ("class", "domain")}
+SETTINGS: dict[str, Any] = {"ICaRL": ("class",), "DER": ("class", "domain"), "CWRStar": ("class", "domain")}
 
 
 def parameters_of(template: Any) -> dict[str, inspect.Parameter]:

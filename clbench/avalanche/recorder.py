@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,17 +12,23 @@ from torch import Tensor, nn
 from clbench.avalanche.library import AvalancheDataset, SupervisedPlugin, SupervisedTemplate
 from clbench.config.errors import RunError
 from clbench.data.scenario import Scenario
-from clbench.learning.strategy import Strategy, Watch
+from clbench.learning.strategy import Strategy
+from clbench.results.record import EpochRecord
 from clbench.tools.explain import is_device_error
 
 
 class Recorder(SupervisedPlugin):  # type: ignore[misc]
     """Tells the run what Avalanche's loop does: steps, epochs, the loss."""
 
-    def __init__(self, strategy: Strategy, watch: Watch) -> None:
+    def __init__(
+        self,
+        strategy: Strategy,
+        after_step: Callable[[float | None], None],
+        after_epoch: Callable[[EpochRecord], None],
+    ) -> None:
         super().__init__()
-        self.strategy, self.watch = strategy, watch
-        self.records: list[dict[str, Any]] = []
+        self.strategy, self.after_step, self.after_epoch = strategy, after_step, after_epoch
+        self.records: list[EpochRecord] = []
 
     def before_training_epoch(self, learner: Any, *_: Any, **__: Any) -> None:
         """Begin to count the epoch."""
@@ -38,25 +44,24 @@ class Recorder(SupervisedPlugin):  # type: ignore[misc]
         self.steps += 1
         progress.step += 1
         self.loss += learner.loss.detach()
-        self.watch.after_step(self._mean_loss() if self.steps % 50 == 0 else None)
-        self.watch.at_rest(False)
+        self.after_step(self._mean_loss() if self.steps % 50 == 0 else None)
 
     def after_training_epoch(self, learner: Any, *_: Any, **__: Any) -> None:
         """Record the epoch."""
         progress = self.strategy.progress
-        record = {
-            "task": progress.task,
-            "stage": progress.stage,
-            "epoch": progress.epoch,
-            "steps": self.steps,
-            "lr": progress.learning_rate,
-            "seconds": time.perf_counter() - self.started,
-            "images": self.images,
-            "replayed": 0,
-            "losses": {"loss": self._mean_loss()},
-        }
+        record = EpochRecord(
+            task=progress.task,
+            stage=progress.stage,
+            epoch=progress.epoch,
+            steps=self.steps,
+            lr=progress.learning_rate,
+            seconds=time.perf_counter() - self.started,
+            images=self.images,
+            replayed=0,
+            losses={"loss": self._mean_loss()},
+        )
         self.records.append(record)
-        self.watch.after_epoch(record)
+        self.after_epoch(record)
 
     def _mean_loss(self) -> float:
         loss, progress = float(self.loss) / max(self.steps, 1), self.strategy.progress

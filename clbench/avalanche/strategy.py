@@ -5,23 +5,20 @@ tested as every strategy is. Importing it takes seconds, so this module is loade
 """
 
 import functools
-import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from clbench.avalanche.constructors import FAMILIES, RENAMED, SETTINGS, missing_in, options_of, parameters_of
-from clbench.avalanche.learner import TaskOutputs, experience, learner_of, optimizer_of, seeded
 from clbench.avalanche.library import SupervisedTemplate, training
-from clbench.avalanche.recorder import Recorder, held, kept_exemplars, told
+from clbench.avalanche.recorder import held
 from clbench.avalanche.refusals import refuse
+from clbench.avalanche.run import AvalancheRun
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.run import RunConfig
-from clbench.data.scenario import Scenario, Task
-from clbench.learning.strategy import Stage, Strategy, Traits, Watch
-from clbench.models.network import Network
-from clbench.support.streams import stream_seed
+from clbench.data.scenario import Scenario
+from clbench.learning.strategy import Strategy, Traits
 
 
 @functools.cache
@@ -51,7 +48,7 @@ def strategy_class(name: str) -> type[Strategy]:
             needs_memory=memory,
             memory_policy="herding" if name == "ICaRL" else "reservoir",
         ),
-        "run_options": {n: option for n, option in RENAMED.items() if n in parameters},
+        "renamed": {n: option for n, option in RENAMED.items() if n in parameters},
         "template": template,
     }
     members |= {n: p.default for n, p in parameters.items() if n in options and p.default is not p.empty}
@@ -61,17 +58,26 @@ def strategy_class(name: str) -> type[Strategy]:
 class AvalancheStrategy(Strategy):
     """Base of the strategies that Avalanche trains; `learner` is Avalanche's own object."""
 
-    foreign = True
+    runner = AvalancheRun
     template: ClassVar[Any]
+    # Names that Avalanche has for options of the run, each with the run's own.
+    renamed: ClassVar[Mapping[str, str]] = {}
     _lent = Strategy._lent | {"learner"}
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Refuse what Avalanche's loop has no place for."""
         refuse(config, scenario, self.template.__name__, type(self))
 
-    def stages(self, task: Task) -> list[Stage]:
-        """Avalanche's loop over the task."""
-        return [Stage(task.train, run=functools.partial(self._train, task))]
+    @classmethod
+    def validate(
+        cls, options: Mapping[str, object], name: str | None = None, *, beside: Iterable[str] = ()
+    ) -> dict[str, Any]:
+        """Return all options of Avalanche's constructor; what the run says itself is refused by its name there."""
+        for key, value in options.items():
+            if key in cls.renamed:
+                right = cls.renamed[key]
+                raise ConfigError(f"{key}={value}: {name} takes it from the run, whose option {right!r} is accepted")
+        return super().validate(options, name, beside=beside)
 
     def scores(self, images: Tensor, task: int | None = None) -> Tensor | dict[str, Tensor]:
         """The network's outputs, and for iCaRL the nearest class mean before them."""
@@ -95,31 +101,3 @@ class AvalancheStrategy(Strategy):
             # Exemplars are counted as such, and the data of all tasks are the run's.
             found = [t for t in found if t.shape[1:] != self._context.scenario.image_shape]
         return kept | {"avalanche": found}
-
-    def _train(self, task: Task, watch: Watch) -> list[dict[str, Any]]:
-        config = self.config
-        recorder = Recorder(self, watch)
-        stream = stream_seed(config.seed, "avalanche", task.index)
-        # Notes on its own deprecated functions get past any filter; they are recorded, and dropped.
-        with seeded(stream, self.device), warnings.catch_warnings(record=True), told(self):
-            warnings.simplefilter("ignore")
-            if task.index == 0:
-                self.learner = learner_of(self, self.template)
-            self.learner.plugins.insert(0, recorder)
-            if task.index > 0 and config.training.optimizer_state == "reset":
-                self.learner.optimizer, self.learner.optimized_param_id = optimizer_of(self), None
-            loader = {"drop_last": True} if config.training.drop_last else {}
-            self.learner.train(experience(self, task), eval_streams=[], **loader)
-        self.learner.plugins.remove(recorder)
-        trained = self.learner.model
-        trained = trained.network if isinstance(trained, TaskOutputs) else trained
-        if isinstance(trained, Network):
-            # Some train a copy.
-            self.model = trained
-        if self.memory is not None:
-            # For the record.
-            kept, classes = kept_exemplars(self.learner, self._context.scenario)
-            self.memory.ids = torch.tensor(kept, dtype=torch.int64)
-            self.memory.classes = torch.tensor(classes, dtype=torch.int64)
-            self.memory.seen = dict.fromkeys(dict.fromkeys(classes), 0)
-        return recorder.records

@@ -12,9 +12,9 @@ from clbench.learning.compiled import refuse_compiled
 from clbench.many.planned import PlannedRun
 from clbench.reports.published import Claim
 from clbench.reports.reproduction import Role
+from clbench.running.check import check
 from clbench.running.folder import RunFolder, default_folder
 from clbench.running.resolve import prepare, resolve, strategy_class
-from clbench.running.run import check
 
 
 @dataclass(frozen=True)

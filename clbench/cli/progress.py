@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from rich.progress import Progress as Bars
 from rich.progress import ProgressColumn, Task, TimeRemainingColumn
@@ -12,6 +11,7 @@ from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario
 from clbench.learning.strategy import Progress
 from clbench.many.planned import Outcome, PlannedRun
+from clbench.results.record import EpochRecord
 from clbench.running.observer import Observer
 from clbench.support.locks import is_held
 from clbench.support.text import duration
@@ -44,10 +44,10 @@ class BarObserver(Observer):
             description=f"task {progress.task} {progress.stage} epoch {progress.epoch}{self.loss}{self.speed}",
         )
 
-    def epoch(self, record: dict[str, Any]) -> None:
+    def epoch(self, record: EpochRecord) -> None:
         """Show the speed and losses of the epoch."""
-        self.loss = f" loss {sum(record['losses'].values()):.3f}"
-        self.speed = f" {record['images'] / max(record['seconds'], 1e-9):,.0f} images/s"
+        self.loss = f" loss {sum(value or 0.0 for value in record.losses.values()):.3f}"
+        self.speed = f" {(record.images or 0) / max(record.seconds or 0.0, 1e-9):,.0f} images/s"
 
     def task(self, task: int, row: list[float | None]) -> None:
         """Move the task bar."""

@@ -113,15 +113,19 @@ def options_model(name: str, fields: Mapping[str, tuple[Any, Any]]) -> type[pyda
     return model
 
 
-def validate_options(model: type[pydantic.BaseModel], values: Mapping[str, object], *, owner: str) -> dict[str, object]:
+def validate_options(
+    model: type[pydantic.BaseModel], values: Mapping[str, object], *, owner: str, beside: Iterable[str] = ()
+) -> dict[str, object]:
     """Return all options of a model, the defaults filled in; `owner` ("lwf") begins each error.
+
+    beside: names that are accepted in the same place, for the hint at an unknown one.
 
     Text is read as from a command line ("0.5", "true", "none", "4,3,3" or "400-400" for a list of int);
     other values must have the type itself (an int also serves as a float). Raises ConfigError, one sentence.
     """
     for key in values:
         if key not in model.model_fields:
-            raise unknown(f"option of {owner}", key, model.model_fields)
+            raise unknown(f"option of {owner}", key, [*model.model_fields, *beside])
     given = {key: read_text(model.model_fields[key].annotation, value) for key, value in values.items()}
     try:
         return dict(model.model_validate(given))

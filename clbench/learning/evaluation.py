@@ -37,7 +37,9 @@ class Evaluation:
         if counts is None:
             return [None] * len(self.totals)
         right, total = counts.sum(1).tolist(), self.totals.sum(1).tolist()
-        return [r / t if defined else None for r, t, defined in zip(right, total, self.defined[matrix], strict=True)]
+        return [
+            r / t if t and defined else None for r, t, defined in zip(right, total, self.defined[matrix], strict=True)
+        ]
 
     def correct(self, classifier: str, matrix: str) -> list[dict[str, int] | None]:
         """Return for each task how many test images of each original class were right."""

@@ -1,11 +1,12 @@
 """The course of the learning rate, as a function of the position alone, so that a resumed run goes on where it was."""
 
 import math
+from typing import Any
 
-from clbench.config.run import RunConfig
+from clbench.config.groups import TrainingConfig
 
 
-def lr_multiplier(config: RunConfig, position: float, step: float, total: float) -> float:
+def lr_multiplier(training: TrainingConfig, position: float, step: float, total: float) -> float:
     """Return the factor on the learning rate of the step that goes from `position` to `position + step` of `total`.
 
     All are in epochs. Warm-up rises linearly to 1 over its epochs and counts the step as done: one at rate 0 would be
@@ -13,15 +14,15 @@ def lr_multiplier(config: RunConfig, position: float, step: float, total: float)
     "multistep" at each milestone, "cosine" falls to 0 as (1 + cos(pi * t)) / 2 (Loshchilov & Hutter 2017,
     arXiv:1608.03983, eq. 5, one cycle); "plateau" is decided by the validation loss, see Plateau.
     """
-    if position < config.training.lr_warmup:
-        return min((position + step) / config.training.lr_warmup, 1.0)
-    if config.training.schedule == "step":
-        assert config.training.step_epochs is not None
-        return config.training.lr_factor ** (int(position) // config.training.step_epochs)
-    if config.training.schedule == "multistep":
-        return config.training.lr_factor ** sum(position >= milestone for milestone in config.training.milestones or ())
-    if config.training.schedule == "cosine":
-        done = (position - config.training.lr_warmup) / max(total - config.training.lr_warmup, 1e-9)
+    if position < training.lr_warmup:
+        return min((position + step) / training.lr_warmup, 1.0)
+    if training.schedule == "step":
+        assert training.step_epochs is not None
+        return training.lr_factor ** (int(position) // training.step_epochs)
+    if training.schedule == "multistep":
+        return training.lr_factor ** sum(position >= milestone for milestone in training.milestones or ())
+    if training.schedule == "cosine":
+        done = (position - training.lr_warmup) / max(total - training.lr_warmup, 1e-9)
         return (1 + math.cos(math.pi * min(done, 1.0))) / 2
     return 1.0
 
@@ -41,19 +42,32 @@ class Progressless:
         self.count += 1
         return False
 
-    def state(self) -> tuple[float, int]:
+    def state_dict(self) -> dict[str, float]:
         """Return the lowest loss and the count."""
-        return self.lowest, self.count
+        return {"lowest": self.lowest, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state_dict()."""
+        self.lowest, self.count = state["lowest"], state["count"]
 
 
 class Plateau:
     """Lowers the rate by lr_factor after lr_patience epochs in a row without progress of the validation loss."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.factor, self._config, self.waiting = 1.0, config, Progressless(config.training.min_delta)
+    def __init__(self, training: TrainingConfig) -> None:
+        self.factor, self._training, self.waiting = 1.0, training, Progressless(training.min_delta)
 
     def update(self, loss: float) -> None:
         """Take up the validation loss of an epoch."""
-        if not self.waiting.better(loss) and self.waiting.count >= self._config.training.lr_patience:
-            self.factor *= self._config.training.lr_factor
+        if not self.waiting.better(loss) and self.waiting.count >= self._training.lr_patience:
+            self.factor *= self._training.lr_factor
             self.waiting.count = 0
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the factor on the rate, and the state of the waiting."""
+        return {"factor": self.factor, **self.waiting.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state_dict()."""
+        self.factor = state["factor"]
+        self.waiting.load_state_dict(state)

@@ -3,7 +3,7 @@
 import copy
 import difflib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FunctionType
@@ -99,7 +99,6 @@ class Stage:
     loss: replaces the strategy's. before: run once at the start, before the optimizer is made. Both reach modules
     through the strategy: after an interruption these are other objects. watched: early
     stopping and plateau schedules apply, which judge by the current task alone; not so where old tasks count as much.
-    run: a loop that trains instead of the engine's and returns a record per epoch (see Strategy.foreign).
     """
 
     data: ImageSet
@@ -112,16 +111,6 @@ class Stage:
     loss: Callable[[Batch], Terms] | None = None
     before: Callable[[], None] | None = None
     watched: bool = True
-    run: Callable[["Watch"], list[dict[str, Any]]] | None = None
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What a loop that is not the engine's tells it: a step is done (its loss, or None), an epoch, a place to end."""
-
-    after_step: Callable[[float | None], None]
-    after_epoch: Callable[[dict[str, Any]], None]
-    at_rest: Callable[[bool], None]
 
 
 @dataclass
@@ -167,10 +156,6 @@ class Strategy:
     """
 
     traits: ClassVar[Traits]
-    # Names that other software has for options of the run, each with the run's own.
-    run_options: ClassVar[Mapping[str, str]] = {}
-    # Whether other software trains, whose state can't be saved: such a run is not continued but begun again.
-    foreign: ClassVar[bool] = False
 
     model: Network
     memory: Memory | None = None
@@ -198,16 +183,18 @@ class Strategy:
         self.__dict__.update(self.validate(options))
 
     @classmethod
-    def validate(cls, options: Mapping[str, object], name: str | None = None) -> dict[str, Any]:
-        """Return all hyper-parameters with defaults filled in; raises ConfigError for what isn't accepted."""
+    def validate(
+        cls, options: Mapping[str, object], name: str | None = None, *, beside: Iterable[str] = ()
+    ) -> dict[str, Any]:
+        """Return all hyper-parameters with defaults filled in; raises ConfigError for what isn't accepted.
+
+        name: what the strategy goes by, for errors.
+        beside: names that would be accepted in the same place, for the hint at an unknown one.
+        """
         owner = name or cls.__name__
         retired = cls.traits.retired
         options = {key: value for key, value in options.items() if key not in retired or value != retired[key]}
-        for key, value in options.items():
-            if key in cls.run_options:
-                right = cls.run_options[key]
-                raise ConfigError(f"{key}={value}: {owner} takes it from the run, whose option {right!r} is accepted")
-        return validate_options(cls._options, options, owner=owner)
+        return validate_options(cls._options, options, owner=owner, beside=beside)
 
     # The hooks, in the order in which the engine calls them.
 

@@ -18,11 +18,12 @@ from clbench.learning.strategy import Context, Strategy
 from clbench.learning.trainer import Trainer
 from clbench.many.cluster import Cluster, on_ray
 from clbench.many.planned import Outcome, PlannedRun
+from clbench.running.check import check, check_model
 from clbench.running.folder import RunFolder, announce, default_folder, make_folder
 from clbench.running.observer import Observer
 from clbench.running.process import process_settings
 from clbench.running.resolve import give, prepare, resolve, strategy_class
-from clbench.running.run import check, check_model, execute
+from clbench.running.run import execute
 from clbench.support.locks import InUseError, Watched, is_held
 
 # The beginning of a run.json, which identifies a finished run without parsing the file.

@@ -16,9 +16,11 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
+from clbench.learning.fit import Fit
 from clbench.learning.strategy import Context, Strategy
-from clbench.learning.trainer import Fit, Record, Trainer, named
+from clbench.learning.trainer import AfterStep, AtRest, Trainer, named
 from clbench.models import build_model
+from clbench.results.record import EpochRecord
 
 Tensors = dict[str, Tensor]
 T = TypeVar("T")
@@ -132,14 +134,8 @@ class _Member(Trainer):
         """Task and epoch."""
         return self.context.progress.task, self.context.progress.epoch
 
-    @property
-    def fit_under_way(self) -> Fit:
-        """The stage under way."""
-        assert self._fit is not None
-        return self._fit
-
-    def _epoch(self, fit: Fit, after_step: Callable[[float | None], None], at_rest: Callable[[bool], None]) -> Record:
-        if fit.steps_done:
+    def _epoch(self, fit: Fit, after_step: AfterStep, at_rest: AtRest) -> EpochRecord:
+        if fit.tally.steps:
             # A run that was begun alone also finishes its epoch alone.
             return super()._epoch(fit, after_step, at_rest)
         self.group.epoch(self)
@@ -193,7 +189,7 @@ def _train_epoch(members: Sequence[_Member]) -> None:
                 own_terms["penalty"] = penalty.detach()
                 if penalty.requires_grad:
                     penalty.backward()
-            fit.losses.add(member.context.progress.step, own_terms)
+            fit.tally.add(member.context.progress.step, own_terms)
         optimizer.step()
         for member, fit, own in zip(members, fits, ids, strict=True):
             fit.count(member.context.progress, len(own))
@@ -203,7 +199,7 @@ def _train_epoch(members: Sequence[_Member]) -> None:
                 tensor.copy_(stacked[name][index])
     _unstack_optimizer(optimizer, fits)
     for fit in fits:
-        fit.seconds += (time.perf_counter() - started) / len(fits)
+        fit.tally.seconds += (time.perf_counter() - started) / len(fits)
 
 
 def _refuse(fits: Sequence[Fit], holder: _Holder) -> None:

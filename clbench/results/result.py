@@ -1,6 +1,7 @@
 """Result: one run as `run.json` holds it, the bundle that every table and plot is rebuilt from. No torch."""
 
 import csv
+import functools
 import io
 import json
 import math
@@ -10,173 +11,30 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from clbench.config.errors import ConfigError, unknown
 from clbench.results import metrics
+from clbench.results.record import (
+    MATRICES,
+    SCHEMA_VERSION,
+    AccuracyRecord,
+    EpochRecord,
+    EvaluationRecord,
+    MatrixName,
+    Rows,
+    RunRecord,
+)
 from clbench.support.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
-
 Floats = NDArray[np.float64]
-MatrixName = Literal["class_incremental", "task_aware"]
-MATRICES: tuple[MatrixName, ...] = ("class_incremental", "task_aware")
-
-
-def _none_for_nan(value: object) -> object:
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-Number = Annotated[float | None, BeforeValidator(_none_for_nan)]
-Accuracy = Annotated[
-    Annotated[float, Field(ge=0, le=1)] | None,
-    BeforeValidator(_none_for_nan),
-]
-Rows = list[list[Accuracy]]
-Count = Annotated[int, Field(ge=0)]
-
-
-class _Part(BaseModel):
-    """What is read of a part of the record; keys beside these are kept and not looked at."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
-
-
-class _Untrained(_Part):
-    class_incremental: list[Accuracy] | None = None
-    task_aware: list[Accuracy] | None = None
-
-
-class _Accuracies(_Part):
-    class_incremental: Rows | None = None
-    task_aware: Rows | None = None
-    untrained: _Untrained = _Untrained()
-
-
-class _Strategy(_Part):
-    name: str
-    label: str = ""
-    family: str = ""
-    reference: bool = False
-    data_access: str = "task"
-    features: str | None = None
-
-
-class _Task(_Part):
-    classes: list[int]
-    outputs: list[int] = []
-    n_test: Count
-
-
-class _Scenario(_Part):
-    name: str
-    setting: Literal["class", "task", "domain"]
-    class_names: list[str] = []
-    tasks: Annotated[list[_Task], Field(min_length=1)]
-
-
-class _Headline(_Part):
-    matrix: MatrixName
-    classifier: str
-
-
-class _TaskRecord(_Part):
-    task: Count
-    steps: Count = 0
-    seconds: dict[str, Number] = {}
-
-
-class Epoch(_Part):
-    """One epoch of training: task, stage, its number within the stage, and the mean of each loss term by name."""
-
-    task: Count
-    stage: str
-    epoch: int | None = None
-    steps: int | None = None
-    lr: Number = None
-    seconds: Number = None
-    images: int | None = None
-    losses: dict[str, Number] = {}
-    validation_loss: Number = None
-
-
-class Evaluation(_Part):
-    """Accuracies [T] in the middle of a task, under both rules: after `step` optimizer steps of it, in `epoch`."""
-
-    task: Count
-    stage: str = ""
-    epoch: int = 0
-    step: int = 0
-    class_incremental: list[Accuracy] | None = None
-    task_aware: list[Accuracy] | None = None
-
-    def __getitem__(self, name: MatrixName) -> list[Accuracy] | None:
-        return self.class_incremental if name == "class_incremental" else self.task_aware
-
-
-class _Ledger(_Part):
-    task: Count
-    bytes: dict[str, Count] = {}
-    items: dict[str, Count] = {}
-
-
-class _Warning(_Part):
-    rule: str
-    text: str
-
-
-class _Config(_Part):
-    seed: Count
-    tuned_by: str | None = None
-    strategy_options: dict[str, Any] = {}
-
-
-class _Run(_Part):
-    clbench: str
-    status: Literal["running", "done", "failed"]
-    identity: str
-    created: str
-    config: _Config
-    strategy: _Strategy
-    scenario: _Scenario
-    class_order: list[int]
-    headline: _Headline
-    accuracy: _Accuracies
-    classifiers: dict[str, _Accuracies] = {}
-    tasks: list[_TaskRecord] = []
-    training: list[Epoch] = []
-    evaluations: list[Evaluation] = []
-    confusion: list[list[Count]] | None = None
-    environment: dict[str, Any] = {}
-    ledger: list[_Ledger] = []
-    metrics: dict[str, Number] = {}
-    warnings: list[_Warning] = []
-
-    @model_validator(mode="after")
-    def _shapes(self) -> "_Run":
-        n_tasks = len(self.scenario.tasks)
-        for accuracies in (self.accuracy, *self.classifiers.values()):
-            for rows in (accuracies.class_incremental, accuracies.task_aware):
-                if rows is not None and (len(rows) > n_tasks or any(len(row) != n_tasks for row in rows)):
-                    raise ValueError(f"an accuracy matrix of {n_tasks} columns and as many rows is accepted")
-            for vector in (accuracies.untrained.class_incremental, accuracies.untrained.task_aware):
-                if vector is not None and len(vector) != n_tasks:
-                    raise ValueError(f"untrained accuracies of {n_tasks} tasks are accepted")
-            if getattr(accuracies, self.headline.matrix) is None:
-                raise ValueError(f"the headline matrix accuracy.{self.headline.matrix} is missing")
-        for evaluation in self.evaluations:
-            if any(row is not None and len(row) != n_tasks for row in (evaluation[m] for m in MATRICES)):
-                raise ValueError(f"evaluations of {n_tasks} tasks are accepted")
-        if self.confusion is not None and any(len(row) != len(self.confusion) for row in self.confusion):
-            raise ValueError("a confusion matrix of as many columns as rows is accepted")
-        return self
 
 
 @dataclass(frozen=True)
@@ -192,14 +50,18 @@ class Matrices:
 
 
 class Result:
-    """One run: its configuration, accuracies, costs and metrics; `record` is the content of its run.json.
+    """One run: its configuration, accuracies, costs and metrics; `run` is its record, of which all else is made.
 
-    The record is read once, here; raises pydantic's ValidationError (a ValueError) when it is none.
+    A mapping, as run.json holds one, is checked here; raises pydantic's ValidationError (a ValueError) when it is none.
     """
 
-    def __init__(self, record: dict[str, Any]) -> None:
-        self.record = record
-        self._run = _Run.model_validate(record)
+    def __init__(self, record: Mapping[str, Any] | RunRecord) -> None:
+        self.run = record if isinstance(record, RunRecord) else RunRecord.model_validate(record)
+
+    @functools.cached_property
+    def record(self) -> dict[str, Any]:
+        """The content of run.json as plain values."""
+        return self.run.model_dump(mode="json", exclude_unset=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Result":
@@ -235,77 +97,77 @@ class Result:
     @property
     def status(self) -> str:
         """`running`, `done` or `failed`."""
-        return self._run.status
+        return self.run.status
 
     @property
     def strategy(self) -> str:
         """The strategy's label in tables, such as `er[memory_size=200]`."""
-        return self._run.strategy.label or self._run.strategy.name
+        return self.run.strategy.label or self.run.strategy.name
 
     @property
     def strategy_name(self) -> str:
         """The strategy's registered name, without its options."""
-        return self._run.strategy.name
+        return self.run.strategy.name
 
     @property
     def family(self) -> str:
         """The strategy's family, such as `regularisation`."""
-        return self._run.strategy.family
+        return self.run.strategy.family
 
     @property
     def features(self) -> str | None:
         """Where the features come from, as the end of a sentence; None where they are learnt from all tasks."""
-        return self._run.strategy.features
+        return self.run.strategy.features
 
     @property
     def scenario(self) -> str:
         """Name of the scenario."""
-        return self._run.scenario.name
+        return self.run.scenario.name
 
     @property
     def setting(self) -> str:
         """`class`, `task` or `domain`."""
-        return self._run.scenario.setting
+        return self.run.scenario.setting
 
     @property
     def seed(self) -> int:
         """Seed of every random stream of the run."""
-        return self._run.config.seed
+        return self.run.config.seed
 
     @property
     def config(self) -> dict[str, Any]:
         """The fields of the run's RunConfig."""
-        return dict(self.record["config"])
+        return self.run.config.model_dump()
 
     @property
     def identity(self) -> str:
         """Hash of the configuration fields that can change the numbers."""
-        return self._run.identity
+        return self.run.identity
 
     @property
     def created(self) -> str:
         """When the run was started, as ISO 8601."""
-        return self._run.created
+        return self.run.created
 
     @property
     def version(self) -> str:
         """Version of clbench that made the run."""
-        return self._run.clbench
+        return self.run.clbench
 
     @property
     def is_reference(self) -> bool:
         """Whether the strategy reads the data of all tasks, and so is no competitor."""
-        return self._run.strategy.reference or self._run.strategy.data_access == "all"
+        return self.run.strategy.reference or self.run.strategy.data_access == "all"
 
     @property
     def headline(self) -> MatrixName:
         """Which of the two matrices the setting reports: `class_incremental` or `task_aware`."""
-        return self._run.headline.matrix
+        return self.run.headline.matrix
 
     @property
     def headline_classifier(self) -> str:
         """Name of the classifier whose accuracies are the headline ones."""
-        return self._run.headline.classifier
+        return self.run.headline.classifier
 
     @property
     def accuracy(self) -> Floats:
@@ -332,98 +194,98 @@ class Result:
     @property
     def classifiers(self) -> dict[str, Matrices]:
         """The accuracies of each classifier of the strategy by its name, the headline one first."""
-        named = {self.headline_classifier: self._run.accuracy} | {
-            name: accuracies for name, accuracies in self._run.classifiers.items() if name != self.headline_classifier
+        named = {self.headline_classifier: self.run.accuracy} | {
+            name: accuracies for name, accuracies in self.run.classifiers.items() if name != self.headline_classifier
         }
         return {name: self._matrices(accuracies) for name, accuracies in named.items()}
 
     @property
-    def evaluations(self) -> list[Evaluation]:
+    def evaluations(self) -> list[EvaluationRecord]:
         """The evaluations within tasks, of the headline classifier, in order; none without `eval_every`."""
-        return list(self._run.evaluations)
+        return list(self.run.evaluations)
 
     @property
     def metrics(self) -> dict[str, float | None]:
         """The metrics of the headline matrix by name, as recorded; None is undefined."""
-        return dict(self._run.metrics)
+        return dict(self.run.metrics)
 
     @property
     def task_classes(self) -> list[list[int]]:
         """Original classes of each task."""
-        return [list(task.classes) for task in self._run.scenario.tasks]
+        return [list(task.classes) for task in self.run.scenario.tasks]
 
     @property
     def class_order(self) -> list[int]:
         """Original classes in their order of appearance."""
-        return list(self._run.class_order)
+        return list(self.run.class_order)
 
     @property
     def warnings(self) -> list[str]:
         """What a reader of the numbers should know about the run, one sentence each."""
-        return [warning.text for warning in self._run.warnings]
+        return [warning.text for warning in self.run.warnings]
 
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds spent in the whole run by purpose: `train`, `evaluation`, `memory`."""
-        return _sums(task.seconds for task in self._run.tasks)
+        return _sums(task.seconds for task in self.run.tasks)
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return sum(task.steps for task in self._run.tasks)
+        return sum(task.steps for task in self.run.tasks)
 
     def steps_of(self, task: int) -> int:
         """Return the optimizer steps of one task, 0 where it is not done."""
-        return sum(entry.steps for entry in self._run.tasks if entry.task == task)
+        return sum(entry.steps for entry in self.run.tasks if entry.task == task)
 
     @property
     def steps_of_tasks(self) -> list[int]:
         """Optimizer steps of each task that was trained on, in order."""
-        return [task.steps for task in self._run.tasks]
+        return [task.steps for task in self.run.tasks]
 
     @property
-    def training(self) -> list[Epoch]:
+    def training(self) -> list[EpochRecord]:
         """The epochs of training in their order."""
-        return list(self._run.training)
+        return list(self.run.training)
 
     @property
     def confusion(self) -> NDArray[np.int64] | None:
         """Test images of a head output (row) that the final model took for another (column); None: not known."""
-        return None if self._run.confusion is None else np.array(self._run.confusion, dtype=np.int64)
+        return None if self.run.confusion is None else np.array(self.run.confusion, dtype=np.int64)
 
     @property
     def task_outputs(self) -> list[list[int]]:
         """Head outputs of each task, in the order of its classes; empty where they were not recorded."""
-        return [list(task.outputs) for task in self._run.scenario.tasks]
+        return [list(task.outputs) for task in self.run.scenario.tasks]
 
     @property
     def class_names(self) -> dict[int, str]:
         """Name of each original class; its number where none was recorded."""
-        names = dict(enumerate(self._run.scenario.class_names))
+        names = dict(enumerate(self.run.scenario.class_names))
         return {c: names.get(c, str(c)) for classes in self.task_classes for c in classes}
 
     @property
     def environment(self) -> dict[str, str]:
         """Where the run was made, by name: Python, platform, device, the packages' versions."""
         flat: dict[str, str] = {}
-        for key, value in self._run.environment.items():
+        for key, value in self.run.environment.items():
             flat |= {k: str(v) for k, v in value.items()} if isinstance(value, dict) else {key: str(value)}
         return flat
 
     @property
     def ledger(self) -> list[dict[str, int]]:
         """Bytes kept after each task, by what is kept."""
-        return [dict(entry.bytes) for entry in self._run.ledger]
+        return [dict(entry.bytes) for entry in self.run.ledger]
 
     @property
     def stored_bytes(self) -> dict[str, int]:
         """Most bytes kept after any task, by what is kept: `model`, `exemplars`, `teacher`, ..."""
-        return _largest(entry.bytes for entry in self._run.ledger)
+        return _largest(entry.bytes for entry in self.run.ledger)
 
     @property
     def stored_items(self) -> dict[str, int]:
         """Most items kept after any task, by what is kept: `exemplars`, ..."""
-        return _largest(entry.items for entry in self._run.ledger)
+        return _largest(entry.items for entry in self.run.ledger)
 
     def summary(
         self,
@@ -453,14 +315,14 @@ class Result:
         computed = metrics.summarize(
             accuracy,
             baseline=self.classifiers[name].untrained[which],
-            test_sizes=[task.n_test for task in self._run.scenario.tasks],
+            test_sizes=[task.n_test for task in self.run.scenario.tasks],
             joint=best,
             minima=self._minima(name, which, accuracy),
         )
         if name != self.headline_classifier or which != self.headline:
             return computed
         # Of a record without its evaluations the minima within tasks are known by their metrics alone.
-        return {key: self._run.metrics.get(key) if v is None else v for key, v in computed.items()}
+        return {key: self.run.metrics.get(key) if v is None else v for key, v in computed.items()}
 
     def _minima(self, classifier: str, matrix: MatrixName, accuracy: Floats) -> Floats | None:
         if classifier != self.headline_classifier:
@@ -498,7 +360,7 @@ class Result:
         return _csv(("matrix", "classifier", "after", "task", "accuracy"), self.accuracy_rows())
 
     def _training_csv(self) -> str:
-        entries = self._run.training
+        entries = self.run.training
         terms = list(dict.fromkeys(term for entry in entries for term in entry.losses))
         columns: tuple[str, ...] = ("task", "stage", "epoch", "steps", "lr", "seconds", "images")
         if any(entry.validation_loss is not None for entry in entries):
@@ -508,8 +370,8 @@ class Result:
             ((*(getattr(entry, c) for c in columns), *(entry.losses.get(t) for t in terms)) for entry in entries),
         )
 
-    def _matrices(self, accuracies: _Accuracies) -> Matrices:
-        n_tasks = len(self._run.scenario.tasks)
+    def _matrices(self, accuracies: AccuracyRecord) -> Matrices:
+        n_tasks = len(self.run.scenario.tasks)
         untrained = accuracies.untrained
         return Matrices(
             _matrix(accuracies.class_incremental, n_tasks),

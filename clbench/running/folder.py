@@ -1,11 +1,8 @@
 """Run folders: what is already there, locks, checkpoints. No file of a run folder can run code."""
 
-import io
 import json
 import os
-import warnings
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,6 @@ from clbench.config.run import NOT_IDENTITY, RunConfig
 from clbench.results.result import Result
 from clbench.support.files import remove_unfinished, write_atomically
 from clbench.support.locks import held
-from clbench.support.moved import former_name
 
 # Left in every run folder, so that a damaged run is known as one of ours.
 MARK = ".clbench"
@@ -76,8 +72,8 @@ class RunFolder:
         if not (self.path / "run.json").exists():
             return None
         result = Result.load(self.path)
-        if result.record.get("identity") != config.identity():
-            differing = _differences(result.record["config"], config)
+        if result.identity != config.identity():
+            differing = _differences(result.config, config)
             raise ConfigError(
                 f"{self.path} holds another run: {differing}; name another folder, or --force to overwrite it"
             )
@@ -91,34 +87,26 @@ class RunFolder:
             events.unlink(missing_ok=True)
         self.drop_checkpoint()
 
-    def save_checkpoint(self, payload: dict[str, Any]) -> None:
+    def save_checkpoint(self, content: bytes) -> None:
         """Write a state to continue from in one step, and keep the one before; raises RunError when it can't."""
-        self._save(self._checkpoints[0], payload, previous=self._checkpoints[1])
+        self._write(self._checkpoints[0], content, previous=self._checkpoints[1])
 
-    def load_checkpoint(self, classes: Sequence[type]) -> dict[str, Any] | None:
-        """Read the newest checkpoint that is whole, None when there is none, with a warning where one is damaged.
+    def checkpoints(self) -> list[tuple[str, bytes | Exception]]:
+        """Return the checkpoints, the newest first, by the names of their files; nothing where there is none.
 
-        Only tensors, plain values and `classes` are unpacked. Raises ConfigError when no checkpoint is whole.
+        Raises ConfigError for a folder in the place of one.
         """
-        problems: list[str] = []
+        if not self.has_checkpoint():
+            return []
+        kept: list[tuple[str, bytes | Exception]] = []
         for path in self._checkpoints:
             if path.exists() and not path.is_file():
                 raise ConfigError(f"{path} is no file, and a checkpoint is one; remove it")
             try:
-                payload = unpack(path.read_bytes(), classes)
-            except FileNotFoundError:
-                problems.append(f"{path.name} is missing")
-            except Exception as error:  # torch.load has no error of its own for what isn't a checkpoint
-                problems.append(f"{path.name} is damaged ({(str(error) or type(error).__name__).splitlines()[0][:50]})")
-            else:
-                if problems:
-                    warnings.warn(
-                        f"{self.path}: {problems[0]}; going on from {path.name}, the one before", stacklevel=2
-                    )
-                return payload
-        if not self.has_checkpoint():
-            return None
-        raise ConfigError(f"{self.path}: {' and '.join(problems)}; restore one, or --force to start the run again")
+                kept.append((path.name, path.read_bytes()))
+            except OSError as error:
+                kept.append((path.name, error))
+        return kept
 
     def is_ours(self) -> bool:
         """Whether nothing is here, or what a run of clbench left; anything else is not ours to overwrite."""
@@ -135,41 +123,18 @@ class RunFolder:
         for path in self._checkpoints:
             path.unlink(missing_ok=True)
 
-    def save_model(self, model_state: dict[str, Any]) -> None:
+    def save_model(self, content: bytes) -> None:
         """Write the final weights; raises RunError when it can't."""
-        self._save(self.path / "model.pt", model_state)
+        self._write(self.path / "model.pt", content)
 
-    def _save(self, path: Path, payload: dict[str, Any], previous: Path | None = None) -> None:
-        content = pack(payload)
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def _write(self, path: Path, content: bytes, previous: Path | None = None) -> None:
         try:
             write_atomically(path, content, previous=previous)
         except OSError as error:
             raise RunError(f"{path}: {error.strerror or error}; what was saved before is kept") from None
-
-
-def pack(payload: dict[str, Any]) -> bytes:
-    """Return tensors, plain values and known classes as bytes, with a checksum of each tensor."""
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(payload, buffer)
-    return buffer.getvalue()
-
-
-def unpack(content: bytes, classes: Sequence[type]) -> dict[str, Any]:
-    """Return what was packed; raises an exception of some kind for anything else, and executes nothing."""
-    import torch
-
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"{damaged} does not match its checksum")
-    known: list[Any] = [*classes, *((cls, former_name(cls)) for cls in classes)]
-    with torch.serialization.safe_globals(known):
-        payload = torch.load(io.BytesIO(content), weights_only=True)
-    if not isinstance(payload, dict):
-        raise ValueError("not a checkpoint of clbench")
-    return payload
 
 
 def _is_run(path: Path) -> bool:

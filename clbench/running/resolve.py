@@ -196,11 +196,12 @@ def _bracketed(
     for key, value in bracket.items():
         if key in own or key in asked:
             raise ConfigError(f"{key} is given twice, in the brackets of {name} and outside; once is accepted")
-        if key in cls._options.model_fields or key in cls.run_options:
+        if key in cls._options.model_fields:
             continue
-        if key not in _trainable_fields():
-            raise unknown(f"option of {name}", key, [*cls._options.model_fields, *_trainable_fields()])
-        special |= parse_fields({key: value})
+        if key in _trainable_fields():
+            special |= parse_fields({key: value})
+        else:
+            cls.validate({key: value}, name, beside=_trainable_fields())
     return special
 
 

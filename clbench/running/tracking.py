@@ -8,11 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.run import RunConfig, identity_fields
 from clbench.data.scenario import Scenario
+from clbench.results.record import MATRICES, EpochRecord, RunRecord
 from clbench.running.folder import TRACKED
 from clbench.running.observer import Observer
 from clbench.support.files import write_atomically
@@ -63,27 +64,27 @@ class Tracker(Observer, ABC):
         if known is not None:
             write_atomically(self.folder / TRACKED, json.dumps({**ids, self.name: known}))
 
-    def resumed(self, training: list[dict[str, Any]]) -> None:
+    def resumed(self, training: list[EpochRecord]) -> None:
         """Go on behind these epochs."""
-        self._steps = sum(epoch["steps"] for epoch in training)
+        self._steps = sum(epoch.steps or 0 for epoch in training)
 
-    def epoch(self, record: dict[str, Any]) -> None:
+    def epoch(self, record: EpochRecord) -> None:
         """Send losses and learning rate."""
-        self._steps += record["steps"]
-        values = {f"loss/{term}": value for term, value in record["losses"].items()}
-        values |= {"learning_rate": record["lr"], "validation_loss": record.get("validation_loss")}
+        self._steps += record.steps or 0
+        values = {f"loss/{term}": value for term, value in record.losses.items()}
+        values |= {"learning_rate": record.lr, "validation_loss": record.validation_loss}
         self._send(values, "optimizer_step", self._steps)
 
-    def written(self, record: Mapping[str, Any]) -> None:
+    def written(self, record: RunRecord) -> None:
         """Send the accuracies and metrics after the tasks that are new."""
-        self._status = record["status"]
-        for task in range(self._tasks, len(record["tasks"])):
+        self._status = record.status
+        for task in range(self._tasks, len(record.tasks)):
             values = {
                 f"{matrix}_accuracy/task {j}": value
-                for matrix in ("class_incremental", "task_aware")
-                for j, value in enumerate((record["accuracy"][matrix] or {task: []})[task])
+                for matrix in MATRICES
+                for j, value in enumerate((record.accuracy[matrix] or {task: []})[task])
             }
-            values |= {f"metrics/{name}": value for name, value in record["metrics"].items()}
+            values |= {f"metrics/{name}": value for name, value in record.metrics.items()}
             self._send(values, "task", task)
             self._tasks = task + 1
 

@@ -25,9 +25,10 @@ from clbench.learning.memory import Memory
 from clbench.learning.strategy import Strategy
 from clbench.learning.trainer import Trainer
 from clbench.results.result import Result
+from clbench.running.checkpoint import safe_classes
 from clbench.running.folder import RunFolder
 from clbench.running.resolve import give, prepare, resolve, strategy_class
-from clbench.running.run import _Run, execute, safe_classes
+from clbench.running.run import Run, execute, runner_of
 
 SETTINGS = get_args(Setting)
 # Small enough that a strategy is checked in seconds: real digits, 12 of a class, a narrow network.
@@ -76,13 +77,10 @@ class Bench:
             values.setdefault("memory_size", MEMORY)
         return resolve("split-mnist-5k", name, values)
 
-    def new(self, config: RunConfig) -> tuple[_Run, Scenario, RunFolder]:
-        """Return a run that has not begun, in a new folder."""
+    def new(self, config: RunConfig) -> tuple[Run, Scenario]:
+        """Return a run that has not begun and keeps nothing."""
         config, scenario = prepare(config)
-        self._count += 1
-        folder = RunFolder(self.folder / str(self._count))
-        strategy = strategy_class(config.strategy)(**config.strategy_options)
-        return _Run(config, scenario, strategy, folder, mock.Mock()), scenario, folder
+        return Run(config, scenario, strategy_class(config.strategy)(**config.strategy_options)), scenario
 
     def run(self, strategy: str | None = None, **options: Any) -> Result:
         """Do a small run and return its result."""
@@ -257,7 +255,7 @@ def check_state_in_the_middle_of_a_stage(bench: Bench) -> None:
             buffer = io.BytesIO()
             torch.save(self.state(), buffer)
             buffer.seek(0)
-            with torch.serialization.safe_globals(list(safe_classes(self))):
+            with torch.serialization.safe_globals(list(safe_classes(type(self)))):
                 again = torch.load(buffer, weights_only=True)
             _assert_equal(self.state(), again, "state")
 
@@ -316,9 +314,9 @@ def check_evaluation_before_training(bench: Bench) -> None:
 
 def check_no_leak_at_test(bench: Bench) -> None:
     """A test image is scored alike whatever stands beside it in the batch: scores know no labels, tasks or batch."""
-    run, scenario, _ = bench.new(bench.config())
+    run, scenario = bench.new(bench.config())
     for task in scenario.tasks:
-        run._learn(task)
+        run.learn(task)
     strategy, pipeline = run.strategy, run.context.pipeline
     ids = scenario.test.tasks.ge(0).nonzero().flatten()
     mixed = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))]
@@ -373,10 +371,10 @@ def check_no_images_kept(bench: Bench) -> None:
     """No task's images are kept outside the memory, and no view of an expired task's data either."""
     if bench.strategy.traits.data_access == "all":
         raise NotApplicableError("it declares that it reads all data")
-    run, scenario, _ = bench.new(bench.config())
+    run, scenario = bench.new(bench.config())
     shape = scenario.train.images.shape[1:]
     for task in scenario.tasks:
-        run._learn(task)
+        run.learn(task)
         for path, tensor in _tensors(run.strategy.state(), ""):
             same_shape = tensor.dim() >= 3 and tensor.shape[-3:] == shape and len(tensor) > 1
             assert not same_shape, f"{path} keeps {len(tensor)} images outside the memory"
@@ -384,12 +382,12 @@ def check_no_images_kept(bench: Bench) -> None:
 
 def check_losses_are_finite(bench: Bench) -> None:
     """Every loss term of every epoch, and every tensor of the state, is finite."""
-    run, scenario, _ = bench.new(bench.config())
+    run, scenario = bench.new(bench.config())
     for task in scenario.tasks:
-        run._learn(task)
-    for epoch in run.record["training"]:
-        for name, value in epoch["losses"].items():
-            assert math.isfinite(value), f"the {name} loss is {value}"
+        run.learn(task)
+    for epoch in run.recorder.record.training:
+        for name, value in epoch.losses.items():
+            assert value is not None and math.isfinite(value), f"the {name} loss is {value}"
     for path, tensor in _tensors(run.strategy.state(), ""):
         if tensor.is_floating_point():
             assert not bool(tensor.isnan().any()), f"{path} holds NaN"
@@ -417,7 +415,7 @@ def check_optimizer(bench: Bench) -> None:
     """During a stage the optimizer holds every parameter that can train, and no stale one."""
     problems: list[str] = []
     held: list[set[int]] = []
-    original_optimizer = Trainer._optimizer
+    original_optimizer = Trainer.optimizer
 
     def optimizer(self: Trainer, *args: Any) -> torch.optim.Optimizer:
         made = original_optimizer(self, *args)
@@ -430,7 +428,7 @@ def check_optimizer(bench: Bench) -> None:
         if now != held[-1]:
             problems.append(f"{len(now - held[-1])} parameters missing, {len(held[-1] - now)} stale")
 
-    with mock.patch.object(Trainer, "_optimizer", optimizer), bench.patched(after_step=after_step):
+    with mock.patch.object(Trainer, "optimizer", optimizer), bench.patched(after_step=after_step):
         bench.run()
     assert not problems, f"in the optimizer: {problems[0]}"
 
@@ -448,7 +446,7 @@ def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None =
     A strategy may declare a check not applicable: `Traits(..., not_applicable={"neutral_at_zero": "the reason"})`.
     """
     cls = strategy_class(strategy if isinstance(strategy, str) else give(strategy))
-    if cls.foreign:
+    if not runner_of(cls).continues:
         raise ConfigError(f"{strategy} trains by its own loop; the kit checks strategies that the engine trains")
     outcomes = []
     for name in checks or CHECKS:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import torch
 from clbench.config.run import config_of_record
 from clbench.learning.strategy import Progress
 from clbench.results.result import Result
+from clbench.running.checkpoint import newest
 from clbench.running.folder import RunFolder
 from clbench.running.observer import Observer
 from clbench.running.resolve import prepare, strategy_class
-from clbench.running.run import execute, safe_classes
+from clbench.running.run import execute
 
 SIGNS = ("CUDA error", "device-side assert", "CUBLAS_STATUS", "cuDNN error", "CUDNN_STATUS", "HIP error", "MPS backend")
 
@@ -71,10 +73,10 @@ def replay(path: Path) -> str:
     record = Result.load(path).record
     config, scenario = prepare(config_of_record(record["config"] | {"device": "cpu", "deterministic": False}))
     folder = RunFolder(path)
-    stored = folder.load_checkpoint(safe_classes(strategy_class(config.strategy)(**config.strategy_options)))
-    if stored is not None:
+    checkpoint = newest(folder, strategy_class(config.strategy))
+    if checkpoint is not None:
         # The same run but for its device, which is part of what a run is.
-        folder.save_checkpoint(stored | {"identity": config.identity()})
+        folder.save_checkpoint(replace(checkpoint, identity=config.identity()).to_bytes())
     (path / "run.json").unlink()
     try:
         execute(config, scenario, folder, observer=_Until(record["failed_at"]))

@@ -11,9 +11,10 @@ from clbench.data.scenario import ImageSet, Scenario
 from clbench.learning.schedule import Progressless
 from clbench.learning.strategy import Context, Progress, Stage, Strategy, eval_mode, grow_head, new_model
 from clbench.learning.trainer import Trainer
+from clbench.results.record import EpochRecord
 from clbench.running.process import process_settings
-from clbench.running.record import warning
 from clbench.running.resolve import strategy_class
+from clbench.running.warned import warning
 
 # Given up after so many epochs in all, or so many in a row in which the loss reached no new low.
 # A new low is one by at least 0.001.
@@ -63,10 +64,10 @@ def _train(strategy: Strategy, context: Context, data: ImageSet) -> dict[str, An
     waiting, lowest_at = Progressless(0.001), 0
     learnt: dict[str, Any] = {}
 
-    def after_epoch(record: dict[str, Any]) -> None:
+    def after_epoch(record: EpochRecord) -> None:
         nonlocal steps, right, lowest_at
-        loss, epochs = sum(record["losses"].values()), record["epoch"] + 1
-        steps += record["steps"]
+        loss, epochs = sum(value or 0.0 for value in record.losses.values()), (record.epoch or 0) + 1
+        steps += record.steps or 0
         right = _right(strategy, data)
         if waiting.better(loss):
             lowest_at = epochs
@@ -88,7 +89,7 @@ def _train(strategy: Strategy, context: Context, data: ImageSet) -> dict[str, An
             f"{n} images are not learnt by heart: {right} are right after {steps} steps, and the loss is stuck at "
             f"{waiting.lowest:.4g} since epoch {lowest_at} at learning rate {rate:g}; {remedy}"
         )
-    return learnt | {"warnings": [warning(context.config, rule, text) for rule, text in trainer.remarks]}
+    return learnt | {"warnings": [warning(context.config, rule, text).model_dump() for rule, text in trainer.remarks]}
 
 
 def _right(strategy: Strategy, data: ImageSet) -> int:

@@ -15,11 +15,13 @@ from clbench.config.run import RunConfig
 from clbench.data.scenario import ImageSet, Scenario
 from clbench.learning.memory import Memory
 from clbench.learning.strategy import Context, Stage, Strategy
-from clbench.learning.trainer import Record, Trainer, cut
+from clbench.learning.trainer import Trainer, cut
+from clbench.results.record import EpochRecord
+from clbench.running.check import check
 from clbench.running.folder import RunFolder
-from clbench.running.record import run_warnings, warning
 from clbench.running.resolve import strategy_class
-from clbench.running.run import check, execute
+from clbench.running.run import execute, runner_of
+from clbench.running.warned import run_warnings, warning
 from clbench.support.streams import stream
 
 # Steps that are rehearsed in each stage; the first one, which warms up caches, is not timed.
@@ -90,8 +92,8 @@ def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
         "bytes": held,
         "peak_bytes": sum(held.values()),
         "warnings": [
-            *run_warnings(config, scenario, rehearsal.strategy),
-            *(warning(config, rule, text) for rule, text in rehearsal.remarks),
+            *(each.model_dump() for each in run_warnings(config, scenario, rehearsal.strategy)),
+            *(warning(config, rule, text).model_dump() for rule, text in rehearsal.remarks),
         ],
     }
 
@@ -99,7 +101,7 @@ def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
 def check_plan(config: RunConfig, scenario: Scenario) -> None:
     """Raise ConfigError, before any training, for what plan_run() can't do."""
     kind = strategy_class(config.strategy)
-    if kind.foreign:
+    if not runner_of(kind).continues:
         raise ConfigError(f"{config.strategy} trains by its own loop, which can't be rehearsed; other strategies can")
     check(config, scenario, kind(**config.strategy_options))
 
@@ -125,7 +127,7 @@ class _Rehearsal(Trainer):
         self.streamed: dict[int, dict[int, int]] = {}
         self.apart: Memory | None = None
 
-    def fit(self, stage: Stage, **_: Any) -> list[Record]:
+    def fit(self, stage: Stage, **_: Any) -> list[EpochRecord]:
         config, task = self.config, self.context.progress.task
         ticks: list[float] = []
 
@@ -150,15 +152,16 @@ class _Rehearsal(Trainer):
                 classes = self.context.scenario.train.classes[ids]
                 self.apart.update(ids, classes, stream(config.seed, "memory", task, step))
             self.streamed[task] = self.apart.counts()
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        state = [v for kept in self.optimizer.state.values() for v in kept.values() if isinstance(v, Tensor)]
+        trained = [p for group in self.made.param_groups for p in group["params"]]
+        state = [v for kept in self.made.state.values() for v in kept.values() if isinstance(v, Tensor)]
         self.gradient_bytes = max(self.gradient_bytes, _size(trained))
         self.optimizer_bytes = max(self.optimizer_bytes, _size(state))
         return records
 
-    def _optimizer(self, trained: dict[str, nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        self.optimizer = super()._optimizer(trained, lr)
-        return self.optimizer
+    def optimizer(self, trained: dict[str, nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        """Return the stage's optimizer, and keep it to measure."""
+        self.made = super().optimizer(trained, lr)
+        return self.made
 
     def _first_epoch(self, stage: Stage) -> list[Tensor]:
         order = torch.randperm(

@@ -21,11 +21,13 @@ from clbench.config.space import Choices, Log, Space, declared, read_space
 from clbench.data.scenario import Images, ImageSet, Scenario
 from clbench.learning.strategy import Strategy
 from clbench.results.result import Result
-from clbench.running.folder import RunFolder, pack, unpack
+from clbench.running.check import check
+from clbench.running.checkpoint import newest, pack, unpack
+from clbench.running.folder import RunFolder
 from clbench.running.observer import Observer
 from clbench.running.process import process_settings
 from clbench.running.resolve import _trainable_fields, parse_fields, prepare, resolve, strategy_class
-from clbench.running.run import _Run, check, execute, safe_classes
+from clbench.running.run import Run, execute, runner_of
 from clbench.support.files import write_atomically
 from clbench.support.streams import stream_seed
 
@@ -102,7 +104,7 @@ def tune(
         base = resolve(scenario, strategy, options).replace(data_fingerprint=tasks.fingerprint)
     else:
         base = resolve(tasks, strategy, options)
-    if strategy_class(base.strategy).foreign:
+    if not runner_of(strategy_class(base.strategy)).continues:
         raise ConfigError(f"{base.strategy} trains by its own loop, from which tuning can't go on; others can be tuned")
     check(base, tasks, strategy_class(base.strategy)(**base.strategy_options))
     own = _own_options(strategy, options)
@@ -284,22 +286,23 @@ class _Search:
         check(config, scenario, strategy)
         folder = RunFolder(self.folder / f"task-{task}" / name)
         with folder.lock(), process_settings(config):
-            candidate = _Candidate(config, scenario, strategy, folder, self.observer or Observer())
-            classes = safe_classes(self.kind())
-            found = folder.load_checkpoint(classes)
-            if found is None or found["task"] <= task:
+            # It is judged on this task alone; its checkpoint is all that it leaves.
+            candidate = Run(config, scenario, strategy, observers=[self.observer or Observer()], store=folder)
+            learnt = newest(folder, type(strategy))
+            if learnt is None or learnt.task <= task:
                 if before is not None:
-                    candidate._begin_at(pack(before))
+                    candidate.begin_at(pack(before))
                 try:
-                    candidate._learn(scenario.tasks[task])
+                    candidate.learn(scenario.tasks[task])
                 except Exception as error:  # as above
                     return None, (None, 0.0, _sentence(error))
-                found = folder.load_checkpoint(classes)
-            assert found is not None
-            done = found["record"]
-            self._hear(done["warnings"])
-            seconds = sum(done["tasks"][-1]["seconds"].values())
-            return unpack(found["start"].numpy().tobytes(), classes), (done["score"], seconds, None)
+                learnt = newest(folder, type(strategy))
+            if learnt is None or learnt.start is None:
+                raise RunError(f"{folder}: what was learnt of task {task} is gone")
+            done = Result(learnt.record)
+            self._hear(learnt.record["warnings"])
+            score = done.run.accuracy[done.headline][task][task]
+            return unpack(learnt.start, self.kind), (score, sum(done.seconds.values()), None)
 
     def _hear(self, warnings: list[dict[str, str]]) -> None:
         self.warnings = {warning["rule"]: warning for warning in warnings} | self.warnings
@@ -321,22 +324,6 @@ class _Search:
 
     def _seconds(self) -> float:
         return math.fsum(trial["seconds"] for trial in self.trials)
-
-
-class _Candidate(_Run):
-    """Learns one task and is judged on that one alone; leaves its checkpoint, and no run.json."""
-
-    def _untrained(self) -> None:
-        pass
-
-    def _evaluate(self, task: int) -> None:
-        evaluation = self._timed_evaluation()
-        # The other tasks have no images here, so no accuracy either.
-        counts = getattr(next(iter(evaluation.classifiers.values())), self.record["headline"]["matrix"])
-        self.record["score"] = float(counts[task].sum() / evaluation.totals[task].sum())
-
-    def _write(self) -> Result:
-        return Result(self.record)
 
 
 def _sentence(error: Exception) -> str:

@@ -5,10 +5,8 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-import clbench
+from clbench import Batch, Scenario, ScenarioSpec, Strategy, Traits
 from clbench.config.run import RunConfig
-from clbench.data.batches import Batch
-from clbench.learning.strategy import Strategy, Strength, Traits
 from clbench.scenarios import dataset_from_arrays, split
 
 
@@ -16,7 +14,7 @@ class NaiveWithNoise(Strategy):
     """Fine-tuning on images with Gaussian noise of standard deviation `strength`."""
 
     traits = Traits(family="reference")
-    strength: Strength = 0.1
+    strength: Annotated[float, Field(ge=0)] = 0.1
 
     def loss(self, batch: Batch) -> dict[str, object]:
         """Cross-entropy on noisy images; the noise comes from a named stream, so a run can be repeated."""
@@ -27,7 +25,7 @@ class NaiveWithNoise(Strategy):
         return {"classification": self.classification_loss(logits, batch)}
 
 
-class SplitLetters(clbench.ScenarioSpec):
+class SplitLetters(ScenarioSpec):
     """Six letter-like glyphs of 8x8 pixels, made on the spot, by default 3 tasks of 2."""
 
     preset: ClassVar = {"tasks": 3, "epochs": 3, "model": "mlp:32", "optimizer": "adam", "lr": 0.01, "batch_size": 16}
@@ -37,7 +35,7 @@ class SplitLetters(clbench.ScenarioSpec):
     task_sizes: list[int] | None = None
     noise: Annotated[int, Field(ge=1, le=56)] = 56
 
-    def build(self, config: RunConfig) -> clbench.Scenario:
+    def build(self, config: RunConfig) -> Scenario:
         """Draw the glyphs, with noise of 0 to `noise` - 1 on each pixel, and cut the tasks."""
         rng = np.random.default_rng(0)
         glyphs = rng.integers(0, 2, (6, 8, 8)) * 200

@@ -24,9 +24,9 @@ import clbench.support.files
 from clbench import ConfigError, Observer, Result, Strategy
 from clbench.config.run import make_config
 from clbench.learning.strategy import Stage, Traits
+from clbench.running.checkpoint import Checkpoint, Within, newest
 from clbench.running.folder import RunFolder, default_folder
 from clbench.running.resolve import strategy_class
-from clbench.running.run import safe_classes
 
 # Eight steps a task: 10 images of each of 2 classes, 2 epochs.
 OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 5}
@@ -68,10 +68,17 @@ def assert_same(one: Path, other: Path) -> None:
     assert all(torch.equal(value, model_[name]) for name, value in model.items())
 
 
-def read(folder: Path, strategy: str = "er") -> dict[str, Any]:
-    stored = RunFolder(folder).load_checkpoint(safe_classes(strategy_class(strategy)()))
-    assert stored is not None
-    return stored
+def within(folder: Path) -> Within:
+    """Return where in its task a run of er was saved."""
+    found = read(folder).within
+    assert found is not None
+    return found
+
+
+def read(folder: Path, strategy: str = "er") -> Checkpoint:
+    checkpoint = newest(RunFolder(folder), strategy_class(strategy))
+    assert checkpoint is not None
+    return checkpoint
 
 
 @pytest.fixture
@@ -108,7 +115,11 @@ def er(run: Any, tmp_path: Path) -> Any:
 )
 def test_a_checkpoint_is_written_when_it_was_asked_for_and_after_each_task(every, saves, run, monkeypatch):
     count = []
-    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda self, payload: count.append(payload["within"]))
+    monkeypatch.setattr(
+        RunFolder,
+        "save_checkpoint",
+        lambda self, content: count.append(Checkpoint.from_bytes(content, Strategy).within),
+    )
     run(checkpoint_every=every, **OPTIONS)
     assert len(count) == saves
     assert sum(within is None for within in count) == 5
@@ -190,7 +201,7 @@ def test_a_stage_that_is_over_does_not_begin_again_nor_does_what_came_before_one
                 observer=StopAtStep(left),
                 **OPTIONS,
             )
-    assert read(tmp_path / "run")["within"]["stage"] == 1
+    assert within(tmp_path / "run").stage == 1
     run(Staged, out=tmp_path / "run", resume=True, **OPTIONS)
     assert calls == expected
     assert_same(tmp_path / "whole", tmp_path / "run")
@@ -204,7 +215,7 @@ def test_a_checkpoint_holds_ids_of_exemplars_and_no_images(er, cut, tmp_path):
         with pytest.raises(StoppedError):
             er(out=tmp_path / str(limit), scenario=scenario, observer=At(2, 4, stop))
         sizes.append((tmp_path / str(limit) / "checkpoint.pt").stat().st_size)
-        memory = read(tmp_path / str(limit))["within"]["strategy"]["memory"]
+        memory = within(tmp_path / str(limit)).strategy["memory"]
         assert (memory.ids.dtype, memory.ids.device.type, len(memory)) == (torch.int64, "cpu", 12)
         assert not set(memory.ids.tolist()) & {i for task in scenario.tasks for i in task.validation.ids.tolist()}
         er(out=tmp_path / str(limit), scenario=scenario)
@@ -230,7 +241,7 @@ def test_a_view_of_the_data_that_a_strategy_keeps_is_made_again_not_saved(run, t
     run(Keeps, out=tmp_path / "whole", **OPTIONS)
     with pytest.raises(StoppedError):
         run(Keeps, out=tmp_path / "run", checkpoint_every="3-steps", observer=At(1, 4, stop), **OPTIONS)
-    assert set(read(tmp_path / "run")["within"]["strategy"]) == {"model"}
+    assert set(within(tmp_path / "run").strategy) == {"model"}
     run(Keeps, out=tmp_path / "run", resume=True, **OPTIONS)
     assert_same(tmp_path / "whole", tmp_path / "run")
 
@@ -245,7 +256,7 @@ def test_what_was_stopped_early_or_waits_for_progress_goes_on_waiting(run, cut, 
         def __init__(self) -> None:
             self.epochs = 0
 
-        def epoch(self, record: dict[str, Any]) -> None:
+        def epoch(self, record: Any) -> None:
             self.epochs += 1
             if self.epochs == 2:
                 raise StoppedError
@@ -273,7 +284,7 @@ def test_an_epoch_whose_last_step_was_saved_is_still_recorded(length, run, cut, 
     last = Result.load(tmp_path / "whole").record["training"][-1]["epoch"]
 
     class AtTheEnd(Observer):
-        def epoch(self, record: dict[str, Any]) -> None:
+        def epoch(self, record: Any) -> None:
             if (record["task"], record["epoch"]) == (3, last):
                 raise StoppedError
 
@@ -291,8 +302,7 @@ def test_whatever_bit_is_flipped_a_checkpoint_is_whole_or_known_to_be_damaged(er
         er(observer=At(1, 4, stop))
     content = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     folder = RunFolder(tmp_path / "run")
-    classes = safe_classes(strategy_class("er")())
-    weights = read(tmp_path / "run")["within"]["strategy"]["model"].state_dict()
+    weights = within(tmp_path / "run").strategy["model"].state_dict()
     chance, damaged = random.Random(0), 0
     places = [chance.randrange(len(content)) for _ in range(60)] + [len(content) - 1 - n for n in range(0, 400, 7)]
     for place in places:
@@ -301,15 +311,16 @@ def test_whatever_bit_is_flipped_a_checkpoint_is_whole_or_known_to_be_damaged(er
         (tmp_path / "run" / "checkpoint.pt").write_bytes(flipped)
         with warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always")
-            stored = folder.load_checkpoint(classes)
+            stored = newest(folder, strategy_class("er"))
         assert stored is not None
+        assert stored.within is not None
         if noted:
             damaged += 1
             assert "going on from checkpoint-previous.pt" in str(noted[0].message)
         else:
-            model = stored["within"]["strategy"]["model"].state_dict()
+            model = stored.within.strategy["model"].state_dict()
             assert all(torch.equal(value, model[name]) for name, value in weights.items())
-            assert stored["within"]["trainer"]["progress"]["step"] == 3
+            assert stored.within.progress.step == 3
     assert damaged > len(places) / 2
 
 
@@ -354,7 +365,7 @@ def test_a_full_disk_stops_nothing_within_a_task_and_the_run_at_its_end(er, whol
     no_room(False)
     kept = Result.load(tmp_path / "run").record
     assert (kept["status"], [task["task"] for task in kept["tasks"]]) == ("running", [0, 1])
-    assert read(tmp_path / "run")["task"] == 2
+    assert read(tmp_path / "run").task == 2
     with refused("unfinished", "--resume", "--force"):
         er(resume=False)
     er()
@@ -462,9 +473,9 @@ def test_a_run_folder_from_elsewhere_goes_on_and_the_record_says_what_differs(er
     moved = tmp_path / "moved"
     shutil.copytree(tmp_path / "run", moved)
     stored = read(moved)
-    stored["record"]["clbench"] = "0.0.1"
-    stored["record"]["environment"]["packages"]["torch"] = "2.6.0"
-    RunFolder(moved).save_checkpoint(stored)
+    stored.record["clbench"] = "0.0.1"
+    stored.record["environment"]["packages"]["torch"] = "2.6.0"
+    RunFolder(moved).save_checkpoint(stored.to_bytes())
     with pytest.warns(
         UserWarning, match=r"begun with clbench 0\.0\.1, here .*; torch 2\.6\.0, here .*: the last bits may"
     ):
@@ -496,11 +507,13 @@ def test_a_finished_run_is_read_where_nothing_can_be_written(er, whole, tmp_path
     assert er().record == done.record
 
 
-def test_a_checkpoint_of_another_form_is_refused(er, refused, tmp_path):
+def test_a_checkpoint_of_another_form_is_refused(er, refused, tmp_path, monkeypatch):
     with pytest.raises(StoppedError):
         er(observer=At(1, 4, stop))
-    stored = read(tmp_path / "run")
-    RunFolder(tmp_path / "run").save_checkpoint(stored | {"form": 99})
+    monkeypatch.setattr("clbench.running.checkpoint.FORM", 99)
+    content = read(tmp_path / "run").to_bytes()
+    monkeypatch.undo()
+    RunFolder(tmp_path / "run").save_checkpoint(content)
     with refused("checkpoint", "--force"):
         er()
 
@@ -516,7 +529,7 @@ def test_an_interruption_saves_the_step_it_comes_at(number, er, whole, tmp_path)
         with pytest.raises(KeyboardInterrupt if number is signal.SIGINT else StoppedError):
             er(checkpoint_every="task", observer=At(1, 5, lambda: signal.raise_signal(number)))
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        assert read(tmp_path / "run")["within"]["trainer"]["progress"]["step"] == 5
+        assert within(tmp_path / "run").progress.step == 5
         er()
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,205 @@
+"""One stage under way: what trains, how far it is, and the losses of its epoch."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clbench.config.errors import RunError
+from clbench.config.run import RunConfig
+from clbench.learning.early_stopping import Best
+from clbench.learning.schedule import Plateau, Progressless, lr_multiplier
+from clbench.learning.strategy import Progress, Stage, Strategy
+from clbench.results.record import EpochRecord
+
+
+class Fit:
+    """One stage under way.
+
+    stage: what is fitted.
+    trained: the parameters that train, by name.
+    frozen: those that could train, and don't in this stage.
+    optimizer: of the first.
+    rows: what keeps the other rows of the head where only some of them move.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        trained: dict[str, nn.Parameter],
+        frozen: list[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        strategy: Strategy,
+        config: RunConfig,
+    ) -> None:
+        self.stage, self.trained, self.frozen, self.optimizer = stage, trained, frozen, optimizer
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.rows = FixedRows(strategy.model.head, stage.head_rows) if stage.head_rows is not None else None
+        self.epochs = stage.epochs or (None if stage.iterations else config.training.epochs)
+        self.steps = stage.iterations or (None if self.epochs else config.training.iterations)
+        self.plateau, self.waiting = Plateau(config.training), Progressless(config.training.min_delta)
+        self.best = Best(strategy)
+        self.best_epoch: int | None = None
+        self.records: list[EpochRecord] = []
+        self.tally = Tally()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a stage goes on with; parameters are those of the strategy, saved in one file with it."""
+        return {
+            "trained": self.trained,
+            "frozen": self.frozen,
+            "optimizer": self.optimizer.state_dict(),
+            "rows": self.rows and self.rows.saved,
+            "plateau": self.plateau.state_dict(),
+            "waiting": self.waiting.state_dict(),
+            "best": self.best.state,
+            "best_epoch": self.best_epoch,
+            "records": [record.model_dump(exclude_unset=True) for record in self.records],
+            "tally": self.tally.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with a state_dict(), whose parameters the optimizer was made for."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.rows is not None:
+            self.rows.saved = state["rows"]
+        self.plateau.load_state_dict(state["plateau"])
+        self.waiting.load_state_dict(state["waiting"])
+        self.best.state, self.best_epoch = state["best"], state["best_epoch"]
+        self.records = [EpochRecord(**record) for record in state["records"]]
+        self.tally = Tally(**state["tally"])
+
+    def is_over(self, progress: Progress, patience: int | None) -> bool:
+        """Whether the stage has had its epochs or steps, or has waited long enough for progress."""
+        if self.tally.steps:
+            # An epoch is under way, if only its record is missing.
+            return False
+        if patience is not None and self.waiting.count >= patience:
+            return True
+        return (self.epochs is not None and progress.epoch >= self.epochs) or self.is_out_of_steps(progress)
+
+    def is_out_of_steps(self, progress: Progress) -> bool:
+        """Whether the stage has had the steps that it was given, where they were given."""
+        return self.steps is not None and progress.step >= self.steps
+
+    def count(self, progress: Progress, n_images: int, *, taken: bool = True) -> None:
+        """Count a step, or one that was left out."""
+        self.tally.images += n_images
+        self.tally.steps += 1
+        self.tally.skipped += not taken
+        progress.step += 1
+
+    def set_rate(self, progress: Progress, config: RunConfig, n_tasks: int) -> None:
+        """Set the learning rate of the step to come."""
+        training = config.training
+        progress.learning_rate = self.optimizer.param_groups[-1]["lr"]
+        if training.schedule == "constant" and not training.lr_warmup:
+            return
+        per_epoch = progress.steps_per_epoch
+        total = float(self.epochs) if self.epochs is not None else (self.steps or 0) / per_epoch
+        position = progress.step / per_epoch
+        if training.schedule_scope == "run":
+            position, total = position + progress.task * total, total * n_tasks
+        factor = lr_multiplier(training, position, 1 / per_epoch, total) * self.plateau.factor
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        progress.learning_rate = self.optimizer.param_groups[-1]["lr"]
+
+    def read_losses(self, progress: Progress, saved: str) -> float:
+        """Read the losses that steps left on the device; return the mean of the epoch so far. See Tally.read."""
+        return self.tally.read(progress, self.trained, saved)
+
+
+@dataclass
+class Tally:
+    """The epoch under way: its steps, images, seconds and losses.
+
+    Each step leaves its loss terms on the device; they are read from time to time, all at once.
+    """
+
+    steps: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Begin with nothing to read."""
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counts and what was read of the losses."""
+        return {name: value for name, value in vars(self).items() if name != "_pending"}
+
+    def add(self, step: int, terms: dict[str, Tensor]) -> None:
+        """Take up the terms of a step of the stage without reading them."""
+        self._pending.append((step, {name: term.detach() for name, term in terms.items()}))
+
+    def read(self, progress: Progress, weights: dict[str, nn.Parameter], saved: str) -> float:
+        """Read what is pending and return the mean loss.
+
+        Raises RunError for the first term that is not finite, and for weights that are not; it says where the run was
+        `saved`.
+        """
+        if self._pending:
+            norm = total_norm([weight.detach() for weight in weights.values()])
+            terms = [(step, name, term) for step, of_step in self._pending for name, term in of_step.items()]
+            # A penalty without a term is a constant, and on the CPU.
+            stacked = torch.stack([*(term.float().to(norm.device) for *_, term in terms), norm])
+            *values, size = stacked.tolist()
+            for (step, name, _), value in zip(terms, values, strict=True):
+                if not math.isfinite(value):
+                    raise _diverged(f"the {name} loss is {value}", progress, step, saved)
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.counts[name] = self.counts.get(name, 0) + 1
+            if not math.isfinite(size):
+                # The norm of finite weights can overflow too.
+                wrong = [name for name, weight in weights.items() if not weight.isfinite().all()]
+                if wrong:
+                    raise _diverged(f"{wrong[0]} holds weights that are not finite", progress, terms[-1][0], saved)
+            self._pending.clear()
+        return sum(self.means().values())
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each term over the steps that had it."""
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
+
+
+def _diverged(what: str, progress: Progress, step: int, saved: str) -> RunError:
+    return RunError(
+        f"{what} in task {progress.task}, stage {progress.stage!r}, epoch {progress.epoch}, step {step} at learning "
+        f"rate {progress.learning_rate:g}; try a smaller learning rate, or --resume --on-nan skip, which goes on from "
+        f"{saved} and leaves such steps out"
+    )
+
+
+def total_norm(tensors: list[Tensor]) -> Tensor:
+    """Return the 2-norm of all tensors together, float32, on their device; it is finite only if all of them are."""
+    return torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]).norm() if tensors else torch.zeros(())
+
+
+def are_finite(terms: dict[str, Tensor], trained: dict[str, nn.Parameter]) -> bool:
+    """Whether the loss terms and the gradients are all finite; waits for the device."""
+    norm = total_norm([p.grad for p in trained.values() if p.grad is not None])
+    values = [norm, *(term.detach().float().to(norm.device) for term in terms.values())]
+    return bool(torch.stack(values).isfinite().all())
+
+
+class FixedRows:
+    """Keeps all rows of the head but some as they are, whatever momentum or weight decay would do to them."""
+
+    def __init__(self, head: nn.Linear, moving: slice) -> None:
+        self.parameters = [p for p in (head.weight, head.bias) if p is not None]
+        # By number: for a mask an accelerator would be waited for, to count what it selects.
+        rows = torch.arange(head.out_features)
+        self.fixed = torch.cat([rows[: moving.start], rows[moving.stop :]]).to(head.weight.device)
+        self.saved = [p.detach()[self.fixed] for p in self.parameters]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the rows back, after a step."""
+        for parameter, saved in zip(self.parameters, self.saved, strict=True):
+            parameter.index_copy_(0, self.fixed, saved)

@@ -1,0 +1,205 @@
+"""RunRecord: what run.json holds. A run builds it, `Result` reads it, and nothing else knows its form. No torch."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION = 1
+
+MatrixName = Literal["class_incremental", "task_aware"]
+MATRICES: tuple[MatrixName, ...] = ("class_incremental", "task_aware")
+
+
+def _none_for_nan(value: object) -> object:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_none_for_nan)]
+Accuracy = Annotated[Annotated[float, Field(ge=0, le=1)] | None, BeforeValidator(_none_for_nan)]
+Rows = list[list[Accuracy]]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Part(BaseModel):
+    """Base of the parts of a record; keys that another version wrote are kept."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class ByMatrix(Part):
+    """Something for each of the two matrices; None where the strategy or the setting can't define it."""
+
+    def __getitem__(self, name: MatrixName) -> Any:
+        return getattr(self, name)
+
+
+class UntrainedRecord(ByMatrix):
+    """Accuracies [T] of the model before any training."""
+
+    class_incremental: list[Accuracy] | None = None
+    task_aware: list[Accuracy] | None = None
+
+
+class AccuracyRecord(ByMatrix):
+    """Both matrices [T, T] of one classifier, and its accuracies before training."""
+
+    class_incremental: Rows | None = None
+    task_aware: Rows | None = None
+    untrained: UntrainedRecord = UntrainedRecord()
+
+
+class StrategyRecord(Part):
+    """The strategy: its name, its label in tables, and what a report says of it."""
+
+    name: str
+    label: str = ""
+    family: str = ""
+    reference: bool = False
+    data_access: str = "task"
+    features: str | None = None
+    options: dict[str, Any] = {}
+    paper: str = ""
+
+
+class ScenarioTask(Part):
+    """One task of the scenario: original classes, head outputs, number of test images."""
+
+    classes: list[int]
+    outputs: list[int] = []
+    n_test: Count
+
+
+class ScenarioRecord(Part):
+    """The scenario and its tasks."""
+
+    name: str
+    setting: Literal["class", "task", "domain"]
+    class_names: list[str] = []
+    tasks: Annotated[list[ScenarioTask], Field(min_length=1)]
+
+
+class Headline(Part):
+    """Which matrix of which classifier the setting reports."""
+
+    matrix: MatrixName
+    classifier: str
+
+
+class TaskRecord(Part):
+    """One task that was learnt: images, exemplars, steps, learning rates, seconds, peak memory, logged numbers."""
+
+    task: Count
+    n_train: Count = 0
+    n_exemplars: Count = 0
+    exemplars_per_class: dict[str, Count] = {}
+    steps: Count = 0
+    epochs: Count = 0
+    best_epochs: dict[str, int] = {}
+    learning_rates: list[float] = []
+    seconds: dict[str, Number] = {}
+    peak_memory_bytes: Count = 0
+    logged: dict[str, Number] = {}
+
+
+class EpochRecord(Part):
+    """One epoch of training: task, stage, its number within the stage, and the mean of each loss term by name."""
+
+    task: Count
+    stage: str
+    epoch: int | None = None
+    steps: int | None = None
+    skipped: int = 0
+    lr: Number = None
+    seconds: Number = None
+    images: int | None = None
+    replayed: int = 0
+    losses: dict[str, Number] = {}
+    validation_loss: Number = None
+    best: bool = False
+
+
+class EvaluationRecord(ByMatrix):
+    """Accuracies [T] in the middle of a task, under both rules: after `step` optimizer steps of it, in `epoch`."""
+
+    task: Count
+    stage: str = ""
+    epoch: int = 0
+    step: int = 0
+    class_incremental: list[Accuracy] | None = None
+    task_aware: list[Accuracy] | None = None
+
+
+class LedgerRecord(Part):
+    """Bytes and items that are kept after a task, by the name of what is kept."""
+
+    task: Count
+    bytes: dict[str, Count] = {}
+    items: dict[str, Count] = {}
+
+
+class Warned(Part):
+    """What a reader of the numbers should know: a rule and a sentence."""
+
+    rule: str
+    text: str
+
+
+class ConfigRecord(Part):
+    """The fields of the run, and the options of its scenario, by flat names; the readers need these."""
+
+    seed: Count
+    tuned_by: str | None = None
+    strategy_options: dict[str, Any] = {}
+
+
+class RunRecord(Part):
+    """Everything that is known of one run."""
+
+    schema_version: int = SCHEMA_VERSION
+    clbench: str
+    status: Literal["running", "done", "failed"]
+    identity: str
+    group: str = ""
+    created: str
+    config: ConfigRecord
+    strategy: StrategyRecord
+    environment: dict[str, Any] = {}
+    scenario: ScenarioRecord
+    class_order: list[int]
+    learning_rate: Number = None
+    headline: Headline
+    accuracy: AccuracyRecord
+    classifiers: dict[str, AccuracyRecord] = {}
+    correct: dict[str, list[Any]] = {}
+    confusion: list[list[Count]] | None = None
+    tasks: list[TaskRecord] = []
+    training: list[EpochRecord] = []
+    evaluations: list[EvaluationRecord] = []
+    ledger: list[LedgerRecord] = []
+    resumes: list[dict[str, Any]] = []
+    averages: dict[str, dict[str, list[Number]]] = {}
+    metrics: dict[str, Number] = {}
+    metrics_task_aware: dict[str, Number] = {}
+    warnings: list[Warned] = []
+    error: str | None = None
+    failed_at: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _shapes(self) -> "RunRecord":
+        n_tasks = len(self.scenario.tasks)
+        for accuracies in (self.accuracy, *self.classifiers.values()):
+            for rows in (accuracies.class_incremental, accuracies.task_aware):
+                if rows is not None and (len(rows) > n_tasks or any(len(row) != n_tasks for row in rows)):
+                    raise ValueError(f"an accuracy matrix of {n_tasks} columns and as many rows is accepted")
+            for vector in (accuracies.untrained.class_incremental, accuracies.untrained.task_aware):
+                if vector is not None and len(vector) != n_tasks:
+                    raise ValueError(f"untrained accuracies of {n_tasks} tasks are accepted")
+            if accuracies[self.headline.matrix] is None:
+                raise ValueError(f"the headline matrix accuracy.{self.headline.matrix} is missing")
+        for evaluation in self.evaluations:
+            if any(row is not None and len(row) != n_tasks for row in (evaluation[m] for m in MATRICES)):
+                raise ValueError(f"evaluations of {n_tasks} tasks are accepted")
+        if self.confusion is not None and any(len(row) != len(self.confusion) for row in self.confusion):
+            raise ValueError("a confusion matrix of as many columns as rows is accepted")
+        return self

@@ -1,0 +1,228 @@
+"""The recorder: the first observer of a run. It builds the record that run.json holds."""
+
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+from clbench.config.run import RunConfig
+from clbench.data.scenario import Scenario
+from clbench.learning.evaluation import Evaluation
+from clbench.learning.strategy import Context, Progress, Strategy
+from clbench.results import metrics
+from clbench.results.record import (
+    MATRICES,
+    SCHEMA_VERSION,
+    AccuracyRecord,
+    ConfigRecord,
+    EpochRecord,
+    EvaluationRecord,
+    Headline,
+    LedgerRecord,
+    RunRecord,
+    ScenarioRecord,
+    StrategyRecord,
+    TaskRecord,
+    UntrainedRecord,
+)
+from clbench.running.ledger import above_budget, measure
+from clbench.running.observer import Observer
+from clbench.running.process import device_name, peak_memory
+from clbench.running.warned import run_warnings, warning
+
+PACKAGES = ("torch", "torchvision", "numpy", "avalanche-lib")
+
+
+class Recorder(Observer):
+    """Builds the record of one run while it goes on."""
+
+    def __init__(self, context: Context, strategy: Strategy) -> None:
+        self.context, self.strategy = context, strategy
+        self.record = new_record(context.config, context.scenario, strategy)
+        # In what of clbench, torch and processor a run that was continued began elsewhere, in words.
+        self.elsewhere = ""
+
+    def go_on(self, stored: dict[str, Any], at: Progress) -> None:
+        """Go on with a record that was saved at some place; raises ValueError for what is none."""
+        here, self.record = self.record, RunRecord.model_validate(stored)
+        place = {"task": at.task, "stage": at.stage, "epoch": at.epoch, "step": at.step}
+        self.record.resumes.append(place)
+        self.record.config = self.record.config.model_copy(update={"on_nan": self.context.config.training.on_nan})
+        self.elsewhere = differences(self.record, here)
+        if self.elsewhere:
+            text = f"begun with {self.elsewhere}: the last bits may differ from those of a run in one go"
+            self.record.warnings.append(warning(self.context.config, "continued-elsewhere", text))
+
+    def evaluated(self, progress: Progress, evaluation: Evaluation) -> None:
+        """Record an evaluation within a task, of the headline classifier."""
+        headline = next(iter(evaluation.classifiers))
+        rows = {matrix: evaluation.row(headline, matrix) for matrix in MATRICES}
+        at = {"task": progress.task, "stage": progress.stage, "epoch": progress.epoch, "step": progress.step}
+        self.record.evaluations.append(EvaluationRecord.model_validate({**at, **rows}))
+
+    def untrained(self, evaluation: Evaluation) -> None:
+        """Record the accuracies before any training, and which classifiers there are."""
+        record, n = self.record, len(self.context.scenario.tasks)
+        hidden = self.strategy.traits.needs_task_at_test
+        for name in evaluation.classifiers:
+            before = UntrainedRecord(**{matrix: evaluation.row(name, matrix) for matrix in MATRICES})
+            record.classifiers[name] = AccuracyRecord(
+                class_incremental=None if hidden else _empty(n), task_aware=_empty(n), untrained=before
+            )
+        record.headline.classifier = next(iter(evaluation.classifiers))
+        record.accuracy = record.classifiers[record.headline.classifier]
+
+    def learnt(self, task: int, evaluation: Evaluation) -> None:
+        """Record the accuracies after a task, and the metrics up to it."""
+        record, headline = self.record, self.record.headline.classifier
+        for name in evaluation.classifiers:
+            for matrix in MATRICES:
+                if (rows := record.classifiers[name][matrix]) is not None:
+                    rows[task] = evaluation.row(name, matrix)
+        record.averages = {
+            name: {m: metrics.average_accuracies(rows[m]) for m in MATRICES if rows[m] is not None}
+            for name, rows in record.classifiers.items()
+        }
+        for matrix in MATRICES:
+            record.correct[matrix].append(evaluation.correct(headline, matrix))
+        confusion = evaluation.classifiers[headline].confusion
+        record.confusion = None if confusion is None else confusion.tolist()
+        record.metrics = self._metrics(record.headline.matrix)
+        record.metrics_task_aware = self._metrics("task_aware")
+
+    def _metrics(self, matrix: Any) -> dict[str, float | None]:
+        record, rows = self.record, self.record.accuracy[matrix]
+        if rows is None:
+            return {}
+        within = [(evaluation.task, evaluation[matrix]) for evaluation in record.evaluations]
+        return metrics.summarize(
+            rows,
+            baseline=record.accuracy.untrained[matrix],
+            test_sizes=[task.n_test for task in record.scenario.tasks],
+            minima=metrics.minima(rows, within),
+        )
+
+    def task_done(self, n_train: int, epochs: list[EpochRecord], seconds: dict[str, float]) -> None:
+        """Record what learning the present task took, and what is kept after it."""
+        record, memory, context = self.record, self.strategy.memory, self.context
+        counts = memory.counts() if memory is not None else {}
+        task = context.progress.task
+        record.training += epochs
+        record.tasks.append(
+            TaskRecord(
+                task=task,
+                n_train=n_train,
+                n_exemplars=0 if memory is None else len(memory),
+                exemplars_per_class={str(c): n for c, n in counts.items()},
+                steps=sum(epoch.steps or 0 for epoch in epochs),
+                epochs=len(epochs),
+                best_epochs={epoch.stage: epoch.epoch or 0 for epoch in epochs if epoch.best},
+                learning_rates=sorted({epoch.lr for epoch in epochs if epoch.lr is not None}, reverse=True),
+                seconds=dict(seconds),
+                peak_memory_bytes=peak_memory(context.device),
+                logged=dict(context.logged),
+            )
+        )
+        if skipped := sum(epoch.skipped for epoch in record.training):
+            self.warn("steps-skipped", f"{skipped} optimizer steps were left out, as a loss or gradient was not finite")
+        record.ledger.append(LedgerRecord(task=task, **measure(self.strategy, context.scenario)))
+        if above := above_budget(context.config, counts, record.ledger[-1].items):
+            self.warn("memory-above-budget", f"{above} after task {task}")
+
+    def warn(self, rule: str, text: str) -> None:
+        """Put a warning into the record, in the place of an earlier one of the same rule."""
+        others = [other for other in self.record.warnings if other.rule != rule]
+        self.record.warnings = [*others, warning(self.context.config, rule, text)]
+
+    def failed(self, error: str, progress: Progress) -> None:
+        """Record why and where the run failed."""
+        self.record.status, self.record.error = "failed", error
+        at = {name: getattr(progress, name) for name in ("task", "stage", "epoch", "step")}
+        self.record.failed_at = at
+
+    @property
+    def row(self) -> list[float | None]:
+        """The last row of the headline matrix."""
+        rows: list[list[float | None]] = self.record.accuracy[self.record.headline.matrix]
+        return rows[len(self.record.tasks) - 1]
+
+
+def differences(begun: RunRecord, here: RunRecord) -> str:
+    """Return in what of clbench, torch and processor two records differ, as "torch 2.6, here 2.7"; "" for nothing."""
+    named = {
+        "clbench": [r.clbench for r in (begun, here)],
+        "torch": [r.environment["packages"]["torch"] for r in (begun, here)],
+        "processor": [r.environment["device"] for r in (begun, here)],
+    }
+    return "; ".join(f"{name} {then}, here {now}" for name, (then, now) in named.items() if then != now)
+
+
+def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> RunRecord:
+    """Return the record of a run that has not learnt anything yet."""
+    traits, n = strategy.traits, len(scenario.tasks)
+    return RunRecord(
+        schema_version=SCHEMA_VERSION,
+        clbench=metadata.version("clbench"),
+        status="running",
+        identity=config.identity(),
+        group=config.identity(without_seed=True),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=ConfigRecord(**config.flat()),
+        strategy=StrategyRecord(
+            name=config.strategy,
+            label=config.label,
+            family=traits.family,
+            reference=traits.data_access == "all",
+            data_access=traits.data_access,
+            features=_features(config, strategy),
+            options=config.strategy_options,
+            paper=traits.paper,
+        ),
+        environment={
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": device_name(config.engine.device),
+            "threads": config.engine.threads,
+            "packages": {name: metadata.version(name) for name in PACKAGES},
+        },
+        scenario=ScenarioRecord.model_validate(
+            {
+                "name": scenario.name,
+                "setting": scenario.setting,
+                "class_names": list(scenario.class_names),
+                "tasks": scenario.describe(),
+            }
+        ),
+        class_order=scenario.class_order,
+        learning_rate=config.training.scaled_lr,
+        headline=Headline(
+            matrix="task_aware" if scenario.setting == "task" else "class_incremental", classifier="linear"
+        ),
+        accuracy=AccuracyRecord(
+            class_incremental=_empty(n),
+            task_aware=_empty(n),
+            untrained=UntrainedRecord(class_incremental=None, task_aware=None),
+        ),
+        classifiers={},
+        correct={matrix: [] for matrix in MATRICES},
+        confusion=None,
+        tasks=[],
+        training=[],
+        evaluations=[],
+        ledger=[],
+        resumes=[],
+        metrics={},
+        metrics_task_aware={},
+        warnings=run_warnings(config, scenario, strategy),
+    )
+
+
+def _empty(n: int) -> list[list[float | None]]:
+    return [[None] * n for _ in range(n)]
+
+
+def _features(config: RunConfig, strategy: Strategy) -> str | None:
+    """Say where features come from that are not learnt from all tasks; None where they are."""
+    if config.model.weights is not None:
+        return f"start from {config.model.weights}"
+    return "come from the first task" if strategy.traits.family == "frozen" else None

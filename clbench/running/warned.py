@@ -1,0 +1,72 @@
+"""What a reader of a run's numbers should know about how they came about: a rule and a sentence each."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from clbench.config.run import RunConfig
+from clbench.data.scenario import Scenario
+from clbench.learning.memory import quotas
+from clbench.learning.strategy import Strategy
+from clbench.results.record import Warned
+
+
+def warning(config: RunConfig, rule: str, text: str) -> Warned:
+    """Return a warning about a run."""
+    return Warned(rule=rule, text=f"{config.label}: {text}")
+
+
+def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> list[Warned]:
+    """Return what a reader of the numbers should know about how they came about."""
+    found = [warning(config, rule, text) for rule, text in _about_this_run(config, scenario, strategy)]
+    if scenario.setting == "task" or strategy.traits.needs_task_at_test:
+        text = (
+            "The task of each test image is given, so its classes alone compete; such accuracies don't compare with "
+            "class-incremental ones"
+        )
+        found.append(Warned(rule="task-given-at-test", text=text))
+    return found
+
+
+def _about_this_run(config: RunConfig, scenario: Scenario, strategy: Strategy) -> Iterator[tuple[str, str]]:
+    traits, memory, training = strategy.traits, config.memory, config.training
+    if traits.family == "regularisation" and scenario.setting == "class" and not memory.budget:
+        yield (
+            "regularisation-in-class-incremental",
+            "methods that only regularise weights are not expected to help in class-incremental scenarios; their "
+            "strengths are tuned for task-incremental ones",
+        )
+    if (config.tuned_by or "").startswith("oracle"):
+        yield (
+            "tuned-by-oracle",
+            "hyper-parameters chosen by an oracle, on the validation data of all tasks, which no learner of the stream "
+            "has at once",
+        )
+    if traits.data_access == "all" and traits.family != "reference":
+        yield "all-past-data", "reads the data of all tasks so far, as for class means: a reference, no competitor"
+    if memory.size and memory.rounding == "ceil":
+        n_classes = np.cumsum([len(task.classes) for task in scenario.tasks]).tolist()
+        most = max(sum(quotas(n, memory.size, rounding="ceil")) for n in n_classes)
+        if most > memory.size:
+            text = f"rounding up lets the memory hold up to {most} exemplars, above its {memory.size}"
+            yield "memory-above-budget", text
+    if config.evaluation.evaluate_on == "train":
+        yield (
+            "evaluated-on-training-data",
+            "accuracies are on training images, as evaluate_on='train' asks; they say nothing about new ones",
+        )
+    if drops := training.milestones or ([training.step_epochs] if training.step_epochs else []):
+        # With a number of iterations the smallest task sees most epochs.
+        smallest = min(len(task.train) for task in scenario.tasks)
+        epochs = training.epochs or math.ceil((training.iterations or 1) / math.ceil(smallest / training.batch_size))
+        length = epochs * (len(scenario.tasks) if training.schedule_scope == "run" else 1)
+        if late := [str(epoch) for epoch in drops if epoch >= length]:
+            text = f"the learning rate is not lowered at epoch {', '.join(late)}, since training ends after {length}"
+            yield "milestones-not-reached", text
+    n = len(scenario.class_order)
+    if memory.size and memory.size < n:
+        yield (
+            "memory-smaller-than-classes",
+            f"a memory of {memory.size} can't hold one exemplar of each of {n} classes",
+        )
