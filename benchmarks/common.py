@@ -1,4 +1,4 @@
-"""What the benchmarks share: ratios of rivals that took turns, and result files that say where they are from."""
+"""Helpers of the benchmarks: ratios of rivals that took turns, and result files that name versions and machine."""
 
 import csv
 import os
@@ -11,14 +11,15 @@ from pathlib import Path
 
 def ratios(name: str, values: Sequence[float], digits: int = 3) -> dict[str, object]:
     """Return the median, the smallest and the largest of the ratios, one for each turn."""
-    found = {"": statistics.median(values), "_min": min(values), "_max": max(values)}
-    return {f"{name}{suffix}": round(value, digits) for suffix, value in found.items()}
+    summary = {"": statistics.median(values), "_min": min(values), "_max": max(values)}
+    return {f"{name}{suffix}": round(value, digits) for suffix, value in summary.items()}
 
 
 def where(load: float, device: str, *packages: str) -> dict[str, object]:
-    """Return the versions of packages and the machine; load: its load average before the first turn.
+    """Return the load, the versions of packages and the machine.
 
-    At a load above 1 the ratios are those of a shared machine. device: what was trained on, "cpu" or "cuda".
+    load: the machine's load average before the first turn; above 1 the ratios are those of a shared machine.
+    device: the device of the training, "cpu" or "cuda".
     """
     versions: dict[str, object] = {package: metadata.version(package) for package in packages}
     trained_on = "CPU"
@@ -30,7 +31,7 @@ def where(load: float, device: str, *packages: str) -> dict[str, object]:
 
 
 def write(rows: Sequence[dict[str, object]], out: Path | None) -> None:
-    """Write the rows as CSV, if a file was asked for."""
+    """Write the rows as CSV, if `out` names a file."""
     if out is None:
         return
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,11 @@
 """Compare two checkouts of clbench: does each strategy give the same matrices, to the byte?
 
-    python benchmarks/compare_checkouts.py record CHECKOUT FILE.json     train every strategy with the code of CHECKOUT
-    python benchmarks/compare_checkouts.py compare OLD.json NEW.json     list what differs; exit code 1 if anything does
+    python benchmarks/compare_checkouts.py record CHECKOUT FILE.json    train every strategy with the code of CHECKOUT
+    python benchmarks/compare_checkouts.py compare OLD.json NEW.json    list the runs that differ; exit code 1 if any do
 
-`record` installs CHECKOUT without its dependencies into a temporary folder, so the interpreter that runs this script
-has to hold them. Each strategy trains on the demo's scenario, once in each setting that it supports, with one seed.
+`record` installs CHECKOUT without its dependencies into a temporary folder, so they must be installed for the
+interpreter that runs this script. Each strategy trains on the demo's scenario, once in each setting that it supports,
+with one seed.
 """
 
 import argparse
@@ -15,14 +16,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Runs in the interpreter of the checkout that is tried: it may use nothing but the public names.
+# Runs with the code of the checkout that is tried, so it may use only public names.
 TRAIN = """
 import contextlib, io, json, sys, tempfile, warnings
 import clbench
 from importlib.metadata import entry_points
 warnings.simplefilter("ignore")
 seed, *settings = json.loads(sys.argv[1])
-found = {}
+runs = {}
 for name in sorted(e.name for e in entry_points(group="clbench.strategies")):
     for setting in settings:
         with tempfile.TemporaryDirectory() as out:
@@ -31,18 +32,18 @@ for name in sorted(e.name for e in entry_points(group="clbench.strategies")):
                     "split-mnist-5k", name, out=out + "/run", setting=setting, seed=seed, threads=1, device="cpu"
                 )
             except clbench.ConfigError as error:
-                found[f"{name} {setting}"] = f"refused: {error}"
+                runs[f"{name} {setting}"] = f"refused: {error}"
                 continue
         kept = ("accuracy", "classifiers", "correct", "confusion", "metrics", "metrics_task_aware")
-        found[f"{name} {setting}"] = {key: result.record[key] for key in kept}
+        runs[f"{name} {setting}"] = {key: result.record[key] for key in kept}
         print(f"{name} {setting}", file=sys.stderr, flush=True)
-print(json.dumps({"version": clbench.__version__ if hasattr(clbench, "__version__") else "?", "runs": found}))
+print(json.dumps({"version": clbench.__version__ if hasattr(clbench, "__version__") else "?", "runs": runs}))
 """
 SETTINGS = ("class", "task", "domain")
 
 
 def record(checkout: Path, seed: int) -> str:
-    """Return what the code of a checkout gives, as JSON."""
+    """Return the results of a checkout's code, as JSON."""
     with tempfile.TemporaryDirectory() as place:
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", place, str(checkout)]
         subprocess.run(install, check=True)
@@ -67,7 +68,7 @@ def compare(old: Path, new: Path) -> int:
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Run the verb on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     recording = verbs.add_parser("record")

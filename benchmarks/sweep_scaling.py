@@ -1,8 +1,8 @@
-"""How much faster a sweep is with two processes than with one, of one thread or of two.
+"""How much faster a sweep is with two processes than with one process of one or two threads.
 
-The same runs (er on Split-MNIST, MLP 784-400-400, one epoch) three times over, alternating in one invocation, since a
-shared machine is noisy. The worker processes are up before the clock starts: their start, a few seconds, counts once in
-a sweep of any length.
+The same runs (er on Split-MNIST, MLP 784-400-400, one epoch) are done in three ways, which take turns in one
+invocation, because a shared machine is noisy. The worker processes start before the clock does, because their start, a
+few seconds, counts only once in a sweep of any length.
 
     python benchmarks/sweep_scaling.py --data-root data [--scenario split-mnist] [--runs 4] [--repeats 5] [--smoke]
         [--out FILE.csv]
@@ -50,7 +50,7 @@ def main() -> None:
     scenario = "split-mnist-5k" if args.smoke else args.scenario
     runs, repeats = (2, 1) if args.smoke else (args.runs, args.repeats)
     grid: dict[str, Any] = {"scenario": scenario, "strategy": "er", "data_root": args.data_root, "epochs": 1}
-    # Both workers read the data, and everything that is loaded lazily is loaded.
+    # First both workers read the data and import everything that is loaded lazily.
     for jobs, threads in RIVALS.values():
         sweep(grid | {"seeds": 2, "limit": 5}, jobs, threads)
     load = os.getloadavg()[0]
@@ -72,7 +72,7 @@ def main() -> None:
     result |= where(load, "cpu", "clbench", "torch")
     for key, value in result.items():
         print(f"{key}: {value}")
-    # The threads of a run change the order of its sums, and so its last digits; processes change nothing.
+    # Threads change the order of a run's sums, and so its last digits; processes change nothing.
     assert accuracies["two_processes"] == accuracies["one_thread"]
     assert max(abs(a - b) for a, b in zip(accuracies["two_threads"], accuracies["one_thread"], strict=True)) < 0.02
     write([result], args.out)

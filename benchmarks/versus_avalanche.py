@@ -1,10 +1,10 @@
-"""How much faster the engine is than Avalanche, used as its tutorials do, on the same arithmetic.
+"""How much faster the engine is than Avalanche, used as in its tutorials, with the same arithmetic.
 
 Naive, LwF, EWC and replay on Split-MNIST (MLP 784-400-400, batch 128, Adam, one epoch), then naive, LwF and iCaRL on
-Split-CIFAR-100 (ResNet-32, 10 tasks, 50 training and 20 test images a class; clbench in fp32 and bf16). Each rival runs
-in a process of its own, by turns, since a shared machine is noisy: new images trained a second, images tested a second,
-seconds of the whole process, imports and data included. Last a comparison of five strategies over five seeds of
-Split-MNIST: `clbench compare --jobs 2` against a shell loop over Avalanche's runs.
+Split-CIFAR-100 (ResNet-32, 10 tasks, 50 training and 20 test images a class; clbench in fp32 and bf16). Rivals run
+in processes of their own and take turns, because a shared machine is noisy. They are measured by new images trained a
+second, images tested a second, and seconds of the whole process, imports and data included. The last measurement is of
+five strategies over five seeds of Split-MNIST: `clbench compare --jobs 2` against a shell loop over Avalanche's runs.
 
     python benchmarks/versus_avalanche.py --data-root data [--repeats 3] [--device cuda] [--threads 2]
         [--limit N] [--tasks N] [--only mnist|cifar|compare] [--strategies NAME ...] [--smoke] [--out FILE.csv]
@@ -23,7 +23,7 @@ from typing import Any
 
 from common import ratios, where, write
 
-# Ours, Avalanche's class, and the options of both; twice the strength makes the penalties equal.
+# Our strategy, Avalanche's class, and the options of both; twice the strength makes the penalties equal.
 STRATEGIES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "naive": ("naive", {}, "Naive", {}),
     "lwf": (
@@ -52,12 +52,12 @@ CASES: dict[str, dict[str, Any]] = {
         "evaluate": "seen", "test_batch": 128,
     },
 }  # fmt: skip
-# What makes a run of clbench do as Avalanche does, which keeps the optimizer's state from task to task.
+# Options with which clbench trains as Avalanche does, which keeps the optimizer's state from task to task.
 SAME: dict[str, Any] = {
     "epochs": 1, "batch_size": 128, "head": "full", "loss_outputs": "all", "normalize": "none", "augment": "none",
     "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "optimizer_state": "keep",
 }  # fmt: skip
-# Of CIFAR-100, images a class to train and to test: a ResNet takes its time.
+# Images of each class of CIFAR-100 for training and testing; they are few because a ResNet is slow.
 FEW = (50, 20)
 IN_CASE = {"mnist": ("naive", "lwf", "ewc", "replay"), "cifar": ("naive", "lwf", "icarl")}
 COMPARED = ("naive", "lwf", "ewc", "replay", "si")
@@ -80,7 +80,7 @@ def ours(
             precision=precision, strategy_options=own, **SAME, **options,
         )  # fmt: skip
     record = result.record
-    # What a method does at the end of a task, such as EWC's Fisher information, is part of its training.
+    # A method's work at the end of a task, such as EWC's Fisher information, is part of its training.
     seconds = sum(task["seconds"]["train"] + task["seconds"]["memory"] for task in record["tasks"])
     tasks = record["scenario"]["tasks"]
     # The untrained network is tested too, for forward transfer.
@@ -102,7 +102,7 @@ def _each(case: dict[str, Any]) -> list[int]:
 
 
 def theirs(case: dict[str, Any], name: str, seed: int, device: str, threads: int, root: str) -> dict[str, float]:
-    """Train and test with Avalanche as its documentation does; return the same numbers."""
+    """Train and test with Avalanche, used as in its documentation; return the same numbers."""
     import avalanche.training
     import torch
     from avalanche.benchmarks import nc_benchmark
@@ -139,7 +139,7 @@ def theirs(case: dict[str, Any], name: str, seed: int, device: str, threads: int
         finish()
         trained += time.perf_counter() - started
         images += len(experience.dataset)
-        # A matrix of accuracies needs the tasks tested after each, as clbench does.
+        # A matrix of accuracies needs a test of the tasks after each task, as clbench does it.
         started = time.perf_counter()
         learner.eval(benchmark.test_stream[:upto])
         finish()
@@ -153,7 +153,7 @@ def theirs(case: dict[str, Any], name: str, seed: int, device: str, threads: int
 
 
 def _datasets(case: dict[str, Any], root: str) -> tuple[Any, Any, tuple[int, ...]]:
-    """Return data sets that give PIL-like arrays, as torchvision's do, of the images that clbench trains on."""
+    """Return data sets of the images that clbench trains on, as arrays like those of torchvision's data sets."""
     import torch
     from torch.utils.data import Dataset
 
@@ -181,7 +181,7 @@ def _datasets(case: dict[str, Any], root: str) -> tuple[Any, Any, tuple[int, ...
 
 
 def _features(network: Any) -> Any:
-    """Return the network up to its head, as Avalanche's iCaRL wants it."""
+    """Return the network up to its head, which Avalanche's iCaRL needs."""
     import torch
 
     class Features(torch.nn.Module):
@@ -230,8 +230,8 @@ def measure(rival: str, case: dict[str, Any], name: str, seed: int, args: argpar
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, "--job", json.dumps(job)], check=True, capture_output=True, text=True
     )
-    found: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
-    return found | {"process_seconds": time.perf_counter() - started}
+    figures: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
+    return figures | {"process_seconds": time.perf_counter() - started}
 
 
 def _job(text: str) -> None:
@@ -265,7 +265,7 @@ def compare(case: dict[str, Any], name: str, precisions: tuple[str, ...], args: 
     rivals = ["avalanche", *(f"clbench-{precision}" for precision in precisions)]
     turns = []
     for seed in range(1 if args.smoke else args.repeats):
-        # By turns the first and the last: what else runs on the machine comes and goes.
+        # Rivals take turns in being first, because the other load of the machine comes and goes.
         turns.append({rival: measure(rival, case, name, seed, args) for rival in rivals[:: 1 if seed % 2 == 0 else -1]})
     rows = []
     for precision in precisions:
@@ -282,7 +282,7 @@ def compare(case: dict[str, Any], name: str, precisions: tuple[str, ...], args: 
             row[f"{label}_accuracy"] = round(statistics.mean(turn[rival]["accuracy"] for turn in turns), 4)
         print({k: v for k, v in row.items() if "ratio" in k or "accuracy" in k or k in ("strategy", "precision")})
         sys.stdout.flush()
-        # One draw of weights and order against another.
+        # The rivals draw different weights and orders.
         assert abs(float(str(row["clbench_accuracy"])) - float(str(row["avalanche_accuracy"]))) < 0.15
         rows.append(row | where(load, args.device, "clbench", "avalanche-lib", "torch"))
     return rows

@@ -1,7 +1,7 @@
 """How much the engine adds to a hand-written PyTorch loop with the same arithmetic.
 
-Naive, LwF, EWC and ER on Split-MNIST (MLP 784-400-400, batch 128, Adam, one epoch): the two rivals take turns in one
-process, and the ratio of their training times is what counts, since a shared machine is noisy. What a method does at
+Naive, LwF, EWC and ER train on Split-MNIST (MLP 784-400-400, batch 128, Adam, one epoch). The two rivals take turns in
+one process, and the result is the ratio of their training times, because a shared machine is noisy. A method's work at
 the end of a task, such as EWC's Fisher information, is part of its training.
 
     python benchmarks/versus_bare_loop.py --data-root data [--strategies NAME ...] [--repeats 7] [--device cuda]
@@ -30,12 +30,12 @@ MEMORY = 500
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Return what every loop gives its model: float [B, 1, 28, 28] in 0..1."""
+    """Return the input of every loop's model: float [B, 1, 28, 28] in 0..1."""
     return images.float() / 255
 
 
 class Bare:
-    """Naive fine-tuning by hand; the other loops add to its loss, and do something between steps and tasks."""
+    """Naive fine-tuning by hand; the other loops add to its loss, and add work after steps and tasks."""
 
     def __init__(self, scenario: Scenario, device: str) -> None:
         self.scenario, self.device = scenario, device
@@ -99,7 +99,7 @@ class BareLwF(Bare):
 
 
 class BareEWC(Bare):
-    """The Fisher information of linear layers: per-sample gradients are outer products, so their squares are too."""
+    """EWC by hand; per-sample gradients of linear layers are outer products, and so are their squares."""
 
     strength = 100.0
 
@@ -139,11 +139,11 @@ class BareEWC(Bare):
 
 
 class BareER(Bare):
-    """A reservoir, filled after each step, gives as many images again as the task does."""
+    """ER by hand; a reservoir, filled after each step, adds as many images to a step as the task gives."""
 
     def __init__(self, scenario: Scenario, device: str) -> None:
         super().__init__(scenario, device)
-        # The last slot takes what is not kept.
+        # The last slot takes the images that are not kept.
         self.memory, self.stored, self.offered = torch.empty(MEMORY + 1, dtype=torch.int64, device=device), 0, 0
 
     def loss(self, index: Tensor, seen: int) -> Tensor:
@@ -202,11 +202,11 @@ def main() -> None:
     rows = []
     for name in args.strategies:
         load = os.getloadavg()[0]
-        # What is loaded lazily is loaded.
+        # This first turn, which does not count, loads everything that is loaded lazily.
         engine(scenario, name, 0, args.device, args.threads), bare_loop(scenario, name, 0, args.device)
         turns = []
         for seed in range(repeats):
-            # By turns one and the other first.
+            # The rivals take turns in being first.
             ours = engine(scenario, name, seed, args.device, args.threads) if seed % 2 else None
             bare = bare_loop(scenario, name, seed, args.device)
             turns.append((bare, ours or engine(scenario, name, seed, args.device, args.threads)))

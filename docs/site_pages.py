@@ -11,9 +11,9 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages, their links as they are from within docs/."""
+    """Add the pages, with their links rewritten as from within docs/."""
     for source, page in PAGES.items():
         text = (ROOT / source).read_text("utf-8").replace("](docs/", "](")
-        text = re.sub(r"\]\((README|CONTRIBUTING)\.md", lambda found: f"]({PAGES[found[1] + '.md']}", text)
+        text = re.sub(r"\]\((README|CONTRIBUTING)\.md", lambda link: f"]({PAGES[link[1] + '.md']}", text)
         files.append(File.generated(config, page, content=text))
     return files

@@ -9,39 +9,38 @@ from clbench.reports.published import chosen
 PAGE = Path(__file__).with_name("reproduction.md")
 
 HOW = """
-`clbench list claims` lists them, `clbench reproduce` runs those of tier A (minutes each on a CPU), `--tier B` those
-that take hours, `--tier C` those for a GPU; `--budget 10m` takes what fits, of every tier where `--tier` names none;
-`--dry-run` only says what it would do, and neither reads data nor downloads any. With a GPU,
-`--device cuda --compile reduce-overhead` makes minutes of those hours. Finished runs are not repeated, nor is their
-data needed, and unfinished ones go on where they were. A claim that can't run here is left out, and it is said why.
-Where none can for want of data, the results that are kept with the code are shown, with exit code 0, or 2 where claims
-were asked for by name; any other reason that stops all of them, such as a device that is not there, is refused with
-exit code 2. A claim is also a preset: `clbench run
---like vandeven2022/split-mnist-class/lwf` trains under its protocol, and what is given on the line comes first. The
-claims are data, one file a paper, in `reports/claims/`; the results behind this page are in `reports/results/`:
-`clbench reproduce --results reports/results` writes them, nobody edits them.
+`clbench list claims` lists the claims. `clbench reproduce` runs those of tier A (minutes each on a CPU), `--tier B`
+those that take hours, and `--tier C` those for a GPU. `--budget 10m` takes the claims that fit into that time, of every
+tier unless `--tier` names one. `--dry-run` only says what would run; it neither reads nor downloads data. With a GPU,
+`--device cuda --compile reduce-overhead` turns those hours into minutes. Finished runs are not repeated and don't need
+their data; unfinished runs go on where they stopped. A claim that can't run here is left out with the reason. If no
+claim can run because data are missing, the results that are kept with the code are shown, with exit code 0, or 2 if you
+named claims; any other reason that stops all of them, such as a missing device, is refused with exit code 2. A claim is
+also a preset: `clbench run --like vandeven2022/split-mnist-class/lwf` trains under its protocol, and options given on
+the line override it. The claims are data, one file for each paper, in `reports/claims/`. The results behind this page
+are in `reports/results/`; `clbench reproduce --results reports/results` writes them, and nobody edits them by hand.
 """
 
 READING = """
-- **Two orders are called "1993".** `numpy.random.permutation(100)` after seed 1993 begins 68, 56, 78
-  (`cifar100-1993`: LUCIR, FACIL, PyCIL). The iCaRL authors' code draws other numbers first, so its first run begins
-  87, 0, 52 (`cifar100-icarl`).
-- **Final or average.** 64.1 for iCaRL on ten steps of ten classes is the mean over all steps, the first included; the
-  curve ends near 50. Other papers leave out the first step, or begin with 50 classes. The metric is part of each
-  claim.
+- **Two orders are called "1993".** `numpy.random.permutation(100)` after seed 1993 begins 68, 56, 78 (`cifar100-1993`:
+  LUCIR, FACIL, PyCIL). The iCaRL authors' code draws other numbers first, so its first run begins 87, 0, 52
+  (`cifar100-icarl`).
+- **Final or average.** The published 64.1 for iCaRL on ten steps of ten classes is the mean over all steps, the first
+  included; the curve ends near 50. Other papers leave out the first step, or begin with 50 classes. Each claim
+  therefore names its metric.
 - **Standard error or deviation.** van de Ven et al. print the standard error of the mean, which over 20 runs is the
-  standard deviation divided by 4.5; DER prints standard deviations, iCaRL nothing. The column says which.
-- **LwF is weighted in at least three ways**: one weight for all tasks; (N-1) on the distillation of the N-th task;
-  1/N on the new task and 1 - 1/N on the old ones. On class-incremental Split-MNIST the last one gives 2 points more
+  standard deviation divided by 4.5. DER prints standard deviations, and iCaRL prints neither. The column says which.
+- **LwF is weighted in at least three ways**: one weight for all tasks; (N-1) on the distillation of the N-th task; 1/N
+  on the new task and 1 - 1/N on the old ones. On class-incremental Split-MNIST the last one gives 2 points more
   (`vandeven2019-lwf`; 23.9 and 24.2 in the preprints, 21.9 in the later paper).
-- **EWC's strength has no scale of its own.** It depends on which labels the Fisher information takes, whether it is a
-  mean or a sum, and on a factor of 1/2: published values go from 1 to 1e10. The same authors report 85.5 and 99.1 %
-  for task-incremental Split-MNIST, with other strengths.
-- **Regularisation in the class-incremental setting** (EWC, SI) ends where `naive` does, in the papers and here; such
-  a claim can't be told from doing nothing and does not count. Its task-incremental value and its paired difference
+- **EWC's strength has no scale of its own.** It depends on which labels the Fisher information uses, whether it is a
+  mean or a sum, and on a factor of 1/2. Published values go from 1 to 1e10. The same authors report 85.5 and 99.1 % for
+  task-incremental Split-MNIST, with different strengths.
+- **Regularisation in the class-incremental setting** (EWC, SI) ends where `naive` does, in the papers and here. Such a
+  claim can't be told from doing nothing, so it does not count; its task-incremental value and its paired difference
   from naive do.
-- **SI differs between codes**: xi 0.001 or 0.1, importances cut off at 0 or not, the gradient with or without the
-  penalty's, tested on training images in the authors' notebook.
+- **SI differs between code bases**: xi is 0.001 or 0.1, importances are cut off at 0 or not, the gradient includes the
+  penalty's or not, and the authors' notebook tests on training images.
 """
 
 

@@ -1,4 +1,4 @@
-"""Write docs/run.schema.json from the models that run.json is read with: what every run.json holds, and may hold."""
+"""Write docs/run.schema.json, the required and the optional keys of run.json, from the models that read it."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ FILE = Path(__file__).with_name("run.schema.json")
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of this version's run.json; keys beside those in it may be there."""
+    """Return the JSON Schema (draft 2020-12) of this version's run.json, which allows further keys."""
     made = RunRecord.model_json_schema(mode="validation")
     made["properties"] = {"schema_version": {"const": SCHEMA_VERSION}} | made["properties"]
     return {

@@ -26,7 +26,7 @@ def normal(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
 
 
 def skewed(random: np.random.Generator, shape: tuple[int, ...]) -> Floats:
-    """Exponential values, mean 0 and sd 1: accuracies near a ceiling are as skewed, the other way round."""
+    """Exponential values, mean 0 and sd 1; accuracies near a ceiling are as skewed, in the other direction."""
     return random.standard_exponential(shape) - 1
 
 
@@ -34,11 +34,11 @@ DRAWS: dict[str, Draw] = {"normal": normal, "skewed": skewed}
 
 
 def found_real(n: int, tables: int, shift: float, draw: Draw, seed: int = SEED) -> tuple[float, float]:
-    """Return the share of comparison tables with a false positive, and that of planted differences found.
+    """Return the share of comparison tables with a false positive, and the share of planted differences found.
 
     Each table has 5 strategies over the same n seeds: values of sd 1 and a shared part of each seed of sd 1. The first
-    strategy is `shift` sds of a difference above the four others, which are equal. A table is what a report prints: all
-    pairs tested by sign flips and corrected by Holm; a pair of equal strategies called real is a false positive.
+    strategy is `shift` sds of a difference above the four others, which are equal. As in a report, all pairs are tested
+    by sign flips and corrected by Holm; a pair of equal strategies called real is a false positive.
     """
     random = np.random.default_rng([seed, n, round(100 * shift)])
     # The difference of two values of sd 1 has an sd of sqrt(2).
@@ -55,32 +55,32 @@ def found_real(n: int, tables: int, shift: float, draw: Draw, seed: int = SEED) 
 
 
 def counting_the_printed(n: int, tables: int, strategies: int) -> float:
-    """Return the share of tables of equal strategies with a false positive, had Holm counted those with the best."""
+    """Return the share of tables of equal strategies with a false positive if Holm counts only those with the best."""
     random = np.random.default_rng([SEED, n, strategies])
     values = random.standard_normal((n, tables, strategies))
     means = values.mean(axis=0)
     best = np.take_along_axis(values, means.argmax(axis=1)[None, :, None], axis=2)
     p = np.concatenate([sign_flip(part) for part in np.array_split(best - values, 40, axis=1)])
-    # The best differs from itself by nothing, p = 1: the smallest of the others times their number decides.
+    # The best does not differ from itself, p = 1, so the smallest p of the others times their number decides.
     return float((p.min(axis=1) * (strategies - 1) <= LEVEL).mean())
 
 
 def coverage(n: int, samples: int, draw: Draw, seed: int = SEED) -> float:
     """Return the share of samples of n values whose 95 % interval holds the true mean, 0."""
     values = draw(np.random.default_rng([seed, n, samples]), (samples, n))
-    found = [interval(row) for row in values.tolist()]
-    return float(np.mean([ends is not None and ends.low <= 0 <= ends.high for ends in found]))
+    intervals = [interval(row) for row in values.tolist()]
+    return float(np.mean([ends is not None and ends.low <= 0 <= ends.high for ends in intervals]))
 
 
 def coverage_of_t(n: int, samples: int, draw: Draw) -> float:
-    """Return what `coverage` would be with Student's t, for those n at which `interval` takes BCa."""
+    """Return the `coverage` of Student's t, for those n at which `interval` takes BCa."""
     values = draw(np.random.default_rng([SEED, n, samples]), (samples, n))
     half = stdtrit(n - 1, 0.975) * values.std(axis=1, ddof=1) / np.sqrt(n)
     return float((np.abs(values.mean(axis=1)) <= half).mean())
 
 
 def page(tables: int = 2000, samples: int = 2000) -> str:
-    """Return the section, with the Monte Carlo error (one standard error at 5 %) of what is measured."""
+    """Return the section, with the Monte Carlo error of the measurements (one standard error at 5 %)."""
     error = 100 * np.sqrt(0.05 * 0.95 / tables)
     lines = [
         f"{tables:,} tables of {STRATEGIES} strategies (10 pairs), sd shared by a seed 1, own sd 1; one standard error "
@@ -122,9 +122,9 @@ LARGE = (20, 40)
 
 
 def _method(n: int) -> str:
-    found = interval(range(n))
-    assert found is not None
-    return found.method
+    ends = interval(range(n))
+    assert ends is not None
+    return ends.method
 
 
 if __name__ == "__main__":

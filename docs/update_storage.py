@@ -1,7 +1,7 @@
-"""Write strategies/storage.csv, which `clbench list strategies` shows: what each strategy keeps beside the network.
+"""Write strategies/storage.csv, which `clbench list strategies` shows: each strategy's bytes beside the network.
 
-Measured, not declared: the ledger of a short run on split-mnist-5k with its preset (5 tasks, mlp:400-400, 200
-exemplars where it has a memory), in the first setting that the strategy supports.
+The bytes are measured, not declared: they come from the ledger of a short run on split-mnist-5k with its preset (5
+tasks, mlp:400-400, 200 exemplars if it has a memory), in the first setting that the strategy supports.
 """
 
 import csv
@@ -28,7 +28,7 @@ def measured(name: str) -> dict[str, str | int]:
     """Return a strategy's row: bytes beyond naive's network after the last task, and what each further task adds."""
     setting = strategy_class(name).traits.settings[0]
     extra = [a - b for a, b in zip(kept(name, setting), kept("naive", setting), strict=True)]
-    # The first task has neither a teacher nor a full memory yet.
+    # In the first task there is neither a teacher nor a full memory yet.
     growth = (extra[-1] - extra[1]) // (len(extra) - 2)
     return {"strategy": name, "setting": setting, "extra_bytes": extra[-1], "extra_bytes_per_task": growth}
 

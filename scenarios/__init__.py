@@ -1,4 +1,4 @@
-"""Ways of making tasks, and the data sets they are cut from."""
+"""Ways of making tasks, and the data sets that they are cut from."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -70,15 +70,15 @@ def read_cifar_batch(path: Path, label_key: bytes) -> tuple[NDArray[np.uint8], N
         detail = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{path} is not a readable CIFAR batch ({detail})") from error
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3072:
-        found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
-        raise ConfigError(f"{path}: the images are {found}; expected uint8 [N, 3072]")
+        given = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise ConfigError(f"{path}: the images are {given}; expected uint8 [N, 3072]")
     if labels.dtype.kind not in "iu" or labels.shape != (len(images),):
         raise ConfigError(f"{path}: the labels are {labels.dtype} {labels.shape} for {len(images)} images")
     return images.reshape(-1, 3, 32, 32), labels.astype(np.int64)
 
 
 def read_cifar(folder: Path) -> Raw | None:
-    """Return the set in a folder of CIFAR_BATCHES, or None where a batch is missing; raises ConfigError."""
+    """Return the data set in a folder of CIFAR_BATCHES, or None if a batch is missing; raises ConfigError."""
     batches = CIFAR_BATCHES[folder.name]
     if not all((folder / name).is_file() for name in batches.files):
         return None

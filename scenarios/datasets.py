@@ -1,4 +1,4 @@
-"""The datasets that scenarios are cut from: a known one by its name, or the user's own files or arrays."""
+"""The data sets that scenarios are cut from: a known one by its name, or the user's own files or arrays."""
 
 import hashlib
 import os
@@ -17,16 +17,17 @@ from clbench.scenarios.known import KNOWN, Known, load_known
 
 __all__ = ["KNOWN", "Dataset", "dataset_from_arrays", "fingerprint", "load_dataset"]
 
-CHUNK = 64  # images converted at a time: bounds the memory that photos need
+CHUNK = 64  # images converted at a time; it bounds the memory that photos need
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Images and labels, split into training and test.
 
-    Images are uint8 [N, C, H, W], perhaps read-only or not contiguous; those of folders are memory-mapped.
-    Labels are int64 [N] in 0..K-1, indices into `class_names`. `mean` and `std` are those of x_train / 255, one
-    for each channel. `origin` is the path or package that the data came from.
+    x_train, x_test: images, uint8 [N, C, H, W], perhaps read-only or not contiguous; folders are memory-mapped.
+    y_train, y_test: labels, int64 [N] in 0..K-1, indices into `class_names`.
+    mean, std: of x_train / 255, for each channel.
+    origin: the path or package that the data came from.
     """
 
     name: str
@@ -45,10 +46,11 @@ def load_dataset(
 ) -> Dataset:
     """Return a dataset: one of KNOWN by its name, or the user's NAME.npz or DIR/{train,test}/CLASS/*.
 
-    A known set is looked for under `data_root` (torchvision's layout; NAME.npz; IDX files;
-    NAME/{train,test}/CLASS/*), where Debian puts Fashion-MNIST, and unless `offline` at torchvision's
-    sources. `image_size` S makes images in folders S x S pixels. Raises ConfigError for data that is missing,
-    damaged, inconsistent or too large.
+    data_root: where a known set is looked for first (torchvision's layout; NAME.npz; IDX files;
+        NAME/{train,test}/CLASS/*); then come Debian's folder of Fashion-MNIST and torchvision's sources.
+    offline: leave out torchvision's sources.
+    image_size: S makes images in folders S x S pixels.
+    Raises ConfigError for data that are missing, damaged, inconsistent or too large.
     """
     if image_size is not None and image_size < 1:
         raise ConfigError(f"--image-size {image_size} is not a size in pixels; expected at least 1")
@@ -136,7 +138,7 @@ def _build(raw: Raw, name: str, origin: str, known: Known | None = None, image_s
 
 
 def _class_names(raw: Raw, classes: NDArray[Any], origin: str, known: Known | None) -> tuple[str, ...]:
-    """Return a name for each class; raise ConfigError where training, test and known classes do not agree."""
+    """Return a name for each class; raise ConfigError if training, test and known classes do not agree."""
     if known is not None and not np.array_equal(classes, np.arange(len(known.class_names))):
         expected = f"all of 0..{len(known.class_names) - 1}"
         raise ConfigError(f"{origin}: the training labels are {_some(classes)}; expected {expected}")
@@ -156,7 +158,7 @@ def _class_names(raw: Raw, classes: NDArray[Any], origin: str, known: Known | No
 
 
 def _mean_and_std(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation (n) of images / 255 for each channel; 1 for a deviation of 0."""
+    """Return mean and standard deviation (n) of images / 255 for each channel; a deviation of 0 becomes 1."""
     values = np.arange(256)
     counts = np.zeros((images.shape[1], 256), dtype=np.int64)
     for chunk in _chunks(images):

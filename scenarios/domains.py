@@ -1,4 +1,4 @@
-"""Permuted and rotated scenarios: in each task all classes, seen through another fixed change of the pixels."""
+"""Permuted and rotated scenarios: each task has all classes, with a fixed change of the pixels of its own."""
 
 import functools
 import math
@@ -16,16 +16,16 @@ from clbench.support.streams import stream
 
 Images = NDArray[np.uint8]
 
-CHUNK = 4096  # images rotated at a time: bounds the memory for their floats
+CHUNK = 4096  # images rotated at a time; it bounds the memory for their floats
 
 
 def permuted(data: Dataset, tasks: int, *, seed: int = 0, pad: int = 0) -> Dataset:
-    """Return the images of all tasks, each task's pixels in another order: split(..., tasks=tasks) cuts it.
+    """Return the images of all tasks, each task's pixels in an order of its own; split(..., tasks=tasks) cuts them.
 
-    Of N images and K classes, row t * N + i is image i as task t shows it, and class t * K + c is class c there: so ids
-    and classes are unique to their task. The orders are drawn by `seed`, are the same for training and test images and
-    for all channels, and task 0 shows the images as they are, as in the code of Zenke et al. 2017, arXiv:1703.04200.
-    pad: rows and columns of zeros added on each side. Raises ConfigError where that doesn't fit into memory.
+    For N images and K classes, row t * N + i is image i in task t, and class t * K + c is class c in task t, so ids and
+    classes are unique to their task. `seed` draws the orders, which are the same for training and test images and for
+    all channels. Task 0 keeps the pixels in place, as in the code of Zenke et al. 2017, arXiv:1703.04200.
+    pad: rows and columns of zeros added on each side. Raises ConfigError if the images don't fit into memory.
     """
     c, h, w = data.x_train.shape[1:]
     size = (h + 2 * pad) * (w + 2 * pad)
@@ -36,7 +36,7 @@ def permuted(data: Dataset, tasks: int, *, seed: int = 0, pad: int = 0) -> Datas
         flat = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad))).reshape(len(images), c, size)
         yield flat[:, :, orders[t]].reshape(len(images), c, h + 2 * pad, w + 2 * pad)
 
-    # Zeros lower the mean of the pixels and the mean of their squares alike.
+    # Zeros lower the mean of the pixels and the mean of their squares by the same factor.
     share = h * w / size
     mean = tuple(share * m for m in data.mean)
     std = tuple(math.sqrt(share * (m**2 + s**2) - (share * m) ** 2) for m, s in zip(data.mean, data.std, strict=True))
@@ -45,12 +45,12 @@ def permuted(data: Dataset, tasks: int, *, seed: int = 0, pad: int = 0) -> Datas
 
 
 def rotated(data: Dataset, tasks: int, *, seed: int = 0) -> Dataset:
-    """Return the images of all tasks, each task's turned by another angle: split(..., tasks=tasks) cuts it.
+    """Return the images of all tasks, each task's turned by an angle of its own; split(..., tasks=tasks) cuts them.
 
-    Rows and classes are those of permuted(). Task t's angle, in degrees counterclockwise, is drawn by `seed` from the
-    t-th of `tasks` equal parts of 0..180, to a tenth (Lopez-Paz & Ranzato 2017, arXiv:1706.08840); task 0 shows the
-    images as they are. Bilinear, about the centre, with zeros around; mean and std stay those of the data set.
-    Raises ConfigError where that doesn't fit into memory.
+    Rows and classes are those of permuted(). `seed` draws task t's angle, in degrees counterclockwise, from the t-th of
+    `tasks` equal parts of 0..180, to a tenth (Lopez-Paz & Ranzato 2017, arXiv:1706.08840); task 0 is not turned.
+    Rotation is bilinear, about the centre, with zeros around; mean and std stay those of the data set.
+    Raises ConfigError if the images don't fit into memory.
     """
     drawn = [float(torch.rand(1, generator=stream(seed, "rotation", t))) for t in range(tasks)]
     angles = [round(180 * (t + part) / tasks, 1) if t else 0.0 for t, part in enumerate(drawn)]
@@ -60,7 +60,7 @@ def rotated(data: Dataset, tasks: int, *, seed: int = 0) -> Dataset:
         from torchvision.transforms.v2.functional import rotate
 
         for start in range(0, len(images), CHUNK):
-            part = torch.from_numpy(np.array(images[start : start + CHUNK]))  # torch wants it writable
+            part = torch.from_numpy(np.array(images[start : start + CHUNK]))  # torch needs a writable array
             yield (rotate(part, angles[t], InterpolationMode.BILINEAR) if angles[t] else part).numpy()
 
     names = [f"{angle} degrees" for angle in angles]
@@ -101,16 +101,16 @@ def _shown(
     )
 
 
-# As for the data sets themselves: a worker process makes the images once for all its runs.
+# A worker process makes the images once for all its runs, as it loads the data sets themselves once.
 @functools.lru_cache(maxsize=1)
 def permuted_once(
     dataset: str, data_root: str, offline: bool, image_size: int | None, tasks: int, seed: int, pad: int
 ) -> Dataset:
-    """Return permuted() of a data set, the latest one from memory."""
+    """Return permuted() of a data set; the latest one comes from memory."""
     return permuted(load_once(dataset, data_root, offline, image_size), tasks, seed=seed, pad=pad)
 
 
 @functools.lru_cache(maxsize=1)
 def rotated_once(dataset: str, data_root: str, offline: bool, image_size: int | None, tasks: int, seed: int) -> Dataset:
-    """Return rotated() of a data set, the latest one from memory."""
+    """Return rotated() of a data set; the latest one comes from memory."""
     return rotated(load_once(dataset, data_root, offline, image_size), tasks, seed=seed)

@@ -1,4 +1,4 @@
-"""Downloads of the known datasets: torchvision's sources and checksums, and little patience."""
+"""Downloads of the known data sets, from torchvision's sources, with its checksums and short timeouts."""
 
 import hashlib
 import queue
@@ -15,8 +15,8 @@ from urllib.request import Request, urlopen
 from clbench.config.errors import ConfigError
 from clbench.scenarios.files import atomic_file
 
-ANSWER_SECONDS = 6.0  # a source's name is resolved, it is reached and has begun to answer
-STALL_SECONDS = 10.0  # a begun answer may pause for so long
+ANSWER_SECONDS = 6.0  # to resolve a source's name, to connect, and to get the first of its answer
+STALL_SECONDS = 10.0  # the longest pause within an answer
 MAX_BYTES = 1 << 30
 CHUNK = 1 << 20
 
@@ -30,7 +30,7 @@ class Payload(NamedTuple):
 
 
 def payloads(torchvision_class: str) -> list[Payload]:
-    """Return the files that torchvision downloads for one of its dataset classes."""
+    """Return the files that torchvision downloads for one of its data set classes."""
     from torchvision import datasets
 
     source = getattr(datasets, torchvision_class)
@@ -40,9 +40,9 @@ def payloads(torchvision_class: str) -> list[Payload]:
 
 
 def fetch(payload: Payload, folder: Path) -> Path:
-    """Download a file into a folder from the first source whose answer has the right MD5 sum; announce it.
+    """Download a file into a folder from the first source whose answer has the right MD5 sum; announce each attempt.
 
-    Raises ConnectionError that lists what became of each attempt.
+    Raises ConnectionError, which lists the outcome of each attempt.
     """
     attempts = []
     for url in payload.urls:
@@ -59,7 +59,7 @@ def fetch(payload: Payload, folder: Path) -> Path:
 def _open(url: str) -> Any:
     """Return the answer to a request, or raise within ANSWER_SECONDS.
 
-    A thread, because a socket's timeout covers neither name resolution nor the sum over a host's addresses.
+    It asks in a thread, because a socket's timeout covers neither name resolution nor the sum over a host's addresses.
     """
     outcome: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -94,7 +94,7 @@ def _copy_checked(answer: Any, file: Any, md5: str) -> None:
 
 
 def unpack(archive: Path, folder: Path, names: Iterable[str]) -> None:
-    """Copy the named regular files from FOLDER's name inside a tar archive into the folder, and nothing else.
+    """Copy the named regular files, which a tar archive holds under the folder's name, into it, and nothing else.
 
     Raises ConfigError for a damaged archive or one that lacks a file.
     """

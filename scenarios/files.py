@@ -1,7 +1,7 @@
-"""Readers of IDX (MNIST) and NPZ files; a damaged file is a ConfigError that names it.
+"""Readers of IDX (MNIST) and NPZ files; a damaged file raises a ConfigError that names it.
 
-What a header claims is compared with the file before memory is asked for, and nothing is unpickled. Files are
-read, not mapped: writing over a mapped file kills the process that reads it (SIGBUS).
+They compare a header's claims with the file before they allocate memory, and they unpickle nothing. They read files
+and don't map them, because writing over a mapped file kills the process that reads it (SIGBUS).
 """
 
 import contextlib
@@ -32,7 +32,7 @@ DEFLATE_MAX_RATIO = 1032  # one deflate symbol emits at most 258 bytes from 2 bi
 
 
 class Raw(NamedTuple):
-    """What files hold: images uint8 [N, C, H, W], integer labels [N] as they stand, perhaps class names."""
+    """The content of files: images uint8 [N, C, H, W], integer labels [N] as in the files, perhaps class names."""
 
     x_train: NDArray[np.uint8]
     y_train: NDArray[Any]
@@ -49,13 +49,13 @@ def available_memory() -> int:
 
 
 def require_memory(n_bytes: int, what: object) -> None:
-    """Raise ConfigError when `what` needs more bytes than there is memory."""
+    """Raise ConfigError if `what` needs more bytes than there is memory."""
     if n_bytes > (free := available_memory()):
         raise ConfigError(f"{what} needs {n_bytes:,} bytes of memory, and {free:,} are available")
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be made again: $CLBENCH_CACHE, else the user's cache folder."""
+    """Return the folder for files that can be made again: $CLBENCH_CACHE, or else the user's cache folder."""
     import platformdirs
 
     return Path(os.environ.get("CLBENCH_CACHE") or platformdirs.user_cache_dir("clbench"))
@@ -104,7 +104,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
             require_memory(needed, path)
             if not zipped:
                 return np.fromfile(path, np.uint8, needed, offset=header_bytes).reshape(shape)
-            # One byte more than needed, so that the end of the stream is reached and its checksum compared.
+            # One byte more than needed, so that gzip reaches the end of the stream and compares its checksum.
             data = file.read(needed + 1)
             _same_size(path, shape, needed, len(data))
             return np.frombuffer(data, np.uint8).reshape(shape)
@@ -112,20 +112,20 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         raise ConfigError(f"{path} can't be read: {error}") from error
 
 
-def _same_size(path: Path, shape: tuple[int, ...], needed: int, found: int) -> None:
-    if found != needed:
-        problem = "is truncated" if found < needed else "has bytes left over"
-        raise ConfigError(f"{path} {problem}: the shape {shape} needs {needed:,} bytes of data, it has {found:,}")
+def _same_size(path: Path, shape: tuple[int, ...], needed: int, actual: int) -> None:
+    if actual != needed:
+        problem = "is truncated" if actual < needed else "has bytes left over"
+        raise ConfigError(f"{path} {problem}: the shape {shape} needs {needed:,} bytes of data, it has {actual:,}")
 
 
 def find_idx(folder: Path) -> list[Path | None]:
-    """Return the path in a folder of each of IDX_FILES, plain or gzipped, or None where it is missing."""
+    """Return the path in a folder of each of IDX_FILES, plain or gzipped, or None if it is missing."""
     candidates = [(folder / name, folder / f"{name}.gz") for name in IDX_FILES]
     return [next((path for path in pair if path.is_file()), None) for pair in candidates]
 
 
 def read_idx_folder(folder: Path) -> Raw | None:
-    """Return the set in MNIST's four IDX files, or None where one is missing; raises what read_idx raises."""
+    """Return the data set in MNIST's four IDX files, or None if one is missing; raises what read_idx raises."""
     paths = [path for path in find_idx(folder) if path is not None]
     if len(paths) < len(IDX_FILES):
         return None
@@ -141,10 +141,10 @@ def read_idx_folder(folder: Path) -> Raw | None:
 
 
 def read_npz(path: Path) -> Raw:
-    """Return the set in an NPZ file: x_train, y_train, x_test, y_test and perhaps class_names.
+    """Return the data set in an NPZ file: x_train, y_train, x_test, y_test and perhaps class_names.
 
     Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; labels are integers [N]. Shapes and types are
-    checked from the headers before the data is read. Raises ConfigError for what is wrong or damaged.
+    checked from the headers before the data are read. Raises ConfigError for a wrong or damaged file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -184,11 +184,11 @@ def _read_member(archive: zipfile.ZipFile, path: Path, name: str, info: zipfile.
         header_bytes = member.tell()
         _check_header(what, name, shape, dtype)
         needed = math.prod(shape) * dtype.itemsize
-        found = info.file_size - header_bytes
-        if needed != found:
-            raise ConfigError(f"{what} claims the shape {shape}: {needed:,} bytes, but has {found:,}")
+        actual = info.file_size - header_bytes
+        if needed != actual:
+            raise ConfigError(f"{what} claims the shape {shape}: {needed:,} bytes, but has {actual:,}")
         require_memory(needed, what)
-        data = np.frombuffer(member.read(), dtype)  # the archive's checksum is compared at its end
+        data = np.frombuffer(member.read(), dtype)  # at its end, zipfile compares the checksum
         return data.reshape(shape, order="F" if fortran_order else "C")
 
 
@@ -244,7 +244,7 @@ def _check_label_type(what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -
 
 
 def check_labels(labels: Any, what: str) -> NDArray[Any]:
-    """Return the labels as an array; raise ConfigError where they are not integers [N]."""
+    """Return the labels as an array; raise ConfigError if they are not integers [N]."""
     array = _array(labels, what)
     _check_label_type(what, array.shape, array.dtype)
     return array

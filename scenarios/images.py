@@ -1,4 +1,4 @@
-"""Images in folders, one folder a class: decoded once, then kept in the cache as one memory-mapped array."""
+"""Images in folders, one folder for each class; decoded once, then kept in the cache as one memory-mapped array."""
 
 import hashlib
 import shutil
@@ -18,8 +18,8 @@ from clbench.scenarios.files import Raw, atomic_file, cache_folder, require_memo
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 GREY_MODES = ("1", "L", "LA")
 EXIF_ORIENTATION = 0x0112
-MAX_PIXELS = 1 << 26  # a few kB can claim any number; as many threads as there are cores decode one each
-BATCH = 256  # images decoded between two writes: bounds the memory that is held
+MAX_PIXELS = 1 << 26  # a file of a few kB can claim any number, and each core decodes an image at a time
+BATCH = 256  # images decoded between two writes; it bounds the memory in use
 ANNOUNCE_FROM = 1000
 
 
@@ -29,12 +29,13 @@ class _Header(NamedTuple):
 
 
 def read_image_folder(folder: Path, image_size: int | None, class_order: tuple[str, ...] = ()) -> Raw:
-    """Return the set in FOLDER/{train,test}/CLASS/* (val is accepted for test): RGB, or grey if all are grey.
+    """Return the data set in FOLDER/{train,test}/CLASS/* (val is accepted for test): RGB, or grey if all are grey.
 
-    Classes are in natural order of their names, or in `class_order` where those are the names. With
-    `image_size` S the shorter side is resized to S (bilinear, antialiased) and the centre S x S cut out;
-    without it all sizes must agree. Transparency is dropped. Raises ConfigError for a file that is damaged or
-    no image, differing classes, and what does not fit into memory or the cache's disk.
+    image_size: S resizes the shorter side to S (bilinear, antialiased) and cuts out the centre S x S; without it all
+        sizes must agree.
+    class_order: the order of the classes, if these are their names; otherwise they are in natural order.
+    Transparency is dropped. Raises ConfigError for a file that is damaged or no image, for training and test classes
+    that differ, and for images that do not fit into memory or the cache's disk.
     """
     train_folder, test_folder = _parts(folder)
     train, test = _scan(train_folder), _scan(test_folder)
@@ -82,7 +83,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _cached(folder: Path, paths: list[Path], size: int | None) -> NDArray[np.uint8]:
-    """Return the images [N, C, H, W] of the paths, mapped from the cache; decode them into it if need be."""
+    """Return the images [N, C, H, W] of the paths, mapped from the cache; decode them into it if it lacks them."""
     key = hashlib.sha256(f"{folder.resolve()} {size}".encode())
     for path in paths:
         stat = path.stat()
@@ -99,7 +100,7 @@ def _cached(folder: Path, paths: list[Path], size: int | None) -> NDArray[np.uin
 
 
 def _map(cached: Path, n: int) -> NDArray[np.uint8] | None:
-    """Return the cached array, or None where it is missing or damaged."""
+    """Return the cached array, or None if it is missing or damaged."""
     try:
         images = np.lib.format.open_memmap(cached, mode="r")
     except Exception:  # numpy raises almost anything on a damaged header
@@ -115,7 +116,7 @@ def _decode_all(folder: Path, paths: list[Path], size: int | None, target: Path)
     if len(paths) >= ANNOUNCE_FROM:
         print(f"clbench: reading {len(paths):,} images in {folder} (once: kept in {target})", file=sys.stderr)
     with ThreadPoolExecutor() as pool, warnings.catch_warnings():
-        # _read_header refuses what Pillow would only warn of.
+        # _read_header refuses the images that Pillow would only warn of.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         headers = list(pool.map(_read_header, paths))
         if size is None:
@@ -135,7 +136,7 @@ def _decode_all(folder: Path, paths: list[Path], size: int | None, target: Path)
             free = shutil.disk_usage(target.parent).free
             if n_bytes > free:
                 raise ConfigError(f"{folder} needs {n_bytes:,} bytes in {target.parent}, and {free:,} are free")
-            # Written front to back, not through a map: a disk that fills up is then an error, not a signal.
+            # Written front to back, not through a map, so that a full disk is an error, not a signal.
             with atomic_file(target) as file:
                 fields = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, fields)
@@ -157,7 +158,7 @@ def _read_header(path: Path) -> _Header:
             mode, (width, height) = image.mode, image.size
             if width * height > MAX_PIXELS:
                 raise ConfigError(f"{path} claims {width} x {height} pixels; at most {MAX_PIXELS:,} are accepted")
-            # Which decodes the image where its format has this behind the pixels.
+            # This decodes the image if its format stores EXIF data behind the pixels.
             turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
     except ConfigError:
         raise
@@ -169,7 +170,7 @@ def _read_header(path: Path) -> _Header:
 
 
 def _decode(path: Path, grey: bool, size: int | None) -> NDArray[np.uint8]:
-    """Return one upright image [C, H, W]; sizes and offsets round like torchvision's Resize, CenterCrop."""
+    """Return one upright image [C, H, W]; sizes and offsets round as in torchvision's Resize and CenterCrop."""
     from PIL import Image, ImageOps
 
     try:
@@ -181,7 +182,7 @@ def _decode(path: Path, grey: bool, size: int | None) -> NDArray[np.uint8]:
             image = image.resize(resized, Image.Resampling.BILINEAR)
             left, top = (round((side - size) / 2) for side in image.size)
             image = image.crop((left, top, left + size, top + size))
-    except Exception as error:  # as above
+    except Exception as error:  # Pillow's plug-ins raise almost anything on a damaged file
         raise ConfigError(f"{path} is not a readable image: {error or type(error).__name__}") from error
     array = np.asarray(image)
     return array[None] if grey else array.transpose(2, 0, 1)

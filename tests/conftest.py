@@ -1,4 +1,4 @@
-"""What the tests of engine and strategies share: a few real digits, and runs that take a tenth of a second."""
+"""Fixtures of the tests of engine and strategies: a few real digits, and runs that take a tenth of a second."""
 
 import itertools
 import os
@@ -25,13 +25,13 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run of a tenth of a second would wait half a second for the disk; no test pulls the plug."""
+    """Skip fsync: a run of a tenth of a second would wait half a second for the disk, and no test cuts the power."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @pytest.fixture(autouse=True)
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a GPU is, a test trains on it only by name: what is compared to the byte is what a CPU does."""
+    """On a machine with a GPU a test trains on it only by name, because byte-for-byte comparisons are of CPU runs."""
     import clbench.running.resolve
 
     find = clbench.running.resolve.find_device
@@ -73,7 +73,7 @@ def tiny(cut: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def run(tmp_path: Path, tiny: Any) -> Callable[..., Any]:
-    """Run a strategy on `tiny` (or a scenario given) with fast training, each time in a new folder unless named."""
+    """Run a strategy on `tiny` (or a given scenario) with fast training, in a new folder unless one is named."""
     import clbench
 
     numbers = itertools.count()
@@ -88,7 +88,7 @@ def run(tmp_path: Path, tiny: Any) -> Callable[..., Any]:
 
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks and images in double precision, in which rounding can't be taken for a difference."""
+    """Networks and images in double precision, so that rounding can't be taken for a difference."""
     import clbench.learning.strategy
     import clbench.running.run
     from clbench.data.batches import Pipeline

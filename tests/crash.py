@@ -1,9 +1,9 @@
-"""A run that is killed again and again and continued, next to one that is not: `crash.py KILLS SEED STRATEGY...`.
+"""Compare runs that are killed and continued with undisturbed runs: `crash.py KILLS SEED STRATEGY...`.
 
-This process builds the scenario, never trains, and forks a process for each attempt, so an attempt costs no import.
-Half of the kills come at a random moment, the others while a file is written: half of it is there, it is whole but
-has no name yet, the last checkpoint has moved aside and the new one has not taken its place. Prints a line of JSON for
-each strategy: the figures, or the error.
+This process builds the scenario and never trains. It forks a process for each attempt, so an attempt costs no import.
+Half of the kills come at a random moment. The others come while a file is written: half of it is there; or it is whole
+but has no name yet; or the last checkpoint has moved aside and the new one has not taken its place. It prints a line of
+JSON for each strategy: the figures, or the error.
 """
 
 import io
@@ -49,7 +49,7 @@ MEMORY = 40
 
 
 def kill_and_continue(name: str, kills_wanted: int, seed: int) -> dict[str, Any]:
-    """Kill and continue runs until there were so many kills and the last run is done; return the figures."""
+    """Kill and continue runs until there were `kills_wanted` kills and the last run is done; return the figures."""
     cls = strategy_class(name)
     options = (
         OPTIONS | {"setting": cls.traits.settings[0]} | ({"memory_size": MEMORY} if cls.traits.needs_memory else {})
@@ -67,7 +67,7 @@ def kill_and_continue(name: str, kills_wanted: int, seed: int) -> dict[str, Any]
         while len(log) < kills_wanted:
             out, runs = Path(place) / f"killed-{runs}", runs + 1
             for number in itertools.count():
-                # Not for ever: a run that is killed too early each time would not come to an end.
+                # Not for ever, because a run that is killed too early each time would never end.
                 killed = len(log) < kills_wanted and number < 2 * kills_wanted
                 in_a_write = chance.random() < 0.5
                 fault = (chance.choice(FAULTS), chance.randint(2, 14)) if killed and in_a_write else None
@@ -99,7 +99,7 @@ def kill_and_continue(name: str, kills_wanted: int, seed: int) -> dict[str, Any]
 def attempt(
     config: Any, scenario: Any, out: Path, fault: tuple[str, int] | None = None, delay: float | None = None
 ) -> tuple[dict[str, Any] | None, int]:
-    """Go on with a run in a process of its own; return where inside a task it began, if there, and how it ended."""
+    """Go on with a run in a process of its own; return where inside a task it began, if inside, and how it ended."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -124,7 +124,7 @@ FAULTS = ("half a file", "no name yet", "moved aside")
 
 
 def prepare_child(writer: int, fault: tuple[str, int] | None) -> None:
-    """Tell where the run begins, keep what it has learnt in the end, and let it be killed within a write."""
+    """Report where the run begins, keep its final state, and let it be killed within a write."""
     warnings.simplefilter("ignore")
     go, drop = Run.go, RunFolder.drop_checkpoint
 
@@ -172,7 +172,7 @@ def prepare_child(writer: int, fault: tuple[str, int] | None) -> None:
 
 
 def compare(cls: Any, whole: Path, killed: Path) -> None:
-    """Raise AssertionError unless matrices, losses, exemplars, weights and all that was learnt are the same."""
+    """Raise AssertionError unless matrices, losses, exemplars, weights and all learnt state are the same."""
     assert (whole / "accuracy.csv").read_bytes() == (killed / "accuracy.csv").read_bytes()
     records = [Result.load(folder).record for folder in (whole, killed)]
     for record in records:

@@ -1,8 +1,8 @@
 """Bad options and bad files by the thousand, in this one process: `fuzz.py options|files CASES SEED`.
 
-CASES is for each option or kind of file. Every case has to end in success or in a refusal of one short line, in
-seconds, and within MEMORY bytes more than the process had at its start. Prints a line of JSON for each option or kind:
-the figures, and what went wrong. What a case is depends on SEED, its target and its number alone.
+CASES is the number for each option or kind of file. Every case must end in success or in a refusal of one short line,
+in seconds, and within MEMORY bytes more than the process had at its start. It prints a line of JSON for each option or
+kind: the figures, and what went wrong. A case depends only on SEED, its target and its number.
 """
 
 import contextlib
@@ -80,7 +80,7 @@ PLAIN: tuple[Any, ...] = (
 
 
 def some_text(chance: random.Random, right: list[str]) -> str:
-    """Return a text that is most often wrong: a known nuisance, a number, noise, or something right with a change."""
+    """Return a text that is usually wrong: a known nuisance, a number, noise, or a correct text with a change."""
     kind = chance.randrange(5)
     if kind == 0:
         return chance.choice(WORDS)
@@ -88,7 +88,7 @@ def some_text(chance: random.Random, right: list[str]) -> str:
         number = chance.choice((1, -1)) * 10 ** chance.uniform(-20, 20)
         return chance.choice((f"{number:g}", f"{number:.0f}", f"{number!r}"))
     if kind == 2:
-        # As a command line has it: no NUL.
+        # As on a command line, without NUL.
         return "".join(chance.choice("0123456789-+.,:=[]{}()eE aZ_/\\'\"é😀\n%") for _ in range(chance.randint(1, 12)))
     text = list(chance.choice(right or list(WORDS)))
     for _ in range(chance.randint(1, 3)):
@@ -115,7 +115,7 @@ def spoilt(chance: random.Random, content: bytes) -> bytes:
         return chance.randbytes(chance.randint(0, 200))
     if kind == 2:
         return bytes(data) + chance.randbytes(chance.randint(1, 50))
-    # Most of what a reader decides by is near the beginning, and in archives near the end.
+    # Readers decide mostly by bytes near the beginning, and in archives near the end.
     ends = chance.choice((len(data), 64, 512))
     for _ in range(chance.randint(1, 8)):
         at = chance.randrange(min(ends, len(data)) or 1) if data else 0
@@ -153,7 +153,7 @@ def changed(chance: random.Random, tree: Any) -> Any:
 
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
-    """Raise Hang in what takes too long."""
+    """Raise Hang in code that takes too long."""
 
     def ring(*_: object) -> None:
         raise Hang
@@ -180,7 +180,7 @@ def command(*arguments: str) -> Outcome:
 
 
 def reading(read: Callable[[], object]) -> Outcome:
-    """Return what the command line would have made of reading a file."""
+    """Return the exit code and stderr with which the command line would end after reading a file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -191,7 +191,7 @@ def reading(read: Callable[[], object]) -> Outcome:
 
 
 def fault(case: Callable[[], Outcome]) -> tuple[int, str | None]:
-    """Do a case; return its exit code and what is wrong with the way it ended, None for nothing."""
+    """Do a case; return its exit code and what is wrong with its end, or None."""
     try:
         with limited():
             code, err = case()
@@ -216,7 +216,7 @@ def fault(case: Callable[[], Outcome]) -> tuple[int, str | None]:
 # Options ---------------------------------------------------------------------------------------------------------
 
 
-# What an option needs beside it to be looked at.
+# The options that an option needs beside it to be checked.
 BESIDE = {
     "milestones": ["--schedule=multistep"],
     "step_epochs": ["--schedule=step"],
@@ -320,7 +320,7 @@ def option_targets(place: Path) -> dict[str, Callable[[random.Random], Outcome]]
 
 
 def not_trained(run: Any, found: Any) -> Result:
-    """Stand in for the training: what is wrong with an option is found before it."""
+    """Stand in for the training; a wrong option is refused before it."""
     return Result(run.record)
 
 
@@ -363,7 +363,7 @@ def grid_file(place: Path) -> Path:
 
 
 def hostile_npz(chance: random.Random) -> bytes:
-    """Return an archive whose arrays claim what is not there, or are not numbers."""
+    """Return an archive whose arrays claim missing bytes, or are not numbers."""
     arrays = tiny_arrays()
     name = chance.choice(list(arrays))
     content = io.BytesIO()
@@ -575,7 +575,7 @@ def interrupt(config: Any, scenario: Any, out: Path) -> None:
 
 
 def fuzz(kind: str, cases: int, seed: int, only: str = "") -> Iterator[dict[str, Any]]:
-    """Do so many cases of each target and yield its figures."""
+    """Do `cases` cases of each target and yield its figures."""
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         place = Path(name)
         os.environ["CLBENCH_CACHE"] = str(place / "cache")
@@ -583,7 +583,7 @@ def fuzz(kind: str, cases: int, seed: int, only: str = "") -> Iterator[dict[str,
         if kind == "options":
             targets = option_targets(place)
             clbench.running.run.Run.go = not_trained  # type: ignore[method-assign]
-            # Half of a case's time: the commands are the same each time.
+            # The commands are the same each time, and making them takes half of a case's time.
             cli.typer.main.get_command = functools.cache(cli.typer.main.get_command)
         else:
             targets = file_targets(place)

@@ -1,4 +1,4 @@
-"""Write tests/fixtures/VERSION: run folders as this version leaves them, which every later version has to read.
+"""Write tests/fixtures/VERSION: run folders as this version leaves them, which every later version must read.
 
 Run it once for each version that is published, and never over the files of an earlier one.
 """
@@ -27,7 +27,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def scenario() -> Any:
-    """Return 2 tasks of 2 classes, 6 training and 2 test images of 3 x 3 pixels each, by a formula and no generator."""
+    """Return 2 tasks of 2 classes, 6 training and 2 test images of 3 x 3 pixels each, from a formula, not drawn."""
     from clbench.scenarios import dataset_from_arrays, split
 
     y_train, y_test = np.repeat(np.arange(4), 6), np.repeat(np.arange(4), 2)
@@ -40,7 +40,7 @@ def scenario() -> Any:
 
 
 class EnoughError(Exception):
-    """Ends a run where it is."""
+    """Ends a run at its current point."""
 
 
 def make(folder: Path) -> None:

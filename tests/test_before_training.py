@@ -50,7 +50,7 @@ PLANNED: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("strategy", "options"), PLANNED, ids=lambda v: str(v)[:40])
 def test_updates_and_exemplars_are_those_of_the_run(strategy, options, digits, tmp_path):
-    """The run itself is the other method; it takes more steps than the rehearsal."""
+    """The independent method is the run itself, which takes more steps than the plan."""
     options = dict(options)
     scenario = clbench.scenarios.split(digits, task_sizes=[4, 4, 2], setting=options.pop("setting", "class"))
     fields = {k: v for k, v in (FAST | options).items() if v is not None}
@@ -79,12 +79,12 @@ def test_bytes_are_those_worked_out_by_hand(strategy, extra, tiny):
 
 
 def test_the_estimated_time_is_that_of_the_timed_steps(tiny, monkeypatch):
-    """A clock that moves on by a second at each look: one look a step, so 10 updates take 10 s beside the rest."""
+    """A clock that advances by a second at each reading: one a step, so 10 updates take 10 s beside the rest."""
     now = iter(range(10**6))
     monkeypatch.setattr("clbench.tools.plan.time.perf_counter", lambda: float(next(now)))
     plan = plan_run(resolve(tiny, "naive", FAST), tiny)
     for task in plan["tasks"]:
-        # The clock is shared with the trainer, which looks at it twice in a step.
+        # The trainer shares the clock and reads it twice in a step.
         assert task["updates"] == 6
         assert 6 * 3 < task["seconds"] < 6 * 3 + 10
 

@@ -77,7 +77,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(folder.rglob("run.json"))]
 
 
-# What is refused: the command, and what the line must hold (the value, and what is accepted or the nearest name).
+# Refused commands, and the words that the line must hold (the value, and what is accepted or the nearest name).
 REFUSED = [
     (f"run {SCENARIO}x naive", "'split-mnist-5kx'", f"'{SCENARIO}'"),
     (f"run {SCENARIO} lfw", "'lfw'", "'lwf'"),
@@ -150,7 +150,7 @@ REFUSED = [
     (f"compare {SCENARIO} lwf er -p strength=2", "er", "'strength'"),
     (f"run {SCENARIO} lwf[recorded=true] --augment crop-flip", "crop-flip", "'none'"),
     (f"run {SCENARIO} icarl --loss-outputs new", "'new'", "'seen'"),
-    # what excludes each other, IC08 among it
+    # what excludes each other
     (f"run {SCENARIO} naive --tasks 5 --task-sizes 5,5", "tasks", "task_sizes"),
     (f"run {SCENARIO} naive --class-order 1,0 --class-order-seed 3", "class_order", "class_order_seed"),
     (f"run {SCENARIO} naive --epochs 1 --iterations 5", "epochs", "iterations"),
@@ -161,7 +161,7 @@ REFUSED = [
     (f"compare {SCENARIO} lwf --memory-size 10", "memory_size"),
     (f"run {SCENARIO} naive --loss-outputs all", "'all'", "head='full'"),
     (f"run {SCENARIO} naive --setting task --loss-outputs new", "'new'", "class"),
-    # what can't work together, IC18 among it
+    # what can't work together
     (f"run {SCENARIO} icarl --setting domain", "icarl", "domain", "class, task"),
     (f"run {SCENARIO} naive --setting task --tasks 10", "task", "one class"),
     (f"run {SCENARIO} naive --setting domain --task-sizes 4,3,3", "4,3,3", "equal"),
@@ -175,7 +175,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("command", "fragments"), [(line, rest) for line, *rest in REFUSED])
-def test_what_cannot_be_met_is_refused_in_one_line_IC08_IC18(
+def test_what_cannot_be_met_is_refused_in_one_line(
     command: str, fragments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     line = refused(capsys, *shlex.split(command))
@@ -193,7 +193,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_no_data_and_no_network_is_refused_with_what_to_put_where_DA04(
+def test_no_data_and_no_network_is_refused_with_what_to_put_where(
     offline: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts = []
@@ -221,7 +221,7 @@ def test_no_data_and_no_network_is_refused_with_what_to_put_where_DA04(
     assert bool(attempts) is not offline
 
 
-# The "Options" of the command line, as they are promised. They are spelt out here: the code makes them from fields.
+# The promised options of the command line. They are spelt out here, because the code makes them from fields.
 OF_ALL_RUNS = """
 --setting --tasks --task-sizes --class-order --class-order-seed --epochs --iterations --batch-size --lr --optimizer
 --model --head --loss-outputs --drop-last --memory-size --memory-per-class -p --limit --validation --evaluate
@@ -259,10 +259,10 @@ def test_no_arguments_at_all_show_the_help(capsys: pytest.CaptureFixture[str]) -
     assert "compare" in ended.out + ended.err
 
 
-def test_a_run_prints_what_run_json_holds_ME09() -> None:
+def test_a_run_prints_what_run_json_holds() -> None:
     ended = console_script("run", SCENARIO, "icarl", *TINY, "--out", "out", "-p", "flip_means=true")
     assert ended.returncode == 0
-    assert ended.stderr == ""  # no progress where nobody looks on
+    assert ended.stderr == ""  # no progress without a terminal
     record = json.loads(Path("out/run.json").read_text())
     assert record["status"] == "done"
     assert record["config"]["strategy_options"]["flip_means"] is True
@@ -283,7 +283,7 @@ def shown_forms(value: Any) -> Iterator[str]:
         yield from (f"{scale * value:.{digits}f}" for scale in (1, 100, 1e-3) for digits in (1, 2, 3, 4))
 
 
-def test_json_of_a_run_is_its_run_json_ME09(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_of_a_run_is_its_run_json(capsys: pytest.CaptureFixture[str]) -> None:
     ended = call(capsys, "run", SCENARIO, "lwf", *TINY, "--out", "out", "--json")
     assert (ended.code, ended.err) == (0, "")
     assert json.loads(ended.out) == json.loads(Path("out/run.json").read_text())
@@ -335,7 +335,7 @@ def rows_of(folder: Path) -> dict[str, dict[str, str]]:
         return {row["strategy"]: row for row in csv.DictReader(file)}
 
 
-def test_variants_stand_side_by_side_beside_the_references_PR12(comparison: tuple[Path, str]) -> None:
+def test_variants_stand_side_by_side_beside_the_references(comparison: tuple[Path, str]) -> None:
     folder, printed = comparison
     labels = {"er[memory_size=20]", "er[memory_size=50]", "naive", "joint"}
     assert rows_of(folder).keys() == labels
@@ -349,8 +349,8 @@ def test_variants_stand_side_by_side_beside_the_references_PR12(comparison: tupl
     assert max(sizes["er[memory_size=50]"]) == 50
 
 
-def test_mean_standard_deviation_and_n_over_seeds_SE04(comparison: tuple[Path, str]) -> None:
-    """statistics.stdev divides by n-1, and is none of ours."""
+def test_mean_standard_deviation_and_n_over_seeds(comparison: tuple[Path, str]) -> None:
+    """The independent method is statistics.stdev, which divides by n-1."""
     folder, printed = comparison
     for label, row in rows_of(folder).items():
         runs = [r for r in records(folder) if r["strategy"]["label"] == label]
@@ -366,7 +366,7 @@ def test_mean_standard_deviation_and_n_over_seeds_SE04(comparison: tuple[Path, s
     assert "standard deviation (n-1)" in printed
 
 
-def test_every_number_of_the_table_is_in_a_file_ME09(comparison: tuple[Path, str]) -> None:
+def test_every_number_of_the_table_is_in_a_file(comparison: tuple[Path, str]) -> None:
     folder, printed = comparison
     for label, row in rows_of(folder).items():
         line = next(line for line in printed.splitlines() if line.startswith(label)).removeprefix(label)
@@ -449,7 +449,7 @@ def test_references_can_be_left_out_and_options_must_suit_every_strategy_named(
     assert "'strength'" in line
 
 
-def test_the_tasks_are_shown_before_training_PR06(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tasks_are_shown_before_training(capsys: pytest.CaptureFixture[str]) -> None:
     """400 training and 100 test images a class; outputs are numbered in order of appearance."""
     command = ["describe", SCENARIO, "--task-sizes", "4,3,3", "--class-order", "9,8,7,6,5,4,3,2,1,0"]
     tasks = json.loads(call(capsys, *command, "--json").out)["tasks"]
@@ -481,7 +481,7 @@ def test_a_published_class_order_is_given_by_name(capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize("arguments", [("run", "split-mnist-5k", "lwf", "--out", ""), ("run", "", "lwf")])
 def test_an_empty_argument_is_refused(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    """As from a variable of the shell that is not set: an empty path would be the present folder."""
+    """As from an unset shell variable; an empty path would mean the current folder."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
@@ -501,7 +501,7 @@ def test_the_list_of_strategies_is_filtered_by_family_and_setting(capsys: pytest
     ) == {"strategies": []}
 
 
-def test_the_list_says_what_a_strategy_keeps_beside_the_network_RP10(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_says_what_a_strategy_keeps_beside_the_network(capsys: pytest.CaptureFixture[str]) -> None:
     """By hand, in bytes, for mlp:400-400 (478,410 weights with ten outputs, of 4 bytes) and 200 exemplars of 784.
 
     ewc keeps importances and anchors, two of each weight; a further task adds two outputs of 401 weights to both. slda
@@ -537,7 +537,7 @@ def own_images() -> dict[str, Any]:
     return data
 
 
-def test_own_data_takes_one_line_DA06(
+def test_own_data_takes_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from PIL import Image
@@ -570,7 +570,7 @@ def test_a_pipe_that_is_closed_is_no_error() -> None:
     assert err == b""
 
 
-# Naive, which leaves a file of each run that has trained a step.
+# Naive; it leaves a file for each run that has trained a step.
 STEPS = """
 from pathlib import Path
 from clbench import Strategy, Traits
@@ -596,8 +596,8 @@ ENDINGS = [
 
 
 @pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_an_interruption_in_the_middle_of_an_import_ends_at_once_WK02(number: str, code: int, tmp_path: Path) -> None:
-    """numpy and torch catch what is raised while they import parts of theirs, and this module does."""
+def test_an_interruption_in_the_middle_of_an_import_ends_at_once(number: str, code: int, tmp_path: Path) -> None:
+    """numpy and torch catch exceptions while they import parts of theirs, and so does this module."""
     (tmp_path / "catches.py").write_text(
         textwrap.dedent(f"""
         import os, signal, time
@@ -629,10 +629,10 @@ COMMANDS = [[CLBENCH], [sys.executable, "-m", "clbench"]]
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("code", INTERRUPTED)
 @pytest.mark.parametrize("module", ["typer", "clbench.cli", "pydantic"])
-def test_an_interruption_of_the_first_imports_ends_at_once_WK02(
+def test_an_interruption_of_the_first_imports_ends_at_once(
     command: list[str], code: int, module: str, tmp_path: Path
 ) -> None:
-    """Before there is a command line at all."""
+    """The signal comes before there is a command line at all."""
     (tmp_path / "sitecustomize.py").write_text(
         textwrap.dedent(f"""
         import os, sys, time
@@ -654,8 +654,8 @@ def test_an_interruption_of_the_first_imports_ends_at_once_WK02(
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("code", INTERRUPTED)
-def test_an_interruption_of_the_end_ends_at_once_WK02(command: list[str], code: int, tmp_path: Path) -> None:
-    """While Python clears up."""
+def test_an_interruption_of_the_end_ends_at_once(command: list[str], code: int, tmp_path: Path) -> None:
+    """The signal comes while Python shuts down."""
     (tmp_path / "sitecustomize.py").write_text(
         f"import atexit, os\natexit.register(lambda: os.kill(os.getpid(), {code - 128}))"
     )
@@ -665,8 +665,8 @@ def test_an_interruption_of_the_end_ends_at_once_WK02(command: list[str], code: 
 
 
 @pytest.mark.parametrize("code", INTERRUPTED)
-def test_an_interruption_ends_a_loop_that_is_not_ours_and_comes_to_no_step_WK02(code: int, tmp_path: Path) -> None:
-    """As one of Avalanche's may; nothing of it can be saved."""
+def test_an_interruption_ends_a_loop_that_is_not_ours_and_comes_to_no_step(code: int, tmp_path: Path) -> None:
+    """As a strategy of Avalanche may; nothing of it can be saved."""
     (tmp_path / "endless.py").write_text(
         textwrap.dedent(f"""
         import os, time
@@ -692,7 +692,7 @@ def test_an_interruption_ends_a_loop_that_is_not_ours_and_comes_to_no_step_WK02(
 
 
 @pytest.mark.parametrize(("arguments", "n_runs", "number", "code"), ENDINGS)
-def test_an_interruption_ends_everything_WK02(
+def test_an_interruption_ends_everything(
     arguments: list[str], n_runs: int, number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
     """SIGTERM goes to the one process that Slurm knows; Ctrl-C goes from the terminal to the whole group."""
@@ -713,7 +713,7 @@ def test_an_interruption_ends_everything_WK02(
     else:
         process.send_signal(number)
     try:
-        # Workers inherit both pipes: that they reach their end means that nobody is left to write into them.
+        # Workers inherit both pipes, so the end of both pipes means that no process is left to write into them.
         out, err = process.communicate(timeout=30)
     finally:
         leave_none(process.pid)

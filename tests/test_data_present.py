@@ -1,4 +1,4 @@
-"""Where CI says that the data sets are there, no test that needs them may be skipped for want of a file."""
+"""If CI says that the data sets are there, no test may be skipped because a file is missing."""
 
 import os
 from pathlib import Path

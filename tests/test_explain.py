@@ -1,4 +1,4 @@
-"""A device error, simulated: a strategy that says what CUDA says, once, and something clear in the replay."""
+"""A simulated device error: a strategy raises CUDA's message once, and a clear one in the replay."""
 
 import json
 from pathlib import Path

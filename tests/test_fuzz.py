@@ -1,8 +1,8 @@
-"""Whatever is given, the command line and the readers of files end well or refuse it in one line, in seconds.
+"""For any input, the command line and the readers of files succeed or refuse it in one line, in seconds.
 
 `make soak` does thousands of cases and writes tests/fuzz_results.csv, which is committed; tests/fuzz.py makes the
-cases. CLBENCH_FUZZ_CASES sets how many there are of each option and kind of file, CLBENCH_FUZZ_SEED which. A sweep of
-CLBENCH_LOAD_RUNS tiny runs, and a second one over the same folder meanwhile, lose and double none.
+cases. CLBENCH_FUZZ_CASES sets the number of cases for each option and kind of file, CLBENCH_FUZZ_SEED draws them. A
+sweep of CLBENCH_LOAD_RUNS tiny runs, with a second one over the same folder meanwhile, loses no run and repeats none.
 """
 
 import csv
@@ -28,12 +28,12 @@ RUNS = int(os.environ.get("CLBENCH_LOAD_RUNS", "2000"))
 RESULTS = Path(__file__).parent / "fuzz_results.csv"
 COLUMNS = ["kind", "target", "cases", "accepted", "refused", "faults", "megabytes", "seed", "clbench", "torch"]
 COLUMNS.append("seconds")
-# Seconds between looks at the processes of a sweep.
+# Seconds between checks of the processes of a sweep.
 LOOK_EVERY = 0.25
 
 
 def fuzzed(kind: str, cases: int, seed: int, only: str = "") -> list[dict[str, Any]]:
-    """Do so many cases of each target whose name holds `only`; return the figures; fails for a case that ends badly."""
+    """Do `cases` cases of each target whose name contains `only`; return the figures; fail if a case ends badly."""
     command = [sys.executable, str(Path(__file__).with_name("fuzz.py")), kind, str(cases), str(seed), only]
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     assert ended.returncode == 0
@@ -44,7 +44,7 @@ def fuzzed(kind: str, cases: int, seed: int, only: str = "") -> list[dict[str, A
 
 
 def record(rows: list[dict[str, Any]]) -> None:
-    """Put the figures of one kind in the place of the committed ones."""
+    """Replace the committed figures of one kind."""
     kept = list(csv.DictReader(RESULTS.open(newline="", encoding="utf-8"))) if RESULTS.exists() else []
     versions = {"clbench": metadata.version("clbench"), "torch": metadata.version("torch")}
     new = [{**row, "faults": len(row["faults"]), **versions} for row in rows]
@@ -99,7 +99,7 @@ def test_the_committed_figures_are_of_enough_cases_and_none_ended_badly() -> Non
 
 
 def write_grid(folder: Path, runs: int) -> Path:
-    """Write a grid of so many runs on 24 random images of 4 x 4 pixels, 4 classes in 2 tasks."""
+    """Write a grid of `runs` runs on 24 random images of 4 x 4 pixels, 4 classes in 2 tasks."""
     noise = np.random.default_rng(0)
     y = {"y_train": np.repeat(np.arange(4), 6), "y_test": np.repeat(np.arange(4), 2)}
     x = {name.replace("y", "x"): noise.integers(0, 256, (len(v), 4, 4), dtype=np.uint8) for name, v in y.items()}
@@ -114,7 +114,7 @@ def write_grid(folder: Path, runs: int) -> Path:
 
 
 def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Return a process and those that it started, as far as they are there."""
+    """Return a process and its descendants, as far as they still exist."""
     try:
         parent = psutil.Process(process.pid)
         return [parent, *parent.children(recursive=True)]
@@ -123,7 +123,7 @@ def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def is_worker(pid: int) -> bool:
-    """Whether a worker process runs; one that has ended, and waits for whoever adopted it to notice, does not."""
+    """Whether a worker process runs; a zombie, which has ended but was not waited for, does not."""
     try:
         return "loky" in " ".join(psutil.Process(pid).cmdline())
     except psutil.NoSuchProcess:
@@ -138,7 +138,8 @@ def done_in(out: Path) -> int:
 def growth(samples: list[tuple[int, float]], runs: int) -> tuple[float, float]:
     """Return the megabytes when a quarter to a half of the runs were done, and in the last quarter of them.
 
-    By runs and not by time: a worker's imports take longer than its first dozens of runs, or do on a busy machine.
+    Counted by runs and not by time, because on a busy machine a worker's imports take longer than its first dozens of
+    runs.
     """
     before = [megabytes for done, megabytes in samples if runs / 4 <= done < runs / 2]
     after = [megabytes for done, megabytes in samples if done >= 3 * runs / 4]
@@ -146,7 +147,7 @@ def growth(samples: list[tuple[int, float]], runs: int) -> tuple[float, float]:
 
 
 def swept(folder: Path, runs: int) -> dict[str, Any]:
-    """Sweep over 2 processes, and once more in 1 while that goes on; fails where a run is lost, doubled or leaks."""
+    """Sweep over 2 processes, and meanwhile once more in 1; fail if a run is lost, done twice or leaks memory."""
     grid, out = write_grid(folder, runs), folder / "runs"
     command = [sys.executable, "-m", "clbench", "sweep", str(grid), "--out", str(out), "--json"]
     started = time.monotonic()
@@ -160,9 +161,9 @@ def swept(folder: Path, runs: int) -> dict[str, Any]:
             alive, largest, done = family(first), 0.0, done_in(out)
             for process in alive[1:]:
                 try:
-                    # One that has just ended is a zombie until its parent has looked.
+                    # A process that has just ended is a zombie until its parent waits for it.
                     dead[process.pid] += process.status() == psutil.STATUS_ZOMBIE
-                    # Its own alone: pages of a library that it shares come and go with who else reads them.
+                    # Only its own memory, because pages of a shared library come and go with other readers.
                     largest = max(largest, process.memory_full_info().uss / 1e6)
                     seen.add(process.pid)
                 except psutil.Error:
@@ -174,7 +175,7 @@ def swept(folder: Path, runs: int) -> dict[str, Any]:
         assert first.returncode == 0
         assert second is not None
         assert second.wait() == 0
-    # None lost: each is there and finished. None doubled: each was done by one of the two sweeps.
+    # None is lost: each is there and finished. None is repeated: each was done by one of the two sweeps.
     records = [json.loads(file.read_text("utf-8")) for file in out.glob("*/*/*/run.json")]
     assert Counter(r["config"]["seed"] for r in records) == Counter(range(runs))
     assert {r["status"] for r in records} == {"done"}

@@ -1,4 +1,4 @@
-"""The distribution as a user installs it, who imports whom, and what is imported before it is needed."""
+"""The distribution as a user installs it, which package imports which, and what is imported before it is needed."""
 
 import ast
 import json
@@ -20,7 +20,7 @@ TINY = ["--epochs", "1", "--limit", "5", "--threads", "1", "--quiet"]
 
 
 def python(*arguments: str, cwd: Path, path: Path | None = None) -> str:
-    """Run Python in a folder, with nothing of the checkout on the path, and return what it prints."""
+    """Run Python in a folder, without the checkout on the path, and return its output."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
@@ -94,7 +94,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# What each command may import of the heavy packages: torch only where it trains or cuts tasks.
+# The heavy packages that each command may import: torch only if it trains or cuts tasks.
 IMPORTS = [
     (["--help"], set()),
     (["run", "--help"], set()),

@@ -1,4 +1,4 @@
-"""What the pages tell a reader to type works, and what they say of the code is true."""
+"""The commands and examples of the pages work, and what they say about the code is true."""
 
 import inspect
 import os
@@ -19,7 +19,7 @@ from clbench.results import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
-# Blocks of commands that no test runs as they stand: what is in them, and why.
+# Blocks of commands that no test runs as they stand: a part of each, and the reason.
 NOT_RUN = {
     "grid.toml --dry-run": "test_the_commands_of_the_page_of_sweeps_work runs it, and looks at what comes out",
     "#SBATCH": "needs Slurm; test_the_commands_of_the_page_of_sweeps_work runs it with a srun of its own",
@@ -27,7 +27,7 @@ NOT_RUN = {
     "ResNet18_Weights": "downloads 45 MB of weights; tests/core/test_models.py reads a file of that form",
     "split-cifar100": "needs CIFAR-100, and hours",
 }
-# Commands are typed for real scenarios; here they get little to do.
+# The commands are for real scenarios; here they get little to do.
 SHRINK = """
 clbench() {
     case $1 in
@@ -72,7 +72,7 @@ def test_the_pages_have_commands_and_examples() -> None:
 
 
 def commands() -> list[Any]:
-    """Every block of commands of every page, those of NOT_RUN skipped with the reason."""
+    """Every block of commands of every page; those of NOT_RUN are skipped with the reason."""
     found = []
     for page in PAGES:
         for number, block in enumerate(blocks(page, "bash")):
@@ -84,7 +84,7 @@ def commands() -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "number"), commands())
-def test_the_commands_of_the_pages_work_DA06(page: str, number: int, place: Path) -> None:
+def test_the_commands_of_the_pages_work(page: str, number: int, place: Path) -> None:
     block = blocks(page, "bash")[number]
     lines = [line for line in block.splitlines() if not line.startswith(("make ", "pip install "))]
     environment = {
@@ -102,7 +102,7 @@ def test_the_commands_of_the_pages_work_DA06(page: str, number: int, place: Path
 
 
 def test_every_block_has_a_language_and_those_that_are_not_run_are_there() -> None:
-    """A block without one would be run by nothing; a reason for a block that is gone would hide the next one."""
+    """No test would run a block without a language; a reason for a block that is gone would hide the next one."""
     pages = {page: (ROOT / page).read_text() for page in PAGES}
     for page, text in pages.items():
         opening = re.findall(r"^```(.*)$", text, re.MULTILINE)[::2]
@@ -148,12 +148,12 @@ def test_the_commands_of_the_page_of_sweeps_work(place: Path) -> None:
 
 
 @pytest.mark.parametrize(("page", "number"), [(page, n) for page in PAGES for n in range(len(blocks(page, "python")))])
-def test_the_python_examples_work_DA06(page: str, number: int, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_examples_work(page: str, number: int, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = blocks(page, "python")[number]
     (place / "example.py").write_text(text)
     runpy.run_path(str(place / "example.py"), run_name="example")
     assert ("print(" in text) == bool(capsys.readouterr().out)
-    if "mine.npz" in text:  # as few lines as are promised
+    if "mine.npz" in text:  # as few lines as the pages promise
         assert len([line for line in text.splitlines() if line.strip()]) < 10
 
 
@@ -191,7 +191,7 @@ def test_the_page_on_speed_is_up_to_date() -> None:
     assert (ROOT / "docs/speed.md").read_text() == expected
 
 
-def test_the_page_of_published_numbers_is_up_to_date_IC01() -> None:
+def test_the_page_of_published_numbers_is_up_to_date() -> None:
     """Generated from the claims and the kept results; `make readme` writes it anew. Each claim has its row."""
     expected: str = runpy.run_path(str(ROOT / "docs/update_reproduction.py"))["page"]()
     assert (ROOT / "docs/reproduction.md").read_text() == expected + "\n"
@@ -205,7 +205,7 @@ def test_the_page_of_published_numbers_is_up_to_date_IC01() -> None:
     assert {name: float(value) for name, value in rows} == written
 
 
-def test_presets_are_those_of_the_page_IC16() -> None:
+def test_presets_are_those_of_the_page() -> None:
     """Reads both: the presets as TOML, the page by its headings and the first two cells of each row."""
     page: dict[str, dict[str, str]] = {}
     heading = ""
@@ -244,7 +244,7 @@ def test_the_worked_values_of_the_metrics_are_those_of_the_code() -> None:
 
 @pytest.mark.slow
 def test_the_table_of_the_readme_comes_from_runs(place: Path) -> None:
-    """A comparison in small: the numbers in the table are those of the runs, the rest of the page stays."""
+    """A small comparison: the numbers in the table are those of the runs, and the rest of the page stays."""
     import clbench
 
     results = clbench.compare("split-mnist-5k", ["er", "icarl"], seeds=2, out="runs", epochs=1, limit=5, memory_size=20)

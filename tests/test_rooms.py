@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# From the ground up: a room may import itself and the rooms before it.
+# From the bottom up; a room may import itself and the rooms before it.
 ROOMS = ("config", "support", "results", "data", "models", "learning", "running", "many", "tools", "avalanche", "cli")
 # Folders at the root of the repository, and the highest room that they may import.
 BESIDE = {"strategies": "learning", "scenarios": "data", "reports": "results"}
@@ -78,13 +78,13 @@ def test_the_protocols_of_claims_import_methods_and_what_methods_import() -> Non
 
 
 def test_no_file_imports_in_a_circle() -> None:
-    """The files of the core can be put into an order in which each imports earlier ones only, on whatever line."""
+    """The files of the core can be ordered so that each imports only earlier ones, on any line."""
     modules = {}
     for file in files_of(ROOT / "clbench"):
         parts = file.relative_to(ROOT).with_suffix("").parts
         modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
     needs = {name: {m for m in imported(file) if m in modules and m != name} for name, file in modules.items()}
-    # A docstring is all that a room holds itself, but for the front door of the command line.
+    # A room's __init__ holds only a docstring, except in the command line's room.
     for name in needs:
         needs[name] -= {f"clbench.{room}" for room in ROOMS if name != "clbench.__main__"}
     # `import clbench` itself names every room, for type checkers; nobody imports it from inside.

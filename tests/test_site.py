@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.slow
 def test_the_site_builds_strictly_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
-    """A page that is left out, a link or an anchor that leads nowhere is a warning of mkdocs, and so an error here."""
+    """mkdocs warns of a missing page and of a link or anchor that leads nowhere; here a warning is an error."""
     pytest.importorskip("mkdocs")
     pytest.importorskip("material")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]

@@ -1,7 +1,7 @@
-"""Long: every strategy is killed at random instants and continued, and ends as if nothing had happened.
+"""A long test: every strategy is killed at random instants and continued, and ends as if nothing had happened.
 
 The figures of `make soak` go to tests/soak_results.csv, which is committed. CLBENCH_SOAK_KILLS sets the kills per
-strategy, CLBENCH_SOAK_SEED which instants these are. tests/crash.py does the killing.
+strategy, CLBENCH_SOAK_SEED draws their instants. tests/crash.py does the killing.
 """
 
 import csv
@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 def killed(names: Sequence[str], kills: int, seed: int) -> list[dict[str, Any]]:
-    """Kill and continue runs of strategies, and return the figures; fails unless each ends as one left alone does."""
+    """Kill and continue runs of strategies, and return the figures; fail unless all end as undisturbed runs do."""
     command = [sys.executable, str(Path(__file__).with_name("crash.py")), str(kills), str(seed), *names]
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     assert ended.returncode == 0

@@ -1,4 +1,4 @@
-"""What a command imports before it does anything: the time of a start is that of its imports."""
+"""The modules that a command imports before it does anything, because they take most of the time of a start."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ except SystemExit:
     pass
 print(*sys.modules, file=sys.stderr)
 """
-# A command with one option, as typer and rich show its help: what any command of this make imports.
+# A command with one option, whose help typer and rich show: any command of this kind imports as much.
 BARE = """
     import typer
     app = typer.Typer()
@@ -80,7 +80,7 @@ def test_a_command_imports_the_heavy_packages_that_it_needs_and_no_other(
 
 
 def test_the_help_imports_little_beside_typer_and_rich(finished: Path) -> None:
-    """pydantic and its core are about a hundred modules; strategies and reports are none of them.
+    """pydantic and its core are about a hundred modules; strategies and reports are not among them.
 
     The files of the command line count among all, not among those of the library; a room itself is a docstring.
     """

@@ -1,6 +1,6 @@
 """Random crop and flip of a whole batch at once, on the device where the images are.
 
-One gather with an index computed per image: no Python per image, and nothing waits for an accelerator.
+One gather with an index for each image does the work: no Python loop over images, no waiting for an accelerator.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def flip(images: Tensor, generator: torch.Generator) -> Tensor:
 def _resampled(images: Tensor, generator: torch.Generator, padding: int, *, mirror: bool) -> Tensor:
     batch, channels, height, width = images.shape
     spans = (2 * padding + 1, 2 * padding + 1, 2 if mirror else 1)
-    # Stacked, so that an accelerator gets them in one transfer.
+    # Stacked, so that they reach an accelerator in one transfer.
     draws = torch.stack([torch.randint(span, (batch, 1), generator=generator) for span in spans])
     top, left, mirrored = draws.to(images.device, non_blocking=True)
     y, x = (torch.arange(size, device=images.device) for size in (height, width))
@@ -42,7 +42,7 @@ def _resampled(images: Tensor, generator: torch.Generator, padding: int, *, mirr
     return padded.gather(2, pixels.flatten(1)[:, None].expand(-1, channels, -1)).view(images.shape)
 
 
-#: What `augment` of a run may name.
+#: The names that a run's `augment` accepts.
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor] | None] = {
     "none": None,
     "crop-flip": crop_flip,

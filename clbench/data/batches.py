@@ -13,17 +13,17 @@ from clbench.support.streams import stream
 
 # Images in one forward pass without gradients: large enough to fill two cores, small enough for a laptop.
 PASS_SIZE = 512
-# Where a CPU convolves, larger activations go back to the system after each layer and are faulted in again.
+# When a CPU convolves, it returns larger activations to the system after each layer and must fault them in again.
 CONVOLVING_PASS_SIZE = 128
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one step.
+    """Samples of one step; all tensors but `ids` are on the device.
 
-    images: float [B, C, H, W], augmented and normalised; originals: uint8 [B, C, H, W]; labels: head outputs int64 [B];
-    tasks: int64 [B]; all on the device. ids: int64 [B] on the CPU. active: the outputs that compete in the loss,
-    a slice, or bool [B, outputs] where they differ between samples.
+    images: float [B, C, H, W], augmented and normalised; originals: uint8 [B, C, H, W].
+    labels: head outputs, int64 [B]; tasks: int64 [B]; ids: int64 [B], on the CPU.
+    active: the outputs that compete in the loss; a slice, or bool [B, outputs] if they differ between samples.
     """
 
     images: Tensor
@@ -69,7 +69,7 @@ class Pipeline:
 
     def normalize(self, originals: Tensor) -> Tensor:
         """uint8 [B, C, H, W] on the device -> normalised float32 of the same shape."""
-        # In place: of uint8 with broadcasting, addcmul takes twenty times as long on a CPU.
+        # In place, because addcmul of uint8 with broadcasting takes twenty times as long on a CPU.
         return originals.float().mul_(self._scale).add_(self._shift)
 
     def batch(self, ids: Tensor, active: slice | Tensor, keys: tuple[int | str, ...] | None) -> Batch:
@@ -79,7 +79,7 @@ class Pipeline:
         if self._augment is not None and keys is not None:
             generator = stream(self.config.seed, "augmentation", *keys)
             if self.config.data.normalize == "pixel-mean":
-                # A crop moves the image and its mean together, and what it adds at the border is the mean.
+                # Normalised first, so that a crop moves the image and its mean together and pads with the mean.
                 images = self._augment(self.normalize(originals), generator)
             else:
                 images = self.normalize(self._augment(originals, generator))
@@ -107,14 +107,14 @@ class Pipeline:
             yield images, self._test.labels.index_select(0, index), index
 
     def _parts(self, ids: Tensor) -> tuple[Tensor, ...]:
-        """Cut into parts of nearly equal size, so that none of one sample is left over for a batch norm."""
+        """Cut ids into parts of nearly equal size, so that no part has a single sample, which batch norm can't take."""
         return ids.tensor_split(-(-len(ids) // self.pass_size)) if len(ids) else ()
 
     def active_outputs(self, ids: Tensor, task: int, loss_outputs: str) -> slice | Tensor:
         """Return the outputs that compete in the loss for these training samples while `task` is learnt.
 
-        class-incremental: "all" outputs of the head; those "seen" so far; "new": a sample of the current task competes
-        among its outputs, an exemplar among all seen. Otherwise the outputs of the sample's own task.
+        class-incremental: "all" outputs of the head; those "seen" so far; or "new": a sample of the current task
+        competes among its task's outputs, an exemplar among all seen. Otherwise the outputs of the sample's own task.
         """
         scenario = self.scenario
         seen = slice(0, scenario.seen_outputs(task))
@@ -133,7 +133,7 @@ class Pipeline:
 
 
 def _mean_image(images: Tensor) -> Tensor:
-    """Return the mean of images, uint8 [N, C, H, W] -> float32 [C, H, W], by parts that fit into memory."""
+    """Return the mean of images, uint8 [N, C, H, W] -> float32 [C, H, W], in parts that fit into memory."""
     total = torch.zeros(images.shape[1:], dtype=torch.float64)
     for part in images.split(4096):
         total += part.double().sum(0)

@@ -99,8 +99,8 @@ class Task:
 class Scenario:
     """An ordered list of tasks cut from one data set.
 
-    mean, std: per channel, of images / 255. fingerprint: digest of the data where its name does not say what it is.
-    augment: what a run of it does to training images where it is not told otherwise.
+    mean, std: per channel, of images / 255. fingerprint: digest of the data, if the name does not identify them.
+    augment: the default augmentation of its runs.
     """
 
     name: str
@@ -132,7 +132,7 @@ class Scenario:
 
     @property
     def blurred(self) -> bool:
-        """Whether some task trains on samples of another task's classes."""
+        """Whether a task trains on samples of another task's classes."""
         return any(row["n_train_of_other_tasks"] for row in self.describe())
 
     def seen_outputs(self, task: int) -> int:
@@ -159,7 +159,7 @@ class Scenario:
     def describe(self) -> list[dict[str, Any]]:
         """Return a row per task: original classes, their names, head outputs, numbers of images.
 
-        n_train_of_other_tasks: how many of n_train are of other tasks' classes, which is what blurry tasks have.
+        n_train_of_other_tasks: how many of n_train belong to other tasks' classes; only blurry tasks have such images.
         """
         return [
             {
@@ -178,7 +178,7 @@ class Scenario:
 
 def __getattr__(name: str) -> Any:
     if name == "ScenarioSpec":
-        # A plug-in of 0.1.0 made an object of it; the loader of the plug-in says this sentence.
+        # A plug-in of 0.1.0 instantiated it; the loader of the plug-in shows this sentence.
         raise ImportError(
             "since 0.2 a scenario is a subclass of clbench.ScenarioSpec with its options as annotated attributes"
         )

@@ -1,4 +1,4 @@
 """Many runs: comparisons, sweeps, worker processes, clusters, seeds trained together.
 
-It must not know what is reported of them.
+It must not know how they are reported.
 """

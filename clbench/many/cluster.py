@@ -1,4 +1,4 @@
-"""Planned runs on a Ray cluster, whose nodes see the same files; a run of a lost node is done again on another."""
+"""Planned runs on a Ray cluster whose nodes see the same files; if a node is lost, another one does its run again."""
 
 import logging
 import os
@@ -22,19 +22,19 @@ RETRIES = 5
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray cluster: its address (None: RAY_ADDRESS, or one on this machine), and the GPUs, or the part, a run gets."""
+    """A Ray cluster: its address (None: RAY_ADDRESS, or one on this machine) and the GPUs, or part of one, of a run."""
 
     address: str | None = None
     gpus_per_run: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what Ray has no GPUs for."""
+        """Raise ConfigError for a number of GPUs that Ray can't give."""
         if self.gpus_per_run < 0 or not (self.gpus_per_run <= 1 or float(self.gpus_per_run).is_integer()):
             raise ConfigError(f"--gpus-per-run {self.gpus_per_run:g}: 0 to 1, or a whole number, is accepted")
 
 
 def require_ray() -> None:
-    """Raise ConfigError where Ray is not installed."""
+    """Raise ConfigError if Ray is not installed."""
     if find_spec("ray") is None:
         raise ConfigError("--backend ray needs the package ray; pip install 'clbench[ray]' is accepted")
 
@@ -51,7 +51,7 @@ def on_ray(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcome]], c
         started = not ray.is_initialized()
         try:
             if started:
-                # In the main thread Ray would handle SIGTERM itself, by an exit that gets lost on the way.
+                # In the main thread Ray would handle SIGTERM itself, and the exit that it raises would be lost.
                 init = beside.submit(ray.init, cluster.address, log_to_driver=False, logging_level=logging.ERROR)
                 while wait([init], timeout=0.02).not_done:
                     keep()
@@ -91,7 +91,7 @@ def on_ray(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcome]], c
 
 
 def _refuse_unreachable(address: str) -> None:
-    """Raise ConfigError where nothing answers at HOST:PORT or ray://HOST:PORT: Ray would try on for a minute."""
+    """Raise ConfigError if nothing answers at HOST:PORT or ray://HOST:PORT; Ray itself would try for a minute."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         if parts.scheme in ("", "ray") and parts.hostname is not None and parts.port is not None:
@@ -107,9 +107,9 @@ def _no_cluster(address: str, error: Exception) -> ConfigError:
 
 @contextmanager
 def _kept_signals() -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
-    """Keep signals until they are delivered: Ray drops what a handler raises inside Ray's calls.
+    """Keep signals until they are delivered, because Ray drops what a handler raises inside Ray's calls.
 
-    What is handed out keeps them, also where Ray has put handlers of its own in place, and delivers them.
+    Yields two functions: one keeps signals again after Ray has installed handlers of its own, one delivers them.
     """
     if threading.current_thread() is not threading.main_thread():
         yield (lambda: None), (lambda: None)
@@ -140,7 +140,7 @@ def _kept_signals() -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
 
 
 def _in_folder(place: str, do: Callable[[], Outcome]) -> Outcome:
-    """Do a run in the folder where the sweep was started: its paths are relative to that."""
+    """Do a run in the folder where the sweep was started, because its paths are relative to that."""
     os.chdir(place)
     return do()
 

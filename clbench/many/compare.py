@@ -26,8 +26,8 @@ def plan(
 ) -> list[PlannedRun]:
     """Return the runs of a comparison, all checked before any is started; raises ConfigError.
 
-    seeds: a number of seeds (0, 1, ...) or the seeds. references: add naive and joint where they are not named.
-    A memory option goes to the strategies that live on a memory; others take one in their brackets only.
+    seeds: a number of seeds (0, 1, ...), or the seeds. references: add naive and joint if they are not named.
+    A memory option goes to the strategies that need a memory; the others take one only in their brackets.
     """
     if "seed" in options:
         raise ConfigError(f"seed={options['seed']!r}: a comparison takes seeds, a number of them or a list")
@@ -37,11 +37,11 @@ def plan(
     options.setdefault("threads", 1)
     memory = {k: options.pop(k) for k in MEMORY_OPTIONS if options.get(k) is not None}
     if memory and not any(lives_on_memory(s) for s in named):
-        raise ConfigError(f"{next(iter(memory))} is given, but none of the strategies lives on a memory")
+        raise ConfigError(f"{next(iter(memory))} is given, but none of the strategies needs a memory")
     requests = []
     for strategy in [*named, *added]:
         extra = memory if lives_on_memory(strategy) else {}
-        # Hyper-parameters are for the strategies that were named, not for references that were added.
+        # Hyper-parameters are for the strategies that the caller named, not for the references added here.
         extra = {**extra, "strategy_options": None, "per_task": None, "tuned_by": None} if strategy in added else extra
         requests += [Request(scenario, strategy, {**options, **extra, "seed": seed}) for seed in seeds]
     return plan_requests(requests, out)

@@ -1,4 +1,4 @@
-"""Planned runs: checked all together, then done in one process, in several or on a cluster; none twice, none lost."""
+"""Planned runs: all are checked first, then done in one process, in several or on a cluster; none twice, none lost."""
 
 import functools
 import os
@@ -26,19 +26,18 @@ from clbench.running.resolve import give, prepare, resolve, strategy_class
 from clbench.running.run import execute
 from clbench.support.locks import InUseError, Watched, is_held
 
-# How a run.json begins: what is there already is found without parsing a thousand of them.
+# The beginning of a run.json, which identifies a finished run without parsing the file.
 _HEAD = re.compile(rb'\{\s*"schema_version": 1,\s*"clbench": "([^"]*)",\s*"status": "(\w+)",\s*"identity": "(\w+)"')
-# Seconds between looks at the runs that other processes hold.
+# Seconds between checks of the runs that other processes hold.
 _LOOK_EVERY = 1.0
 
-
-# More is a slip of the keyboard, and would fill the memory before a run begins.
+# More runs are a typing error, and would fill the memory before a run begins.
 MOST_RUNS = 100_000
 
 
 @dataclass(frozen=True)
 class Request:
-    """One run as it was asked for, and the words that name it in an error."""
+    """One requested run, and the words that name it in an error."""
 
     scenario: str | Scenario
     strategy: str | type[Strategy]
@@ -49,9 +48,9 @@ class Request:
 def plan_requests(
     requests: Sequence[Request], out: str | os.PathLike[str], *, elsewhere: bool = False
 ) -> list[PlannedRun]:
-    """Return the runs that were asked for, all checked before any is started; raises ConfigError for the first wrong.
+    """Return the requested runs, all checked before any is started; raises ConfigError for the first wrong request.
 
-    elsewhere: they are not run on this machine, so its devices don't count.
+    elsewhere: other machines do the runs, so the devices of this one don't matter.
     """
     planned: list[PlannedRun] = []
     owner: dict[str, str] = {}
@@ -64,7 +63,7 @@ def plan_requests(
             if isinstance(request.scenario, Scenario):
                 tasks = request.scenario
             else:
-                # Seeds draw which images are held out, not how many: the same tasks serve to check them all.
+                # Seeds decide which images are held out, not how many, so the same tasks serve to check all of them.
                 drawn = config.seed if "per-seed" in config.scenario_options.values() else None
                 key = (config.scenario, config.scenario_options, config.data, drawn)
                 if made is None or made[0] != key:
@@ -92,7 +91,7 @@ def plan_requests(
 
 
 def seed_list(seeds: Any) -> Sequence[int]:
-    """Return the seeds: those given, or as many as the number says (0, 1, ...); raises ConfigError."""
+    """Return the given seeds, or 0, 1, ... for a number of seeds; raises ConfigError."""
     if isinstance(seeds, int):
         if isinstance(seeds, bool) or not 1 <= seeds <= MOST_RUNS:
             raise ConfigError(f"seeds={seeds}: a number from 1 to {MOST_RUNS:,}, or a list of seeds, is accepted")
@@ -106,7 +105,7 @@ def seed_list(seeds: Any) -> Sequence[int]:
 
 
 def lives_on_memory(strategy: str | type[Strategy]) -> bool:
-    """Whether the strategy can't work without a memory, so that a memory option given for all is meant for it."""
+    """Whether the strategy needs a memory, so that a memory option for all strategies applies to it."""
     from clbench.config.registry import parse_spec
 
     cls = strategy if isinstance(strategy, type) else strategy_class(parse_spec(strategy)[0])
@@ -126,10 +125,10 @@ def run_planned(
 ) -> Iterator[Outcome]:
     """Do the planned runs, in any order, and yield each one's outcome as it ends; finished runs are not repeated.
 
-    jobs: worker processes, which stay up between runs; the results do not depend on it. A run that another process is
-    doing is waited for at the end, and taken over if that process is gone. track: see `clbench.run`; each run has a
-    tracker of its own, made in the process that does it. seeds_together: what differs in its seed alone is trained in
-    one batched model. Raises ConfigError where that can't be.
+    jobs: the number of worker processes, which stay up between runs; results do not depend on it.
+    track: see `clbench.run`; each run has a tracker of its own, made in the process that does the run.
+    seeds_together: train the runs that differ only in the seed in one batched model, or raise ConfigError.
+    A run that another process is doing is waited for at the end, and taken over if that process is gone.
     """
     if track is not None:
         from clbench.running.tracking import require_tracker
@@ -140,7 +139,7 @@ def run_planned(
     left: list[PlannedRun] = []
     versions: dict[str, int] = {}
     for item in planned:
-        # What is done already costs neither a worker process nor its data.
+        # A finished run needs neither a worker process nor its data.
         version = None if force else _finished(item)
         if version is None:
             left.append(item)
@@ -177,18 +176,18 @@ def run_planned(
 
 
 def run_status(item: PlannedRun) -> str:
-    """Return what is in the run's folder: `done`, `failed`, `running` (held, or unfinished) or `missing`."""
+    """Return the state of the run's folder: `done`, `failed`, `running` (held, or unfinished) or `missing`."""
     if _finished(item) is not None:
         return "done"
     try:
-        found = RunFolder(item.folder).existing(item.config)
+        stored = RunFolder(item.folder).existing(item.config)
     except ConfigError:
         return "failed"
-    return "missing" if found is None else found.status
+    return "missing" if stored is None else stored.status
 
 
 def raise_first_failure(outcomes: Sequence[Outcome]) -> None:
-    """Raise RunError, which names the first, if any run failed."""
+    """Raise RunError, which names the first failed run, if any run failed."""
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if failed:
         first = failed[0].planned.config
@@ -206,18 +205,18 @@ def _do(
     observer: Observer | None = None,
     make: Callable[[Context, Strategy], Trainer] = Trainer,
 ) -> Outcome:
-    """Do one run; `seen` is its run.json as it was when everything began."""
+    """Do one run; `seen` is the stamp that its run.json had before the first of all runs began."""
     try:
         if item.given is not None:
             give(item.given)  # to a worker process, which has not seen it
         if not force and seen != _stamp(item.folder):
             if _finished(item) is not None:
                 return Outcome(item, source="elsewhere")
-            found = RunFolder(item.folder).existing(item.config)
-            if found is not None and found.status == "failed":
-                return Outcome(item, str(found.record.get("error")), source="elsewhere")
+            stored = RunFolder(item.folder).existing(item.config)
+            if stored is not None and stored.status == "failed":
+                return Outcome(item, str(stored.record.get("error")), source="elsewhere")
         if is_held(item.folder) and not Watched(item.folder).is_free():
-            return Outcome(item, source="held")  # before its data is laid out for nothing
+            return Outcome(item, source="held")  # asked before its data are loaded for nothing
         tasks = scenario or prepare(item.config)[1]
         begun: list[Trainer] = []
 
@@ -236,13 +235,13 @@ def _do(
             trainer=trainer,
             track=track,
         )
-        # Another process may have finished it since it was looked at.
+        # Another process may have finished it since the check above.
         return Outcome(item, source="here" if begun else "elsewhere")
     except InUseError:
         return Outcome(item, source="held")
     except (ConfigError, RunError) as error:
         return Outcome(item, str(error))
-    except Exception as error:  # whatever a strategy raises: the other runs go on
+    except Exception as error:  # a strategy may raise anything, and the other runs go on
         return Outcome(item, f"{type(error).__name__}: {error}")
 
 
@@ -270,7 +269,7 @@ def _together(items: Sequence[PlannedRun], work: Sequence[Callable[..., Outcome]
             yield group[0][1]()
             continue
         together = Together([item.config.seed for item, _ in group])
-        # What torch keeps per process is set for the group; a run that ends early puts back no more than that.
+        # torch's settings per process are set for the whole group, so a run that ends early restores only these.
         with process_settings(group[0][0].config), ThreadPoolExecutor(len(group)) as threads:
             begun = [threads.submit(together.run, functools.partial(do, None, together.trainer)) for _, do in group]
             try:
@@ -281,7 +280,7 @@ def _together(items: Sequence[PlannedRun], work: Sequence[Callable[..., Outcome]
 
 
 def _finished(item: PlannedRun) -> str | None:
-    """Return the version of clbench that finished the run, None where it is not known to be finished."""
+    """Return the version of clbench that finished the run, or None if the run is not known to be finished."""
     try:
         with open(item.folder / "run.json", "rb") as file:
             head = _HEAD.match(file.read(400))
@@ -296,21 +295,21 @@ def _finished(item: PlannedRun) -> str | None:
 
 def _stamp(folder: Path) -> tuple[int, int] | None:
     try:
-        found = os.stat(folder / "run.json")
+        stat = os.stat(folder / "run.json")
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def _wait_for_any(waiting: Mapping[Path, tuple[PlannedRun, Watched]]) -> list[Path]:
-    """Return the folders that are free, when some are."""
+    """Wait until some folders are free, and return these."""
     while True:
         free = []
         for folder, (_, watched) in waiting.items():
             try:
                 if watched.is_free():
                     free.append(folder)
-            except OSError:  # the run itself will say what is wrong with its folder
+            except OSError:  # the run itself will report what is wrong with its folder
                 free.append(folder)
         if free:
             return free

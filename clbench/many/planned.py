@@ -1,4 +1,4 @@
-"""A run that is planned, and what became of it."""
+"""A planned run, and its outcome."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from clbench.results.result import Result
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run, complete and checked, the folder it goes to, and the class where one was handed over."""
+    """One complete, checked run, its folder, and the strategy's class if the caller passed a class."""
 
     config: RunConfig
     folder: Path
@@ -20,9 +20,9 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a planned run: the sentence that says why it failed, and where it was done.
+    """The outcome of a planned run: a sentence on why it failed, if it did, and where it was done.
 
-    source: `here`; `before`, which was finished already; `elsewhere`, by another process meanwhile; `held`, not yet.
+    source: `here`; `before` (finished already); `elsewhere` (by another process meanwhile); `held` (another is at it).
     """
 
     planned: PlannedRun

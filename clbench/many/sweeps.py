@@ -48,10 +48,10 @@ def sweep(
     track: str | None = None,
     cluster: Cluster | None = None,
 ) -> list[Result]:
-    """Do the runs of a grid (a TOML file, or what would be in it) and return their results in its order.
+    """Do the runs of a grid (a TOML file, or a mapping of the same shape) and return their results in its order.
 
-    shard: (K, N) is the K-th of N parts; track: see `clbench.run`. Finished runs are not repeated, unfinished ones are
-    continued, failed ones tried again. Raises ConfigError before any training, RunError at the end if a run failed.
+    shard: (K, N) does the K-th of N parts. track: see `clbench.run`. Finished runs are not repeated, unfinished ones
+    are continued, failed ones are tried again. Raises ConfigError before any training, RunError if a run failed.
     """
     planned = plan_sweep(grid, out=out, shard=shard, cluster=cluster)
     raise_first_failure(list(run_planned(planned, jobs=jobs, force=force, track=track, cluster=cluster)))
@@ -65,7 +65,7 @@ def plan_sweep(
     shard: tuple[int, int] | None = None,
     cluster: Cluster | None = None,
 ) -> list[PlannedRun]:
-    """Return the runs of a grid, or of one shard of it, all of the grid being checked; raises ConfigError."""
+    """Check a whole grid and return its runs, or those of one shard; raises ConfigError."""
     if shard is not None and not 1 <= shard[0] <= shard[1]:
         raise ConfigError(f"shard={shard[0]}/{shard[1]}: K/N with K from 1 to N is accepted")
     if isinstance(grid, Mapping):
@@ -88,7 +88,7 @@ def read_grid(path: Path) -> Grid:
 
 
 def expand(grid: Grid, name: str) -> list[Request]:
-    """Return the runs that a grid asks for, in its order: the grid less what is excluded, then what is included."""
+    """Return the runs of a grid in its order: those that are not excluded, then the included ones."""
     further = _tables(grid, "include", name)
     excluded = _tables(grid, "exclude", name)
     top = {key: value for key, value in grid.items() if key not in ("include", "exclude")}
@@ -102,7 +102,7 @@ def expand(grid: Grid, name: str) -> list[Request]:
                 raise unknown(f"key in {place}:", key, sorted(known))
         kept = [request for request in requests if not _matches(rule, request)]
         if len(kept) == len(requests):
-            raise ConfigError(f"{place}: no run of the grid is like that; leave it out or mend it")
+            raise ConfigError(f"{place}: no run of the grid matches it; leave it out or correct it")
         requests = kept
     for number, block in enumerate(further, 1):
         place = f"{name}, [[include]] {number}"
@@ -113,7 +113,7 @@ def expand(grid: Grid, name: str) -> list[Request]:
         if key not in named:
             raise unknown(f"strategy of {name}, [strategies]", key, sorted(named))
     if not requests:
-        raise ConfigError(f"{name}: no run is left; leave something that is not excluded")
+        raise ConfigError(f"{name}: no run is left, because all are excluded; leave at least one")
     return requests
 
 
@@ -156,7 +156,7 @@ def _check_keys(block: Grid, whole: Grid, place: str) -> None:
 
 
 def _over(top: Grid, block: Grid) -> Grid:
-    """Return what a further grid says, over what it takes from the top of the file."""
+    """Return a further grid, merged over the keys that it takes from the top of the file."""
     pairs = _pairs({**top, **block})
     kept = {key: value for key, value in top.items() if not any(excludes(key, other, pairs) for other in block)}
     merged = kept | dict(block)
@@ -167,7 +167,7 @@ def _over(top: Grid, block: Grid) -> Grid:
 
 
 def _block(block: Grid, said: Grid, place: str) -> Iterator[Request]:
-    """Yield the runs of one grid: scenarios and their fields outermost, seeds innermost; `said` is its own part."""
+    """Yield the runs of one grid: scenarios and their fields outermost, seeds innermost; `said`: its own keys."""
     for key in ("scenario", "strategy"):
         if key not in block:
             raise ConfigError(f"{place}: no {key}; give one, or a list of them")
@@ -181,7 +181,7 @@ def _block(block: Grid, said: Grid, place: str) -> Iterator[Request]:
     memory = [key for key in MEMORY_OPTIONS if key in said]
     try:
         if memory and not any(lives_on_memory(strategy) for strategy in strategies):
-            raise ConfigError(f"{memory[0]} is given, but none of the strategies lives on a memory")
+            raise ConfigError(f"{memory[0]} is given, but none of the strategies needs a memory")
         axes = [
             _axes(strategy, {k: v for k, v in fields.items() if k not in cutting}, block) for strategy in strategies
         ]
@@ -199,7 +199,7 @@ def _block(block: Grid, said: Grid, place: str) -> Iterator[Request]:
     ]
     n = len(scenarios) * math.prod(map(len, cuts)) * len(seeds) * sum(math.prod(map(len, p)) for p in points)
     if n > MOST_RUNS:
-        raise ConfigError(f"{place}: {n:,} runs are asked for; at most {MOST_RUNS:,} are accepted")
+        raise ConfigError(f"{place}: {n:,} runs are requested; at most {MOST_RUNS:,} are accepted")
     for scenario, *cut_values in itertools.product(scenarios, *cuts):
         common = dict(zip(names, cut_values, strict=True))
         for strategy, (training, own), values in zip(strategies, axes, points, strict=True):
@@ -212,7 +212,7 @@ def _block(block: Grid, said: Grid, place: str) -> Iterator[Request]:
 
 
 def _axes(strategy: str | type[Strategy], fields: Grid, block: Grid) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the training fields and the own options that the runs of one strategy are given, each with its values."""
+    """Return the training fields and the strategy's own options for its runs, each with its values."""
     name, bracket = _spec(strategy)
     known = _own_options(strategy)
     special = dict(block.get("strategies", {}).get(name, {}))
@@ -249,9 +249,9 @@ def _entries(block: Grid, key: str, place: str) -> list[Any]:
 
 
 def _values(key: str, value: Any, place: str, fields: Mapping[str, Any]) -> list[Any]:
-    """Return the values of an axis: a list of them, or the one; where a value is a list itself, a list of lists."""
+    """Return the values of an axis: a list, or a single value; if a value is a list itself, a list of lists."""
     annotation = fields[key].annotation if key in fields else None
-    # Where one number is accepted as well, a list of numbers is an axis, as any list is.
+    # If a single number is accepted too, a list of numbers is an axis, like any other list.
     lists = _takes_list(annotation) and not _takes_number(annotation)
     if not isinstance(value, list | tuple) or (lists and all(isinstance(entry, int) for entry in value)):
         return [value]
@@ -281,7 +281,7 @@ def _spec(strategy: str | type[Strategy]) -> tuple[str, dict[str, str]]:
 
 
 def _asked(request: Request) -> dict[str, Any]:
-    """Return what the grid gives a run beside scenario, strategy and seed."""
+    """Return the options that the grid gives a run, without scenario, strategy and seed."""
     options = {k: v for k, v in request.options.items() if k not in ("seed", "strategy_options")}
     own: dict[str, Any] = request.options["strategy_options"]
     return options | own
@@ -310,13 +310,13 @@ def _text(value: Any) -> str:
 
 
 def _labelled(requests: Sequence[Request]) -> list[Request]:
-    """Give each run a label that tells it from the others of its strategy: what varies among them, in brackets."""
-    found: dict[Any, dict[str, set[str]]] = {}
+    """Give each run a label that tells it from the others of its strategy by what varies among them, in brackets."""
+    values: dict[Any, dict[str, set[str]]] = {}
     numbers = Counter(request.strategy for request in requests)
     given: Counter[tuple[Any, str]] = Counter()
     for request in requests:
         for key, value in _asked(request).items():
-            found.setdefault(request.strategy, {}).setdefault(key, set()).add(_text(value))
+            values.setdefault(request.strategy, {}).setdefault(key, set()).add(_text(value))
             given[request.strategy, key] += 1
     labelled = []
     for request in requests:
@@ -324,7 +324,7 @@ def _labelled(requests: Sequence[Request]) -> list[Request]:
         shown = shown | {
             key: _text(value)
             for key, value in _asked(request).items()
-            if len(found[request.strategy][key]) > 1 or given[request.strategy, key] < numbers[request.strategy]
+            if len(values[request.strategy][key]) > 1 or given[request.strategy, key] < numbers[request.strategy]
         }
         label = f"{name}[{','.join(f'{k}={v}' for k, v in shown.items())}]" if shown else name
         place = f"{request.place}: {label}, seed {request.options['seed']}"
@@ -333,7 +333,7 @@ def _labelled(requests: Sequence[Request]) -> list[Request]:
 
 
 def _placed(request: Request, cluster: Cluster | None) -> Request:
-    """Name the device of a run that goes to a cluster: Ray shows a run the GPUs that were asked for, and no other."""
+    """Set the device of a run on a cluster, because Ray shows a run only the GPUs that were requested."""
     if cluster is None:
         return request
     device = request.options.get("device", "auto")

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def refuse_together(config: RunConfig, kind: type[Strategy], possible: Sequence[str]) -> None:
-    """Raise ConfigError unless seeds of a configuration can be trained together; `possible` names strategies."""
+    """Raise ConfigError unless a configuration's seeds can be trained together; `possible`: the strategies that can."""
     if not kind.traits.seeds_together or kind.after_step is not Strategy.after_step:
         raise ConfigError(f"--seeds-together: {config.strategy} trains its seeds one by one; {', '.join(possible)} can")
     memory, training, evaluation, engine = config.memory, config.training, config.evaluation, config.engine
@@ -55,17 +55,17 @@ def refuse_together(config: RunConfig, kind: type[Strategy], possible: Sequence[
         if given is not None and given != accepted:
             beside = " with patience" if name == "optimizer_state" else ""
             raise ConfigError(f"--seeds-together: {name}={given}{beside} needs runs one by one; leave out one of them")
-    # For its layers alone, which don't depend on the images.
+    # Built only for its layers, which don't depend on the images.
     if any(isinstance(m, _DropoutNd) and m.p > 0 for m in build_model(config.model.name, (3, 32, 32), 0).modules()):
         raise ConfigError(f"--seeds-together: {config.model.name} has dropout, which draws for each seed on its own")
 
 
 class Together:
-    """Where the runs of a group meet: an epoch is trained when all of them have come to one.
+    """The meeting point of a group of runs: an epoch is trained when all runs have reached one.
 
-    Each run goes its way in a thread of its own, evaluation and saving included, but only one at a time: torch's global
-    random stream, which builds a model, is one for all. Of those that wait, the ones that are furthest behind are
-    trained, so a run that is continued, or stops early, joins the others where they meet.
+    Each run has a thread of its own, evaluation and saving included. Only one thread works at a time, because all share
+    torch's global random stream, which builds a model. Of the waiting runs, those furthest behind are trained, so a run
+    that is continued, or stops early, joins the others at the same epoch.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
@@ -80,7 +80,7 @@ class Together:
         return _Member(self, context, strategy)
 
     def run(self, do: Callable[[], T]) -> T:
-        """Do one of the runs, whose trainer is of this group, in the thread that calls."""
+        """Do one of the runs, with a trainer of this group, in the calling thread."""
         with self._turn:
             try:
                 return do()
@@ -89,7 +89,7 @@ class Together:
                 self._train_if_all_are_here()
 
     def stop(self) -> None:
-        """End all runs after the step that they are at."""
+        """End all runs after the current step."""
         self.stopped = True
         with self._turn:
             self._turn.notify_all()
@@ -126,7 +126,7 @@ class _Member(Trainer):
         self.group = group
         self.error: Exception | None = None
         seeds = ", ".join(map(str, group.seeds))
-        text = f"seeds {seeds} in one batched model, so last bits may differ from those of a run by itself"
+        text = f"seeds {seeds} in one batched model, so the last bits may differ from those of a separate run"
         self.remarks = [("seeds-together", text)]
 
     @property
@@ -136,7 +136,7 @@ class _Member(Trainer):
 
     def _epoch(self, fit: Fit, after_step: AfterStep, at_rest: AtRest) -> EpochRecord:
         if fit.tally.steps:
-            # Of a run that was begun alone the others train no part of an epoch.
+            # A run that was begun alone also finishes its epoch alone.
             return super()._epoch(fit, after_step, at_rest)
         self.group.epoch(self)
         return self.record(fit)
@@ -156,14 +156,14 @@ class _Holder(nn.Module):
 
 
 def _train_epoch(members: Sequence[_Member]) -> None:
-    """Train an epoch of all members; weights, buffers and optimizers end up where each alone would take them."""
+    """Train an epoch of all members; weights, buffers and optimizers end as if each member had trained alone."""
     started = time.perf_counter()
     fits, holders = [member.fit_under_way for member in members], [_Holder(member.strategy) for member in members]
     _refuse(fits, holders[0])
     tensors = [{**dict(holder.named_parameters()), **dict(holder.named_buffers())} for holder in holders]
     stacked = {name: torch.stack([own[name].detach() for own in tensors]) for name in tensors[0]}
     optimizer = _stacked_optimizer(fits, tensors, stacked)
-    # No hook of a step changes it, so once an epoch is enough.
+    # No hook of a step changes this state, so stacking it once an epoch is enough.
     state = _states([member.strategy for member in members])
     batches = [member.batches(fit) for member, fit in zip(members, fits, strict=True)]
     if len({tuple(map(len, own)) for own in batches}) > 1:
@@ -183,13 +183,13 @@ def _train_epoch(members: Sequence[_Member]) -> None:
         terms = _losses(members[0], holders[0], stacked, state, parts)
         reduce(add, terms.values()).sum().backward()
         for index, (member, fit, holder) in enumerate(zip(members, fits, holders, strict=True)):
-            found = {name: term[index].detach() for name, term in terms.items()}
+            own_terms = {name: term[index].detach() for name, term in terms.items()}
             penalty = functional_call(holder, {n: t[index] for n, t in stacked.items()}, (member.strategy.penalty,))
             if penalty is not None:
-                found["penalty"] = penalty.detach()
+                own_terms["penalty"] = penalty.detach()
                 if penalty.requires_grad:
                     penalty.backward()
-            fit.tally.add(member.context.progress.step, found)
+            fit.tally.add(member.context.progress.step, own_terms)
         optimizer.step()
         for member, fit, own in zip(members, fits, ids, strict=True):
             fit.count(member.context.progress, len(own))
@@ -214,7 +214,7 @@ def _refuse(fits: Sequence[Fit], holder: _Holder) -> None:
 def _losses(
     member: _Member, holder: _Holder, stacked: Tensors, state: tuple[Any, list[Tensor]], parts: Sequence[Batch]
 ) -> Tensors:
-    """Return the loss terms of a step by name, float [seeds]: the method of one member, the tensors of all."""
+    """Return the loss terms of a step by name, float [seeds], from one member's method and all members' tensors."""
     strategy, (form, leaves) = member.strategy, state
     fields = ("images", "originals", "labels", "tasks", "ids")
     together = {name: torch.stack([getattr(part, name) for part in parts]) for name in fields}
@@ -239,7 +239,7 @@ def _losses(
 
 
 def _masks(parts: Sequence[Batch], width: int) -> Tensor:
-    """Return the outputs that compete for each sample, bool [seeds, B, width], where they are not one slice for all."""
+    """Return the outputs that compete for each sample, bool [seeds, B, width], if they are not one slice for all."""
     masks = []
     for part in parts:
         mask = part.active
@@ -251,7 +251,7 @@ def _masks(parts: Sequence[Batch], width: int) -> Tensor:
 
 
 def _states(strategies: Sequence[Strategy]) -> tuple[Any, list[Tensor]]:
-    """Return what the strategies keep outside of modules, numbers as tensors: its form, and its leaves stacked."""
+    """Return the form and the stacked leaves of the strategies' state outside modules, with numbers as tensors."""
     kept = [
         {name: value for name, value in strategy.state().items() if not isinstance(value, nn.Module)}
         for strategy in strategies
@@ -292,7 +292,7 @@ def _unstack_optimizer(optimizer: torch.optim.Optimizer, fits: Sequence[Fit]) ->
     for joint, *own in _parameters(optimizer, *singles):
         for index, (single, parameter) in enumerate(zip(singles, own, strict=True)):
             single.state[parameter] = {
-                # Weights have their channels last, and so their statistics must have.
+                # Weights have their channels last, so their statistics must have them last too.
                 key: torch.empty_like(parameter).copy_(value[index]) if value.dim() else value.clone()
                 for key, value in optimizer.state[joint].items()
                 if value is not None

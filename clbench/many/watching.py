@@ -1,4 +1,4 @@
-"""Runs under way, looked at from outside: from their files alone, without torch, and without touching anything."""
+"""Watches runs from outside: it reads only their files, needs no torch and changes nothing."""
 
 import json
 import os
@@ -27,10 +27,10 @@ EVERY = 1.0
 
 @dataclass(frozen=True)
 class RunState:
-    """What the files of a run say of it; None for what they don't say.
+    """The state of a run, from its files; None for values that they don't give.
 
-    tasks_done of n_tasks; average_accuracy on the tasks done, in [0, 1], of the headline matrix; seconds of training,
-    evaluation and memory, with those since the last task was done for one that runs.
+    average_accuracy: on the tasks done, in [0, 1], from the headline matrix.
+    seconds: of training, evaluation and memory; for a running run, those since its last finished task too.
     """
 
     folder: str
@@ -47,20 +47,20 @@ class RunState:
 
 @dataclass
 class Watch:
-    """The runs in and below a folder; what did not change since the last look is not read again."""
+    """The runs in and below a folder; a file that did not change since the last look is not read again."""
 
     root: Path
     _read: dict[Path, tuple[tuple[int, int, int], RunState]] = field(default_factory=dict)
 
     def look(self) -> list[RunState]:
-        """Return the runs as they are now, by status and path; raises ConfigError for a folder that is not there."""
+        """Return the runs as they are now, by status and path; raises ConfigError if there is no such folder."""
         if not self.root.is_dir():
             raise ConfigError(f"{self.root}: no such folder; a folder of runs is accepted")
-        found = [self._state(Path(place), files) for place, files in _run_folders(self.root)]
-        return sorted(found, key=lambda run: (STATUSES.index(run.status), run.folder))
+        states = [self._state(Path(place), files) for place, files in _run_folders(self.root)]
+        return sorted(states, key=lambda run: (STATUSES.index(run.status), run.folder))
 
     def _state(self, folder: Path, files: set[str]) -> RunState:
-        """Return the state of one run; a file that vanishes or is half-written under the look is no error."""
+        """Return the state of one run; a file that vanishes or is half-written meanwhile is no error."""
         file, known = folder / "run.json", None
         if "run.json" in files:
             try:
@@ -92,14 +92,14 @@ def counts(runs: Sequence[RunState]) -> dict[str, int]:
 
 
 def render(runs: Sequence[RunState], root: Path, rows: int | None = None) -> "RenderableType":
-    """Return the runs for a terminal: how many there are of each status, and a table of at most so many rows."""
+    """Return the runs for a terminal: how many there are of each status, and a table of at most `rows` rows."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     number = counts(runs)
-    told = [f"{n} {status}" for status, n in number.items() if n or status != "damaged"]
+    totals = [f"{n} {status}" for status, n in number.items() if n or status != "damaged"]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for title in ("status", "scenario", "strategy"):
         table.add_column(title, overflow="fold")
@@ -118,7 +118,7 @@ def render(runs: Sequence[RunState], root: Path, rows: int | None = None) -> "Re
         )
         style = {"failed": "red", "damaged": "red", "running": "bold", "done": "dim"}.get(run.status, "")
         table.add_row(*(Text(printable(cell), style=style) for cell in cells))
-    lines: list[RenderableType] = [Text(f"{root}: {', '.join(told)}"), table]
+    lines: list[RenderableType] = [Text(f"{root}: {', '.join(totals)}"), table]
     if len(shown) < len(runs):
         lines.append(Text(f"and {len(runs) - len(shown)} more"))
     errors = [run for run in shown if run.error]
@@ -150,7 +150,7 @@ def _run_folders(root: Path) -> Iterator[tuple[str, set[str]]]:
 
 
 def _parsed(folder: Path, record: Any) -> RunState:
-    """Read what is shown from a record; raises one of several errors for what is no record of a run."""
+    """Return the state that a record gives; raises one of several errors if it is no record of a run."""
     config, status = record["config"], record["status"]
     average = record["metrics"].get("average_accuracy")
     return RunState(
@@ -168,7 +168,7 @@ def _parsed(folder: Path, record: Any) -> RunState:
 
 
 def _named_by_place(folder: Path, status: Status) -> RunState:
-    """Return the state of a run without a run.json: its mark says what is planned, or else its path does."""
+    """Return the state of a run without a run.json, from the mark that names the planned run, or else from its path."""
     try:
         planned = json.loads((folder / MARK).read_bytes())
         scenario, strategy = str(planned["scenario"]), str(planned["strategy"])

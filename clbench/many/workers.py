@@ -17,7 +17,7 @@ from clbench.support.text import note
 
 
 def in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcome]], jobs: int) -> Iterator[Outcome]:
-    """Do the work in so many processes and yield outcomes as they come; one that is killed costs its run alone."""
+    """Do the work in `jobs` processes and yield outcomes as they come; a killed process costs only its own run."""
     _start_trackers()
     left = dict(zip((item.folder for item in items), work, strict=True))
     named = {item.folder: item for item in items}
@@ -33,12 +33,12 @@ def in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcom
                 delayed(_in_worker)(left[folder], noted) for folder in folders
             )
         try:
-            # Not `yield from`, which would close them on its own.
+            # Not `yield from`, which would close the generator itself, outside the block below.
             for outcome in outcomes:  # noqa: UP028
                 yield outcome
         finally:
             with warnings.catch_warnings():
-                # Of the work that an interruption leaves undone.
+                # joblib warns of the work that an interruption leaves undone.
                 warnings.simplefilter("ignore")
                 outcomes.close()
 
@@ -48,12 +48,12 @@ def in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcom
                 del left[outcome.planned.folder]
                 yield outcome
         except TerminatedWorkerError:
-            # A process that is killed takes all others with it, so each run that was under way has one to itself.
+            # A killed process takes all others with it, so each run that was under way gets a process to itself.
             for folder in [f for f in left if is_held(f)] or list(left)[:1]:
                 try:
                     yield from start([folder])
                 except TerminatedWorkerError:
-                    yield Outcome(named[folder], "its process was killed, as it is when memory runs out")
+                    yield Outcome(named[folder], "its process was killed, as happens when memory runs out")
                 del left[folder]
 
 
@@ -65,10 +65,10 @@ def _in_worker(do: Callable[[], Outcome], noted: bool) -> Outcome:
 
 
 def _start_trackers() -> None:
-    """Start the processes that clean up behind workers, without their warnings.
+    """Start the processes that clean up after workers, with their warnings off.
 
-    They outlive this one, and after an interruption would tell on the terminal, below our last line, what they found.
-    Python's own, which loky starts with the first worker, would also let Ctrl-C through again.
+    They outlive this process, and after an interruption they would print warnings below our last line. Python's own
+    tracker, which loky starts with the first worker, would also let Ctrl-C through again.
     """
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker"]))

@@ -1,4 +1,4 @@
-"""A backbone as a chain of blocks: what passes between them, gated or not, and the layer that each one holds."""
+"""A backbone as a chain of blocks: the outputs between them, with or without gates, and the layer in each block."""
 
 from collections.abc import Sequence
 
@@ -15,10 +15,10 @@ Layer = nn.Linear | nn.Conv2d
 
 
 def block_outputs(model: Network, images: Tensor, gates: Sequence[Tensor] | None = None) -> list[Tensor]:
-    """Return what each block of the model gives out, float [B, channels, ...]; the last one are the features.
+    """Return the output of each block of the model, float [B, channels, ...]; the last output is the features.
 
-    gates: for each block float [channels], by which its units (of convolutions: its maps) are multiplied on
-    their way to the next block. Maps that a block has flattened keep one gate each.
+    gates: for each block float [channels]; they multiply its units (for convolutions: its maps) on the way to the
+    next block. Maps that a block has flattened keep one gate each.
     """
     outputs = []
     for index, block in enumerate(model.blocks()):
@@ -40,7 +40,7 @@ def chain(model: Network) -> list[Layer]:
 
 
 def widths(model: Network) -> list[int]:
-    """Return the number of units (of convolutions: of maps) that each block gives out."""
+    """Return the number of units (for convolutions: maps) in each block's output."""
     return [layers_of(block)[-1].weight.shape[0] for block in model.blocks()]
 
 

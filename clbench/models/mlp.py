@@ -10,7 +10,7 @@ from clbench.models.network import Network
 
 
 class MLP(Network):
-    """Linear layers, each followed by batch norm (if asked for), activation and dropout.
+    """Linear layers, each followed by batch norm (if `batch_norm`), activation and dropout.
 
     With its default widths it is the network of van de Ven et al. 2022 (doi:10.1038/s42256-022-00568-3).
     """

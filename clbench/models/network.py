@@ -1,4 +1,4 @@
-"""What every model is: a backbone that makes features, and one linear head whose rows are the outputs."""
+"""The base of all models: a backbone that makes features, and one linear head whose rows are the outputs."""
 
 import math
 from typing import Literal
@@ -14,7 +14,7 @@ class Head(nn.Linear):
         super().__init__(in_features, out_features)
 
     def reset_parameters(self) -> None:
-        """Draw all rows from torch's global stream, as nn.Linear does; with no rows draw nothing."""
+        """Draw all rows from torch's global stream, as nn.Linear does; draw nothing if there are no rows."""
         if self.out_features:
             super().reset_parameters()
 
@@ -29,7 +29,7 @@ class Head(nn.Linear):
         of the same dtype, device and `requires_grad`. Raises ValueError for fewer outputs than there are.
         """
         if n_outputs < self.out_features:
-            raise ValueError(f"n_outputs={n_outputs} given, at least the {self.out_features} existing ones accepted")
+            raise ValueError(f"n_outputs={n_outputs} given; at least the existing {self.out_features} are accepted")
         bound = 1 / math.sqrt(self.in_features)
         rows = torch.empty(n_outputs - self.out_features, self.in_features + 1)
         if init == "default":
@@ -51,7 +51,7 @@ def _extended(parameter: Tensor, rows: Tensor) -> nn.Parameter:
 class Network(nn.Module):
     """Base of the models: `head(features(images))`; the head starts without outputs.
 
-    A subclass hands over its layers in order; one that is no sequence overrides `features` and `blocks`.
+    A subclass passes its layers in order; a backbone that is no sequence overrides `features` and `blocks`.
     """
 
     feature_dim: int
@@ -76,7 +76,7 @@ class Network(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """Return the backbone's layers, first to last and without the head.
 
-        Each holds parameters (a linear layer with its activation, a residual stage), so that the last ones
-        can be trained alone.
+        Each layer holds parameters (a linear layer with its activation, a residual stage), so that the last ones can
+        be trained alone.
         """
         return list(self.backbone)

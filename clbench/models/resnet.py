@@ -1,6 +1,6 @@
 """The residual networks that continual-learning papers use on small images.
 
-He, Zhang, Ren & Sun 2016, arXiv:1512.03385. Papers that say "ResNet-32" differ in four details: the options.
+He, Zhang, Ren & Sun 2016, arXiv:1512.03385. Papers that say "ResNet-32" differ in four details, which are the options.
 """
 
 from typing import Annotated, Literal
@@ -35,7 +35,7 @@ def _projection(inputs: int, outputs: int, stride: int, bn_eps: float) -> nn.Mod
 
 
 class _BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is the identity where the shape stays."""
+    """Two 3x3 convolutions beside a shortcut, which is the identity if the shape stays."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Literal["A", "B"], bn_eps: float) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class ResNet32(Network):
 class ResNet18(Network):
     """ResNet-18 for 32x32 images: 3x3 stem, no max pooling, option B; 8 * `width` features.
 
-    `width=20` is the slim one (Lopez-Paz & Ranzato 2017, arXiv:1706.08840).
+    `width=20` is the slim network of GEM (Lopez-Paz & Ranzato 2017, arXiv:1706.08840).
     """
 
     def __init__(self, image_shape: tuple[int, int, int], *, width: Annotated[int, Field(ge=1)] = 64) -> None:

@@ -1,4 +1,4 @@
-"""A generator of images for strategies that replay what they make up: Kingma & Welling 2014, arXiv:1312.6114."""
+"""A generator of images for strategies that replay generated images: Kingma & Welling 2014, arXiv:1312.6114."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class VAE(nn.Module):
-    """A variational autoencoder of fully connected layers, its decoder the mirror image of its encoder."""
+    """A variational autoencoder of fully connected layers; its decoder mirrors its encoder."""
 
     def __init__(self, image_shape: tuple[int, int, int], hidden: int, latent: int) -> None:
         super().__init__()

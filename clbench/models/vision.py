@@ -1,4 +1,4 @@
-"""torchvision's residual networks, so that its pre-trained weights can be a start."""
+"""torchvision's residual networks, so that runs can start from its pre-trained weights."""
 
 import itertools
 from collections import OrderedDict
@@ -27,8 +27,8 @@ Architecture = Literal[
 class TorchvisionResNet(Network):
     """A ResNet of torchvision for photos (7x7 stem, max pooling), its layers under torchvision's names.
 
-    Fits `--weights ResNet18_Weights.IMAGENET1K_V1` and the like. Grey images are given to all three channels. dropout:
-    before the head.
+    It fits `--weights ResNet18_Weights.IMAGENET1K_V1` and similar weights. A grey image goes to all three channels.
+    `dropout` comes before the head.
     """
 
     def __init__(

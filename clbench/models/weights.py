@@ -1,4 +1,4 @@
-"""Pre-trained backbones: a file of tensors, loaded without executing anything, mismatches named."""
+"""Pre-trained backbones: files of tensors, loaded without running any code; errors name what does not fit."""
 
 import io
 import os
@@ -30,7 +30,7 @@ def save_backbone(source: Path, path: Path) -> None:
 def load_backbone(model: Network, source: str, *, offline: bool = False) -> None:
     """Copy pre-trained tensors into the model, all but the head; raises ConfigError naming what doesn't fit.
 
-    source: a file of named tensors, or a name that torchvision has weights under (fetched once, unless `offline`).
+    source: a file of named tensors, or the name of weights in torchvision (fetched once, unless `offline`).
     """
     stored = _named(source, offline) if NAMED_WEIGHTS.fullmatch(source) else _from_file(source)
     own = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
@@ -75,10 +75,10 @@ def _named(name: str, offline: bool) -> dict[str, torch.Tensor]:
     remedy = f"put {url} at {file}"
     if not os.path.exists(file):
         if offline:
-            raise ConfigError(f"weights={name} are not on this machine, and offline is asked for; {remedy}")
+            raise ConfigError(f"weights={name} are not on this machine, and offline is set; {remedy}")
         print(f"fetching {url}", file=sys.stderr)
     patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # torch.hub waits for ever
+    socket.setdefaulttimeout(20)  # torch.hub would wait for ever
     try:
         stored: dict[str, torch.Tensor] = torch.hub.load_state_dict_from_url(
             url, map_location="cpu", progress=False, check_hash=True, weights_only=True

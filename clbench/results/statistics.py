@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 # Seed and class order of a run.
 Key = TypeVar("Key", bound=tuple[Hashable, Hashable])
 
-# With fewer pairs no two-sided exact test reaches 0.05: of 2^5 sign patterns, the two most extreme are 0.0625.
+# With fewer pairs no two-sided exact test reaches 0.05: two of the 2^5 sign patterns of five pairs are 0.0625.
 FEWEST_PAIRS = 6
-# Demsar 2006, sec. 3.2.2: below five data sets the distribution of mean ranks is not the one that is assumed.
+# Demsar 2006, sec. 3.2.2: with fewer than five data sets the assumed distribution of mean ranks does not hold.
 FEWEST_SCENARIOS = 5
-# From so many values on the bootstrap has enough to draw from; docs/statistics.md has what t and BCa cover.
+# From this many values on the bootstrap has enough to draw from; docs/statistics.md shows what t and BCa cover.
 BOOTSTRAP_FROM = 20
-# Efron & Tibshirani 1993, sec. 14.3: some 2,000 resamples for BCa.
+# Efron & Tibshirani 1993, sec. 14.3: about 2,000 resamples for BCa.
 RESAMPLES = 2000
-# Up to so many pairs all sign patterns are counted out; beyond, so many patterns are drawn.
+# Up to EXACT_UP_TO pairs the test counts all sign patterns; beyond, it draws FLIPS of them.
 EXACT_UP_TO = 17
 FLIPS = 99_999
 
 
 class Spread(NamedTuple):
-    """Mean, sample standard deviation (n-1) and number of the values; what is not defined is None."""
+    """Mean, sample standard deviation (n-1) and number of the values; an undefined one is None."""
 
     mean: float | None
     sd: float | None
@@ -46,11 +46,12 @@ class Interval(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """Ours minus theirs over the pairs that both have; what is not defined is None.
+    """Ours minus theirs over the pairs that both have; an undefined value is None.
 
-    difference: the mean; p: sign-flip permutation, the test that reports use; wilcoxon_p: signed ranks; effect_size:
-    mean / sd of the differences (Cohen's d_z, paired); probability_of_improvement: share of pairs in which ours is
-    higher, ties counting half. reason: why there is no test, or None.
+    difference: the mean. effect_size: mean / sd of the differences (Cohen's d_z, paired).
+    p: of the sign-flip permutation test, which reports use. wilcoxon_p: of the signed-rank test.
+    probability_of_improvement: share of pairs in which ours is higher, ties counting half.
+    reason: why there is no test, or None.
     """
 
     n: int
@@ -64,10 +65,10 @@ class Paired(NamedTuple):
 
 
 class Ranks(NamedTuple):
-    """Mean ranks over n scenarios, best (lowest) first, and how far apart two must be to differ.
+    """Mean ranks over n scenarios, best (lowest) first, and the distance from which two of them differ.
 
-    groups: the largest sets of strategies that do not differ, each from best to worst; p: Friedman's test that all
-    are equal, None for two strategies.
+    groups: the largest sets of strategies that do not differ, each from best to worst.
+    p: of Friedman's test that all are equal; None for two strategies.
     """
 
     mean: dict[str, float]
@@ -78,7 +79,7 @@ class Ranks(NamedTuple):
 
 
 class Variances(NamedTuple):
-    """Variance of one run's value, split: class order, initialisation (the seed), the rest with their interaction."""
+    """The variance of one run's value in parts: class order, initialisation (the seed), the rest with interaction."""
 
     class_order: float
     initialisation: float
@@ -116,7 +117,7 @@ def interval(values: Iterable[float | None], level: float = 0.95) -> Interval | 
         low, high = _bootstrap(tuple(defined), level)
         if isfinite(low) and isfinite(high):
             return Interval(low, high, method)
-        method = "t"  # BCa is undefined where the values differ by nothing but rounding
+        method = "t"  # BCa is undefined if the values differ only by rounding
     from scipy.special import stdtrit
 
     half = float(stdtrit(len(defined) - 1, (1 + level) / 2)) * sd / sqrt(len(defined))
@@ -129,9 +130,9 @@ def paired(
 ) -> Paired:
     """Compare two strategies by the differences of their runs with the same key, (seed, class order).
 
-    Runs of one class order are not independent: where there are several orders, the mean difference of each counts
-    as one pair. p is exact for up to 17 pairs and from 99,999 random flips (fixed seed) beyond. Below six pairs there
-    is no test: with five the smallest exact two-sided p is 0.0625.
+    Runs of one class order are not independent: if there are several orders, the mean difference of each counts as
+    one pair. p is exact for up to 17 pairs and from 99,999 random flips (fixed seed) beyond. Below six pairs there
+    is no test, because with five the smallest exact two-sided p is 0.0625.
     """
     by_order: dict[Hashable, list[float]] = {}
     for key, own in ours.items():
@@ -152,7 +153,7 @@ def paired(
         interval=interval(differences),
         p=None if reason else _flipped(tuple(sorted(differences if (mean or 0.0) > 0 else (-d for d in differences)))),
         wilcoxon_p=None if reason else _wilcoxon(differences),
-        # Where nothing varies but rounding, there is none.
+        # There is none if the differences vary only by rounding.
         effect_size=mean / sd if mean is not None and sd and abs(mean) < 1e9 * sd else None,
         probability_of_improvement=fmean(1.0 if d > 0 else 0.0 if d else 0.5 for d in differences) if n else None,
         reason=reason,
@@ -162,14 +163,14 @@ def paired(
 def sign_flip(differences: "npt.ArrayLike") -> "npt.NDArray[np.float64]":
     """Return the two-sided p [...] of the mean of paired differences [n, ...] when each sign is as likely as the other.
 
-    Fisher 1935, The Design of Experiments, sec. 21. As scipy's permutation_test, but some fifty times as fast, for each
-    pattern serves all columns. Drawn patterns count the observed one too (Phipson & Smyth 2010).
+    Fisher 1935, The Design of Experiments, sec. 21. It equals scipy's permutation_test, but is about fifty times as
+    fast, because each pattern serves all columns. Drawn patterns include the observed one (Phipson & Smyth 2010).
     """
     import numpy as np
 
     columns = np.asarray(differences, dtype=np.float64)
     signs = _signs(len(columns))
-    # Sums that are equal but for rounding are as extreme.
+    # Sums that differ only by rounding count as equally extreme.
     observed = np.abs(columns.sum(axis=0)) * (1 - 1e-9)
     extreme = np.zeros(observed.shape)
     for start in range(0, len(signs), 4096):
@@ -180,12 +181,12 @@ def sign_flip(differences: "npt.ArrayLike") -> "npt.NDArray[np.float64]":
 
 
 def smallest_p(n: int, tests: int = 1) -> float:
-    """Return the smallest p that `paired` can give for n pairs, after Holm's correction for so many tests."""
+    """Return the smallest p that `paired` can give for n pairs, after Holm's correction for `tests` tests."""
     return min(1.0, tests * (2 / 2**n if n <= EXACT_UP_TO else 1 / (FLIPS + 1)))
 
 
 def holm(pvalues: Sequence[float | None]) -> list[float | None]:
-    """Return the p values corrected for the number of tests that were made; None stays None and counts as no test.
+    """Return the p values corrected for the number of tests; None stays None and counts as no test.
 
     Holm 1979, Scand. J. Statist. 6:65: the k-th smallest of m is multiplied by m - k + 1, and none is below the one
     before it. Raises ConfigError for a value outside [0, 1].
@@ -204,11 +205,11 @@ def holm(pvalues: Sequence[float | None]) -> list[float | None]:
 def mean_ranks(
     scores: Mapping[str, Sequence[float | None]], *, lower_is_better: bool = False, alpha: float = 0.05
 ) -> Ranks:
-    """Rank the strategies in each scenario (1 is best, ties share) and return the mean ranks.
+    """Rank the strategies in each scenario (1 is best; ties share a rank) and return the mean ranks.
 
-    `scores` holds for each strategy one value a scenario, the scenarios in the same order; one in which a strategy has
-    none is left out. Critical difference: q sqrt(k (k+1) / (6 n)), Nemenyi's q of k strategies at level alpha. Demsar
-    2006, JMLR 7:1, sec. 3.2.2. Raises ConfigError below five scenarios or two strategies.
+    `scores` holds for each strategy one value a scenario, the scenarios in the same order; a scenario in which
+    a strategy has none is left out. Critical difference: q sqrt(k (k+1) / (6 n)), Nemenyi's q of k strategies at level
+    alpha. Demsar 2006, JMLR 7:1, sec. 3.2.2. Raises ConfigError below five scenarios or two strategies.
     """
     import numpy as np
     from scipy import stats
@@ -234,10 +235,10 @@ def mean_ranks(
 
 
 def variances(values: Mapping[Key, float | None]) -> Variances | None:
-    """Split the variance of runs with keys (seed, class order), every seed with every order; None if not so crossed.
+    """Split the variance of runs with keys (seed, class order); None unless every seed was run with every order.
 
     Two-way random effects with one run a cell, by the method of moments (Searle, Casella & McCulloch 1992, sec. 4.4);
-    a negative estimate is 0. A seed that any order lacks is left out; two seeds and two orders are needed.
+    a negative estimate becomes 0. A seed that an order lacks is left out; it takes two seeds and two orders.
     """
     import numpy as np
 
@@ -267,9 +268,9 @@ def variances(values: Mapping[Key, float | None]) -> Variances | None:
 def runs_needed(difference: float, sd: float, power: float = 0.8, alpha: float = 0.05) -> int:
     """Return the pairs of runs with which a two-sided paired t test at level alpha finds a difference of this size.
 
-    `sd` is that of the differences, in the same unit; never below the six that a test takes. From the noncentral t
-    distribution (Cohen 1988, ch. 2). Raises ConfigError for a difference below a thousandth of the sd, which millions
-    of runs would not show, a negative sd, or a power or level outside (0, 1).
+    `sd` is that of the differences, in the same unit. The result is at least the six pairs that a test takes. From the
+    noncentral t distribution (Cohen 1988, ch. 2). Raises ConfigError for a difference below a thousandth of the sd,
+    which millions of runs would not show, a negative sd, or a power or level outside (0, 1).
     """
     from scipy.special import nctdtr, stdtrit
 
@@ -284,10 +285,10 @@ def runs_needed(difference: float, sd: float, power: float = 0.8, alpha: float =
 
     def reaches(n: int) -> bool:
         shift, limit = abs(difference) / sd * sqrt(n), stdtrit(n - 1, 1 - alpha / 2)
-        # Below -limit lies next to nothing.
+        # The probability below -limit is negligible.
         return bool(1 - nctdtr(n - 1, shift, limit) >= power)
 
-    # An sd of nothing but rounding is more than the distribution can be computed for.
+    # The distribution can't be computed for an sd that is only rounding.
     if 1000 * sd <= abs(difference) or reaches(FEWEST_PAIRS):
         return FEWEST_PAIRS
     low, high = FEWEST_PAIRS, 2 * FEWEST_PAIRS
@@ -310,13 +311,13 @@ def _bootstrap(values: tuple[float, ...], level: float) -> tuple[float, float]:
 
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=0)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+        drawn = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=0)
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 @lru_cache(maxsize=2)
 def _signs(n: int) -> "npt.NDArray[np.int8]":
-    """Return sign patterns [k, n]: all of them but mirror images up to 17 pairs, else random ones."""
+    """Return sign patterns [k, n]: up to 17 pairs all of them without mirror images, beyond that random ones."""
     import numpy as np
 
     if n > EXACT_UP_TO:
@@ -333,12 +334,12 @@ def _flipped(differences: tuple[float, ...]) -> float:
 def _wilcoxon(differences: Sequence[float]) -> float:
     from scipy import stats
 
-    # Where nothing differs, there are no ranks.
+    # If nothing differs, there are no ranks.
     return float(stats.wilcoxon(differences).pvalue) if any(differences) else 1.0
 
 
 def _groups(mean: Mapping[str, float], critical: float) -> list[list[str]]:
-    """Return the longest stretches of at least two strategies, best first, of which first and last do not differ."""
+    """Return the longest stretches of at least two strategies, best first, whose first and last do not differ."""
     names, groups, end = list(mean), list[list[str]](), 0
     for start, name in enumerate(names):
         stop = max(i for i, other in enumerate(names) if mean[other] - mean[name] <= critical) + 1

@@ -1,1 +1,1 @@
-"""Small pieces that know nothing of continual learning: files, locks, signals, texts, named random streams."""
+"""Small helpers that know nothing of continual learning: files, locks, signals, text, named random streams."""

@@ -1,6 +1,6 @@
-"""How SIGTERM and Ctrl-C end the command line: with one sentence and an exit code, and no worker process stays.
+"""SIGTERM and Ctrl-C end the command line with one sentence and an exit code, and no worker process stays behind.
 
-It imports next to nothing: `clbench.__main__` takes the signals with it before the imports that take their time.
+This module imports next to nothing, because `clbench.__main__` uses it to handle signals before the slow imports.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-# Seconds in which worker processes may save what they are at when they are interrupted; Slurm gives 30 by default.
+# Seconds that interrupted worker processes have to save their state; Slurm gives 30 by default.
 WORKERS_END = 20
 
 ENDINGS: dict[int, tuple[str, int]] = {
@@ -22,17 +22,17 @@ ENDINGS: dict[int, tuple[str, int]] = {
 
 
 class Terminated(BaseException):
-    """SIGTERM, as Slurm and Ray send it before they kill."""
+    """SIGTERM came; Slurm and Ray send it before they kill."""
 
 
 def take_signals(handler: Callable[[int, FrameType | None], NoReturn]) -> None:
-    """Have SIGTERM and Ctrl-C handled so."""
+    """Install a handler for SIGTERM and Ctrl-C."""
     for number in ENDINGS:
         signal.signal(number, handler)
 
 
 def end_at_once(number: int, _: FrameType | None = None) -> NoReturn:
-    """End the process where nobody would catch what is raised."""
+    """End the process without an exception, where nobody would catch one."""
     with contextlib.suppress(Exception):  # the stream may be half-way through something itself
         sys.stdout.flush()
     os.write(sys.stderr.fileno(), f"clbench: {ENDINGS[number][0]}\n".encode())
@@ -40,13 +40,13 @@ def end_at_once(number: int, _: FrameType | None = None) -> NoReturn:
 
 
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """End the workers, and the command by what is raised."""
+    """End the workers, then raise Terminated or KeyboardInterrupt, which ends the command."""
     if _imports(frame):
-        # Packages take what is raised in the middle of their import for a fault of theirs, and go on without a part.
+        # Packages take an exception during their import for a failure of their own, and go on incomplete.
         with contextlib.suppress(Exception):  # psutil may be half-way through something itself
             _end_workers()
         end_at_once(number)
-    # What their pool's threads, and what is closed half-way, make of it is no news.
+    # The pool's threads and half-closed objects may report errors of their own now, which tell nothing new.
     threading.excepthook = lambda _: None
     sys.unraisablehook = lambda _: None
     _end_workers()
@@ -63,14 +63,14 @@ def _imports(frame: FrameType | None) -> bool:
 
 
 def _end_workers() -> None:
-    # They go first: waiting for one that was interrupted itself can take for ever.
+    # Workers go first: waiting for a worker that was interrupted itself can take for ever.
     import psutil
 
     workers = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if any("popen_loky" in word for word in child.cmdline()):
-                # It saves where it is after the step that it is at.
+                # It saves its state after the current step.
                 child.terminate()
                 workers.append(child)
     for child in psutil.wait_procs(workers, timeout=WORKERS_END)[1]:

@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a kill at any moment, never meets half of one."""
+"""Writing files in one step, so that no reader finds half a file, even after a kill at any moment."""
 
 import os
 import uuid
@@ -12,7 +12,7 @@ def write_atomically(
 ) -> None:
     """Write `data` (text as UTF-8) to `path` in one step, creating its folder; raises OSError when it can't.
 
-    The old content stays until the new one is on the disk, and is kept as `previous` where that is given.
+    The old content stays until the new one is on the disk, and is kept as `previous` if that is given.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def write_atomically(
         unfinished.unlink(missing_ok=True)
         raise
     if hasattr(os, "O_DIRECTORY"):
-        # The new name itself is on the disk only when its folder is.
+        # The new name is on the disk only when its folder has been flushed too.
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -39,7 +39,7 @@ def write_atomically(
 
 
 def read_small(path: Path) -> str:
-    """Return the text of a file that people write; raises OSError, and ValueError for one of more than 10 MB."""
+    """Return the text of a file that a person wrote; raises OSError, and ValueError for more than 10 MB."""
     with path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
@@ -48,6 +48,6 @@ def read_small(path: Path) -> str:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a process left that was killed while it wrote; nobody else may be writing there."""
+    """Remove the files of a process that was killed while writing; no other process may be writing there."""
     for unfinished in folder.glob(f".{'[0-9a-f]' * 32}.tmp"):
         unfinished.unlink(missing_ok=True)

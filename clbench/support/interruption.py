@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C under training: they wait until the run is where it can be continued."""
+"""SIGTERM and Ctrl-C during training: they wait until the run is at a point from which it can be continued."""
 
 import contextlib
 import signal
@@ -10,7 +10,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def interruptible(now: bool) -> Iterator[None]:
-    """Let Ctrl-C through, or let it wait, in this thread and in the processes that it starts inside."""
+    """Let Ctrl-C through (`now`), or hold it back, in this thread and in the processes that it starts inside."""
     before = signal.pthread_sigmask(signal.SIG_UNBLOCK if now else signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -19,14 +19,14 @@ def interruptible(now: bool) -> Iterator[None]:
 
 
 class Interruption:
-    """Inside it, SIGTERM and SIGINT are noted, and passed on where the run allows it; a second Ctrl-C at once.
+    """A context that notes SIGTERM and SIGINT and passes them on when the run allows it; a second Ctrl-C at once.
 
-    In a thread other than the main one, which gets no signals, nothing happens. An ignored signal stays ignored.
+    Outside the main thread, which alone gets signals, it does nothing. An ignored signal stays ignored.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        # Whether the last one was Ctrl-C.
+        # Whether the last signal was Ctrl-C.
         self._interrupted = False
         self._handlers: dict[int, Any] = {}
 
@@ -47,14 +47,14 @@ class Interruption:
             signal.raise_signal(noted)
 
     def pass_on(self) -> None:
-        """Let the noted signal do what it would have done; usually it ends the run."""
+        """Raise the noted signal under its former handler, which usually ends the run."""
         self.__exit__()
         self.__enter__()
 
     def _note(self, number: int, _: FrameType | None) -> None:
         again = number == signal.SIGINT and self._interrupted
         self._interrupted = number == signal.SIGINT
-        # SIGTERM ends a worker process, which Ctrl-C may not.
+        # SIGTERM ends a worker process and Ctrl-C may not, so Ctrl-C does not replace it.
         if self.signal != signal.SIGTERM:
             self.signal = number
         if again:

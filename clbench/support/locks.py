@@ -1,4 +1,4 @@
-"""Holding a run folder against other processes, here and on other hosts that see the same files."""
+"""Locks that keep other processes, here and on other hosts that see the same files, out of a run folder."""
 
 import os
 import socket
@@ -12,13 +12,13 @@ from filelock import SoftFileLease, Timeout
 
 from clbench.config.errors import ConfigError
 
-# A file that is created exclusively works on network file systems, where flock may not. It carries host, pid and the
-# start of the process; a thread renews it. On its own host it is free as soon as the process is gone; anywhere, once it
-# was seen unchanged for this long, by the clock of who looks on: clocks of hosts need not agree. NFS may show an old
-# state for a minute, so it is longer. A process that was stopped for longer may overlap with its successor: both
-# compute the same numbers, and every file is replaced in one step.
+# The lease is a file that is created exclusively, which works on network file systems, where flock may not. It holds
+# host, pid and start of the process, and a thread renews it. On its own host it is free as soon as the process is gone.
+# On any host it is free once an observer saw it unchanged for this long by its own clock, so clocks need not agree.
+# NFS may show an old state for a minute, so this is longer. A process that was stopped for longer may overlap with its
+# successor; both compute the same numbers, and every file is replaced in one step.
 LEASE_SECONDS = 180.0
-# After how long a lease is given up whose holder was killed before it had written who it is.
+# Seconds after which an empty lease is given up: its holder was killed before it wrote who it was.
 EMPTY_SECONDS = 5.0
 NAME = ".lease"
 
@@ -38,23 +38,23 @@ def is_held(folder: str | os.PathLike[str]) -> bool:
 
 
 def seems_held(folder: str | os.PathLike[str]) -> bool:
-    """Whether a process seems to hold the folder, from the look of its lease; nothing is touched."""
+    """Whether a process seems to hold the folder, judged by its lease alone; changes nothing."""
     lock = lease(folder)
     try:
-        # By the clock of the file system, which may be another one than ours, but hardly by minutes.
+        # The file system's clock may differ from ours, but hardly by minutes.
         age = time.time() - os.stat(lock.lock_file).st_mtime
         owner = lock.owner
     except OSError:
         return False
     if age > LEASE_SECONDS:
         return False
-    # A name with a mark of its own is that of a container, whose processes we can't see.
+    # A host name with a mark of its own belongs to a container, whose processes we can't see.
     return owner is None or owner.hostname != socket.gethostname() or psutil.pid_exists(owner.pid)
 
 
 @contextmanager
 def held(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold a folder that exists; raises InUseError when another process does, OSError where it can't be written."""
+    """Hold an existing folder; raises InUseError if another process holds it, OSError if it can't be written."""
     lock = lease(folder)
     try:
         lock.acquire()
@@ -62,26 +62,26 @@ def held(folder: str | os.PathLike[str]) -> Iterator[None]:
         owner = lock.owner
         by = "another process" if owner is None else f"process {owner.pid} on {owner.hostname.partition('?')[0]}"
         raise InUseError(
-            f"{folder} is in use by {by}; wait for it, name another folder, or remove its {NAME} if that one is dead"
+            f"{folder} is in use by {by}; wait for it, name another folder, or remove its {NAME} if it is dead"
         ) from None
     try:
         yield
     finally:
-        # In a folder that can't be written any more it stays, and is free once this process is gone.
+        # In a folder that has become read-only the lease stays, and is free once this process is gone.
         with suppress(OSError):
             lock.release()
 
 
 class Watched:
-    """A folder that another process holds, looked at until it is free."""
+    """A folder that another process holds, checked until it is free."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        # The lease knows since when it was seen unchanged.
+        # This object remembers since when it has seen the lease unchanged.
         self._lease = lease(folder)
         self._empty_since: float | None = None
 
     def is_free(self) -> bool:
-        """Whether the folder can be had now; raises OSError where it can't be looked at."""
+        """Whether the folder is free now; raises OSError if it can't be read."""
         try:
             with self._lease:
                 return True
@@ -100,6 +100,6 @@ class Watched:
         elif self._empty_since is None:
             self._empty_since = time.monotonic()
         elif time.monotonic() - self._empty_since > EMPTY_SECONDS:
-            # filelock takes an empty file for one of its old versions', but takes over from a malformed one.
+            # filelock takes an empty file for a lock of its old versions and waits, but takes over a malformed one.
             with file.open("ab") as unfinished:
                 unfinished.write(b"?")

@@ -1,4 +1,4 @@
-"""Modules under the names that they had in 0.1.0, and the packages of a checkout that is not the installed copy."""
+"""Finds modules by their names of 0.1.0, and the packages of a checkout that is not the installed copy."""
 
 import importlib
 import sys
@@ -10,7 +10,7 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
-# Documented names: they stay, wherever the code lives.
+# Documented names, which stay wherever the code lives.
 PUBLIC = {
     "augment": "data.augment",
     "errors": "config.errors",
@@ -22,7 +22,7 @@ PUBLIC = {
     "testing": "tools.conformance",
     "scenarios.avalanche": "avalanche.scenarios",
 }
-# What else a plug-in or script of 0.1.0 may import; these names go with 0.3.
+# Other names that a plug-in or script of 0.1.0 may import; 0.3 removes them.
 MOVED = {
     "batches": "data.batches",
     "comparison": "many.compare",
@@ -46,12 +46,12 @@ BESIDE = ("strategies", "scenarios", "reports")
 
 
 class Finder(MetaPathFinder, Loader):
-    """Finds what Python's own finders do not: a module by its old name, a folder of the checkout beside clbench/."""
+    """Finds what Python's own finders do not: modules by old names, and the checkout's folders beside clbench/."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return how to load a module of clbench that is elsewhere; None for every other module."""
+        """Return how to load a module of clbench that lives elsewhere; None for every other module."""
         package, _, name = fullname.partition(".")
         if package != "clbench":
             return None
@@ -63,11 +63,11 @@ class Finder(MetaPathFinder, Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put the module at its new place under the old name."""
+        """Register the module at its new place under its old name."""
         name = module.__name__.removeprefix("clbench.")
         if name in MOVED:
             warnings.warn(
-                f"{module.__name__} is clbench.{MOVED[name]} since 0.2; the old name goes with 0.3",
+                f"{module.__name__} is clbench.{MOVED[name]} since 0.2; 0.3 removes the old name",
                 DeprecationWarning,
                 stacklevel=2,
             )
@@ -75,7 +75,7 @@ class Finder(MetaPathFinder, Loader):
 
 
 def former_name(cls: type) -> str:
-    """Return the full name of a class as 0.1.0 wrote it into checkpoints; its present one where that is the same."""
+    """Return the full name by which 0.1.0 wrote a class into checkpoints; the present name if it did not move."""
     module = cls.__module__.removeprefix("clbench.")
     former = {new: old for old, new in (PUBLIC | MOVED).items()}.get(module, module)
     return f"clbench.{former}.{cls.__qualname__}" if cls.__module__.startswith("clbench.") else full_name(cls)

@@ -1,4 +1,4 @@
-"""Texts for people."""
+"""Text for people to read."""
 
 import sys
 from typing import Any

@@ -1,4 +1,4 @@
-"""The benchmark scripts work; how fast anything is, they say themselves, on a quiet machine."""
+"""The benchmark scripts work; speed itself is measured by running them on a quiet machine."""
 
 import csv
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def test_versus_bare_loop_trains_both_rivals_to_the_same_accuracy_SP02(tmp_path: Path) -> None:
+def test_versus_bare_loop_trains_both_rivals_to_the_same_accuracy(tmp_path: Path) -> None:
     """Both rivals do the same arithmetic, so their accuracies agree within seed noise (one short run each)."""
     out = tmp_path / "result.csv"
     command = [sys.executable, str(BENCHMARKS / "versus_bare_loop.py"), "--smoke", "--out", str(out)]

@@ -49,7 +49,7 @@ def test_each_output_is_a_padded_crop_mirrored_or_not(dtype, layout):
 
 
 def test_images_are_not_mixed_up():
-    """Image i is filled with i + 1: whatever the crop, nothing but that value and the zeros may show."""
+    """Image i is filled with i + 1, so any crop may show only that value and zeros."""
     values = torch.arange(1, 101, dtype=torch.uint8).view(-1, 1, 1, 1)
     outputs = crop_flip(values.expand(-1, 3, 9, 9), torch.Generator().manual_seed(0))
     assert torch.equal(outputs.amax((1, 2, 3)), values.flatten())

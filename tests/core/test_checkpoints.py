@@ -83,7 +83,7 @@ def read(folder: Path, strategy: str = "er") -> Checkpoint:
 
 @pytest.fixture
 def whole(run: Any, tmp_path: Path) -> Path:
-    """The run of er that nothing happened to."""
+    """An undisturbed run of er."""
     run("er", out=tmp_path / "whole", memory_size=12, **OPTIONS)
     return tmp_path / "whole"
 
@@ -106,7 +106,7 @@ def er(run: Any, tmp_path: Path) -> Any:
     ("every", "saves"),
     [
         ("task", 5),
-        (10.0, 5),  # the default: a run of a second pays nothing for what a long one needs
+        (10.0, 5),  # the default: a run of a second writes none
         (1e-9, 5 * (8 + 2) + 5),  # each step and each end of an epoch is later than that
         ("epoch", 5 * 2 + 5),
         ("3-steps", 5 * 2 + 5),  # steps 3 and 6 of 8
@@ -163,7 +163,7 @@ def test_a_stage_that_is_over_does_not_begin_again_nor_does_what_came_before_one
     calls = []
 
     class Staged(Strategy):
-        """Begins its second stage by a change that must not be made twice."""
+        """Begins its second stage with a change that must not be made twice."""
 
         traits = Traits(family="replay")
 
@@ -207,7 +207,7 @@ def test_a_stage_that_is_over_does_not_begin_again_nor_does_what_came_before_one
     assert_same(tmp_path / "whole", tmp_path / "run")
 
 
-def test_a_checkpoint_holds_ids_of_exemplars_and_no_images_IC17_PR14(er, cut, tmp_path):
+def test_a_checkpoint_holds_ids_of_exemplars_and_no_images(er, cut, tmp_path):
     """Its size does not depend on the number of images; the memory's ids are of training images, on the CPU."""
     sizes = []
     for limit in (10, 40):
@@ -247,7 +247,7 @@ def test_a_view_of_the_data_that_a_strategy_keeps_is_made_again_not_saved(run, t
 
 
 def test_what_was_stopped_early_or_waits_for_progress_goes_on_waiting(run, cut, tmp_path):
-    """After each epoch: the best weights so far, how long there was no progress, and the lowered rate."""
+    """A checkpoint after an epoch has the best weights so far, the epochs without progress, and the lowered rate."""
     scenario = cut(limit=20, validation=0.3)
     options = {"scenario": scenario, "epochs": 8, "patience": 3, "schedule": "plateau", "lr_patience": 1, "lr": 0.3}
     run(out=tmp_path / "whole", **options)
@@ -270,7 +270,7 @@ def test_what_was_stopped_early_or_waits_for_progress_goes_on_waiting(run, cut, 
             stopped += 1
     training = Result.load(tmp_path / "whole").record["training"]
     assert stopped >= len(training) - 5
-    # What the test is about happened: a stage ended early, at an epoch that was not the best, at a lower rate.
+    # The run did what the test is about: a stage ended early, after an epoch that was not the best, at a lower rate.
     assert len(training) < 5 * 8
     assert len({entry["lr"] for entry in training}) > 1
     assert_same(tmp_path / "whole", tmp_path / "run")
@@ -354,7 +354,7 @@ def no_room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_a_full_disk_stops_nothing_within_a_task_and_the_run_at_its_end(er, whole, no_room, tmp_path, refused):
-    """What was there is intact, the sentence names the file, and the run goes on when there is room."""
+    """Earlier files are intact, the message names the file, and the run goes on when there is room."""
     with (
         pytest.warns(
             UserWarning, match=r"checkpoint\.pt: File too large; what was saved before is kept; the run goes on"
@@ -433,7 +433,7 @@ LOSES_THE_RIGHT_TO_WRITE = """
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "setresuid"), reason="needs users")
 def test_a_folder_made_read_only_under_a_run_keeps_what_it_has(run):
-    """A real folder, and a process that really can't write there; the right comes back, and the run goes on."""
+    """A process really can't write into a folder; when it may again, the run goes on."""
     with tempfile.TemporaryDirectory() as place:
         os.chmod(place, 0o755)
         folder = Path(place) / "run"
@@ -467,7 +467,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(er, whole, tmp_path, monkey
     assert_same(whole, tmp_path / "run")
 
 
-def test_a_run_folder_from_elsewhere_goes_on_and_the_record_says_what_differs_CK03(er, whole, tmp_path):
+def test_a_run_folder_from_elsewhere_goes_on_and_the_record_says_what_differs(er, whole, tmp_path):
     with pytest.raises(StoppedError):
         er(observer=At(2, 4, stop))
     moved = tmp_path / "moved"
@@ -507,7 +507,7 @@ def test_a_finished_run_is_read_where_nothing_can_be_written(er, whole, tmp_path
     assert er().record == done.record
 
 
-def test_a_checkpoint_of_another_form_is_refused_CK03(er, refused, tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_form_is_refused(er, refused, tmp_path, monkeypatch):
     with pytest.raises(StoppedError):
         er(observer=At(1, 4, stop))
     checkpoint = read(tmp_path / "run")
@@ -523,8 +523,8 @@ def test_a_checkpoint_of_another_form_is_refused_CK03(er, refused, tmp_path, mon
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_saves_the_step_it_comes_at_WK02(number, er, whole, tmp_path):
-    """Whatever the interval is. Ctrl-C is a KeyboardInterrupt, SIGTERM what the program has made of it."""
+def test_an_interruption_saves_the_step_it_comes_at(number, er, whole, tmp_path):
+    """This holds for any interval. Ctrl-C is a KeyboardInterrupt; SIGTERM has the program's own handler."""
     before = signal.signal(signal.SIGTERM, lambda *_: stop())
     try:
         with pytest.raises(KeyboardInterrupt if number is signal.SIGINT else StoppedError):
@@ -540,7 +540,7 @@ def test_an_interruption_saves_the_step_it_comes_at_WK02(number, er, whole, tmp_
 
 def test_an_interruption_between_the_steps_waits_for_the_task_to_end_and_a_second_ctrl_c_does_not(run, tmp_path):
     class Interrupts(Strategy):
-        """Is interrupted while it makes up its mind about the task it has learnt."""
+        """Is interrupted in the hook at the end of a task."""
 
         traits = Traits(family="replay")
 

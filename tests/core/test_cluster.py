@@ -1,4 +1,4 @@
-"""Sweeps on Ray: a cluster of two nodes on this machine, one of which is lost on the way."""
+"""Sweeps on Ray: a cluster of two nodes on this machine, one of which is lost during the sweep."""
 
 import math
 import socket
@@ -49,7 +49,7 @@ def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_a_lost_node_costs_no_result_SW02(two_nodes: Any) -> None:
+def test_a_lost_node_costs_no_result(two_nodes: Any) -> None:
     """The accuracies are those of the same runs in one process; the paths are relative to where the sweep began."""
     cluster, nodes = two_nodes
     planned = plan_sweep(tomllib.loads(GRID), cluster=Cluster(cluster.address))
@@ -92,7 +92,7 @@ def test_no_cluster_there_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_an_address_that_nothing_answers_at_is_refused_at_once(
     form: str, by_variable: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refused: Any
 ) -> None:
-    """Ray itself would try on for a minute, and log it."""
+    """Ray itself would try for a minute, and log it."""
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'clbench[ray]'")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray tries"))
@@ -118,7 +118,7 @@ def test_parts_of_several_gpus_are_refused(gpus: float, refused: Any) -> None:
     ("device", "gpus", "found"), [(None, 0, "cpu"), (None, 0.25, "cuda"), ("auto", 1, "cuda"), ("cuda", 1, "cuda")]
 )
 def test_a_run_uses_the_device_that_it_is_given(device: str | None, gpus: float, found: str, tmp_path: Path) -> None:
-    """The devices of the machine that starts the sweep don't count: it has no GPU, or others."""
+    """The devices of the machine that starts the sweep don't matter; it may have no GPU, or other ones."""
     grid = tomllib.loads(GRID) | ({} if device is None else {"device": device})
     planned = plan_sweep(grid, out=tmp_path, cluster=Cluster(gpus_per_run=gpus))
     assert {item.config.engine.device for item in planned} == {found}
@@ -148,7 +148,7 @@ def assert_terminates(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_on_ray_leaves_no_process_behind_WK02(monkeypatch: Any, tmp_path: Path) -> None:
+def test_an_interrupted_sweep_on_ray_leaves_no_process_behind(monkeypatch: Any, tmp_path: Path) -> None:
     """Ray started for the sweep alone: its processes end with it."""
     process = endless_sweep(monkeypatch, tmp_path)
     wait_for_a_run_on_the_way()
@@ -160,7 +160,7 @@ def test_an_interrupted_sweep_on_ray_leaves_no_process_behind_WK02(monkeypatch: 
 
 
 @pytest.mark.slow
-def test_a_signal_while_ray_starts_ends_the_sweep_as_any_other_WK02(monkeypatch: Any, tmp_path: Path) -> None:
+def test_a_signal_while_ray_starts_ends_the_sweep_as_any_other(monkeypatch: Any, tmp_path: Path) -> None:
     """Ray has a handler of its own, which would end the command with 15, or not at all."""
     process = endless_sweep(monkeypatch, tmp_path)
     deadline = time.monotonic() + 120

@@ -91,7 +91,7 @@ def test_a_finished_run_of_an_earlier_version_is_read(version: Path) -> None:
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda path: path.name)
 @pytest.mark.filterwarnings("ignore:.*begun with")
 def test_an_unfinished_run_of_an_earlier_version_goes_on(version: Path, tmp_path: Path) -> None:
-    """To the accuracies of the run that was left alone, and under the same identity."""
+    """It reaches the accuracies of the undisturbed run, and keeps its identity."""
     from clbench.running.folder import RunFolder
     from clbench.running.run import execute
 

@@ -1,4 +1,4 @@
-"""compile: the network compiled for training steps is the same network, and what can't be compiled is told."""
+"""compile: the network compiled for training steps is the same network, and a warning says if nothing compiled."""
 
 import copy
 import inspect
@@ -62,7 +62,7 @@ def test_features_are_the_compiled_ones_within_and_the_models_own_outside(monkey
 @with_compiler
 @pytest.mark.slow
 def test_what_torch_does_not_compile_any_more_is_told() -> None:
-    """torch gives up on a function after `recompile_limit` versions; each network is one of its own."""
+    """torch gives up on a function after `recompile_limit` versions, and each network is a version."""
     images = torch.rand(3, 1, 4, 4)
     with torch._dynamo.config.patch(recompile_limit=1):
         features = CompiledFeatures("default")
@@ -102,7 +102,7 @@ def test_losses_are_those_of_the_network_as_it_is(strategy: str, model: str, tmp
 def test_what_torch_logs_while_it_compiles_is_not_the_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of the forward and the backward pass; what it was asked to log is shown, as is all before and after."""
+    """Messages of forward and backward passes are hidden; requested logs, and messages before and after, are not."""
     log = logging.getLogger("torch.utils.cpp_extension")
     before = {name: list(logger.filters) for name, logger in _torch_handlers().items()}
 
@@ -153,7 +153,7 @@ def test_a_network_that_can_not_be_compiled_trains_as_it_is_and_says_so(tmp_path
     [
         ("agem", {"memory_size": 20}, ["gradients"]),  # after_backward
         ("si", {}, ["weights within a step"]),  # after_step
-        ("avalanche:Naive", {"head": "full", "loss_outputs": "all"}, ["none"]),  # another's loop
+        ("avalanche:Naive", {"head": "full", "loss_outputs": "all"}, ["none"]),  # a loop of its own
         ("hat", {"setting": "task"}, ["compile=none"]),
         ("pnn", {"setting": "task"}, ["through the features", "compile=none"]),
     ],
@@ -202,7 +202,7 @@ def test_every_strategy_compiles_or_is_refused_before_training(strategy: str, ba
             assert [w["rule"] for w in result.record["warnings"]].count("not-compiled") == 1
     assert all("compile=default" in words and not (tmp_path / name).exists() for name, words in refused.items())
     page = page_on_training()
-    listed = page[page.index("Refused are strategies that") : page.index("On two CPU cores it brought")]
+    listed = page[page.index("`--compile` refuses strategies") : page.index("On two CPU cores compiling")]
     assert ("plain" in refused) == (f"`{strategy}`" in listed[: listed.index("--weights")])
     assert bool(refused) == (f"`{strategy}`" in listed)
 

@@ -18,7 +18,7 @@ from clbench.running.resolve import prepare, resolve
 NAN, INF = float("nan"), float("inf")
 DIGITS = "split-mnist-5k"
 
-# What is asked for, and what the sentence must hold: the value, and the nearest valid name or what is accepted.
+# Requests, and the words that the message must hold: the value, and the nearest valid name or what is accepted.
 UNKNOWN = [
     ({"scenario": "split-mnst-5k"}, ["split-mnst-5k", "'split-mnist-5k'"]),
     ({"scenario": "imagenet"}, ["imagenet", "split-cifar10", "split-mnist"]),
@@ -113,7 +113,7 @@ NOT_FINITE = [
     ({"strategy": "lwf[strength=nan]"}, ["lwf", "strength", "nan", "finite"]),
     ({"strategy": "naive[lr=inf]"}, ["lr", "inf", "finite"]),
 ]
-# Both are named; that they exclude each other is said.
+# The message names both and says that they exclude each other.
 EXCLUDING = [
     ({"tasks": 5, "task_sizes": [5, 5]}, ["tasks", "task_sizes", "exclude"]),
     ({"class_order": list(range(10)), "class_order_seed": 1}, ["class_order", "class_order_seed", "exclude"]),
@@ -161,7 +161,7 @@ MEMORY = [
 
 
 def asked(request: dict[str, object], out: Path) -> None:
-    """Ask for a run whose only fault is in the request."""
+    """Request a run whose only fault is in the request."""
     options = dict(request)
     scenario, strategy = options.pop("scenario", DIGITS), options.pop("strategy", "naive")
     clbench.run(scenario, strategy, out=out, **({"threads": 1} | options))
@@ -181,19 +181,19 @@ def test_a_wrong_request_is_refused_in_one_sentence(request_, words, refused, tm
 
 
 @pytest.mark.parametrize(("request_", "words"), MEMORY, ids=name_of)
-def test_budgets_that_exclude_each_other_are_refused_IC08(request_, words, refused, tmp_path):
+def test_budgets_that_exclude_each_other_are_refused(request_, words, refused, tmp_path):
     with refused(*words):
         asked(request_, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_what_was_refused_was_refused_for_its_fault_alone(tmp_path):
-    """Without the faults the same call trains, so none of the refusals above is for something else."""
+    """Without the faults the same call trains, so each refusal above is for its own fault."""
     asked({"epochs": 1, "limit": 2, "model": "mlp:8"}, tmp_path / "run")
     assert (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_setting_that_a_strategy_does_not_support_is_refused_naming_those_it_does_IC18(refused, tiny, tmp_path):
+def test_a_setting_that_a_strategy_does_not_support_is_refused_naming_those_it_does(refused, tiny, tmp_path):
     class OneHeadPerTask(Strategy):
         traits = Traits(family="isolation", settings=("task",))
 

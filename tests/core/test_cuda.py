@@ -1,4 +1,4 @@
-"""On a GPU: it learns what it learns on a CPU, no step waits for the device, and a repeated run is the same run."""
+"""On a GPU a run learns as on a CPU, no step waits for the device, and a repeated run gives the same numbers."""
 
 import functools
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from clbench.running.resolve import strategy_class
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 NAMES = entry_point_names("clbench.strategies")
-# Long enough to learn, and short: the rounding of two devices has no time to grow.
+# Long enough to learn, and short enough that the rounding of two devices does not grow.
 SMALL: dict[str, Any] = {"model": "mlp:24-24", "tasks": 3, "limit": 12, "epochs": 2, "batch_size": 8, "threads": 1}
 ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 0.005}
 
 
 def small(name: str, out: Path, **options: Any) -> clbench.Result:
-    """Run a strategy in small on the device given."""
+    """Do a small run of a strategy on the given device."""
     kind = strategy_class(name)
     memory = {"memory_size": 20} if kind.traits.needs_memory else {}
     return clbench.run(

@@ -1,4 +1,4 @@
-"""The two accuracy matrices and what is counted beside them, against slow computations of the test's own."""
+"""The two accuracy matrices and the counts beside them, against slow computations of the test's own."""
 
 import copy
 import csv
@@ -30,7 +30,7 @@ def guesses(state: dict[str, Tensor], images: Any, mean: float, std: float) -> n
 
 
 def slow_row(scenario: Any, digits: Any, state: dict[str, Tensor], after: int, matrix: str) -> list[float]:
-    """Accuracy on each task, one image at a time; NaN where the outputs of the task are not there or do not compete."""
+    """Accuracy on each task, one image at a time; NaN if the outputs of the task do not exist or do not compete."""
     row = []
     seen = 2 if scenario.setting == "domain" else sum(len(t.classes) for t in scenario.tasks[: after + 1])
     for task in scenario.tasks:
@@ -109,7 +109,7 @@ def test_matrices_and_untrained_row_against_a_slow_computation(cuts, head, cut, 
 
 @pytest.mark.parametrize("strategy", SEVEN)
 @pytest.mark.parametrize("head", ["growing", "full"])
-def test_task_aware_is_nowhere_below_class_incremental_PR01(strategy, head, run):
+def test_task_aware_is_nowhere_below_class_incremental(strategy, head, run):
     result = run(strategy, head=head, epochs=2)
     for matrices in result.classifiers.values():
         defined = ~np.isnan(matrices.class_incremental)
@@ -119,7 +119,7 @@ def test_task_aware_is_nowhere_below_class_incremental_PR01(strategy, head, run)
 
 
 @pytest.mark.parametrize("strategy", SEVEN)
-def test_with_one_task_both_matrices_are_equal_PR01(strategy, run, cut):
+def test_with_one_task_both_matrices_are_equal(strategy, run, cut):
     result = run(strategy, cut(tasks=1))
     for matrices in result.classifiers.values():
         np.testing.assert_array_equal(matrices.task_aware, matrices.class_incremental)
@@ -128,7 +128,7 @@ def test_with_one_task_both_matrices_are_equal_PR01(strategy, run, cut):
 
 
 def test_domains_make_both_matrices_equal(run, cut):
-    """All outputs belong to every task, so knowing the task tells nothing."""
+    """All outputs belong to every task, so knowing the task does not help."""
     result = run(scenario=cut(setting="domain"))
     np.testing.assert_array_equal(result.task_aware_accuracy, result.class_incremental_accuracy)
     assert not np.isnan(result.accuracy).any()
@@ -137,7 +137,7 @@ def test_domains_make_both_matrices_equal(run, cut):
 # Which cells are evaluated
 
 
-def test_task_incremental_evaluates_all_tasks_after_the_first_PR04(run, cut):
+def test_task_incremental_evaluates_all_tasks_after_the_first(run, cut):
     """A growing head has no outputs of later tasks: empty. A full head answers at about chance: 1/2 of 40 images."""
     growing = run(scenario=cut(setting="task"), evaluate="all").accuracy
     np.testing.assert_array_equal(np.isnan(growing), np.triu(np.ones((5, 5), bool), 1))
@@ -149,7 +149,7 @@ def test_task_incremental_evaluates_all_tasks_after_the_first_PR04(run, cut):
 
 
 @pytest.mark.parametrize("setting", ["class", "task", "domain"])
-def test_future_tasks_are_tested_only_on_demand_PR05(setting, run, cut):
+def test_future_tasks_are_tested_only_on_demand(setting, run, cut):
     scenario = cut(setting=setting)
     seen, everything = (run(scenario=scenario, head="full", evaluate=e) for e in ("seen", "all"))
     for name in ("class_incremental_accuracy", "task_aware_accuracy"):
@@ -195,7 +195,7 @@ def test_forward_transfer_is_defined_where_future_outputs_are_active(run, cut):
 
 @pytest.mark.parametrize("setting", ["class", "task"])
 @pytest.mark.parametrize("sizes", [[4, 3, 3], [1, 2, 7]], ids=str)
-def test_the_confusion_matrix_is_k_by_k_and_adds_up_ME06(sizes, setting, cut, digits, run, tmp_path):
+def test_the_confusion_matrix_is_k_by_k_and_adds_up(sizes, setting, cut, digits, run, tmp_path):
     """Rows sum to the test images of each class (some are left out, so they differ), in order of outputs; the trace
     over the total is the share of all images that is right, which is not the mean over tasks; and cell by cell."""
     if setting == "task" and 1 in sizes:
@@ -284,7 +284,7 @@ def own_arrays(digits: Any) -> dict[str, Any]:
     return arrays
 
 
-def test_forgetting_of_own_data_is_that_of_the_matrix_ME11(digits, run, tmp_path):
+def test_forgetting_of_own_data_is_that_of_the_matrix(digits, run, tmp_path):
     """From an .npz file and from arrays; naive and class-incremental; recomputed by hand from the matrix."""
     arrays = own_arrays(digits)
     np.savez(tmp_path / "mine.npz", **arrays)
@@ -300,7 +300,7 @@ def test_forgetting_of_own_data_is_that_of_the_matrix_ME11(digits, run, tmp_path
     assert np.array_equal(results[0].accuracy, results[1].accuracy, equal_nan=True)
 
 
-def test_own_data_in_one_line_on_the_command_line_ME11(digits, tmp_path, capsys):
+def test_own_data_in_one_line_on_the_command_line(digits, tmp_path, capsys):
     np.savez(tmp_path / "mine.npz", **own_arrays(digits))
     options = ["--tasks", "4", "--epochs", "2", "--model", "mlp:16", "--lr", "0.01", "--json", "--threads", "1"]
     with pytest.raises(SystemExit) as ended:
@@ -317,7 +317,7 @@ def test_own_data_in_one_line_on_the_command_line_ME11(digits, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("every", ["epoch", 1, 2])
-def test_evaluations_during_training_are_separate_and_stamped_ME12(every, run):
+def test_evaluations_during_training_are_separate_and_stamped(every, run):
     """20 images in batches of 8, 2 epochs: 6 steps a task."""
     plain, often = run("naive", epochs=2), run("naive", epochs=2, eval_every=every)
     assert json.dumps(plain.record["accuracy"]) == json.dumps(often.record["accuracy"])
@@ -348,7 +348,7 @@ def test_evaluations_during_training_are_separate_and_stamped_ME12(every, run):
     assert often.summary()["min_accuracy"] == often.metrics["min_accuracy"]
 
 
-def test_every_number_of_a_run_is_in_its_files_ME09(tmp_path, capsys):
+def test_every_number_of_a_run_is_in_its_files(tmp_path, capsys):
     """What `run` prints in percent is in run.json and accuracy.csv, to the digits that are shown."""
     options = ["--limit", "10", "--epochs", "1", "--model", "mlp:16", "--threads", "1"]
     with pytest.raises(SystemExit):

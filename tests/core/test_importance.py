@@ -1,4 +1,4 @@
-"""Fisher diagonal and quadratic penalty: values worked by hand, and what must not change."""
+"""Fisher diagonal and quadratic penalty: values worked by hand, and state that must not change."""
 
 import copy
 import math
@@ -69,8 +69,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_fisher_of_softmax_regression_by_hand():
-    """Both p are 1/2. x = (1, 2), y = 0: +-(.5, 1), squared (.25, 1); x = (3, 0), y = 1: +-(1.5, 0), (2.25,
-    0).
+    """Both p are 1/2. x = (1, 2), y = 0: +-(.5, 1), squared (.25, 1); x = (3, 0), y = 1: +-(1.5, 0), (2.25, 0).
 
     The mean of the squares is (1.25, .5). The square of the mean gradient would be (.25, .25).
     """
@@ -82,7 +81,7 @@ def test_fisher_of_softmax_regression_by_hand():
 
 
 def test_label_mode_is_an_option():
-    """EW02: p = (3/4, 1/4) and x = (1, 2), so x^2 = (1, 4).
+    """p = (3/4, 1/4) and x = (1, 2), so x^2 = (1, 4).
 
     Empirical with y = 0: (1 - 3/4)^2 = 1/16; with y = 1: (3/4)^2 = 9/16. Exact, whatever the labels:
     3/4 * 1/16 + 1/4 * 9/16 = 3/16, which is p (1 - p).
@@ -95,8 +94,7 @@ def test_label_mode_is_an_option():
 
 
 def test_sampled_labels_follow_the_model():
-    """EW02: each draw gives 1/16 (label 0, probability 3/4) or 9/16 (label 1), so their mean tells how many
-    are 1.
+    """Each draw gives 1/16 (label 0, probability 3/4) or 9/16 (label 1), so their mean tells how many are 1.
 
     Of 4000 draws 1000 are expected, with a standard deviation of sqrt(4000 * 3/4 * 1/4) = 27.4.
     """
@@ -129,8 +127,7 @@ def test_only_active_outputs_compete(mode):
 
 
 def test_fisher_of_batch_norm_models_is_that_of_one_sample_at_a_time(model, images, labels):
-    """EW04: BatchNorm1d and BatchNorm2d, against ordinary backward passes over single samples in eval
-    mode."""
+    """BatchNorm1d and BatchNorm2d, against ordinary backward passes over single samples in eval mode."""
     single = copy.deepcopy(model).eval()
     expected = {name: torch.zeros_like(p) for name, p in single.named_parameters() if p.requires_grad}
     for image, label in zip(images, labels, strict=True):
@@ -146,7 +143,7 @@ def test_fisher_of_batch_norm_models_is_that_of_one_sample_at_a_time(model, imag
 
 
 def test_exact_mode_is_the_expectation_of_empirical_ones(model, images):
-    """EW02: one image with each label in turn, weighted by the model's own probabilities."""
+    """One image with each label in turn, weighted by the model's own probabilities."""
     image = images[:1]
     exact = fisher_diagonal(model, image, torch.tensor([0]), label_mode="exact")
     probabilities = copy.deepcopy(model).eval()(image).softmax(dim=1)[0].tolist()
@@ -204,7 +201,7 @@ class InPlace(nn.Module):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("twice", [False, True])
 def test_fisher_of_linear_layers_is_that_of_one_sample_at_a_time(twice, mode):
-    """Linear layers alone take a short cut, where each is used once; the reference is one backward pass a sample.
+    """Linear layers take a short cut if each is used once; the reference is one backward pass for each sample.
 
     Exact: the sum over labels, weighted by their probability; sampled: labels that the same generator has drawn.
     """
@@ -284,8 +281,7 @@ def test_quadratic_penalty_by_hand():
 
 
 def test_quadratic_penalty_of_a_grown_head_compares_its_first_rows():
-    """One old row: 1 (2 - 1)^2 + 10 (3 - 1)^2 = 41, gradients 2 and 40; the new row is free, as is another
-    name."""
+    """One old row: 1 (2 - 1)^2 + 10 (3 - 1)^2 = 41, gradients 2 and 40; the new row is free, as is another name."""
     head = nn.Parameter(torch.tensor([[2.0, 3.0], [9.0, 9.0]]))
     penalty = quadratic_penalty(
         {"head": head, "new": nn.Parameter(torch.ones(3))},

@@ -1,4 +1,4 @@
-"""Leases on run folders: whose they are, when they are taken over, on this host and from another one."""
+"""Leases on run folders: who holds them, and when they are taken over, on this host and from another one."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ import pytest
 
 from clbench.support import locks
 
-# What another process does; the third argument is the name of its host, where it isn't this one.
+# The code of another process; the third argument is the name of its host, if it isn't this one.
 HOLDER = """
     import os, socket, sys, time
     folder, seconds, host, end = sys.argv[1:]
@@ -64,8 +64,8 @@ def test_a_lease_names_process_and_host_and_is_gone_afterwards(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_holder_on_this_host_is_followed_at_once_SW02(tmp_path: Path) -> None:
-    """Its lease of three minutes has not run out; that the process is gone is enough."""
+def test_a_killed_holder_on_this_host_is_followed_at_once(tmp_path: Path) -> None:
+    """The lease of three minutes has not run out, but it is enough that the process is gone."""
     with holder(tmp_path, locks.LEASE_SECONDS) as process:
         assert taken_within(tmp_path, 0.3) is None
         process.kill()
@@ -84,7 +84,7 @@ def test_a_living_holder_on_another_host_keeps_it_beyond_its_lease(tmp_path: Pat
 def test_a_dead_holder_on_another_host_is_followed_when_its_lease_was_seen_to_run_out(
     skew: float, tmp_path: Path, monkeypatch
 ) -> None:
-    """Whatever the other host's clock says: neither earlier, for a clock that is slow, nor never, for a fast one."""
+    """The other host's clock does not matter: a slow one makes it no earlier, and a fast one does not prevent it."""
     monkeypatch.setattr(locks, "LEASE_SECONDS", 0.6)
     with holder(tmp_path, 0.6, "elsewhere", "exit"):
         now = time.time() + skew
@@ -94,8 +94,8 @@ def test_a_dead_holder_on_another_host_is_followed_when_its_lease_was_seen_to_ru
     assert seconds >= 0.6
 
 
-def test_a_holder_that_was_killed_before_it_wrote_its_name_is_followed_SW02(tmp_path: Path, monkeypatch) -> None:
-    """As a kill between creating the file and writing into it leaves it."""
+def test_a_holder_that_was_killed_before_it_wrote_its_name_is_followed(tmp_path: Path, monkeypatch) -> None:
+    """The file is as a kill between creating and writing leaves it."""
     monkeypatch.setattr(locks, "EMPTY_SECONDS", 0.5)
     (tmp_path / locks.NAME).touch()
     seconds = taken_within(tmp_path, 20)

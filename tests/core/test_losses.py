@@ -32,7 +32,7 @@ def test_cross_entropy_by_hand():
 
 
 def test_cross_entropy_over_new_outputs_only():
-    """LW11: outputs 1 and 2 compete, so p = (1/2, 1/2); gradient p - onehot there, nothing for output 0."""
+    """Outputs 1 and 2 compete, so p = (1/2, 1/2); gradient p - onehot there, nothing for output 0."""
     logits = student([LN3, 0.0, 0.0])
     loss = cross_entropy(logits, torch.tensor([2]), slice(1, 3))
     loss.backward()
@@ -69,8 +69,7 @@ def test_label_outside_the_slice_is_never_skipped():
 
 
 def test_distillation_value_and_gradient_by_hand():
-    """LW06: gradient (softmax(student / T) - softmax(teacher / T)) / (T B) = (1/2 - 3/4, 1/2 - 1/4) / (2 *
-    1)."""
+    """Gradient (softmax(student / T) - softmax(teacher / T)) / (T B) = (1/2 - 3/4, 1/2 - 1/4) / (2 * 1)."""
     logits = student([0.0, 0.0])
     loss = distillation(logits, TEACHER, 2.0)
     loss.backward()
@@ -79,7 +78,7 @@ def test_distillation_value_and_gradient_by_hand():
 
 
 def test_distillation_with_squared_temperature():
-    """LW06: T^2 = 4 times the value and the gradient."""
+    """T^2 = 4 times the value and the gradient."""
     logits = student([0.0, 0.0])
     loss = distillation(logits, TEACHER, 2.0, squared_temperature=True)
     loss.backward()
@@ -88,7 +87,7 @@ def test_distillation_with_squared_temperature():
 
 
 def test_distillation_divides_logits_by_the_temperature():
-    """LW06: at T = 1 the teacher is softmax((2 ln 3, 0)) = (9/10, 1/10), not (3/4, 1/4)."""
+    """At T = 1 the teacher is softmax((2 ln 3, 0)) = (9/10, 1/10), not (3/4, 1/4)."""
     expected = 0.9 * math.log(1.8) + 0.1 * math.log(0.2)
     assert distillation(STUDENT, TEACHER, 1.0).item() == pytest.approx(expected, rel=1e-5)
 
@@ -101,8 +100,7 @@ def test_distillation_is_averaged_over_the_batch():
 
 @pytest.mark.parametrize("new", [1, 3])
 def test_distillation_compares_only_the_columns_of_the_teacher(new):
-    """LW02: a head that has grown by any number of outputs gives the same value, and new outputs no
-    gradient."""
+    """A head that has grown by any number of outputs gives the same value, and new outputs no gradient."""
     logits = student([0.0, 0.0, *[5.0] * new])
     loss = distillation(logits, TEACHER)
     loss.backward()
@@ -111,8 +109,7 @@ def test_distillation_compares_only_the_columns_of_the_teacher(new):
 
 
 def test_distillation_groups_have_a_softmax_each():
-    """Two groups as in the hand-worked example, shifted against each other, which no softmax sees: KL
-    twice."""
+    """Two groups as in the hand-worked example, shifted against each other, which no softmax sees: KL twice."""
     teacher = torch.cat([TEACHER, TEACHER + 3], dim=1)
     logits = student([0.0, 0.0, 9.0, 9.0])
     loss = distillation(logits, teacher, groups=[slice(0, 2), slice(2, 4)])
@@ -147,8 +144,7 @@ def test_distillation_refuses(arguments, options, message):
 
 
 def test_binary_cross_entropy_by_hand():
-    """IC15: one-hot target (1, 0), both sigmoids 1/2: ln 2 for each of two classes; gradient (g - q) / (B
-    C)."""
+    """One-hot target (1, 0), both sigmoids 1/2: ln 2 for each of two classes; gradient (g - q) / (B C)."""
     logits = student([0.0, 0.0])
     loss = binary_cross_entropy(logits, torch.tensor([0]))
     loss.backward()
@@ -159,8 +155,7 @@ def test_binary_cross_entropy_by_hand():
 
 @pytest.mark.parametrize(("label", "new_class_term"), [(1, -math.log(0.75)), (0, math.log(4))])
 def test_binary_cross_entropy_learns_old_outputs_from_the_teacher(label, new_class_term):
-    """IC15: the teacher's sigmoid(ln 3) = 3/4 replaces the old column, for a new sample (1) and an old one
-    (0).
+    """The teacher's sigmoid(ln 3) = 3/4 replaces the old column, for a new sample (1) and an old one (0).
 
     Student: sigmoid(0) = 1/2 on the old output, where any target gives ln 2 and the gradient is 1/2 - 3/4;
     sigmoid(ln 3) = 3/4 on the new one: -ln(3/4) for a sample of that class, -ln(1/4) otherwise.
@@ -173,7 +168,7 @@ def test_binary_cross_entropy_learns_old_outputs_from_the_teacher(label, new_cla
 
 
 def test_binary_cross_entropy_is_averaged_over_the_batch():
-    """IC15: four samples of 2 ln 2 each are 2 ln 2 summed over classes, ln 2 averaged."""
+    """Four samples of 2 ln 2 each are 2 ln 2 summed over classes, ln 2 averaged."""
     logits, labels = torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])
     assert binary_cross_entropy(logits, labels, reduction="sum").item() == pytest.approx(2 * LN2)
     assert binary_cross_entropy(logits, labels).item() == pytest.approx(LN2)

@@ -58,8 +58,7 @@ def test_herding_by_hand():
 
 
 def test_herding_is_greedy_on_the_mean_of_the_picked():
-    """IC05. (1, 0) twice and (0, 1): mean (2/3, 1/3). Row 0 first; with it row 1 gives (1, 0), row 2 gives
-    (.5, .5), nearer.
+    """(1, 0) twice and (0, 1): mean (2/3, 1/3). Row 0 first; with it row 1 gives (1, 0), row 2 gives (.5, .5), nearer.
 
     Ranking by dot product with the mean (2/3, 2/3, 1/3) would take row 1.
     """
@@ -67,8 +66,7 @@ def test_herding_is_greedy_on_the_mean_of_the_picked():
 
 
 def test_herding_takes_the_nearest_not_the_largest_dot_product():
-    """IC05. (1, 0), (-1, 0) and a zero row: the mean is the zero row, so it is nearest; all dot products
-    are 0, a tie.
+    """(1, 0), (-1, 0) and a zero row: the mean is the zero row, so it is nearest; all dot products are 0, a tie.
 
     Then the mean of the picked is (.5, 0) or (-.5, 0), a tie. The largest dot product would have picked row
     0 first.
@@ -77,7 +75,7 @@ def test_herding_takes_the_nearest_not_the_largest_dot_product():
 
 
 def test_herding_does_not_normalise_the_mean_again():
-    """IC05. (1, 0), (0, 1) and a zero row: the mean is (1/3, 1/3), at 1/9 + 1/9 from the zero row, at 4/9 +
+    """(1, 0), (0, 1) and a zero row: the mean is (1/3, 1/3), at 1/9 + 1/9 from the zero row, at 4/9 +
     1/9 from the others.
 
     A mean of norm 1, (.707, .707), would be nearer to row 0 (.586) than to the zero row (1).
@@ -126,8 +124,7 @@ def test_herding_prefix_no_repeats_and_untouched_input(seed, n, m, k):
 
 
 def test_herding_gives_duplicates_in_order_and_takes_numpy_half_and_gradients():
-    """Equal rows are ties whatever their place in memory, so each group of copies comes lowest index
-    first."""
+    """Equal rows are ties whatever their place in memory, so each group of copies comes lowest index first."""
     rows = torch.randn(7, 33, generator=generator(3))
     order = herding(rows.repeat(5, 1), 35).tolist()
     for row in range(7):
@@ -173,7 +170,6 @@ def test_quotas_use_the_whole_budget_fairly_and_only_shrink(size, n_classes):
 
 @pytest.mark.parametrize("memory", [ClassBalancedMemory, HerdingMemory, RandomMemory, quotas])
 def test_total_and_per_class_budget_exclude_each_other(memory):
-    """IC08."""
     first = [5] if memory is quotas else []
     with pytest.raises(ConfigError, match="both 100 in total and 10 per class"):
         memory(*first, size=100, per_class=10)
@@ -182,7 +178,6 @@ def test_total_and_per_class_budget_exclude_each_other(memory):
 
 
 def test_reservoir_refuses_a_budget_per_class():
-    """IC08."""
     with pytest.raises(ConfigError, match="can't keep 10 samples per class"):
         ReservoirMemory(per_class=10)
     with pytest.raises(ConfigError, match="neither"):
@@ -216,7 +211,7 @@ def test_memories_say_how_they_are_filled():
     batches=st.lists(st.lists(st.integers(10, 17), max_size=15), max_size=12),
 )
 def test_budget_holds_at_any_instant_and_classes_are_served_fairly(name, budget, batches):
-    """IC08. Over any sequence of classes; the expected count of a class is its quota or all its samples."""
+    """Over any sequence of classes; the expected count of a class is its quota or all its samples."""
     if name == "reservoir" and "per_class" in budget:
         budget = {"size": budget["per_class"]}
     memory, rng, n_seen, seen = MEMORIES[name](**budget), generator(), 0, {}

@@ -83,8 +83,7 @@ def test_worked_example_task_by_task():
 
 
 def test_forgetting_and_backward_transfer_of_the_rwalk_example():
-    """In Chaudhry et al. 2018 a task at .7, .8, .6, .5 over four stages forgets .3 and transfers -.2
-    backward."""
+    """In Chaudhry et al. 2018 a task at .7, .8, .6, .5 over four stages forgets .3 and transfers -.2 backward."""
     matrix = np.where(np.tri(4, dtype=bool), 0.5, NAN)
     matrix[:, 0] = [0.7, 0.8, 0.6, 0.5]
     assert metrics.forgetting_by_task(matrix) == pytest.approx([0.3, 0, 0])
@@ -92,7 +91,7 @@ def test_forgetting_and_backward_transfer_of_the_rwalk_example():
 
 
 def test_forgetting_is_negative_where_tasks_improve_and_says_so():
-    """ME07. Hand-worked: task 0 goes from .5 to .9, so -.4; the clipped variant has another name."""
+    """Hand-worked: task 0 goes from .5 to .9, so -.4; the clipped variant has another name."""
     matrix = [[0.5, NAN], [0.9, 0.7]]
     assert metrics.summarize(matrix)["forgetting"] == pytest.approx(-0.4)
     assert metrics.clipped_forgetting(matrix) == 0
@@ -100,7 +99,7 @@ def test_forgetting_is_negative_where_tasks_improve_and_says_so():
 
 
 def test_average_incremental_accuracy_has_two_names_and_definitions():
-    """ME08. Hand-worked: A_1 = 1, A_2 = (.2 + .6) / 2 = .4, so .7 with the first step and .4 without it."""
+    """Hand-worked: A_1 = 1, A_2 = (.2 + .6) / 2 = .4, so .7 with the first step and .4 without it."""
     summary = metrics.summarize([[1.0, NAN], [0.2, 0.6]])
     assert summary["average_incremental_accuracy"] == pytest.approx(0.7)
     assert summary["average_incremental_accuracy_without_first"] == pytest.approx(0.4)
@@ -164,8 +163,7 @@ def test_one_task_has_neither_transfer_nor_forgetting():
 
 
 def test_upper_triangle_counts_only_where_a_formula_has_it():
-    """Nothing in forgetting, averages or backward transfer reads the accuracy on a task before it is
-    learned."""
+    """Nothing in forgetting, averages or backward transfer reads the accuracy on a task before it is learned."""
     full, seen = metrics.summarize(R, UNTRAINED), metrics.summarize(SEEN_ONLY, UNTRAINED)
     assert seen.pop("forward_transfer") is None
     assert full.pop("forward_transfer") is not None
@@ -293,7 +291,7 @@ def test_input_is_left_as_it_is(matrix):
 
 
 def test_confusion_matrix_counts_by_hand():
-    """ME06: class 2 is never predicted and class 3 never occurs: both keep their column and row."""
+    """Class 2 is never predicted and class 3 never occurs: both keep their column and row."""
     confusion = metrics.confusion_matrix([0, 0, 1, 2, 2, 2], [0, 1, 1, 0, 3, 3], 4)
     assert confusion.dtype == np.int64
     assert confusion.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 2], [0, 0, 0, 0]]
@@ -302,7 +300,6 @@ def test_confusion_matrix_counts_by_hand():
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=50))
 def test_confusion_matrix_agrees_with_counts_and_accuracy(pairs):
-    """ME06."""
     targets, predictions = np.array(pairs).T
     confusion = metrics.confusion_matrix(targets, predictions, 5)
     assert confusion.sum(axis=1).tolist() == [list(targets).count(k) for k in range(5)]

@@ -113,7 +113,7 @@ def test_new_rows_are_uniform_as_in_nn_linear():
 
 def test_a_head_does_not_shrink():
     head = Head(7, 3)
-    with pytest.raises(ValueError, match="n_outputs=2 given, at least the 3"):
+    with pytest.raises(ValueError, match="n_outputs=2 given; at least the existing 3"):
         head.grow(2, generator())
 
 
@@ -309,7 +309,7 @@ def test_convolutions_are_initialised_as_the_papers_say(init, variance):
         ("mlp[activation=gelu]", "mlp: activation=gelu given, 'relu' or 'tanh' accepted"),
         (
             "mlp:4[widths=3]",
-            "mlp:4[widths=3] given, widths accepted once: after the colon or in the brackets",
+            "mlp:4[widths=3] gives widths twice; they are accepted once, after the colon or in the brackets",
         ),
         ("resnet18:20", "resnet18:20 given, but resnet18 has no widths; options accepted: width"),
         ("resnet32[bn_eps=0]", "resnet32: bn_eps=0 given, greater than 0 accepted"),
@@ -346,5 +346,5 @@ def test_widths_may_be_written_three_ways():
 
 def test_a_third_party_class_must_be_a_network(monkeypatch):
     monkeypatch.setattr("clbench.models.load_entry_point", lambda group, kind, name: nn.Linear)
-    with pytest.raises(ConfigError, match=r"a subclass of clbench\.models\.Network accepted"):
+    with pytest.raises(ConfigError, match=r"a subclass of clbench\.models\.Network is accepted"):
         build_model("linear", (1, 8, 8), seed=0)

@@ -1,4 +1,4 @@
-"""What a first user tripped over: options without effect, folders that are not ours, strategies that crash."""
+"""Problems of a first user: options without effect, folders that are not ours, strategies that crash."""
 
 from pathlib import Path
 

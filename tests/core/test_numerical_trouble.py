@@ -1,4 +1,4 @@
-"""A loss, gradient or weight that is not finite: the run ends with where it was, or leaves the step out and says so."""
+"""A loss, gradient or weight that is not finite: the run ends and says where, or leaves the step out and says so."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from clbench.results.result import Result
 
 
 class Spoilt(Strategy):
-    """Naive, with something wrong in step 3 of task 1; what, is a class attribute."""
+    """Naive, with a fault in step 3 of task 1; a class attribute says which."""
 
     traits = Traits(family="regularisation")
     wrong = ""
@@ -160,7 +160,7 @@ def test_the_help_says_what_skip_costs() -> None:
 
 
 class Cheat(Strategy):
-    """Keeps copies of all images it has seen, in a list, beside a memory that it keeps to."""
+    """Keeps copies of all images it has seen, in a list, beside a memory whose size it respects."""
 
     traits = Traits(family="replay")
 

@@ -1,4 +1,4 @@
-"""What the fuzzers found, each mended once: refused in one printable line under 300 characters, and no traceback."""
+"""Cases that the fuzzers found: each is refused in one printable line under 300 characters, without a traceback."""
 
 import struct
 import zlib
@@ -37,7 +37,7 @@ def test_the_names_that_an_error_lists_fit_into_its_line() -> None:
     assert len(str(unknown("claim", "?", [f"{'long' * 12}/{i}" for i in range(100)]))) < 300
     assert str(unknown("thing", "?", ["a", "b"])) == "unknown thing '?'; accepted: a, b"
     assert str(unknown("thing", "?", ["a", "b"], prefix="x:")) == "unknown thing 'x:?'; accepted: x:a, x:b"
-    # Case is no unlikeness, and what goes before every name no likeness.
+    # Case makes names no less alike, and a prefix of all names makes them no more alike.
     assert str(unknown("thing", "ewcc", ["EWC"], prefix="x:")) == "unknown thing 'x:ewcc'; did you mean 'x:EWC'?"
 
 
@@ -45,7 +45,7 @@ def test_the_names_that_an_error_lists_fit_into_its_line() -> None:
 def test_a_setting_of_another_type_is_refused(value: Any) -> None:
     """A list can't be looked up in the presets by setting."""
     if value is None:
-        resolve("split-mnist-5k", "ewc", {"setting": value})  # nothing was asked for
+        resolve("split-mnist-5k", "ewc", {"setting": value})  # nothing was requested
         return
     with pytest.raises(ConfigError, match="setting="):
         resolve("split-mnist-5k", "ewc", {"setting": value})
@@ -110,7 +110,7 @@ def test_forgetting_of_a_single_row_is_undefined_in_the_report(run: Any, tmp_pat
 def test_a_checkpoint_with_other_contents_is_refused(
     part: str, value: Any, run: Any, tmp_path: Path, refused: Any
 ) -> None:
-    """Its checksums are right, so it is no damage: what it holds has been changed."""
+    """Its checksums are right, so it is not damaged; its content has been changed."""
 
     class StopError(Exception):
         pass

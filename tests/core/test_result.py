@@ -70,7 +70,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 
 def test_accuracy_csv_holds_each_entry_once_in_full(tmp_path: Path) -> None:
-    """ME09: the whole T x T matrix is a plain CSV; what was not evaluated is empty."""
+    """The whole T x T matrix is a plain CSV; what was not evaluated is empty."""
     Result(record()).write(tmp_path)
     rows = read_csv(tmp_path / "accuracy.csv")
     assert list(rows[0]) == ["matrix", "classifier", "after", "task", "accuracy"]
@@ -81,7 +81,7 @@ def test_accuracy_csv_holds_each_entry_once_in_full(tmp_path: Path) -> None:
 
 
 def test_evaluations_during_training_stay_out_of_the_matrix(tmp_path: Path) -> None:
-    """ME12: periodic evaluations have records of their own, with their step; rows of the matrix come once."""
+    """Periodic evaluations have records of their own, with their step; rows of the matrix come once."""
     midway = [{"task": 2, "stage": "train", "epoch": 0, "step": 5, "class_incremental": [0.11, 0.12, 0.13]}]
     Result(record(evaluations=midway)).write(tmp_path)
     rows = read_csv(tmp_path / "accuracy.csv")
@@ -98,7 +98,7 @@ def test_training_csv_has_a_column_for_each_loss_term(tmp_path: Path) -> None:
 
 
 def test_further_classifiers_are_read_and_written_under_their_names(tmp_path: Path) -> None:
-    """IC14: a run holds the accuracies of both classifiers, and which of them is the headline one."""
+    """A run holds the accuracies of both classifiers, and which of them is the headline one."""
     accuracy = record()["accuracy"]
     other = {"class_incremental": [[0.5] * 3] * 3, "task_aware": [[0.75] * 3] * 3}
     result = Result(

@@ -1,4 +1,4 @@
-"""Nothing is lost: a run that was killed goes on to the same bytes, and a run folder is never mixed up or believed."""
+"""Nothing is lost: a killed run goes on to the same bytes, and a run folder is neither mixed up nor trusted blindly."""
 
 import importlib.metadata
 import json
@@ -21,7 +21,7 @@ from clbench import Observer, Result, Strategy, Traits
 from clbench.cli import main
 from clbench.running.folder import RunFolder
 
-# Each keeps something else from task to task: a memory, a teacher, importances, class means, optimizer statistics.
+# Each keeps a different thing from task to task: a memory, a teacher, importances, class means, optimizer statistics.
 KILLED = {
     "naive": {},
     "joint": {},
@@ -80,7 +80,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def comparable(folder: Path) -> dict[str, Any]:
-    """The record of a run without what is a matter of clocks, and where it was taken up again."""
+    """The record of a run without times and without the points where it was continued."""
     record = json.loads((folder / "run.json").read_text())
     del record["created"], record["resumes"]
     for entry in record["tasks"] + record["training"]:
@@ -111,7 +111,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("strategy", KILLED)
 def test_a_killed_run_resumes_to_the_identical_bytes(strategy, killed, tmp_path):
-    """SIGKILL in task 3 of 5: what is there is unfinished, and goes on to the accuracies of a run in one go."""
+    """SIGKILL in task 3 of 5 leaves an unfinished run, which goes on to the accuracies of an undisturbed run."""
     folder, options = killed / f"run-{list(KILLED).index(strategy)}", FAST | KILLED[strategy]
     left = Result.load(folder)
     assert left.status == "running"
@@ -156,7 +156,7 @@ def test_the_command_line_killed_at_some_moment_resumes_to_the_identical_bytes(t
 
 
 class Hoarder(Strategy):
-    """Assigns all kinds of things to self, and lets each of them change what it does."""
+    """Assigns all kinds of values to self, and lets each of them change its behaviour."""
 
     traits = Traits(family="replay", memory="joined")
 
@@ -205,8 +205,8 @@ RESUMED: list[tuple[Any, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("strategy", "options"), RESUMED, ids=lambda v: getattr(v, "__name__", None) or str(v)[:40])
-def test_stopped_and_resumed_at_every_task_boundary_IC13(strategy, options, run, cut, tmp_path):
-    """Four tasks of 4, 3, 2 and 1 classes; the head and what grows with it fit at each boundary."""
+def test_stopped_and_resumed_at_every_task_boundary(strategy, options, run, cut, tmp_path):
+    """Four tasks of 4, 3, 2 and 1 classes; the head and all that grows with it fit at each boundary."""
     scenario = cut(task_sizes=[4, 3, 2, 1])
     options = {"model": "mlp:16[batch_norm=true,dropout=0.2]"} | options
     run(strategy, scenario, out=tmp_path / "whole", **options)
@@ -320,7 +320,7 @@ def test_forcing_a_finished_run_repeats_it(run, tmp_path):
 
 
 @pytest.mark.parametrize("state", ["finished", "unfinished", "resumed"])
-def test_another_run_in_the_folder_is_refused_with_the_differing_keys_CK06(state, run, refused, tmp_path):
+def test_another_run_in_the_folder_is_refused_with_the_differing_keys(state, run, refused, tmp_path):
     folder = tmp_path / "run"
     if state == "finished":
         run(out=folder)
@@ -339,7 +339,7 @@ def test_another_run_in_the_folder_is_refused_with_the_differing_keys_CK06(state
     assert (forced.config["lr"], forced.seed, forced.status) == (0.25, 3, "done")
 
 
-def test_other_data_in_the_folder_is_another_run_CK06(run, refused, cut, tmp_path):
+def test_other_data_in_the_folder_is_another_run(run, refused, cut, tmp_path):
     """The same name and options, but another image: the content counts."""
     run(scenario=cut(limit=10), out=tmp_path / "run")
     with refused("data", "--force"):
@@ -406,7 +406,7 @@ DAMAGE = ["missing", "empty", "cut", "cut at the end", "text", "one bit", "zeros
 
 @pytest.mark.parametrize("how", DAMAGE)
 def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_one_before_and_says_so(how, unfinished, run, tmp_path):
-    """What run.json holds stays there until the run is as far again."""
+    """run.json keeps its content until the run has come as far again."""
     spoil(unfinished / "checkpoint.pt", how)
     begun: list[tuple[int, int]] = []
 
@@ -458,7 +458,7 @@ def test_a_checkpoint_of_another_run_is_refused(unfinished, run, refused, tmp_pa
 
 
 class Bomb:
-    """Runs code where it is unpickled."""
+    """Runs code when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -468,8 +468,8 @@ class Bomb:
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
-def test_a_checkpoint_that_would_run_code_does_not_CK03(form, unfinished, run, refused, tmp_path):
-    """Only tensors, plain values and known layers are unpacked. That the bomb is one is shown by pickle itself."""
+def test_a_checkpoint_that_would_run_code_does_not(form, unfinished, run, refused, tmp_path):
+    """Only tensors, plain values and known layers are unpickled; pickle itself shows that the bomb runs code."""
     marker = tmp_path / "exploded"
     bomb = {"identity": Bomb(marker), "strategy": {}, "task": 0}
     if form == "pickle":
@@ -484,14 +484,14 @@ def test_a_checkpoint_that_would_run_code_does_not_CK03(form, unfinished, run, r
     assert marker.exists()
 
 
-def test_weights_that_would_run_code_do_not_CK03(run, refused, tmp_path):
+def test_weights_that_would_run_code_do_not(run, refused, tmp_path):
     torch.save({"backbone.0.1.weight": Bomb(tmp_path / "exploded")}, tmp_path / "given.pt")
     with refused("given.pt"):
         run(weights=str(tmp_path / "given.pt"))
     assert not (tmp_path / "exploded").exists()
 
 
-def test_all_files_load_with_the_safe_loader_and_versions_are_stored_CK03(unfinished, run):
+def test_all_files_load_with_the_safe_loader_and_versions_are_stored(unfinished, run):
     """run.json says which libraries wrote the checkpoint; model.pt needs no class at all."""
     environment = Result.load(unfinished).record["environment"]
     for name in ("torch", "torchvision", "numpy"):

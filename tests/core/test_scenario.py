@@ -154,7 +154,7 @@ def test_domains_share_their_labels(cut):
 
 
 @pytest.mark.parametrize("options", CUTS, ids=str)
-def test_training_and_test_have_the_same_labels_in_each_task_PR08(options, cut):
+def test_training_and_test_have_the_same_labels_in_each_task(options, cut):
     for task in cut(**options).tasks:
         assert set(task.train.labels.tolist()) == set(task.test.labels.tolist())
         assert set(task.train.classes.tolist()) == set(task.test.classes.tolist()) == set(task.classes)
@@ -172,7 +172,7 @@ def test_limit_takes_the_first_of_each_class(cut, digits):
     assert [len(task.test) for task in scenario.tasks] == [40] * 5
 
 
-def test_validation_is_stratified_and_apart_from_training_PR14(cut):
+def test_validation_is_stratified_and_apart_from_training(cut):
     """30 images a class, of which 20 % are held out: 24 and 6."""
     whole, scenario = cut(limit=30), cut(limit=30, validation=0.2)
     for full, task in zip(whole.tasks, scenario.tasks, strict=True):
@@ -195,7 +195,7 @@ def test_validation_is_drawn_by_the_seed_whatever_the_order_of_classes(cut):
 
 
 @pytest.mark.parametrize("strategy", ["naive[memory_size=13]", "joint", "er", "icarl", "lwf[memory_size=13]"])
-def test_validation_enters_neither_training_nor_memory_PR14(strategy, cut, run, monkeypatch):
+def test_validation_enters_neither_training_nor_memory(strategy, cut, run, monkeypatch):
     """At every step and every task: the ids that are cut to batches, and the ids in the memory."""
     scenario = cut(validation=0.3, class_order=SHUFFLED)
     held = {i for task in scenario.tasks for i in task.validation.ids.tolist()}
@@ -247,7 +247,7 @@ def test_describe_counts_what_is_in_each_task(options, cut, digits):
     assert [c for row in rows for c in row["classes"]] == scenario.class_order
 
 
-def test_describe_prints_tasks_classes_outputs_and_counts_PR06(capsys):
+def test_describe_prints_tasks_classes_outputs_and_counts(capsys):
     """400 training and 100 test images a class; tasks 4,3,3 of a given order, 10 % held out."""
     order = ",".join(map(str, SHUFFLED))
     arguments = ["--task-sizes", "4,3,3", "--class-order", order, "--validation", "0.1"]

@@ -1,4 +1,4 @@
-"""The promises of docs/statistics.md by simulation: false positives of a whole table, and the page itself."""
+"""Simulations check the promises of docs/statistics.md: false positives of a whole table, and the page itself."""
 
 import re
 import runpy
@@ -36,7 +36,7 @@ def test_more_runs_and_larger_differences_are_found_more_often(script: dict[str,
 
 
 def test_the_page_holds_what_the_script_measures(script: dict[str, Any]) -> None:
-    """The cheapest cells anew: ten runs of equal normal values, and the t intervals; all the others are plausible."""
+    """Recomputes the cheapest cells, ten runs of equal normal values and the t intervals; the others are plausible."""
     text = (ROOT / "docs/statistics.md").read_text().split(script["BEGIN"])[1].split(script["END"])[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     cells = {(row[0], row[1]): row for row in rows if row[1] in ("10", "20")}

@@ -1,4 +1,4 @@
-"""Sweeps: which runs a grid asks for, what is refused, and that no run is lost, repeated or done twice."""
+"""Sweeps: the runs of a grid, refused grids, and that no run is lost, repeated or done twice."""
 
 import json
 import subprocess
@@ -236,7 +236,7 @@ def stamps() -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in Path("runs").rglob("*") if file.is_file()}
 
 
-def test_finished_runs_are_left_alone_and_failed_ones_tried_again_SW02() -> None:
+def test_finished_runs_are_left_alone_and_failed_ones_tried_again() -> None:
     grid = tomllib.loads(TINY) | {"strategy": [Fails, "naive"], "seeds": 2}
     Path("fail").touch()
     with pytest.raises(RunError, match=r"2 of 4 runs failed; Fails, seed 0: ZeroDivisionError: oops"):
@@ -255,7 +255,7 @@ def test_finished_runs_are_left_alone_and_failed_ones_tried_again_SW02() -> None
     assert stamps() == after
 
 
-def test_an_unfinished_run_is_continued_SW02() -> None:
+def test_an_unfinished_run_is_continued() -> None:
     """A checkpoint after the first of two tasks: only the second is learnt again."""
 
     class Interrupted(BaseException):
@@ -278,7 +278,7 @@ def test_an_unfinished_run_is_continued_SW02() -> None:
     assert learnt == [1]
 
 
-def test_a_damaged_run_json_is_one_failed_run_SW02() -> None:
+def test_a_damaged_run_json_is_one_failed_run() -> None:
     grid = tomllib.loads(TINY) | {"strategy": "naive", "seeds": 2}
     planned = plan_sweep(grid)
     clbench.sweep(grid)
@@ -290,8 +290,8 @@ def test_a_damaged_run_json_is_one_failed_run_SW02() -> None:
     assert second.source == "before"
 
 
-def test_what_another_process_is_doing_is_left_to_it_and_reported_SW02(monkeypatch) -> None:
-    """The other one is a thread here: a lease knows its holder by the lease, not by the process alone."""
+def test_what_another_process_is_doing_is_left_to_it_and_reported(monkeypatch) -> None:
+    """The other sweep is a thread here, because a lease knows its holder by the lease object, not by the process."""
     monkeypatch.setattr("clbench.many.execution._LOOK_EVERY", 0.05)
     planned = plan_sweep(tomllib.loads(TINY) | {"strategy": "naive", "seeds": 3})
     done = next(run_planned(planned[:1]))
@@ -315,8 +315,8 @@ def test_what_another_process_is_doing_is_left_to_it_and_reported_SW02(monkeypat
     assert [(o.planned.config.seed, o.source) for o in outcomes] == [(0, "before"), (2, "here"), (1, "elsewhere")]
 
 
-def test_a_run_that_another_finishes_before_it_is_locked_is_done_once_SW02(monkeypatch) -> None:
-    """Between the look at the folder and its lock this process lays out the data, and meanwhile the other finishes."""
+def test_a_run_that_another_finishes_before_it_is_locked_is_done_once(monkeypatch) -> None:
+    """Between the check of the folder and its lock this process loads the data, and the other one finishes."""
     planned = plan_sweep(tomllib.loads(TINY) | {"strategy": "naive", "seeds": 1})
     prepare = clbench.many.execution.prepare
 
@@ -330,7 +330,7 @@ def test_a_run_that_another_finishes_before_it_is_locked_is_done_once_SW02(monke
     assert (outcome.source, outcome.error) == ("elsewhere", None)
 
 
-def test_a_run_whose_host_is_gone_is_taken_over_SW02(monkeypatch) -> None:
+def test_a_run_whose_host_is_gone_is_taken_over(monkeypatch) -> None:
     monkeypatch.setattr("clbench.many.execution._LOOK_EVERY", 0.05)
     monkeypatch.setattr(locks, "LEASE_SECONDS", 1.0)
     (item,) = plan_sweep(tomllib.loads(TINY) | {"strategy": "naive", "seeds": 1})
@@ -353,7 +353,7 @@ def test_a_run_whose_host_is_gone_is_taken_over_SW02(monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_costs_its_run_alone_SW02() -> None:
+def test_a_process_that_is_killed_costs_its_run_alone() -> None:
     Path("dies.py").write_text(DIES)
     grid = tomllib.loads(TINY) | {"strategy": ["dies.py:Dies", "naive"], "seeds": 1}
     outcomes = list(run_planned(plan_sweep(grid), jobs=2))
@@ -361,11 +361,11 @@ def test_a_process_that_is_killed_costs_its_run_alone_SW02() -> None:
         ("dies.py:Dies", False),
         ("naive", True),
     ]
-    assert {o.error for o in outcomes if o.error} == {"its process was killed, as it is when memory runs out"}
+    assert {o.error for o in outcomes if o.error} == {"its process was killed, as happens when memory runs out"}
 
 
 def test_a_pool_that_is_left_alone_says_nothing(recwarn: pytest.WarningsRecorder) -> None:
-    """As an interruption leaves it, if it comes between two outcomes; joblib would count what it did not do."""
+    """The state after an interruption between two outcomes; joblib would warn of the runs that it did not do."""
     outcomes = run_planned(plan_sweep(tomllib.loads(TINY) | {"strategy": "naive", "seeds": 9}), jobs=2)
     assert next(iter(outcomes)).error is None
     outcomes.close()  # type: ignore[attr-defined]
@@ -394,7 +394,7 @@ def test_a_thousand_runs_are_found_in_two_seconds(tmp_path: Path) -> None:
 
 
 def test_expanding_needs_no_run_to_be_possible() -> None:
-    """What can't work is only refused if it is not excluded: domain-incremental with one class a task can't."""
+    """An impossible run is refused only if it is not excluded: domain-incremental with one class a task is one."""
     text = 'strategy = "naive"\nseeds = 1\nsetting = ["class", "domain"]\ntasks = [5, 10]\nscenario = "split-mnist-5k"'
     excluded = text + '\n[[exclude]]\nsetting = "domain"\ntasks = 10\n'
     assert len(expand(tomllib.loads(text), "grid")) == 4
@@ -404,8 +404,8 @@ def test_expanding_needs_no_run_to_be_possible() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_left_of_workers_is_cleaned_up_without_a_word_WK02() -> None:
-    """After Ctrl-C, loky's own process may find something gone already; a semaphore that never was stands for it."""
+def test_what_is_left_of_workers_is_cleaned_up_without_a_word() -> None:
+    """After Ctrl-C, loky's own process may miss something already gone; a semaphore that never was stands for it."""
     Path("leaks.py").write_text(
         textwrap.dedent(f"""
         import os

@@ -66,7 +66,7 @@ def test_accuracies_differ_by_less_than_seeds_do_and_the_record_says_how_it_was(
 
 
 def test_the_same_seeds_together_repeat_to_the_byte(tmp_path: Path) -> None:
-    """Whichever thread comes first: dropped into each other, they would draw from each other's random streams."""
+    """Any thread may come first; interleaved threads would draw from each other's random streams."""
     first, second = (
         clbench.compare("split-mnist-5k", ["joint"], out=tmp_path / name, epochs=1, seeds_together=True, **FIXED)
         for name in ("first", "second")
@@ -132,7 +132,7 @@ def test_a_seed_that_fails_takes_no_other_with_it(tmp_path: Path) -> None:
 
 
 class Stops(clbench.Strategy):
-    """Naive; whoever looks on goes away in the third epoch of the second task."""
+    """Naive; its observer raises an interruption in the third epoch of the second task."""
 
     traits = clbench.Traits(family="reference", seeds_together=True)
     interrupt: Any = None
@@ -144,7 +144,7 @@ class Stops(clbench.Strategy):
 
 
 def test_who_stops_looking_ends_the_runs_and_each_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As an interruption does: no thread stays, no run has failed, and all go on after their last epoch."""
+    """After an interruption no thread stays, no run has failed, and all go on after their last epoch."""
     before = threading.active_count()
     fixed = FIXED | {"epochs": 5, "checkpoint_every": "epoch"}
     planned = plan("split-mnist-5k", [Stops], out=tmp_path / "stopped", **fixed)

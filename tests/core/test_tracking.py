@@ -1,4 +1,4 @@
-"""--track: the same numbers go to TensorBoard, Weights & Biases or MLflow, and to run.json in any case; row IN02."""
+"""--track: the same numbers go to TensorBoard, Weights & Biases or MLflow, and to run.json in any case."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ from clbench.running.tracking import TRACKERS
 FAST: dict[str, Any] = {"limit": 10, "epochs": 2, "model": "mlp:16", "batch_size": 8, "threads": 1, "tasks": 2}
 TYPED = ["--limit", "5", "--epochs", "1", "--model", "mlp:8", "--threads", "1", "--tasks", "2", "--quiet"]
 
-# Stand-ins with the calls of wandb 0.2x and mlflow 3 that are used: they write down what they get.
+# Stand-ins with the used calls of wandb 0.2x and mlflow 3, which write their arguments down.
 STANDINS = {
     "wandb": """
         import json, os, pathlib
@@ -99,7 +99,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 
 def scalars(folder: Path) -> dict[str, dict[int, float]]:
-    """Return what the event files of a run hold, by name and step, as TensorBoard itself reads them."""
+    """Return the values in a run's event files, by name and step, as TensorBoard itself reads them."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     return {name: {e.step: e.value for e in events.Scalars(name)} for name in events.Tags()["scalars"]}
@@ -126,7 +126,7 @@ def check_against(result: Result, found: dict[str, dict[int, float]]) -> None:
     assert found["metrics/forgetting"] == pytest.approx({n - 1: result.metrics["forgetting"]}, rel=1e-6)
 
 
-def test_tensorboard_shows_what_the_run_holds_IN02(tmp_path: Path) -> None:
+def test_tensorboard_shows_what_the_run_holds(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     result = clbench.run("split-mnist-5k", "lwf", out=tmp_path / "run", track="tensorboard", **FAST)
     check_against(result, scalars(tmp_path / "run"))
@@ -166,7 +166,7 @@ def test_worker_processes_track_too(tmp_path: Path) -> None:
 
 
 def test_wandb_gets_the_numbers_and_no_secret(standins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name of a folder in the strategy's path and in data_root, and a variable, are what must not be sent."""
+    """A folder's name in the strategy's path and in data_root, and a variable, must not be sent."""
     monkeypatch.setenv("WANDB_API_KEY", "key-in-environment")
     home = standins / "home-of-somebody"
     home.mkdir()
@@ -232,7 +232,7 @@ def test_a_service_that_fails_costs_no_run(standins: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("verb", ["run", "compare", "sweep"])
 @pytest.mark.parametrize("name", [*TRACKERS])
-def test_a_missing_package_is_answered_with_what_to_install_IN02(
+def test_a_missing_package_is_answered_with_what_to_install(
     verb: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

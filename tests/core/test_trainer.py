@@ -1,4 +1,4 @@
-"""The trainer: order of a step, what is frozen, what the optimizer holds; and a run is a function of its config."""
+"""The trainer: the order of a step, frozen layers, the optimizer's content; and a run is a function of its config."""
 
 import copy
 import itertools
@@ -32,7 +32,7 @@ OPTIMIZERS = [
 def optimizer_steps(
     before: Callable[[Any], None] = lambda optimizer: None, after: Callable[[Any], None] = lambda optimizer: None
 ) -> Iterator[None]:
-    """Look at every optimizer of torch just before and just after each of its steps."""
+    """Call a function on every optimizer of torch just before and just after each of its steps."""
     hooks = [
         register_optimizer_step_pre_hook(lambda optimizer, *_: before(optimizer)),
         register_optimizer_step_post_hook(lambda optimizer, *_: after(optimizer)),
@@ -390,7 +390,7 @@ def test_progress_tells_where_the_run_is(run):
 # What the optimizer holds
 
 
-def test_the_optimizer_holds_exactly_what_trains_OP02(run):
+def test_the_optimizer_holds_exactly_what_trains(run):
     """At every step: the model's parameters, the grown head's among them, what was assigned to self; nothing stale."""
     checked: list[int] = []
 
@@ -429,7 +429,7 @@ def test_the_optimizer_holds_exactly_what_trains_OP02(run):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o["optimizer"])
 @pytest.mark.parametrize("state", ["reset", "keep"])
-def test_one_step_changes_the_new_rows_OP02(optimizer, state, run):
+def test_one_step_changes_the_new_rows(optimizer, state, run):
     moved: list[bool] = []
 
     class Watch(Strategy):
@@ -449,7 +449,7 @@ def test_one_step_changes_the_new_rows_OP02(optimizer, state, run):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o["optimizer"])
 @pytest.mark.parametrize("state", ["reset", "keep"])
-def test_statistics_are_reset_or_kept_through_the_growth_of_the_head_OP01(optimizer, state, run):
+def test_statistics_are_reset_or_kept_through_the_growth_of_the_head(optimizer, state, run):
     """Before the first step of a task: none, or the old rows' bits with zeros for the new rows."""
     at_end: list[list[dict[str, Tensor]]] = []
     at_start: list[list[dict[str, Tensor]]] = []
@@ -477,7 +477,7 @@ def test_statistics_are_reset_or_kept_through_the_growth_of_the_head_OP01(optimi
         assert len(first[-1][next(iter(set(first[-1]) - {"step"}))]) == 2 * (task + 1)  # the bias of the head has grown
 
 
-def test_weight_decay_reaches_old_rows_unless_the_head_is_left_out_OP03(run):
+def test_weight_decay_reaches_old_rows_unless_the_head_is_left_out(run):
     """The loss is over the new outputs, so the gradient of old rows is zero: SGD multiplies them by 1 - lr * decay."""
 
     def ratios(**options: Any) -> list[Tensor]:
@@ -642,7 +642,7 @@ def test_a_strategy_that_draws_at_test_time_does_not_change_training(run):
 
 @pytest.mark.parametrize("strategy", ["naive", "joint", "feature-extraction", "lwf", "ewc[strength=1]", "er", "icarl"])
 def test_two_runs_of_one_config_are_byte_identical(strategy, run, tmp_path):
-    """Whatever was drawn from the global streams of torch, numpy and Python in between."""
+    """Draws from the global streams of torch, numpy and Python in between change nothing."""
     run(strategy, out=tmp_path / "one", **DROPOUT)
     torch.rand(3), np.random.rand(3), random.random()
     torch.manual_seed(123)
@@ -745,7 +745,7 @@ def test_results_do_not_depend_on_the_number_of_jobs(tmp_path):
     assert files[0] == files[1]
 
 
-def test_references_are_in_every_comparison_unless_declined_PR12(tiny, tmp_path):
+def test_references_are_in_every_comparison_unless_declined(tiny, tmp_path):
     options: dict[str, Any] = {"seeds": 1, "epochs": 1, "model": "mlp:8"}
     named = [r.strategy for r in clbench.compare(tiny, ["lwf"], out=tmp_path / "a", **options)]
     assert named == ["lwf", "naive", "joint"]

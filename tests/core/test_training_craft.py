@@ -1,4 +1,4 @@
-"""Early stopping, label smoothing, schedules, what trains, precision, devices and memory over the tasks."""
+"""Early stopping, label smoothing, schedules, trained layers, precision, devices and memory over the tasks."""
 
 import copy
 import gc
@@ -52,7 +52,7 @@ class Rates(Observer):
 
 
 def numbers(result: Result) -> str:
-    """What a run measured, all but the time it took."""
+    """All measurements of a run without its times."""
     training = [{k: v for k, v in entry.items() if k != "seconds"} for entry in result.record["training"]]
     return json.dumps([result.record["accuracy"], training])
 
@@ -96,7 +96,7 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> Any:
         ([math.nan] * 6, {"patience": 3}, 3, None),
     ],
 )
-def test_a_stage_ends_after_patience_epochs_without_progress_PR15(values, options, epochs, best, losses, run, cut):
+def test_a_stage_ends_after_patience_epochs_without_progress(values, options, epochs, best, losses, run, cut):
     """Counted by hand; each task begins anew, and the epoch that was kept is recorded."""
     losses(values)
     result = run(scenario=cut(validation=0.2), epochs=6, **options)
@@ -107,8 +107,8 @@ def test_a_stage_ends_after_patience_epochs_without_progress_PR15(values, option
     assert str(found) == str(values[:epochs])
 
 
-def test_stopping_restores_the_best_weights_and_what_was_learnt_but_not_the_memory_PR15(losses, run, cut):
-    """The weights of each epoch are noted while they are; the second is the best of four, batch norm included."""
+def test_stopping_restores_the_best_weights_and_what_was_learnt_but_not_the_memory(losses, run, cut):
+    """The weights of each epoch are noted during the run; the second is the best of four, batch norm included."""
     losses([2.0, 1.0, 3.0, 3.0, 0.0])
     noted: list[dict[str, Any]] = []
     ends: list[dict[str, Any]] = []
@@ -164,7 +164,7 @@ def test_a_memory_is_not_part_of_what_is_restored():
     assert strategy.note.tolist() == [0.0]
 
 
-def test_stopping_does_not_shift_what_later_tasks_draw_PR15(losses, run, cut):
+def test_stopping_does_not_shift_what_later_tasks_draw(losses, run, cut):
     """Task 0 stops early or not: the samples, dropout and memory draws of task 1 are the same."""
     drawn: list[list[Any]] = []
 
@@ -371,7 +371,7 @@ COURSES: list[tuple[dict[str, Any], list[float], list[float]]] = [
     ({"epochs": 2, "lr_warmup": 1, "schedule_scope": "run"}, [0.5, 1, 1, 1], [1, 1, 1, 1]),
     # The last step of the warm-up is at the full rate though step lowers it from the next on.
     ({"epochs": 2, "lr_warmup": 1, "schedule": "step", "step_epochs": 1}, [0.5, 1, 0.1, 0.1], [0.5, 1, 0.1, 0.1]),
-    # After the warm-up the cosine has all of its half period.
+    # After the warm-up the cosine runs through its whole half period.
     (
         {"epochs": 3, "lr_warmup": 1, "schedule": "cosine"},
         [0.5, 1, 1, 0.853553, 0.5, 0.146447],
@@ -423,7 +423,7 @@ CONTINUED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", CONTINUED, ids=lambda o: o["schedule"])
-def test_a_resumed_run_goes_on_with_its_rate_schedule_and_optimizer_state_OP01(options, run, cut, tmp_path):
+def test_a_resumed_run_goes_on_with_its_rate_schedule_and_optimizer_state(options, run, cut, tmp_path):
     """The loss does not jump: every loss, rate and weight is that of the run that was not interrupted."""
     options = dict(options)
     scenario = cut(validation=options.pop("validation", 0.0))
@@ -444,13 +444,13 @@ def test_a_resumed_run_goes_on_with_its_rate_schedule_and_optimizer_state_OP01(o
     assert same(model_of(tmp_path / "parts"), model_of(tmp_path / "whole"))
     if options.get("schedule_scope") == "run":
         assert seen.of[4][0] < options.get("lr", 0.1) / 2
-        # Without its optimizer state the run would have gone another way.
+        # Without its optimizer state the run would have given other numbers.
         other = run(scenario=scenario, epochs=2, **(options | {"optimizer_state": "reset"}))
         assert numbers(other) != numbers(whole)
 
 
 @pytest.mark.parametrize("options", CONTINUED, ids=lambda o: o["schedule"])
-def test_a_run_resumed_within_a_task_goes_on_at_the_same_place_of_its_schedule_OP01(options, run, cut, tmp_path):
+def test_a_run_resumed_within_a_task_goes_on_at_the_same_place_of_its_schedule(options, run, cut, tmp_path):
     """Stopped in a second epoch and continued from its first step: rates of the steps, losses, weights are the same."""
     options = dict(options)
     scenario = cut(validation=options.pop("validation", 0.0))
@@ -473,7 +473,7 @@ def test_a_run_resumed_within_a_task_goes_on_at_the_same_place_of_its_schedule_O
     assert same(model_of(tmp_path / "parts"), model_of(tmp_path / "whole"))
 
 
-def test_kept_momentum_of_a_grown_head_is_zero_for_the_new_rows_OP01(run):
+def test_kept_momentum_of_a_grown_head_is_zero_for_the_new_rows(run):
     """SGD with momentum 0.5 and no gradient: old rows go on by lr * 0.5 * v, new rows stay; a reset stays put."""
     moved: dict[str, Tensor] = {}
     for state in ("keep", "reset"):
@@ -520,7 +520,7 @@ class Watched(Strategy):
     ("train", "blocks"), [("all", {"0", "1", "head"}), ("head", {"head"}), ("last-1", {"1", "head"})]
 )
 def test_what_is_frozen_keeps_its_bits_batch_norm_statistics_included(train, blocks, run):
-    """Momentum and weight decay would move what is not left out of the optimizer."""
+    """Momentum and weight decay would move parameters that are not left out of the optimizer."""
     run(Watched, train=train, model=HARSH, momentum=0.9, weight_decay=0.1, epochs=2)
     moved = {name.split(".")[1] if name.startswith("backbone") else "head" for name in Watched.seen}
     assert moved == blocks
@@ -653,7 +653,7 @@ def test_watching_the_validation_loss_changes_no_bit_of_training(run, cut):
 
 
 @pytest.mark.parametrize("strategy", ["naive", "lwf", "ewc", "mas", "si", "er", "der", "icarl", "lucir"])
-def test_bf16_has_finite_losses_and_importances_in_float32_LW10(strategy, run):
+def test_bf16_has_finite_losses_and_importances_in_float32(strategy, run):
     state: dict[str, Any] = {}
 
     class Look(clbench.running.resolve.strategy_class(strategy)):  # type: ignore[misc]
@@ -688,7 +688,7 @@ def test_a_cpu_has_no_tensorfloat32(run, refused):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["lwf", "er", "ewc"])
-def test_three_seeds_in_bf16_land_where_float32_lands_LW10(strategy, tmp_path):
+def test_three_seeds_in_bf16_land_where_float32_lands(strategy, tmp_path):
     """split-mnist-5k, task-incremental, a convolutional network with batch norm: the means of three seeds differ by at
     most 2 points or two standard errors of their difference.
     """
@@ -712,7 +712,7 @@ def test_three_seeds_in_bf16_land_where_float32_lands_LW10(strategy, tmp_path):
     assert abs(means["bf16"] - means["fp32"]) <= max(0.02, 2 * math.sqrt(variances))
 
 
-def test_the_gradient_of_one_batch_in_bf16_is_close_to_float32_LW10(run):
+def test_the_gradient_of_one_batch_in_bf16_is_close_to_float32(run):
     """bfloat16 has 8 bits: a relative error of some 2^-8 per product; loss terms are in float32."""
     found: dict[str, tuple[Tensor, dict[str, Tensor]]] = {}
     for precision in ("fp32", "bf16"):
@@ -745,7 +745,7 @@ def test_the_gradient_of_one_batch_in_bf16_is_close_to_float32_LW10(run):
     ("cuda", "mps", "expected"),
     [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
 )
-def test_auto_picks_cuda_then_mps_then_cpu_SP05(cuda, mps, expected, monkeypatch, refused):
+def test_auto_picks_cuda_then_mps_then_cpu(cuda, mps, expected, monkeypatch, refused):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
@@ -774,7 +774,7 @@ class Float64(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("strategy", ["naive", "lwf", "ewc", "si", "er", "icarl", "agem", "packnet"])
-def test_no_step_and_no_evaluation_makes_a_float64_SP05(strategy, run, cut):
+def test_no_step_and_no_evaluation_makes_a_float64(strategy, run, cut):
     """MPS has no float64. Herding works on the CPU whatever the device, and is left out of the look."""
     looking = Float64()
 
@@ -806,7 +806,7 @@ def test_no_step_and_no_evaluation_makes_a_float64_SP05(strategy, run, cut):
 
 
 class Synchronisations:
-    """Counts what makes the host wait for a floating-point or bool tensor, which live on the device.
+    """Counts the calls that make the host wait for a floating-point or bool tensor, which live on the device.
 
     Sample ids (int64) and the choice of exemplars live on the CPU by design, where reading them waits for nobody.
     """
@@ -884,7 +884,7 @@ def live_bytes() -> int:
 
 
 @pytest.mark.parametrize("strategy", ["er", "lwf", "ewc[mode=online]"])
-def test_what_is_held_is_flat_from_task_2_on_SP03(strategy, run):
+def test_what_is_held_is_flat_from_task_2_on(strategy, run):
     """All outputs exist from the start, so that the head does not grow, and the memory is full after one task."""
     held: list[int] = []
 
@@ -966,7 +966,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_weights_by_their_torchvision_name_start_the_backbone(hub, run, cut):
-    """A file of the published name holds a ResNet-18 of torchvision's own; its features are the ones that come out."""
+    """A file of the published name holds torchvision's own ResNet-18; the model's features equal its features."""
     from torchvision.models import resnet18
 
     torch.manual_seed(5)
@@ -982,7 +982,7 @@ def test_weights_by_their_torchvision_name_start_the_backbone(hub, run, cut):
                 images = self.normalize(task.train.images[:2])
                 found["ours"] = self.features(images).detach()
                 published.fc = nn.Identity()
-                # As ours has them, so that both take the same kernels.
+                # Channels last as in ours, so that both take the same kernels.
                 published.to(memory_format=torch.channels_last)
                 found["theirs"] = published(images.expand(-1, 3, -1, -1)).detach()
                 found["blocks"] = len(self.model.blocks())

@@ -1,4 +1,4 @@
-"""The search for hyper-parameters: what it may read, what it chooses, and that the choice is told where it counts."""
+"""The search for hyper-parameters: the data it may read, the values it chooses, and where the choice is reported."""
 
 import itertools
 import json
@@ -46,7 +46,7 @@ def search(tmp_path: Path, tasks: Any) -> Any:
 
 
 def choices(found: Any) -> Any:
-    """What was tried, how it was judged and what was chosen, without times."""
+    """The trials, their scores and the choice, without times."""
     trials = [{k: v for k, v in trial.items() if k != "seconds"} for trial in found.record["trials"]]
     return trials, {k: v for k, v in found.options.items() if k != "tuned_by"}
 
@@ -62,7 +62,7 @@ class Untouchable(ImageSet):
 
 
 @pytest.mark.parametrize(("protocol", "options"), SEARCHES)
-def test_test_data_are_never_read_PR16(protocol: str, options: Any, search: Any, tasks: Any) -> None:
+def test_test_data_are_never_read(protocol: str, options: Any, search: Any, tasks: Any) -> None:
     """Poisoned test images and labels change nothing, and test sets that must not be opened are not opened."""
     random = torch.Generator().manual_seed(0)
     test = tasks.test
@@ -80,7 +80,7 @@ def test_test_data_are_never_read_PR16(protocol: str, options: Any, search: Any,
     assert found[0] == found[1] == found[2]
 
 
-def test_the_trials_scenario_holds_the_first_tasks_and_their_validation_images_alone_PR16(tasks: Any) -> None:
+def test_the_trials_scenario_holds_the_first_tasks_and_their_validation_images_alone(tasks: Any) -> None:
     """Counted image by image: 8 + 2 images of each of 4 classes; what was the validation split is the test split."""
     made = held_out(tasks, 2)
     assert len(made.tasks) == 2
@@ -108,7 +108,7 @@ def test_first_k_tasks_knows_nothing_of_later_tasks(search: Any, tasks: Any) -> 
     assert (plain.record["tasks_read"], plain.record["tasks"]) == (2, 4)
 
 
-def test_continual_judges_by_the_current_task_alone_LW09(search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_continual_judges_by_the_current_task_alone(search: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each evaluation has images of the task that is being learnt, and of no other."""
     import clbench.running.run
 
@@ -149,7 +149,7 @@ def test_the_best_trial_is_chosen_and_the_first_is_what_would_be_used_anyway(
 
 
 class Learns(Strategy):
-    """Answers only where its weight is 4 or less; above that each image is of the first class, which is half right."""
+    """Answers only if its weight is 4 or less; above that it always answers the first class, which is half right."""
 
     traits = Traits(family="regularisation")
     most = 4.0
@@ -179,7 +179,7 @@ class Breaks(Strategy):
 def test_continual_halves_the_weight_from_its_upper_end(
     strategy: Any, expected: float, tried: int, search: Any, cut: Any
 ) -> None:
-    """By hand: 32, 16, 8, 4 is learnt; where nothing is, the search ends at 0.5, after log2(32 / 0.5) + 1 = 7."""
+    """By hand: 32, 16, 8, 4, where it learns; if it never learns, it ends at 0.5, after log2(32 / 0.5) + 1 = 7."""
     scenario = cut(limit=40, tasks=2, class_order=[0, 1, 6, 7], setting="task", validation=0.2)
     found = search(strategy, scenario, protocol="continual", epochs=4)
     for task, values in enumerate(found.options["per_task"]):
@@ -232,7 +232,7 @@ def test_trials_that_fail_are_told_and_never_chosen(search: Any) -> None:
 
 @pytest.mark.parametrize(("protocol", "options"), SEARCHES)
 def test_a_search_that_was_stopped_goes_on(protocol: str, options: Any, search: Any, tmp_path: Path) -> None:
-    """Compared with a search that was not stopped; what was finished is not trained again."""
+    """Compared with a search that was not stopped; finished trials are not repeated."""
     options = {"protocol": protocol, "space": SPACE, **options}
     whole = search(**options)
     told: list[Any] = []
@@ -377,7 +377,7 @@ SMALL = ["--limit", "10", "--epochs", "1", "--threads", "1", "--model", "mlp:16"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_what_tune_finds_is_used_and_told_by_the_run_PR16(
+def test_what_tune_finds_is_used_and_told_by_the_run(
     protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -404,7 +404,7 @@ def test_what_tune_finds_is_used_and_told_by_the_run_PR16(
         assert ours["config"]["per_task"] == [best["values"] for best in record["best"]]
     else:
         assert ours["config"]["strategy_options"]["strength"] == record["best"]["values"]["strength"]
-    # What was asked for holds in the run too, and the references were not tuned.
+    # The options given hold in the run too, and the references were not tuned.
     assert (ours["config"]["setting"], ours["config"]["limit"]) == ("task", 10)
     assert ours["config"]["tuned_by"] == chosen["tuned_by"]
     assert ours["config"]["tuned_by"].startswith(protocol)
@@ -430,9 +430,7 @@ def test_tune_prints_json_and_refuses_in_one_line(
     assert "validation=0" in err
 
 
-def test_presets_are_shipped_and_the_report_prints_every_hyper_parameter_LW09(
-    tmp_path: Path, tiny: Any, run: Any
-) -> None:
+def test_presets_are_shipped_and_the_report_prints_every_hyper_parameter(tmp_path: Path, tiny: Any, run: Any) -> None:
     from clbench.reports import write_report
 
     results = [run("lwf"), run("ewc", strategy_options={"strength": 7.0}), run("naive")]

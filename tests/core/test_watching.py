@@ -1,4 +1,4 @@
-"""`clbench watch` shows runs from their files alone, whatever state they are in, and touches nothing."""
+"""`clbench watch` shows runs in any state, reads only their files, and changes nothing."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def mark(folder: Path, owner: int, host: str = "", *, age: float = 0.0) -> None:
 
 
 def files(folder: Path) -> dict[Path, tuple[int, int, int]]:
-    """What a write would change; that a file was read may show in its other times."""
+    """The file times that a write would change; reading may change the other times."""
     return {f: (at.st_ino, at.st_size, at.st_mtime_ns) for f in folder.rglob("*") if (at := f.stat())}
 
 
@@ -75,7 +75,7 @@ def test_what_a_finished_run_shows_is_what_it_holds(runs: Path) -> None:
 
 
 def test_a_run_under_way_is_seen_from_outside_and_left_alone(tmp_path: Path) -> None:
-    """Looked at from within, after three of five tasks: this process holds the lease, as a sweep's would."""
+    """Watched from inside the run, after three of five tasks: this process holds the lease, as a sweep would."""
     seen: list[Any] = []
 
     class Look(Observer):
@@ -209,7 +209,7 @@ def read_until(reading: int, text: str, seconds: float = 60.0) -> str:
         if select.select([reading], [], [], 0.2)[0]:
             try:
                 shown += os.read(reading, 65536).decode()
-            except OSError:  # Linux's way of saying that nobody writes there any more
+            except OSError:  # Linux raises it when no process writes there any more
                 break
     return shown
 

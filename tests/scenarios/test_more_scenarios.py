@@ -37,7 +37,7 @@ def few(digits: Any) -> Any:
 
 
 def positions(side: int = 28) -> Any:
-    """Two images, one for each of two classes, that tell every pixel's place: row and column, each below 256."""
+    """Two images, one for each of two classes, that encode every pixel's place: row and column, each below 256."""
     rows, columns = np.mgrid[:side, :side].astype(np.uint8)
     images = np.stack([rows, columns])[:, None]
     return dataset_from_arrays(images, [0, 1], images, [0, 1], name="positions")
@@ -51,7 +51,7 @@ def place(images: Any) -> Any:
 # Permuted and rotated
 
 
-def test_a_permutation_is_a_bijection_and_the_same_for_training_and_test_images_DA07() -> None:
+def test_a_permutation_is_a_bijection_and_the_same_for_training_and_test_images() -> None:
     """Images of row numbers and of column numbers are permuted alike, so together they tell where each pixel was."""
     made = permuted(positions(), 4, seed=3)
     orders = [place(made.x_train[2 * t : 2 * t + 2]) for t in range(4)]
@@ -73,7 +73,7 @@ def test_channels_are_permuted_alike() -> None:
     assert np.array_equal(made.x_train[:, 0], made.x_train[:, 2])
 
 
-def test_the_class_order_seed_draws_the_permutations_and_the_seed_does_not_DA07() -> None:
+def test_the_class_order_seed_draws_the_permutations_and_the_seed_does_not() -> None:
     def images(**options: Any) -> Any:
         config = resolve("permuted-mnist-5k", "naive", {"tasks": 2, "limit": 2, "offline": True, **options})
         scenario = prepare(config)[1]
@@ -91,7 +91,7 @@ def test_the_class_order_seed_draws_the_permutations_and_the_seed_does_not_DA07(
 
 
 def test_padding_adds_zeros_and_keeps_mean_and_deviation_right(few: Any) -> None:
-    """Mean and deviation of the padded images are measured here and derived there."""
+    """The test measures mean and deviation of the padded images; the code derives them."""
     measured = replace(few, mean=(few.x_train.mean() / 255,), std=(few.x_train.std() / 255,))
     made = permuted(measured, 2, pad=2)
     assert made.x_train.shape == (80, 1, 32, 32)
@@ -105,10 +105,10 @@ def angles(made: Any) -> list[float]:
     return [float(name.partition("(")[2].removesuffix(" degrees)")) for name in made.class_names[::10]]
 
 
-def test_rotations_agree_with_pillow_DA07(few: Any) -> None:
+def test_rotations_agree_with_pillow(few: Any) -> None:
     """Pillow turns counterclockwise about the centre too; it rounds down, so it may differ by 1.
 
-    It also treats ink on the very border in another way, so the border is cleared.
+    It also treats ink on the outermost border differently, so the border is cleared.
     """
     from PIL import Image
 
