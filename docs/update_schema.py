@@ -12,7 +12,7 @@ FILE = Path(__file__).with_name("run.schema.json")
 def schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of this version's run.json, which allows further keys."""
     made = RunRecord.model_json_schema(mode="validation")
-    made["properties"] = {"schema_version": {"const": SCHEMA_VERSION}} | made["properties"]
+    made["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **made,

@@ -11,10 +11,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from clbench.cli.before import plan_verb, pretrain_verb, tune_verb
 from clbench.cli.console import end
 from clbench.cli.listing import list_verb
-from clbench.cli.looking import check_verb, describe_verb, report_verb, watch_verb
-from clbench.cli.preparing import plan_verb, pretrain_verb, tune_verb
+from clbench.cli.reading import check_verb, describe_verb, report_verb, watch_verb
 from clbench.cli.reproducing import reproduce_verb
 from clbench.cli.running import compare_verb, crosscheck_verb, run_verb
 from clbench.cli.sweeping import sweep_verb

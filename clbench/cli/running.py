@@ -8,7 +8,6 @@ import typer
 
 from clbench.avalanche.honoured import HONOURED
 from clbench.cli.console import RunProgress, messages, plain, print_notes, print_report, screen
-from clbench.cli.given import beginning, check_tracker, given_seeds
 from clbench.cli.options import (
     Force,
     Json,
@@ -21,6 +20,7 @@ from clbench.cli.options import (
     config_options,
     pairs,
 )
+from clbench.cli.requests import beginning, check_tracker, given_seeds
 from clbench.config.errors import ConfigError, RunError
 from clbench.config.run import fields as all_fields
 
@@ -166,8 +166,8 @@ def crosscheck_verb(
     as_json: Json = False,
 ) -> None:
     """Train our implementation of a method and Avalanche's on the same scenario, and show how far they are apart."""
+    from clbench.avalanche.crosscheck import as_dict, plan_crosscheck, rows
     from clbench.many.execution import raise_first_failure, run_planned
-    from clbench.tools.crosscheck import as_dict, plan_crosscheck, rows
 
     wanted = given_seeds(seeds, fields)
     planned = plan_crosscheck(methods, scenario, seeds=wanted, out=out, **fields)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clbench.cli.console import RunProgress, messages, plain, screen
-from clbench.cli.given import check_tracker
 from clbench.cli.options import (
     Force,
     Json,
     Quiet,
     Track,
 )
+from clbench.cli.requests import check_tracker
 from clbench.config.errors import ConfigError, unknown
 
 if TYPE_CHECKING:

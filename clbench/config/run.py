@@ -12,7 +12,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -214,6 +213,8 @@ def config_of_record(recorded: Mapping[str, Any]) -> RunConfig:
 
 @functools.cache
 def _first_version() -> Mapping[str, Any]:
+    from importlib import resources
+
     text = resources.files("clbench.config").joinpath("defaults-1.json").read_text("utf-8")
     loaded: Mapping[str, Any] = json.loads(text)
     return loaded

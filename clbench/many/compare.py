@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from clbench.config.errors import ConfigError
+from clbench.config.registry import entry_point_names
 from clbench.data.scenario import Scenario
 from clbench.learning.strategy import Strategy
 from clbench.many.execution import Request, lives_on_memory, plan_requests, raise_first_failure, run_planned, seed_list
 from clbench.many.planned import PlannedRun
 from clbench.results.result import Result
 
-REFERENCES = ("naive", "joint")
 MEMORY_OPTIONS = ("memory_size", "memory_per_class", "memory_policy")
 
 
@@ -26,14 +26,14 @@ def plan(
 ) -> list[PlannedRun]:
     """Return the runs of a comparison, all checked before any is started; raises ConfigError.
 
-    seeds: a number of seeds (0, 1, ...), or the seeds. references: add naive and joint if they are not named.
+    seeds: a number of seeds (0, 1, ...), or the seeds. references: add the registered references (naive, joint) that are not named.
     A memory option goes to the strategies that need a memory; the others take one only in their brackets.
     """
     if "seed" in options:
         raise ConfigError(f"seed={options['seed']!r}: a comparison takes seeds, a number of them or a list")
     seeds = seed_list(seeds)
     named = [s if isinstance(s, type) or ".py:" in s else s.replace(" ", "") for s in strategies]
-    added = [name for name in REFERENCES if name not in named] if references else []
+    added = [name for name in entry_point_names("clbench.references") if name not in named] if references else []
     options.setdefault("threads", 1)
     memory = {k: options.pop(k) for k in MEMORY_OPTIONS if options.get(k) is not None}
     if memory and not any(lives_on_memory(s) for s in named):

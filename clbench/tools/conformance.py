@@ -46,7 +46,7 @@ MEMORY = 20
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckResult:
     """What a check found: passed, failed (with what is wrong), or not applicable (with the strategy's reason)."""
 
     check: str
@@ -440,7 +440,7 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
 }
 
 
-def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None = None) -> list[Outcome]:
+def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None = None) -> list[CheckResult]:
     """Run the checks on a strategy (a class, a registered name, or path.py:Class) and return what each found.
 
     A strategy may declare a check not applicable: `Traits(..., not_applicable={"neutral_at_zero": "the reason"})`.
@@ -451,23 +451,23 @@ def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None =
     outcomes = []
     for name in checks or CHECKS:
         if name in cls.traits.not_applicable:
-            outcomes.append(Outcome(name, "not applicable", cls.traits.not_applicable[name]))
+            outcomes.append(CheckResult(name, "not applicable", cls.traits.not_applicable[name]))
             continue
         with tempfile.TemporaryDirectory() as folder:
             outcomes.append(_outcome(name, Bench(cls, Path(folder))))
     return outcomes
 
 
-def _outcome(name: str, bench: Bench) -> Outcome:
+def _outcome(name: str, bench: Bench) -> CheckResult:
     try:
         CHECKS[name](bench)
     except NotApplicableError as reason:
-        return Outcome(name, "not applicable", str(reason))
+        return CheckResult(name, "not applicable", str(reason))
     except AssertionError as error:
-        return Outcome(name, "failed", str(error))
+        return CheckResult(name, "failed", str(error))
     except Exception as error:  # whatever a strategy under test raises
-        return Outcome(name, "failed", f"{type(error).__name__}: {error}")
-    return Outcome(name, "passed")
+        return CheckResult(name, "failed", f"{type(error).__name__}: {error}")
+    return CheckResult(name, "passed")
 
 
 def _tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:

@@ -59,13 +59,22 @@ def test_a_list_of_lists_is_several_values_and_a_list_of_numbers_is_one() -> Non
     assert two[0][0] == "naive[class_order=[0,1,2,3],head=growing]"
 
 
+class OneForAllOrForEach(clbench.Strategy):
+    """Takes one strength for all tasks, or a list of one for each."""
+
+    traits = clbench.Traits(family="reference")
+    strength: float | list[float] = 1.0
+
+
 @pytest.mark.parametrize("values", ["[1, 2, 3]", "[1.0, 2.0, 3.0]", "[1, 2.0, 3]"])
 def test_where_a_number_is_accepted_any_list_of_numbers_is_an_axis(values: str) -> None:
-    """lwf takes one strength for all tasks, or a list of one for each."""
-    found = runs(f'strategy = "lwf"\nseeds = 1\n[strategies.lwf]\nstrength = {values}')
-    assert [config["strategy_options"]["strength"] for _, config in found] == [1, 2, 3]
-    per_task = runs('strategy = "lwf"\nseeds = 1\n[strategies.lwf]\nstrength = [[0, 1], [0, 2]]')
-    assert [config["strategy_options"]["strength"] for _, config in per_task] == [[0, 1], [0, 2]]
+    def strengths(given: str) -> list[Any]:
+        options = f"[strategies.OneForAllOrForEach]\nstrength = {given}"
+        grid = tomllib.loads(f"{TINY}\nseeds = 1\n{options}") | {"strategy": OneForAllOrForEach}
+        return [item.config.strategy_options["strength"] for item in plan_sweep(grid)]
+
+    assert strengths(values) == [1, 2, 3]
+    assert strengths("[[0, 1], [0, 2]]") == [[0, 1], [0, 2]]
 
 
 def test_a_strategy_has_options_and_training_of_its_own() -> None:

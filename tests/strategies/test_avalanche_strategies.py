@@ -375,7 +375,7 @@ def test_crosscheck_tables_ours_beside_avalanches(tmp_path: Path) -> None:
 
 
 def test_crosscheck_refuses_what_it_has_no_pair_for(refused: Refused) -> None:
-    from clbench.tools.crosscheck import plan_crosscheck
+    from clbench.avalanche.crosscheck import plan_crosscheck
 
     with refused("icarrl", "'icarl'"):
         plan_crosscheck(["icarrl"])

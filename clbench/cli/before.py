@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from clbench.cli.console import RunProgress, megabytes, messages, plain, print_notes, screen
-from clbench.cli.given import beginning
 from clbench.cli.options import (
     Force,
     Json,
@@ -21,6 +20,7 @@ from clbench.cli.options import (
     config_options,
     pairs,
 )
+from clbench.cli.requests import beginning
 from clbench.config.errors import ConfigError
 
 

@@ -1,8 +1,11 @@
 """Our strategies beside Avalanche's: the same scenario, network, seeds and budget, and where definitions differ."""
 
+import functools
 import os
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any
 
 from clbench.config.errors import ConfigError, unknown
@@ -27,46 +30,15 @@ class Pair:
     task: str = ""
 
 
-_HEADS = "Avalanche's distils each old task's outputs apart, as ours does"
-# Strengths are those under which both minimise the same function, up to what `differs` says.
-PAIRS = {
-    "naive": Pair("naive", "avalanche:Naive", "nothing but the order of the images"),
-    "lwf": Pair(
-        "lwf[strength=1,temperature=2]",
-        "avalanche:LwF[alpha=1,temperature=2]",
-        "nothing but the order of the images: both distil the outputs of all old classes under one softmax",
-        task=_HEADS,
-    ),
-    "ewc": Pair(
-        "ewc[strength=200]",
-        "avalanche:EWC[ewc_lambda=100]",
-        "Fisher: ours is the mean of squared gradients of single images, Avalanche's the squared gradient of the mean "
-        "of a batch (smaller, by up to the batch size), and it has no factor 1/2 (ours gets twice the strength)",
-    ),
-    "er": Pair(
-        "er[memory_size={memory}]",
-        "avalanche:Replay[memory_size={memory}]",
-        "memory: ours is a reservoir over all images, filled as they go by; Avalanche's has an equal part for each "
-        "task, filled at its end, so it replays earlier tasks alone. To the last, smaller batch of an epoch ours adds "
-        "as many replayed images as it has, Avalanche's a full batch",
-    ),
-    "icarl": Pair(
-        "icarl[memory_size={memory},memory_policy=herding-argmax,flip_means=true]",
-        "avalanche:ICaRL[memory_size={memory}]",
-        "memory: Avalanche's rounds the exemplars of a class up and so may hold more than the total, which ours keeps",
-        {"head": "full", "loss_outputs": "all"},
-    ),
-    "si": Pair(
-        "si[strength=1,gradient=total,relu=false]",
-        "avalanche:SynapticIntelligence[si_lambda=2,eps=0.1]",
-        "importance: Avalanche's is clipped at 0.001, ours is not; its penalty has a factor 1/2 (and twice the "
-        "strength)",
-    ),
-}
+@functools.cache
+def pairs() -> dict[str, Pair]:
+    """Return the pairs of pairs.toml by the name of the method."""
+    text = resources.files("clbench.avalanche").joinpath("pairs.toml").read_text("utf-8")
+    return {name: Pair(**values) for name, values in tomllib.loads(text).items()}
 
 
 @dataclass(frozen=True)
-class Row:
+class CrossCheck:
     """One method: average accuracies of both by seed, and their paired difference, ours minus Avalanche's."""
 
     method: str
@@ -86,8 +58,8 @@ def plan_crosscheck(
 ) -> dict[str, tuple[list[PlannedRun], list[PlannedRun]]]:
     """Return for each method the runs of ours and of Avalanche's, all checked; raises ConfigError."""
     for method in methods:
-        if method not in PAIRS:
-            raise unknown("method to cross-check", method, PAIRS)
+        if method not in pairs():
+            raise unknown("method to cross-check", method, pairs())
     if len(set(methods)) < len(methods):
         raise ConfigError("a method was given twice; once is accepted")
     if "seed" in options:
@@ -95,7 +67,7 @@ def plan_crosscheck(
     memory = options.pop("memory_size", None) or _usual_memory(scenario)
     found = {}
     for method in methods:
-        pair = PAIRS[method]
+        pair = pairs()[method]
         both = []
         for spec in (pair.ours, pair.theirs):
             asked = {"threads": 1} | pair.shared | options
@@ -107,19 +79,19 @@ def plan_crosscheck(
     return found
 
 
-def rows(planned: dict[str, tuple[list[PlannedRun], list[PlannedRun]]]) -> list[Row]:
+def rows(planned: dict[str, tuple[list[PlannedRun], list[PlannedRun]]]) -> list[CrossCheck]:
     """Return a row per method from its finished runs."""
     made = []
     for method, (ours, theirs) in planned.items():
         own, other = ({run.config.seed: _accuracy(run) for run in runs} for runs in (ours, theirs))
         keys = [{(seed, None): value for seed, value in of.items()} for of in (own, other)]
-        pair, config = PAIRS[method], ours[0].config
+        pair, config = pairs()[method], ours[0].config
         differs = f"{pair.differs}; {pair.task}" if pair.task and config.setting == "task" else pair.differs
-        made.append(Row(method, own, other, paired(keys[0], keys[1]), differs))
+        made.append(CrossCheck(method, own, other, paired(keys[0], keys[1]), differs))
     return made
 
 
-def as_dict(row: Row) -> dict[str, Any]:
+def as_dict(row: CrossCheck) -> dict[str, Any]:
     """Return a row as plain values, accuracies in [0, 1]."""
     found = row.paired
     return {
