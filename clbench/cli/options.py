@@ -56,7 +56,7 @@ Force = Annotated[bool, typer.Option("--force", help="Begin again; what a run le
 
 def _scenarios() -> list[Any]:
     """Return the scenarios that come with clbench; they import no torch, which one of another package may."""
-    return [entry.load() for entry in entry_points("clbench.scenarios") if entry.dist and entry.dist.name == "clbench"]
+    return [entry.load() for entry in entry_points("clbench.scenarios") if entry.value.startswith("clbench.")]
 
 
 @functools.cache

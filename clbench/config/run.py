@@ -238,7 +238,7 @@ def _option_default(group: str, owner: str, name: str) -> object:
 def _options(group: str, owner: str) -> Mapping[str, FieldInfo]:
     """Return the options of a built-in scenario or strategy; none of what another package or the user brings."""
     for entry in entry_points(group, owner):
-        if entry.dist is not None and entry.dist.name == "clbench":
+        if entry.value.startswith("clbench."):
             options: Mapping[str, FieldInfo] = entry.load()._options.model_fields
             return options
     return {}

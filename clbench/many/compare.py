@@ -26,7 +26,8 @@ def plan(
 ) -> list[PlannedRun]:
     """Return the runs of a comparison, all checked before any is started; raises ConfigError.
 
-    seeds: a number of seeds (0, 1, ...), or the seeds. references: add the registered references (naive, joint) that are not named.
+    seeds: a number of seeds (0, 1, ...), or the seeds.
+    references: add the registered references that are not named.
     A memory option goes to the strategies that need a memory; the others take one only in their brackets.
     """
     if "seed" in options:
