@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.registry import explain
 from clbench.config.run import RunConfig
-from clbench.results.metrics import DEFINITIONS
+from clbench.results.metrics import METRICS
 
 Tier = Literal["A", "B", "C"]
 # Fields that belong to a machine or to one run, not to a protocol.
@@ -71,8 +71,8 @@ class Claim(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Claim":
-        if self.metric not in DEFINITIONS:
-            raise ValueError(f"metric={self.metric} is none; accepted: {', '.join(DEFINITIONS)}")
+        if self.metric not in METRICS:
+            raise ValueError(f"metric={self.metric} is none; accepted: {', '.join(METRICS)}")
         if (self.error_kind == "none") != (self.error == 0):
             raise ValueError(f"error={self.error:g} with error_kind={self.error_kind!r}; give both or neither")
         for field in (*self.fields, *self.naive.fields):
