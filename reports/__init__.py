@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.reports import figures, latex, page, tables
+from clbench.reports import figures, latex, markdown, page, tables
 from clbench.reports.chart import Chart, Panels
 from clbench.reports.charts import CHARTS, critical_difference
 from clbench.reports.comparison import Comparison, compare
@@ -48,7 +48,7 @@ def write_comparisons(parts: Sequence[Comparison], folder: str | Path) -> list[P
         except Exception as error:
             failure = f"The figure '{title}' could not be drawn: {type(error).__name__}: {error}"
             print(f"warning: {failure}", file=sys.stderr)
-            return [f"> Warning: {tables.escape(failure)}", ""]
+            return [f"> Warning: {markdown.escape(failure)}", ""]
         return [f"![{title}](figures/{stem}-{name}.png)", ""] if drawing else []
 
     write("comparison.csv", tables.to_csv(tables.comparison(parts)))
@@ -59,16 +59,16 @@ def write_comparisons(parts: Sequence[Comparison], folder: str | Path) -> list[P
     report = ["# Comparison of continual-learning strategies", ""]
     write("report.html", page.render(parts))
     for stem, part in zip(_stems(parts), parts, strict=True):
-        report.append(tables.section(part))
+        report.append(markdown.section(part))
         for name, definition in CHARTS.items():
             if definition.in_markdown:
                 report += pictures(stem, name, part.title, partial(definition.drawn, part))
-    if ranks := tables.rank_section(parts):
+    if ranks := markdown.rank_section(parts):
         report.append(ranks)
         for setting in all_ranks(parts):
             overview = critical_difference(parts, setting)
             report += pictures(setting, OVERVIEW, overview.title, lambda overview=overview: overview)
-    report.append(tables.definitions())
+    report.append(markdown.definitions())
     write("report.md", "\n".join(report))
     return written
 

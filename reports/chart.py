@@ -29,13 +29,30 @@ class Look:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis from `low` to `high` with its ticks as (value, text); on a logarithmic one 0 is drawn at `low`."""
+    """An axis from `low` to `high` with its ticks as (value, text); on a logarithmic one 0 is drawn at `low`.
+
+    whole: whether its values are counts, which are printed without decimal places.
+    """
 
     label: str
     low: float
     high: float
     ticks: Sequence[tuple[float, str]] = ()
     log: bool = False
+    whole: bool = False
+
+    @property
+    def name(self) -> str:
+        """What it shows, without what the label says about it after a comma or colon."""
+        return self.label.split(",")[0].split(":")[0]
+
+    def text(self, value: float, deviation: float | None = None) -> str:
+        """Return a value with its deviation as it is printed; what is not known is -."""
+        if not math.isfinite(value):
+            return "-"
+        spread = "" if deviation is None else f" ± {self.text(deviation)}"
+        # Adding 0.0 turns a rounded -0.0 into 0.0.
+        return (f"{value:,.0f}" if self.whole else f"{round(value, 1) + 0.0:.1f}") + spread
 
     def share(self, value: float) -> float:
         """Return where a value lies, from 0 at the low end to 1 at the high one; beyond an end, that end."""
@@ -50,8 +67,8 @@ class Series:
     """What a chart shows of one strategy or one task: the points of a line, a single point, or a bar.
 
     x, y: positions, NaN where nothing is known; a bar reaches from 0 to x at the height y. dx, dy: one standard
-    deviation to both sides. row: place of the strategy in the comparison, -1 for none. told: what the page reads out
-    at each point; of a line, what stands for x.
+    deviation to both sides. row: place of the strategy in the comparison, -1 for none. steps: what the chart's `step`
+    counts at each point.
     """
 
     name: str
@@ -61,7 +78,7 @@ class Series:
     dx: Sequence[float] = ()
     dy: Sequence[float] = ()
     row: int = -1
-    told: Sequence[str] = ()
+    steps: Sequence[int] = ()
 
     @property
     def known(self) -> list[int]:
@@ -114,12 +131,13 @@ class NumberTable:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with axes; its numbers are a table or a heat map, which the page shows with it.
+    """A chart with axes, and the numbers that the page shows with it.
 
-    caption: what is said below it. runs: how many runs there are, and what a band or whisker is. unit: of y, where it
-    is read out. rules: where on the x axis a task begins. references: values on the x axis at which a reference lies.
-    front: points of the Pareto front, by x. texts: (x, y, text, side on which it stands). by_point: the lines of the
-    table are the points of the series, one each. marked: whether the points of a line have markers.
+    caption: what is said below it. runs: how many runs there are, and what a band or whisker is. own_numbers: shown
+    in place of those of the points. unit: of y, where a line is read out; step: what stands for x there. rules: where
+    on the x axis a task begins. references: values on the x axis at which a reference lies. front: points of the Pareto
+    front, by x. texts: (x, y, text, its side on which x is). by_point: its table has a line for each point, and is as
+    thin as the drawing. marked: whether the points of a line have markers.
     """
 
     title: str
@@ -127,14 +145,15 @@ class Chart:
     x: Axis
     y: Axis
     series: Sequence[Series]
-    numbers: NumberTable | HeatMap | None = None
     caption: str = ""
     runs: str = ""
+    own_numbers: NumberTable | HeatMap | None = None
     unit: str = " %"
+    step: str = ""
     rules: Sequence[float] = ()
     references: Sequence[tuple[Look, float]] = ()
     front: Sequence[tuple[float, float]] = ()
-    texts: Sequence[tuple[float, float, str, Literal["left", "middle", "right"]]] = ()
+    texts: Sequence[tuple[float, float, str, Literal["left", "center", "right"]]] = ()
     by_point: bool = False
     marked: bool = True
 
@@ -143,23 +162,55 @@ class Chart:
         """Whether no point of it is known."""
         return not any(one.known for one in self.series)
 
+    @property
+    def numbers(self) -> NumberTable | HeatMap:
+        """The numbers behind the chart: a line for each point of lines `by_point`, otherwise for each strategy."""
+        if self.own_numbers is not None:
+            return self.own_numbers
+        if self.by_point:
+            headings = [Heading(self.step, text=True), *(Heading(one.name) for one in self.series)]
+            return NumberTable(
+                headings,
+                [
+                    (-1, [Cell(str(step)), *(Cell(self.y.text(one.y[k])) for one in self.series)])
+                    for k, step in enumerate(self.series[0].steps)
+                ],
+            )
+        if self.kind == "lines":
+            titles = [f"{self.x.name} {x}" for x in self.series[0].x]
+            lines = [[self.y.text(y, d) for y, d in _pairs(one.y, one.dy)] for one in self.series]
+        else:
+            titles = [axis.name for axis, _ in self._values(self.series[0], 0)]
+            lines = [[text for _, text in self._values(one, 0)] for one in self.series]
+        return NumberTable(
+            [Heading("strategy", text=True), *map(Heading, titles)],
+            [(one.row, [Cell(one.name), *map(Cell, texts)]) for one, texts in zip(self.series, lines, strict=True)],
+        )
+
+    def told(self, one: Series, k: int) -> str:
+        """Return what is read out of a point or a bar."""
+        return f"{one.name}: " + ", ".join(f"{axis.name} {text}" for axis, text in self._values(one, k))
+
+    def _values(self, one: Series, k: int) -> list[tuple[Axis, str]]:
+        x = self.x, self.x.text(*_pairs(one.x, one.dx)[k])
+        return [x] if self.kind == "bars" else [x, (self.y, self.y.text(*_pairs(one.y, one.dy)[k]))]
+
     def thinned(self, most: int) -> "Chart":
         """Return a chart `by_point` with about `most` points: of every so many the lowest, so that no dip is lost."""
         n = max((len(one.x) for one in self.series), default=0)
-        if not self.by_point or n <= most or not isinstance(self.numbers, NumberTable):
+        if not self.by_point or n <= most:
             return self
         kept = lowest([one.y for one in self.series], math.ceil(n / most))
 
         def cut(values: Sequence[Any]) -> list[Any]:
             return [values[k] for k in kept] if values else []
 
-        series = [replace(one, x=cut(one.x), y=cut(one.y), told=cut(one.told)) for one in self.series]
-        left_out = f"of {n} points the lowest of every {math.ceil(n / most)}"
+        own = self.own_numbers
         return replace(
             self,
-            series=series,
-            numbers=replace(self.numbers, lines=cut(self.numbers.lines)),
-            caption="; ".join(filter(None, (self.caption, left_out))),
+            series=[replace(one, x=cut(one.x), y=cut(one.y), steps=cut(one.steps)) for one in self.series],
+            own_numbers=replace(own, lines=cut(own.lines)) if isinstance(own, NumberTable) else own,
+            caption=f"of {n} points the lowest of every {math.ceil(n / most)}",
         )
 
 
@@ -227,13 +278,19 @@ def names_axis(names: Sequence[str]) -> Axis:
     return Axis("", len(names) - 0.5, -0.5, list(enumerate(names)))
 
 
+def quantity_axis(label: str, values: Iterable[float], unit: str) -> Axis:
+    """Return a linear axis of bytes (B) or seconds (s) that begins at 0."""
+    linear = axis(label, values, zero=True)
+    ticks = [(v, quantity(v, unit)) for v, _ in linear.ticks]
+    return replace(linear, ticks=ticks, whole=unit == "B")
+
+
 def cost_axis(label: str, values: Iterable[float], unit: str) -> Axis:
     """Return an axis of costs, in orders of magnitude where they differ by more than ten times."""
     known = [v for v in values if math.isfinite(v)] or [0.0]
     above = [v for v in known if v > 0]
     if not above or max(above) / min(above) <= 10:
-        linear = axis(label, known, zero=True)
-        return Axis(label, linear.low, linear.high, [(v, quantity(v, unit)) for v, _ in linear.ticks])
+        return quantity_axis(label, known, unit)
     low, high = math.log10(min(above)), math.log10(max(above)) + 0.1
     whole = range(math.ceil(low), math.floor(high) + 1)
     # Within two orders of magnitude the powers of ten alone would leave most of the axis without a tick.
@@ -242,10 +299,9 @@ def cost_axis(label: str, values: Iterable[float], unit: str) -> Axis:
     ticks = [(v, quantity(v, unit)) for v in places if low <= math.log10(v) <= high]
     while len(ticks) > 6:
         ticks = ticks[::2]
-    if min(known) > 0:
-        return Axis(label, 10.0 ** (low - 0.1), 10.0**high, ticks, log=True)
-    zero = 10.0 ** (low - 0.5)
-    return Axis(label, zero, 10.0**high, [(zero, "0"), *ticks], log=True)
+    first = 10.0 ** (low - 0.1 if min(known) > 0 else low - 0.5)
+    zero = [] if min(known) > 0 else [(first, "0")]
+    return Axis(label, first, 10.0**high, [*zero, *ticks], log=True, whole=unit == "B")
 
 
 def quantity(value: float, unit: str) -> str:
@@ -272,3 +328,7 @@ def _ticks(low: float, high: float) -> list[tuple[float, str]]:
 
 def _short(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _pairs(values: Sequence[float], deviations: Sequence[float]) -> list[tuple[float, float | None]]:
+    return list(zip(values, deviations or [None] * len(values), strict=True))

@@ -26,7 +26,7 @@ from clbench.reports.chart import (
     cost_axis,
     names_axis,
     percent_axis,
-    quantity,
+    quantity_axis,
     steps_axis,
 )
 from clbench.reports.columns import percent
@@ -43,7 +43,6 @@ from clbench.support.text import printable
 MOST_CLASSES = 20
 
 Make = Callable[[Comparison], Chart | Panels]
-STRATEGY = Heading("strategy", text=True)
 
 
 @dataclass(frozen=True)
@@ -83,13 +82,12 @@ def chart(*, needs: str = "", on_page: bool = True, in_markdown: bool = True) ->
 def average_accuracy(part: Comparison) -> Chart:
     """Draw the average accuracy on the tasks learned so far, with a band of one sd over the runs (n-1)."""
     n_tasks = len(part.task_sizes)
-    series, lines = [], []
+    series = []
     for i, row in enumerate(part.rows):
         curves = [average_accuracies(matrix) for matrix in row.matrices]
         at = [spread(curve[k] if k < len(curve) else None for curve in curves) for k in range(n_tasks)]
         band = [100 * (s.sd or 0.0) for s in at] if len(row.runs) > 1 else []
         series.append(Series(row.label, row.look, range(n_tasks), [_points(s.mean) for s in at], dy=band, row=i))
-        lines.append((i, [Cell(row.label), *(spread_cell(s) for s in at)]))
     name = part.matrix(part.headline)
     return Chart(
         "Average accuracy after each task",
@@ -97,7 +95,6 @@ def average_accuracy(part: Comparison) -> Chart:
         steps_axis("after task", n_tasks),
         percent_axis(f"average {name} accuracy (%)"),
         series,
-        NumberTable([STRATEGY, *(Heading(f"after task {k}") for k in range(n_tasks))], lines),
         f"Mean {name} accuracy on the tasks learned so far; band: ± one sd over the runs.",
         _runs(part, "band"),
     )
@@ -106,40 +103,28 @@ def average_accuracy(part: Comparison) -> Chart:
 @chart()
 def forgetting(part: Comparison) -> Chart:
     """Draw the forgetting of each strategy as a bar with a whisker of one sd over the runs (n-1)."""
-    series, lines, texts = [], [], []
-    for i, row in enumerate(part.rows):
-        found = row.spread("forgetting")
-        lines.append((i, [Cell(row.label), spread_cell(found)]))
-        told = f"{row.label}: forgetting {spread_text(found)}"
-        deviation = [100 * (found.sd or 0.0)]
-        series.append(Series(row.label, row.look, [_points(found.mean)], [i], deviation, row=i, told=[told]))
-        if found.mean is None:
-            texts.append((0.0, float(i), " not defined: needs two tasks", "left"))
-    ends = [x + sign * dx for one in series for x, dx in zip(one.x, one.dx, strict=True) for sign in (-1, 1)]
-    points = "forgetting (percentage points), less is better"
+    series = [_point(i, row, row.spread("forgetting"), Spread(i / 100, None, 1)) for i, row in enumerate(part.rows)]
+    label = "forgetting (percentage points), less is better"
+    ends = _ends(series, "x")
     return Chart(
         "Forgetting",
         "bars",
-        axis(points, [0.0, *ends], zero=not any(x < 0 for x in ends)),
+        axis(label, [0.0, *ends], zero=not any(x < 0 for x in ends)),
         names_axis([row.label for row in part.rows]),
         series,
-        NumberTable([STRATEGY, Heading("forgetting %")], lines),
         "Mean over all tasks but the last; whiskers: ± one sd over the runs; dashed: the references.",
         _runs(part, "whisker"),
         references=[(one.look, one.x[0]) for one, row in zip(series, part.rows, strict=True) if row.is_line],
-        texts=texts,
+        texts=[(0.0, one.y[0], " not defined: needs two tasks", "left") for one in series if not one.known],
     )
 
 
 @chart(needs="a second task")
 def forgetting_plasticity(part: Comparison) -> Chart:
     """Draw forgetting against learning accuracy, with whiskers of one sd over the runs: lower right is best."""
-    series, lines = [], []
-    for i, row in enumerate(part.rows):
-        learned, forgotten = row.spread("learning_accuracy"), row.spread("forgetting")
-        lines.append((i, [Cell(row.label), spread_cell(learned), spread_cell(forgotten)]))
-        told = f"{row.label}: learning accuracy {spread_text(learned)} %, forgetting {spread_text(forgotten)}"
-        series.append(_point(i, row, learned, forgotten, told))
+    series = [
+        _point(i, row, row.spread("learning_accuracy"), row.spread("forgetting")) for i, row in enumerate(part.rows)
+    ]
     undefined = not any(one.known for one in series)
     return Chart(
         "Forgetting against plasticity",
@@ -147,7 +132,6 @@ def forgetting_plasticity(part: Comparison) -> Chart:
         axis("learning accuracy (%): plasticity, more is better", _ends(series, "x")),
         axis("forgetting (points), less is better", [0.0, *_ends(series, "y")]),
         series,
-        NumberTable([STRATEGY, Heading("learning accuracy %"), Heading("forgetting %")], lines),
         "Not defined for a single task."
         if undefined
         else "Right: learns new tasks well. Low: keeps the old ones. Best is the bottom right. Whiskers: ± one sd.",
@@ -177,33 +161,22 @@ def accuracy_seconds(part: Comparison) -> Chart:
 def stored_bytes(part: Comparison) -> Chart:
     """Draw what each strategy keeps beside the model after each task."""
     n_tasks = len(part.task_sizes)
-    kept: dict[int, list[Spread]] = {}
+    series = []
     for i, row in enumerate(part.rows):
         if row.is_headline:
-            found = [[sum(n for kind, n in entry.items() if kind != "model") for entry in r.ledger] for r in row.runs]
-            kept[i] = [spread(of_run[k] if k < len(of_run) else None for of_run in found) for k in range(n_tasks)]
-    most = max((s.mean for of_row in kept.values() for s in of_row if s.mean is not None), default=0.0)
-    unit, size = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if most >= s), ("B", 1.0))
-    series = [
-        Series(
-            row.label, row.look, range(n_tasks), [math.nan if s.mean is None else s.mean / size for s in of_row], row=i
-        )
-        for i, of_row in kept.items()
-        for row in [part.rows[i]]
-    ]
-    lines = [
-        (i, [Cell(part.rows[i].label), *(Cell("-" if s.mean is None else f"{s.mean:.0f}") for s in of_row)])
-        for i, of_row in kept.items()
-    ]
+            kept = [[sum(n for kind, n in entry.items() if kind != "model") for entry in r.ledger] for r in row.runs]
+            means = [spread(of_run[k] if k < len(of_run) else None for of_run in kept).mean for k in range(n_tasks)]
+            series.append(
+                Series(row.label, row.look, range(n_tasks), [math.nan if m is None else m for m in means], row=i)
+            )
     return Chart(
         "Bytes stored beside the model",
         "lines",
         steps_axis("after task", n_tasks),
-        axis(f"stored ({unit}), less is better", [y for one in series for y in one.y], zero=True),
+        quantity_axis("bytes stored, less is better", [y for one in series for y in one.y], "B"),
         series,
-        NumberTable([STRATEGY, *(Heading(f"bytes after task {k}") for k in range(n_tasks))], lines),
         "Exemplars count as if their images were stored.",
-        unit=f" {unit}",
+        unit=" B",
     )
 
 
@@ -231,7 +204,7 @@ def task_accuracy(part: Comparison) -> Panels:
             for task, look in enumerate(_task_looks(n_tasks))
         ]
         x, y = steps_axis("after task", n_tasks), percent_axis("test accuracy (%)")
-        drawing = Chart(f"Accuracy on each task, {row.label}", "lines", x, y, series, heat)
+        drawing = Chart(f"Accuracy on each task, {row.label}", "lines", x, y, series, own_numbers=heat)
         panels.append(Panel(row.label, row.look, i, drawing))
     about = (
         "Mean over the runs, percent. Curves: from when a task was learned, dark (the first task) to bright. Table: "
@@ -272,14 +245,10 @@ def stability_gap(part: Comparison) -> Panels:
         places = [_place(step, starts) for step in steps]
         seen = np.array(steps)[:, None] > np.array(starts[:-1])
         series = [
-            Series(f"task {task}", look, places, column.tolist(), row=i, told=[f"step {step}" for step in steps])
+            Series(f"task {task}", look, places, column.tolist(), row=i, steps=steps)
             for task, (look, column) in enumerate(
                 zip(_task_looks(n_tasks), np.where(seen, means, np.nan).T, strict=True)
             )
-        ]
-        numbers = [
-            (-1, [Cell(str(step)), *(Cell(percent(v / 100)) for v in values)])
-            for step, values in zip(steps, means.tolist(), strict=True)
         ]
         drawing = Chart(
             f"Accuracy within tasks, {row.label}",
@@ -287,7 +256,7 @@ def stability_gap(part: Comparison) -> Panels:
             Axis("task under way", 0, n_tasks, steps_axis("", n_tasks).ticks),
             percent_axis("test accuracy (%)"),
             series,
-            NumberTable([Heading("step", text=True), *(Heading(f"task {t}") for t in range(n_tasks))], numbers),
+            step="step",
             rules=range(1, n_tasks),
             by_point=True,
             marked=False,
@@ -307,7 +276,7 @@ def stability_gap(part: Comparison) -> Panels:
         values += [spread(fall for fall, _ in falls), spread(regained for _, regained in falls)]
         lines.append((i, [Cell(row.label), *(spread_cell(v) for v in values)]))
     headings = [
-        STRATEGY,
+        Heading("strategy", text=True),
         Heading("min accuracy %", note=METRICS["min_accuracy"].sentence),
         Heading("worst-case accuracy %", note=METRICS["worst_case_accuracy"].sentence),
         Heading("fall within a task", note="points from the end of the task before to the lowest evaluation within"),
@@ -359,7 +328,7 @@ def training_loss(part: Comparison) -> Panels:
             axis("epoch of the run", [0, len(means) - 1], margin=0.03),
             axis("loss", totals, zero=min(totals) >= 0),
             [Series(row.label, row.look, range(len(means)), totals, row=i)],
-            NumberTable([*headings, *(Heading(printable(name)) for name in names)], lines),
+            own_numbers=NumberTable([*headings, *(Heading(printable(name)) for name in names)], lines),
             unit="",
             rules=[k + 0.5 for k, (one, next_one) in enumerate(pairwise(means)) if one[0] != next_one[0]],
             by_point=True,
@@ -379,7 +348,7 @@ def critical_difference(parts: Sequence[Comparison], setting: str) -> Chart:
     Thick bars join what is not told apart. Raises ConfigError below five scenarios.
     """
     found = ranks(parts, setting)
-    names, k = list(found.mean), len(found.mean)
+    k = len(found.mean)
     half = math.ceil(k / 2)
     depth = 0.6 + 0.45 * len(found.groups)
     distance = found.critical_difference
@@ -391,7 +360,7 @@ def critical_difference(parts: Sequence[Comparison], setting: str) -> Chart:
     series = [stroke("axis", (1, 0), (k, 0)), stroke("axis", (1, -1.3), (1 + distance, -1.3))]
     series += [stroke("axis", (rank, -0.25), (rank, 0)) for rank in range(1, k + 1)]
     series += [stroke("axis", (x, -1.45), (x, -1.15)) for x in (1, 1 + distance)]
-    texts = [(rank, -0.6, str(rank), "middle") for rank in range(1, k + 1)]
+    texts = [(rank, -0.6, str(rank), "center") for rank in range(1, k + 1)]
     texts.append((1 + distance, -1.3, f"  CD = {distance:.2f}", "left"))
     for place, (name, at) in enumerate(found.mean.items()):
         left = place < half
@@ -402,7 +371,7 @@ def critical_difference(parts: Sequence[Comparison], setting: str) -> Chart:
     for level, group in enumerate(found.groups):
         y = 0.4 + 0.45 * level
         series.append(stroke("bar", (found.mean[group[0]] - 0.05, y), (found.mean[group[-1]] + 0.05, y)))
-    lines = [(-1, [Cell(name), Cell(f"{found.mean[name]:.2f}", found.mean[name])]) for name in names]
+    lines = [(-1, [Cell(name), Cell(f"{at:.2f}", at)]) for name, at in found.mean.items()]
     side = 0.9 * (k - 1) / 2
     return Chart(
         f"mean ranks over {found.n} {SETTING_NAMES[setting]} scenarios, 1 is best",
@@ -410,7 +379,7 @@ def critical_difference(parts: Sequence[Comparison], setting: str) -> Chart:
         Axis("", 1 - side, k + side),
         Axis("", depth + half + 0.3, -1.9),
         series,
-        NumberTable([STRATEGY, Heading("mean rank")], lines),
+        own_numbers=NumberTable([Heading("strategy", text=True), Heading("mean rank")], lines),
         texts=texts,
     )
 
@@ -427,14 +396,10 @@ def spread_cell(value: Spread) -> Cell:
 
 def _accuracy_against(part: Comparison, name: str, recorded: str, label: str, unit: str) -> Chart:
     """Draw the average accuracy over a cost, with the Pareto front; where `recorded` is 0, the cost is not known."""
-    series, lines = [], []
+    series = []
     for i, row in enumerate(part.rows):
-        accuracy, cost = row.spread("average_accuracy"), row.spread(name)
-        if cost.mean is None or not row.spread(recorded).mean:
-            cost = Spread(None, None, 0)
-        shown = "-" if cost.mean is None else quantity(cost.mean, unit)
-        lines.append((i, [Cell(row.label), Cell(shown, cost.mean), spread_cell(accuracy)]))
-        series.append(_point(i, row, cost, accuracy, f"{row.label}: {spread_text(accuracy)} %, {shown}", scale=1.0))
+        cost = row.spread(name) if row.spread(recorded).mean else Spread(None, None, 0)
+        series.append(_point(i, row, cost, row.spread("average_accuracy"), scale=1.0))
     competing = [
         (one.x[0], one.y[0]) for one, row in zip(series, part.rows, strict=True) if one.known and not row.is_line
     ]
@@ -444,27 +409,26 @@ def _accuracy_against(part: Comparison, name: str, recorded: str, label: str, un
         cost_axis(f"{label}, less is better", [one.x[0] for one in series], unit),
         percent_axis(f"{part.matrix(part.headline)} average accuracy (%)"),
         series,
-        NumberTable([STRATEGY, Heading(label), Heading("average accuracy %")], lines),
         "The line is the Pareto front of the competitors: for that price nothing here is better.",
         _runs(part, "whisker"),
         front=[competing[place] for place in pareto(competing)],
     )
 
 
-def _point(i: int, row: StrategyRuns, x: Spread, y: Spread, told: str, *, scale: float = 100.0) -> Series:
-    at = math.nan if x.mean is None else scale * x.mean
-    deviation = scale * (x.sd or 0.0), 100 * (y.sd or 0.0)
-    return Series(row.label, row.look, [at], [_points(y.mean)], deviation[:1], deviation[1:], i, [told])
+def _point(i: int, row: StrategyRuns, x: Spread, y: Spread, *, scale: float = 100.0) -> Series:
+    """Return the means of two numbers as a point, with their deviations where there are any; y is a share."""
+    at = [math.nan if x.mean is None else scale * x.mean], [_points(y.mean)]
+    dx = [] if x.sd is None else [scale * x.sd]
+    return Series(row.label, row.look, *at, dx, [] if y.sd is None else [100 * y.sd], i)
 
 
 def _ends(series: Sequence[Series], which: str) -> list[float]:
     """Return where the whiskers of the known points end on one axis."""
-    return [
-        getattr(one, which)[k] + sign * getattr(one, f"d{which}")[k]
-        for one in series
-        for k in one.known
-        for sign in (-1, 1)
-    ]
+    found = []
+    for one in series:
+        values, spread_of = (one.x, one.dx) if which == "x" else (one.y, one.dy)
+        found += [values[k] + sign * (spread_of[k] if spread_of else 0.0) for k in one.known for sign in (-1, 1)]
+    return found
 
 
 def _points(value: float | None) -> float:

@@ -53,6 +53,17 @@ class Column:
             return percent(value)
         return f"{value / 1000:.1f}" if self.unit == "kB" else f"{value:.1f}" if self.unit == "s" else f"{value:.0f}"
 
+    def mean(self, row: StrategyRuns) -> str:
+        """Return mean and standard deviation of a row, and over how many runs where that is not all of them."""
+        mean, sd, n = row.spread(self.number)
+        if mean is None:
+            return "-"
+        text = self.text(mean)
+        # A count that is the same in every run needs no deviation.
+        if sd is not None and (sd > 0 or self.metric):
+            text += f" ± {self.text(sd)}"
+        return text if n == len(row.runs) else f"{text} (n={n})"
+
     @property
     def lower_is_better(self) -> bool:
         """Whether it is a metric of which a lower value is better."""

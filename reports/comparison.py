@@ -50,6 +50,24 @@ class Comparison:
         """Which strategies differ: tested once, however many tables say so."""
         return differences(self.rows)
 
+    @property
+    def rule(self) -> str:
+        """What competes in the headline matrix, as a sentence."""
+        if self.headline == "task_aware":
+            return "the task is known and only its own outputs compete."
+        if self.setting == "domain":
+            return "all tasks have the same outputs, and which task an image is from is not known."
+        return "the outputs of all tasks seen so far compete."
+
+    @property
+    def marks(self) -> list[str]:
+        """What the marks of its rows mean, a sentence each."""
+        meanings = {
+            " †": "† a reference, not a competitor: it reads the data of all tasks.",
+            " ‡": "‡ the lower reference: training goes on with nothing against forgetting.",
+        }
+        return [text for mark, text in meanings.items() if any(row.mark == mark for row in self.rows)]
+
     def matrix(self, name: MatrixName) -> str:
         """Return what a matrix is called in this setting."""
         return matrix_label(name, self.setting)

@@ -240,8 +240,7 @@ def _draw(chart: Chart, panel: "Axes") -> None:
         xs, ys = zip(*chart.front, strict=True)
         panel.plot(xs, ys, color="0.3", linewidth=0.9, drawstyle="steps-post", zorder=1)
     for x, y, text, side in chart.texts:
-        align = "center" if side == "middle" else side
-        panel.text(x, y, label(text), ha=align, va="center", fontsize="small" if chart.kind == "bars" else "medium")
+        panel.text(x, y, label(text), ha=side, va="center", fontsize="small" if chart.kind == "bars" else "medium")
     if chart.kind == "diagram":
         panel.axis("off")
     elif chart.kind == "bars":
@@ -261,7 +260,7 @@ def _bar(one: Series, panel: "Axes") -> None:
         one.y[0],
         one.x[0],
         height=0.7,
-        xerr=one.dx[0] or None,
+        xerr=one.dx[0] if one.dx else None,
         color="white" if hatch else colour,
         edgecolor=colour,
         hatch=hatch,

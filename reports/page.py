@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
@@ -13,13 +10,11 @@ from clbench.reports.chart import Cell, Chart, Heading, HeatMap, NumberTable, Pa
 from clbench.reports.charts import CHARTS, critical_difference, spread_text
 from clbench.reports.columns import Column, columns_of, percent, signed, words
 from clbench.reports.comparison import SETTING_NAMES, Comparison
+from clbench.reports.markdown import rank_sentence
 from clbench.reports.strategy_runs import StrategyRuns
-from clbench.reports.tables import rank_sentence, rule
+from clbench.reports.templates import environment, source
 from clbench.reports.verdict import all_ranks, verdict
 from clbench.results.metrics import METRICS
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 # Strategies up to which all are drawn at first; the legend switches the others on.
 MOST_DRAWN = 12
@@ -97,9 +92,11 @@ def render(parts: Sequence[Comparison]) -> str:
     )
     runs = [run for part in parts for row in part.rows if row.is_headline for run in row.runs]
     return (
-        _environment()
+        environment(escaped=True)
         .get_template("page.html")
         .render(
+            style_sheet=Markup(source("page.css")),
+            script=Markup(source("page.js")),
             sections=shown,
             shades=Markup(shades),
             definitions=[(words(name), metric.sentence) for name, metric in METRICS.items()],
@@ -113,23 +110,6 @@ def render(parts: Sequence[Comparison]) -> str:
 def sections(parts: Sequence[Comparison]) -> list[Section]:
     """Return what the page shows of each comparison."""
     return [_section(part, f"s{i + 1}") for i, part in enumerate(parts)]
-
-
-@cache
-def _environment() -> "Environment":
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    folder = resources.files("clbench.reports")
-
-    def source(name: str) -> str:
-        return folder.joinpath(name).read_text("utf-8")
-
-    environment = Environment(
-        loader=FunctionLoader(source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals["style_sheet"] = Markup(source("page.css"))
-    environment.globals["script"] = Markup(source("page.js"))
-    return environment
 
 
 def _section(part: Comparison, anchor: str) -> Section:
@@ -161,7 +141,7 @@ def _section(part: Comparison, anchor: str) -> Section:
         anchor=anchor,
         title=part.title,
         verdict=verdict(part),
-        about=f"The headline is the {part.matrix(part.headline)} average accuracy: {rule(part)}",
+        about=f"The headline is the {part.matrix(part.headline)} average accuracy: {part.rule}",
         notes=[*part.notes, *left_out],
         legend=legend,
         table=competitors,
@@ -181,8 +161,9 @@ def _section(part: Comparison, anchor: str) -> Section:
 
 
 def _figure(chart: Chart) -> Figure:
-    assert isinstance(chart.numbers, NumberTable)
-    return Figure(chart.title, None if chart.is_empty else svg.draw(chart), chart.caption, chart.numbers)
+    numbers = chart.numbers
+    table = svg.heat_table(numbers) if isinstance(numbers, HeatMap) else numbers
+    return Figure(chart.title, None if chart.is_empty else svg.draw(chart), chart.caption, table)
 
 
 def _within_limit(drawing: Panels, left_out: list[str]) -> list[Figure]:

@@ -43,6 +43,11 @@ class StrategyRuns:
         return self.is_reference or self.is_naive
 
     @property
+    def mark(self) -> str:
+        """The sign of a reference in tables; `Comparison.marks` says what it means."""
+        return " †" if self.is_reference else " ‡" if self.is_naive else ""
+
+    @property
     def is_headline(self) -> bool:
         """Whether this is the strategy's headline classifier."""
         return self.classifier == self.runs[0].headline_classifier

@@ -76,11 +76,15 @@ def draw(chart: Chart, *, small: bool = False) -> Markup:
     marks = {"lines": _lines, "points": _points, "bars": _bars, "diagram": _strokes}[chart.kind](chart, frame, small)
     rules = [f'<path class="rule" d="M{_n(frame.x(at))} {_n(frame.top)}V{_n(frame.bottom)}"/>' for at in chart.rules]
     texts = [
-        f'<text class="{ {"left": "s", "middle": "m", "right": "e"}[side] }" x="{_n(frame.x(x))}" y="{_n(frame.y(y))}" '
+        f'<text class="{ {"left": "s", "center": "m", "right": "e"}[side] }" x="{_n(frame.x(x))}" y="{_n(frame.y(y))}" '
         f'dy=".35em">{escape(text)}</text>'
         for x, y, text, side in chart.texts
     ]
-    data = f' data-x="{escape(chart.x.label)}" data-u="{escape(chart.unit)}"' if chart.kind == "lines" else ""
+    data = (
+        f' data-x="{escape(chart.step or chart.x.label)}" data-u="{escape(chart.unit)}"'
+        if chart.kind == "lines"
+        else ""
+    )
     width, height = frame.size
     axes = [] if chart.kind == "diagram" else frame.axes()
     return Markup(
@@ -146,7 +150,7 @@ def _lines(chart: Chart, frame: _Frame, small: bool) -> list[str]:
         # A line of one point is drawn as a dot, since its ends are round.
         dot = " dot" if len(known) == 1 else ""
         data = f' data-e="{" ".join(_n(d) for *_, d in known)}"' if one.dy else ""
-        data += f' data-p="{escape(";".join(one.told[k] for k in places))}"' if one.told else ""
+        data += f' data-p="{" ".join(str(one.steps[k]) for k in places)}"' if one.steps else ""
         points = " ".join(f"{_n(x)},{_n(y)}" for x, y, _ in (known * 2 if dot else known))
         about = f'class="ln {look}{dot}" data-s="{one.row}" data-n="{escape(one.name)}"{data}'
         drawn.append(f'<polyline {about} points="{points}"/>')
@@ -171,7 +175,7 @@ def _points(chart: Chart, frame: _Frame, _: bool) -> list[str]:
         for k in one.known:
             parts += [_whisker(one, frame, k, along_x=True), _whisker(one, frame, k, along_x=False)]
     for one in chart.series:
-        parts += [_mark(one, frame.x(one.x[k]), frame.y(one.y[k]), one.told[k]) for k in one.known]
+        parts += [_mark(one, frame.x(one.x[k]), frame.y(one.y[k]), chart.told(one, k)) for k in one.known]
     return parts
 
 
@@ -191,7 +195,7 @@ def _bars(chart: Chart, frame: _Frame, _: bool) -> list[str]:
             parts += [
                 f'<path class="band column {css(one.look)}" data-s="{one.row}" d="{path}"/>',
                 _whisker(one, frame, k, along_x=True),
-                _mark(one, x, y, one.told[k]),
+                _mark(one, x, y, chart.told(one, k)),
             ]
     return parts
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clbench.reports import differences, tables
+from clbench.reports import differences, markdown, tables
 from clbench.reports.comparison import Comparison, compare
 from clbench.reports.verdict import verdict
 from clbench.results.result import Result
@@ -68,7 +68,7 @@ def test_below_six_runs_a_note_stands_instead_of_a_test(make_result: Make, compa
     assert all(one.p is None and not one.is_real for one in found.against_best)
     assert found.note is not None
     assert "0.0625" in found.note
-    text = tables.section(part)
+    text = markdown.section(part)
     assert "### Which differences are real?" in text
     assert "No test stands here: 5 pairs are too few for a test" in text
     assert "too few runs to tell" in verdict(part)
@@ -103,7 +103,7 @@ def test_runs_without_a_common_seed_are_not_compared(make_result: Make, compared
     (one,) = differences.differences(part.rows).against_best
     assert (one.paired.n, one.paired.difference, one.runs_needed) == (0, None, None)
     assert "no seed and class order is common" in verdict(part)
-    assert "| `lwf` | `er` | 0 | - | - | - | - | - | - |" in tables.section(part)
+    assert "| `lwf` | `er` | 0 | - | - | - | - | - | - |" in markdown.section(part)
 
 
 def test_the_verdict_says_who_wins_whether_it_is_real_where_it_forgets_and_what_it_costs(
@@ -120,7 +120,7 @@ def test_the_verdict_says_who_wins_whether_it_is_real_where_it_forgets_and_what_
     assert "15.0 points above lwf: a real difference (p = 0.023)" in text, "3 * 2 / 256"
     assert "its lead over naive is real" in text
     assert "It forgets 29.1 points, takes 0.3 seconds a run and keeps nothing beside the model." in text
-    assert text in re.sub(r"\\(.)", r"\1", tables.to_markdown(compare(results)))
+    assert text in re.sub(r"\\(.)", r"\1", markdown.to_markdown(compare(results)))
 
 
 def test_the_verdict_names_the_task_that_is_forgotten_most(make_result: Make, compared: Compared) -> None:
@@ -149,7 +149,7 @@ def test_intervals_stand_beside_the_standard_deviations(make_result: Make) -> No
     assert frame["average_accuracy_low"][0] == pytest.approx(0.4 - 1.27062, abs=1e-5)
     assert frame["average_accuracy_high"][0] == pytest.approx(0.4 + 1.27062, abs=1e-5)
     assert pd.isna(frame["forgetting_low"][0])
-    assert "40.0 ± 14.1 [-87.1, 167.1]" in tables.to_markdown(compare(runs(make_result, "lwf", [0.3, 0.5])))
+    assert "40.0 ± 14.1 [-87.1, 167.1]" in markdown.to_markdown(compare(runs(make_result, "lwf", [0.3, 0.5])))
     alone = tables.comparison(compare(runs(make_result, "lwf", [0.3])))
     assert pd.isna(alone["average_accuracy_low"][0])
 
@@ -176,15 +176,15 @@ def test_class_order_and_initialisation_are_told_apart_in_a_crossed_design(
     results = []
     for order, row in enumerate(((0.1, 0.2), (0.4, 0.7))):
         results += runs(make_result, "icarl", row, config={"class_order_seed": order})
-    text = tables.section(compared(results))
+    text = markdown.section(compared(results))
     assert "### Class order or initialisation?" in text
     assert "| `icarl` | 2 | 2 | 27.4 | 12.2 | 10.0 |" in text
-    assert "Class order or" not in tables.section(compared(runs(make_result, "icarl", [0.1, 0.2])))
+    assert "Class order or" not in markdown.section(compared(runs(make_result, "icarl", [0.1, 0.2])))
 
 
 def test_a_domain_incremental_headline_is_called_one(make_result: Make, compared: Compared) -> None:
     results = runs(make_result, "lwf", [0.3, 0.5], setting="domain")
-    text = tables.to_markdown(compare(results))
+    text = markdown.to_markdown(compare(results))
     assert "The headline is the domain-incremental average accuracy: all tasks have the same outputs" in text
     assert "class-incremental" not in text.split("## Definitions")[0]
     assert "domain-incremental" in verdict(compared(results))

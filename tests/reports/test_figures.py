@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from clbench.config.errors import ConfigError
-from clbench.reports import figures, tables, write_figures, write_report
+from clbench.reports import figures, markdown, write_figures, write_report
 from clbench.reports.charts import CHARTS, critical_difference
 from clbench.reports.comparison import Comparison, compare
 from clbench.results.result import Result
@@ -178,10 +178,10 @@ def test_a_critical_difference_diagram_needs_five_scenarios_and_joins_what_is_no
     assert {"er (1.00)", "lwf (2.00)", "naive (3.00)", "CD = 1.48"} <= texts
     write_figures(results, tmp_path, ["critical_difference"], kind="svg")
     assert (tmp_path / "class-critical_difference.svg").stat().st_size
-    section = tables.rank_section(parts)
+    section = markdown.rank_section(parts)
     assert "| `er` | 1.00 |" in section
     assert "`er`, `lwf`; `lwf`, `naive`" in section
-    assert tables.rank_section(parts[:4]) == ""
+    assert markdown.rank_section(parts[:4]) == ""
 
 
 @pytest.mark.parametrize(("style", "width"), [("paper", 3.4), ("talk", 11.0)])

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from clbench.config.errors import ConfigError
-from clbench.reports import tables
+from clbench.reports import markdown, tables
 from clbench.reports.comparison import compare
 from clbench.results.result import Result
 
@@ -50,7 +50,7 @@ def test_mean_sd_and_n_over_seeds(make_result: Make) -> None:
     assert row["average_accuracy"] == pytest.approx(0.4)
     assert row["average_accuracy_sd"] == pytest.approx(sqrt(0.02))
     assert (row["average_accuracy_n"], row["n"], row["seeds"]) == (2, 2, "0 1")
-    for text in (tables.to_markdown(compare(results)), screen(results)):
+    for text in (markdown.to_markdown(compare(results)), screen(results)):
         assert re.search(r"40\.0 ?± ?14\.1", text)
         assert "(n-1)" in text
 
@@ -101,7 +101,7 @@ def test_negative_forgetting_is_shown_and_the_convention_stated(make_result: Mak
     results = [two(make_result, "lwf", 0, (0.5, 0.7, 0.8))]
     assert tables.comparison(compare(results))["forgetting"][0] == pytest.approx(-0.2)
     assert "-20.0" in screen(results)
-    text = tables.to_markdown(compare(results))
+    text = markdown.to_markdown(compare(results))
     assert "-20.0" in text
     assert re.search(r"\*\*forgetting\*\*: .*not clamped", text)
 
@@ -112,7 +112,7 @@ def test_both_incremental_averages_are_shown_and_defined(make_result: Make) -> N
     row = tables.comparison(compare(results)).iloc[0]
     assert row["average_incremental_accuracy"] == pytest.approx(0.7)
     assert row["average_incremental_accuracy_without_first"] == pytest.approx(0.5)
-    text = tables.to_markdown(compare(results))
+    text = markdown.to_markdown(compare(results))
     for name in ("average incremental accuracy", "average incremental accuracy without first"):
         assert f"| {name} |" in text
         assert f"- **{name}**: " in text
@@ -124,7 +124,7 @@ def test_both_classifiers_of_icarl_have_rows_and_the_headline_is_stated(make_res
     frame = tables.comparison(compare(results)).set_index("strategy")
     assert frame["average_accuracy"].to_dict() == pytest.approx({"icarl": 0.8, "icarl (linear)": 0.3})
     assert frame["classifier"].to_dict() == {"icarl": "nearest_mean", "icarl (linear)": "linear"}
-    text = tables.to_markdown(compare(results))
+    text = markdown.to_markdown(compare(results))
     assert "`icarl (linear)`" in text
     assert "The headline is the class-incremental average accuracy" in text
     assert "icarl (linear)" in screen(results)
@@ -136,14 +136,14 @@ def test_results_of_each_order_are_kept_beside_mean_sd_and_n(make_result: Make) 
     frame = read(tables.to_csv(tables.runs(compare(results))))
     assert frame["average_accuracy"].tolist() == pytest.approx([0.28, 0.37, 0.46])
     assert frame["class_order"].tolist() == ["0 1 2 3"] * 3
-    text = tables.to_markdown(compare(results))
+    text = markdown.to_markdown(compare(results))
     assert "37.0 ± 9.0" in text
     assert "| `icarl` | 28.0 | 37.0 | 46.0 |" in text
 
 
 def test_one_run_is_called_one_run(make_result: Make) -> None:
     """A single run says little, and the report says so."""
-    assert "One run says little" in tables.to_markdown(compare([make_result("naive"), make_result("joint")]))
+    assert "One run says little" in markdown.to_markdown(compare([make_result("naive"), make_result("joint")]))
 
 
 def test_storage_is_listed_in_items_and_bytes(seven: list[Result]) -> None:
@@ -154,7 +154,7 @@ def test_storage_is_listed_in_items_and_bytes(seven: list[Result]) -> None:
     assert frame.loc["lwf", "teacher_bytes"] == 1_913_640
     assert frame.loc["ewc", "importances_bytes"] == frame.loc["ewc", "extra_bytes"] == 3_827_280
     assert frame.loc["naive", "extra_bytes"] == 0
-    text = tables.to_markdown(compare(seven))
+    text = markdown.to_markdown(compare(seven))
     header = next(line for line in text.splitlines() if "exemplars items" in line)
     line = next(line for line in text.splitlines() if line.startswith("| `icarl` ") and "156800" in line)
     assert dict(zip(cells(header), cells(line), strict=True))["exemplars items"] == "200"
@@ -170,7 +170,7 @@ def test_references_are_marked_and_never_the_best_competitor(make_result: Make) 
     frame = tables.comparison(compare(results))
     assert frame["strategy"].tolist() == ["joint", "lwf", "naive"]
     assert frame["reference"].tolist() == [True, False, False]
-    text = tables.to_markdown(compare(results))
+    text = markdown.to_markdown(compare(results))
     joint, lwf, naive = [line for line in text.splitlines() if line.startswith("| `")][:3]
     assert joint.startswith("| `joint` †")
     assert naive.startswith("| `naive` ‡")
@@ -182,7 +182,7 @@ def test_references_are_marked_and_never_the_best_competitor(make_result: Make) 
 
 def test_missing_references_are_noted(make_result: Make) -> None:
     """A comparison without its upper and lower reference says so."""
-    text = tables.to_markdown(compare([make_result("lwf")]))
+    text = markdown.to_markdown(compare([make_result("lwf")]))
     assert "No joint run" in text
     assert "No naive run" in text
 
@@ -196,7 +196,7 @@ def test_intransigence_is_taken_from_the_joint_run_of_the_same_seed(make_result:
     assert np.isnan(tables.comparison(compare(joints + own)).set_index("strategy").loc["joint", "intransigence"])
     partly = tables.comparison(compare(joints[:1] + own)).set_index("strategy").loc["lwf"]
     assert (partly["intransigence"], partly["intransigence_n"], partly["n"]) == (pytest.approx(0.05), 1, 2)
-    assert "5.0 (n=1)" in tables.to_markdown(compare(joints[:1] + own))
+    assert "5.0 (n=1)" in markdown.to_markdown(compare(joints[:1] + own))
 
 
 def test_differing_budgets_and_seeds_are_noted(make_result: Make) -> None:
@@ -241,7 +241,7 @@ def test_of_a_repeated_run_the_newest_counts_and_the_other_is_noted(make_result:
     for results in ([old, new], [new, old]):
         row = tables.comparison(compare(results)).iloc[0]
         assert (row["average_accuracy"], row["n"]) == (pytest.approx(0.7), 1)
-        assert "1 older run(s)" in tables.to_markdown(compare(results))
+        assert "1 older run(s)" in markdown.to_markdown(compare(results))
 
 
 def test_the_table_says_where_frozen_features_came_from(make_result: Make) -> None:
@@ -278,7 +278,7 @@ def test_names_are_shown_as_they_are(make_result: Make) -> None:
     shown = screen(results)
     assert "er[memory_size=200]" in shown
     assert "\x1b" not in shown
-    text = tables.to_markdown(compare(results))
+    text = markdown.to_markdown(compare(results))
     assert "`<script>$x_1$</script>`" in text
     assert "\x1b" not in text
     rows = [line for line in text.splitlines() if line.startswith("| `")]
@@ -301,7 +301,7 @@ def test_scenarios_and_settings_are_kept_apart(make_result: Make) -> None:
     frame = tables.comparison(compare(results))
     assert frame["headline"].tolist() == ["class_incremental", "task_aware", "class_incremental"]
     assert np.isnan(frame["task_aware_accuracy"][2])
-    assert "The headline is the task-aware average accuracy" in tables.to_markdown(compare(results))
+    assert "The headline is the task-aware average accuracy" in markdown.to_markdown(compare(results))
 
 
 def test_no_results_are_refused() -> None:
