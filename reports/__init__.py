@@ -38,11 +38,11 @@ def write_comparisons(parts: Sequence[Comparison], folder: str | Path) -> list[P
         write_atomically(folder / name, data)
         written.append(folder / name)
 
-    def pictures(stem: str, name: str, above: str, make: Callable[[], Chart | Panels | None]) -> list[str]:
+    def pictures(stem: str, name: str, make: Callable[[], Chart | Panels | None], above: str = "") -> list[str]:
         title = name.replace("_", " ")
         try:
             drawing = make()
-            for kind, data in (figures.draw(drawing, above) if drawing else {}).items():
+            for kind, data in (figures.draw(drawing, above or drawing.title) if drawing else {}).items():
                 write(f"figures/{stem}-{name}.{kind}", data)
         # The numbers must be written whatever goes wrong in a drawing.
         except Exception as error:
@@ -62,12 +62,11 @@ def write_comparisons(parts: Sequence[Comparison], folder: str | Path) -> list[P
         report.append(markdown.section(part))
         for name, definition in CHARTS.items():
             if definition.in_markdown:
-                report += pictures(stem, name, part.title, partial(definition.drawn, part))
+                report += pictures(stem, name, partial(definition.drawn, part), part.title)
     if ranks := markdown.rank_section(parts):
         report.append(ranks)
         for setting in all_ranks(parts):
-            overview = critical_difference(parts, setting)
-            report += pictures(setting, OVERVIEW, overview.title, lambda overview=overview: overview)
+            report += pictures(setting, OVERVIEW, partial(critical_difference, parts, setting))
     report.append(markdown.definitions())
     write("report.md", "\n".join(report))
     return written
@@ -78,7 +77,7 @@ def write_figures(
 ) -> list[Path]:
     """Write the named figures of every comparison as pdf, svg or png, for a paper or a talk; return their paths.
 
-    Raises ConfigError for an unknown name, kind or style, and for a figure that no comparison has what it shows for.
+    Raises ConfigError for an unknown name, kind or style, and for a figure for which every comparison lacks the data.
     """
     for what, given, accepted in (
         *(("figure", name, [*CHARTS, OVERVIEW]) for name in names),
@@ -105,7 +104,7 @@ def write_figures(
 
 
 def _stems(parts: Sequence[Comparison]) -> list[str]:
-    """Return a file name for each comparison, no two the same."""
+    """Return a different file name for each comparison."""
     stems: list[str] = []
     for part in parts:
         name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{part.scenario}-{part.setting}").strip("-.")[:60]

@@ -12,11 +12,13 @@ from clbench.results.result import Floats
 
 LookKind = Literal["competitor", "upper", "lower", "task", "axis", "leader", "bar"]
 ChartKind = Literal["lines", "points", "bars", "diagram"]
+# Position, text, and the side of the text that is there.
+Note = tuple[float, float, str, Literal["left", "center", "right"]]
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a mark stands for; each renderer has its own colour, marker and dashes for it.
+    """The strategy, task or stroke that a mark stands for; each renderer chooses a colour, marker and dashes for it.
 
     kind: a competitor, the upper reference (joint), the lower one (naive), a task, or a stroke of a diagram.
     place: which competitor or task it is, from 0; of: how many tasks there are.
@@ -43,11 +45,11 @@ class Axis:
 
     @property
     def name(self) -> str:
-        """What it shows, without what the label says about it after a comma or colon."""
+        """The first part of the label: a comma or colon separates it from a remark."""
         return self.label.split(",")[0].split(":")[0]
 
     def text(self, value: float, deviation: float | None = None) -> str:
-        """Return a value with its deviation as it is printed; what is not known is -."""
+        """Return a value with its deviation as it is printed; an unknown value is printed as -."""
         if not math.isfinite(value):
             return "-"
         spread = "" if deviation is None else f" ± {self.text(deviation)}"
@@ -64,7 +66,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Series:
-    """What a chart shows of one strategy or one task: the points of a line, a single point, or a bar.
+    """The marks of one strategy or one task in a chart: the points of a line, a single point, or a bar.
 
     x, y: positions, NaN where nothing is known; a bar reaches from 0 to x at the height y. dx, dy: one standard
     deviation to both sides. row: place of the strategy in the comparison, -1 for none. steps: what the chart's `step`
@@ -104,7 +106,7 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: what it says, the number it is sorted by, a second and smaller line, CSS classes."""
+    """A cell of a table: its text, the number by which it is sorted, a second and smaller line, its CSS classes."""
 
     text: str | Markup
     value: float | None = None
@@ -136,7 +138,7 @@ class Chart:
     caption: what is said below it. runs: how many runs there are, and what a band or whisker is. own_numbers: shown
     in place of those of the points. unit: of y, where a line is read out; step: what stands for x there. rules: where
     on the x axis a task begins. references: values on the x axis at which a reference lies. front: points of the Pareto
-    front, by x. texts: (x, y, text, its side on which x is). by_point: its table has a line for each point, and is as
+    front, by x. texts: notes inside the axes. by_point: its table has a line for each point, and is as
     thin as the drawing. marked: whether the points of a line have markers.
     """
 
@@ -153,7 +155,7 @@ class Chart:
     rules: Sequence[float] = ()
     references: Sequence[tuple[Look, float]] = ()
     front: Sequence[tuple[float, float]] = ()
-    texts: Sequence[tuple[float, float, str, Literal["left", "center", "right"]]] = ()
+    texts: Sequence[Note] = ()
     by_point: bool = False
     marked: bool = True
 
@@ -188,7 +190,7 @@ class Chart:
         )
 
     def told(self, one: Series, k: int) -> str:
-        """Return what is read out of a point or a bar."""
+        """Return the text that the page shows for a point or a bar under the pointer."""
         return f"{one.name}: " + ", ".join(f"{axis.name} {text}" for axis, text in self._values(one, k))
 
     def _values(self, one: Series, k: int) -> list[tuple[Axis, str]]:
@@ -216,7 +218,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Panel:
-    """One strategy's part of a figure of panels: its name and place, a chart or a heat map, what is said of it."""
+    """One strategy's part of a figure of panels: its name, look and row, a chart or a heat map, and a caption."""
 
     name: str
     look: Look
@@ -268,7 +270,7 @@ def percent_axis(label: str) -> Axis:
 
 
 def steps_axis(label: str, n: int) -> Axis:
-    """Return an axis of the tasks 0 to n - 1, on which at most ten are named."""
+    """Return an axis of the tasks 0 to n - 1 with at most ten ticks."""
     every = math.ceil(n / 10)
     return Axis(label, -0.3, max(n - 0.7, 0.7), [(i, str(i)) for i in range(0, n, every)])
 
@@ -331,4 +333,5 @@ def _short(value: float) -> str:
 
 
 def _pairs(values: Sequence[float], deviations: Sequence[float]) -> list[tuple[float, float | None]]:
-    return list(zip(values, deviations or [None] * len(values), strict=True))
+    known: Sequence[float | None] = deviations or [None] * len(values)
+    return list(zip(values, known, strict=True))

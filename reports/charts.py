@@ -18,6 +18,8 @@ from clbench.reports.chart import (
     Heading,
     HeatMap,
     Look,
+    LookKind,
+    Note,
     NumberTable,
     Panel,
     Panels,
@@ -49,7 +51,7 @@ Make = Callable[[Comparison], Chart | Panels]
 class Definition:
     """A chart and where it is drawn by default; `clbench report --figure` draws any.
 
-    needs: what a comparison lacks of which nothing can be drawn; empty: it is drawn all the same.
+    needs: the data without which nothing is drawn, as an error names them; empty where the chart is always drawn.
     """
 
     make: Make
@@ -58,7 +60,7 @@ class Definition:
     in_markdown: bool
 
     def drawn(self, part: Comparison) -> Chart | Panels | None:
-        """Return the chart of a comparison; None where it lacks what the chart needs."""
+        """Return the chart of a comparison; None where the comparison lacks the data for it."""
         drawing = self.make(part)
         nothing = drawing.is_empty if isinstance(drawing, Chart) else not drawing.panels
         return None if nothing and self.needs else drawing
@@ -159,7 +161,7 @@ def accuracy_seconds(part: Comparison) -> Chart:
 
 @chart(needs="a record of the bytes kept", in_markdown=False)
 def stored_bytes(part: Comparison) -> Chart:
-    """Draw what each strategy keeps beside the model after each task."""
+    """Draw the bytes that each strategy keeps beside the model after each task."""
     n_tasks = len(part.task_sizes)
     series = []
     for i, row in enumerate(part.rows):
@@ -345,7 +347,7 @@ def training_loss(part: Comparison) -> Panels:
 def critical_difference(parts: Sequence[Comparison], setting: str) -> Chart:
     """Draw the mean ranks over scenarios as a critical-difference diagram (Demsar 2006, fig. 1).
 
-    Thick bars join what is not told apart. Raises ConfigError below five scenarios.
+    Thick bars join the strategies whose ranks are not told apart. Raises ConfigError below five scenarios.
     """
     found = ranks(parts, setting)
     k = len(found.mean)
@@ -353,14 +355,14 @@ def critical_difference(parts: Sequence[Comparison], setting: str) -> Chart:
     depth = 0.6 + 0.45 * len(found.groups)
     distance = found.critical_difference
 
-    def stroke(kind: str, *points: tuple[float, float]) -> Series:
+    def stroke(kind: LookKind, *points: tuple[float, float]) -> Series:
         xs, ys = zip(*points, strict=True)
-        return Series("", Look(kind), xs, ys)  # type: ignore[arg-type]
+        return Series("", Look(kind), xs, ys)
 
     series = [stroke("axis", (1, 0), (k, 0)), stroke("axis", (1, -1.3), (1 + distance, -1.3))]
     series += [stroke("axis", (rank, -0.25), (rank, 0)) for rank in range(1, k + 1)]
     series += [stroke("axis", (x, -1.45), (x, -1.15)) for x in (1, 1 + distance)]
-    texts = [(rank, -0.6, str(rank), "center") for rank in range(1, k + 1)]
+    texts: list[Note] = [(rank, -0.6, str(rank), "center") for rank in range(1, k + 1)]
     texts.append((1 + distance, -1.3, f"  CD = {distance:.2f}", "left"))
     for place, (name, at) in enumerate(found.mean.items()):
         left = place < half
@@ -436,7 +438,7 @@ def _points(value: float | None) -> float:
 
 
 def _runs(part: Comparison, mark: str) -> str:
-    """Return how many runs there are, and what the mark stands for where it is drawn."""
+    """Return the number of runs, with the meaning of the mark (band or whisker) where there are several runs."""
     counts = sorted({len(row.runs) for row in part.rows})
     number = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     return number if counts[-1] == 1 else f"{mark}: ± sd, {number}"

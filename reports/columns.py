@@ -15,7 +15,7 @@ from clbench.results.metrics import METRICS, Metric
 from clbench.results.result import MatrixName
 from clbench.support.text import printable
 
-Output = Literal["terminal", "markdown", "latex", "page", "runs"]
+Output = Literal["terminal", "markdown", "latex", "page", "runs", "storage"]
 Unit = Literal["%", "points", "steps", "s", "items", "B", "kB"]
 
 TITLES: dict[str, dict[Output, str]] = {
@@ -28,7 +28,9 @@ TITLES: dict[str, dict[Output, str]] = {
     "forgetting": {"terminal": "\nforgetting", "latex": "Forgetting", "runs": "forgetting %"},
     "learning_accuracy": {"terminal": "learning\naccuracy", "latex": "Learning acc."},
     "seconds": {"terminal": "\nseconds", "page": "seconds", "runs": "seconds"},
+    "extra_bytes": {"storage": "all but the model, bytes"},
 }
+UNITS: dict[str, Unit] = {"seconds": "s", "items": "items", "bytes": "B"}
 # The page begins with these columns, whose order is not that of the metrics.
 FIRST_ON_PAGE = ("average_accuracy", "forgetting", "other", "average_incremental_accuracy", "seconds", "extra_bytes")
 
@@ -37,8 +39,9 @@ FIRST_ON_PAGE = ("average_accuracy", "forgetting", "other", "average_incremental
 class Column:
     """A number of the strategies as a column.
 
-    number: its name among the numbers of a run. titles: what each output that has the column calls it; `runs` is the
-    page's table of single runs. metric: the metric that it is; None for a cost. lead: its place on the page.
+    number: its name among the numbers of a run. titles: what each output that has the column calls it; `runs` and
+    `storage` are the page's tables of single runs and of what is stored. metric: the metric that it is; None for a
+    cost. lead: its place on the page.
     """
 
     number: str
@@ -66,7 +69,7 @@ class Column:
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether it is a metric of which a lower value is better."""
+        """Whether the column is a metric and a lower value of it is better."""
         return self.metric is not None and self.metric.better == "lower"
 
     def is_best(self, part: Comparison, row: StrategyRuns) -> bool:
@@ -103,7 +106,7 @@ def columns(part: Comparison) -> list[Column]:
     found = [
         Column(
             name,
-            titles.get(name) or {"markdown": words(name), "page": f"{words(name)} %"} | TITLES.get(name, {}),
+            titles.get(name) or _titles(name),
             metric.unit,
             metric,
             _lead("other" if name == f"{other}_accuracy" else name),
@@ -112,11 +115,14 @@ def columns(part: Comparison) -> list[Column]:
     ]
     # The headline matrix has this number under two names; under this one it is in the CSV files alone.
     found.append(Column(f"{part.headline}_accuracy", {}, accuracy.unit, accuracy))
-    costs: list[tuple[str, Unit]] = [("steps", "steps"), *((name, "s") for name in part.names("seconds"))]
-    costs += [(name, "items") for name in part.names("_items")] + [(name, "B") for name in part.names("_bytes")]
-    found += [
-        Column(name, {"markdown": words(name)} | TITLES.get(name, {}), unit, lead=_lead(name)) for name, unit in costs
-    ]
+    for name in ("steps", *part.names("seconds"), *part.names("_items"), *part.names("_bytes")):
+        kind, _, ending = name.rpartition("_")
+        unit = UNITS.get(ending, "steps")
+        titles_of: dict[Output, str] = {"markdown": words(name)}
+        titles_of |= TITLES.get(name, {})
+        if unit in ("items", "B"):
+            titles_of.setdefault("storage", f"{words(kind)}, {ending}")
+        found.append(Column(name, titles_of, unit, lead=_lead(name)))
     return [
         *found,
         Column("extra_bytes", {"terminal": "extra\nkB", "page": "kB stored"}, "kB", lead=_lead("extra_bytes")),
@@ -145,7 +151,7 @@ def words(name: str) -> str:
 
 
 def percent(value: float | None) -> str:
-    """Return a share as percent with one decimal place; what is not known is -."""
+    """Return a share as percent with one decimal place, and - where it is not known."""
     if value is None or math.isnan(value):
         return "-"
     # Adding 0.0 turns a rounded -0.0 into 0.0.
@@ -153,9 +159,14 @@ def percent(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    """Return a difference of shares in percentage points, with its sign; what is not known is -."""
+    """Return a difference of shares in percentage points with its sign, and - where it is not known."""
     return "-" if value is None else f"{round(100 * value, 1) + 0.0:+.1f}"
 
 
 def _lead(name: str) -> int:
     return FIRST_ON_PAGE.index(name) if name in FIRST_ON_PAGE else len(FIRST_ON_PAGE)
+
+
+def _titles(metric: str) -> dict[Output, str]:
+    found: dict[Output, str] = {"markdown": words(metric), "page": f"{words(metric)} %"}
+    return found | TITLES.get(metric, {})

@@ -1,4 +1,4 @@
-"""What is compared: the runs of one scenario in one setting by strategy, and what to know about them."""
+"""Comparisons: the runs of one scenario in one setting by strategy, with notes on what limits comparing them."""
 
 import json
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ MEMORY = {"memory_size", "memory_per_class"}
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs of one scenario in one setting over tasks of the same sizes, and what to know about them."""
+    """The runs of one scenario in one setting over tasks of the same sizes, with notes for the reader."""
 
     scenario: str
     setting: str
@@ -47,12 +47,12 @@ class Comparison:
 
     @cached_property
     def differences(self) -> Differences:
-        """Which strategies differ: tested once, however many tables say so."""
+        """The tested differences between the strategies, computed once for all tables."""
         return differences(self.rows)
 
     @property
     def rule(self) -> str:
-        """What competes in the headline matrix, as a sentence."""
+        """A sentence that says which outputs compete in the headline matrix."""
         if self.headline == "task_aware":
             return "the task is known and only its own outputs compete."
         if self.setting == "domain":
@@ -61,7 +61,7 @@ class Comparison:
 
     @property
     def marks(self) -> list[str]:
-        """What the marks of its rows mean, a sentence each."""
+        """The meaning of each mark that its rows have, as sentences."""
         meanings = {
             " †": "† a reference, not a competitor: it reads the data of all tasks.",
             " ‡": "‡ the lower reference: training goes on with nothing against forgetting.",
@@ -69,7 +69,7 @@ class Comparison:
         return [text for mark, text in meanings.items() if any(row.mark == mark for row in self.rows)]
 
     def matrix(self, name: MatrixName) -> str:
-        """Return what a matrix is called in this setting."""
+        """Return the name of a matrix in this setting."""
         return matrix_label(name, self.setting)
 
     def names(self, ending: str) -> list[str]:
@@ -79,7 +79,7 @@ class Comparison:
 
 
 def matrix_label(name: MatrixName, setting: str) -> str:
-    """Return what a matrix is called in a setting: where all tasks have the same outputs, no classes are told apart."""
+    """Return the name of a matrix in a setting; where all tasks share their outputs, it is domain-incremental."""
     return SETTING_NAMES["domain"] if setting == "domain" and name == "class_incremental" else MATRIX_NAMES[name]
 
 
@@ -135,7 +135,7 @@ def _variants(results: list[Result]) -> list[tuple[str, list[Result]]]:
 
 
 def _latest(label: str, results: list[Result], notes: list[str]) -> list[Result]:
-    """Keep the newest run of each seed and class order, in order of seeds, and note what is left out."""
+    """Keep the newest run of each seed and class order, in order of seeds, and note how many are left out."""
     newest = {repetition(run): run for run in sorted(results, key=lambda run: run.created)}
     if len(newest) < len(results):
         notes.append(f"{label}: {len(results) - len(newest)} older run(s) of the same seed are left out.")
@@ -168,7 +168,7 @@ def _numbers(run: Result, classifier: str, joint: Result | None) -> Numbers:
 
 
 def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
-    """Say what keeps the rows of a comparison from being comparable, and what the runs warned of."""
+    """Return notes on what makes the rows hard to compare, and the warnings of the runs."""
     runs = [run for _, group in groups for run in group]
     notes = []
     protocols = {label: protocol(group[0]) for label, group in groups}
@@ -227,7 +227,7 @@ def protocol(run: Result) -> dict[str, Any]:
 
 
 def _by_value(values: dict[str, str]) -> str:
-    """Return `5 (lwf), 1 (the others)`: the most frequent value is that of the others."""
+    """Return a text such as `5 (lwf), 1 (the others)`, in which the others have the most frequent value."""
     labels: dict[str, list[str]] = {}
     for label, value in values.items():
         labels.setdefault(value, []).append(label)

@@ -1,4 +1,4 @@
-"""Which differences between strategies are real, and which strategies no other beats at their price."""
+"""Tests of the differences between strategies, and the Pareto front of accuracy over cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class Differences:
 
 
 def competitors(rows: Sequence[StrategyRuns]) -> list[StrategyRuns]:
-    """Return the rows that compete, best first: headline classifiers of what is no reference, naive among them."""
+    """Return the competing rows, best first: the headline classifiers of all strategies but the upper reference."""
     competing = (row for row in rows if row.is_headline and not row.is_reference)
     return sorted(
         (row for row in competing if row.spread("average_accuracy").n),
@@ -100,7 +100,7 @@ def differences(strategies: Sequence[StrategyRuns]) -> Differences:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the places of the (cost, value) points that no other beats in one and equals in the other, by cost."""
+    """Return the places of the (cost, value) points on the Pareto front, in order of cost."""
     front: list[int] = []
     for place in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
         if not front or points[place][1] > points[front[-1]][1] or points[place] == points[front[-1]]:

@@ -48,7 +48,7 @@ MATPLOTLIB_SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class FigureStyle:
-    """What a figure is for: size of letters (points), widths (inches), settings beside `MATPLOTLIB_SETTINGS`.
+    """The look of figures for one use: size of letters (points), widths (inches), settings of matplotlib.
 
     column: width of a figure of one panel; page: width of one of several, None: what the panels need.
     """
@@ -130,8 +130,8 @@ def label(text: str, longest: int = LONGEST_NAME) -> str:
 
 @contextlib.contextmanager
 def _settings(medium: FigureStyle) -> Iterator[None]:
-    """Draw in matplotlib's own defaults and the style's, whatever a matplotlibrc or MPLBACKEND says."""
-    # An MPLBACKEND that matplotlib doesn't know fails its import, for good; so it gets to see it afterwards.
+    """Draw with matplotlib's own defaults and the style's settings, not with those of a matplotlibrc or MPLBACKEND."""
+    # An MPLBACKEND that matplotlib doesn't know would make its import fail, so it is hidden until then.
     backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib
@@ -194,7 +194,10 @@ def _grid(drawing: Panels, medium: FigureStyle) -> "Figure":
         spare.remove()
     image = None
     for one, panel in zip(panels, axes, strict=False):
-        image = _heat_map(one.drawing, panel) if isinstance(one.drawing, HeatMap) else _draw(one.drawing, panel)
+        if isinstance(one.drawing, HeatMap):
+            image = _heat_map(one.drawing, panel)
+        else:
+            _draw(one.drawing, panel)
         caption = f"\n{one.caption}" if one.caption else ""
         panel.set_title(_name(one.name, one.look) + caption, fontsize="small")
     for panel in axes[len(panels) - across : len(panels)]:
@@ -237,8 +240,7 @@ def _draw(chart: Chart, panel: "Axes") -> None:
         if math.isfinite(at):
             panel.axvline(at, color=_line(look)["color"], linestyle="--", linewidth=1.2, zorder=0)
     if chart.front:
-        xs, ys = zip(*chart.front, strict=True)
-        panel.plot(xs, ys, color="0.3", linewidth=0.9, drawstyle="steps-post", zorder=1)
+        panel.plot(*zip(*chart.front, strict=True), color="0.3", linewidth=0.9, drawstyle="steps-post", zorder=1)
     for x, y, text, side in chart.texts:
         panel.text(x, y, label(text), ha=side, va="center", fontsize="small" if chart.kind == "bars" else "medium")
     if chart.kind == "diagram":

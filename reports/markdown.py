@@ -47,7 +47,7 @@ def rank_section(parts: Sequence[Comparison]) -> str:
 
 
 def rank_sentence(found: Ranks, shown: Callable[[str], str] = str) -> str:
-    """Return which mean ranks are not told apart; `shown` makes a label what it is in the output."""
+    """Return a sentence on the mean ranks that are not told apart; `shown` formats a label for the output."""
     groups = "; ".join(", ".join(map(shown, group)) for group in found.groups) or "none"
     friedman = "" if found.p is None else f" Friedman's test that all are equal: p = {found.p:.2g}."
     return (

@@ -1,4 +1,4 @@
-"""report.html: one file without a network, rebuilt from finished runs alone, in which a person looks for the answer."""
+"""report.html: one self-contained page, made from finished runs, that needs no network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from clbench.reports.chart import Cell, Chart, Heading, HeatMap, NumberTable, Pa
 from clbench.reports.charts import CHARTS, critical_difference, spread_text
 from clbench.reports.columns import Column, columns_of, percent, signed, words
 from clbench.reports.comparison import SETTING_NAMES, Comparison
-from clbench.reports.markdown import rank_sentence
+from clbench.reports.markdown import digits, rank_sentence
 from clbench.reports.strategy_runs import StrategyRuns
 from clbench.reports.templates import environment, source
 from clbench.reports.verdict import all_ranks, verdict
@@ -25,19 +25,8 @@ MOST_POINTS = 80
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A strategy in the legend."""
-
-    row: int
-    label: str
-    key: Markup
-    role: str
-    drawn: bool
-
-
-@dataclass(frozen=True)
 class Figure:
-    """A chart or a heat map as the page shows it, with what is said below it and the numbers behind it."""
+    """A chart or a heat map as the page shows it, with its caption and the table of its numbers."""
 
     title: str
     drawing: Markup | None
@@ -60,63 +49,48 @@ class Group:
 
 @dataclass(frozen=True)
 class Section:
-    """What the page shows of one comparison."""
+    """One comparison with the tables and figures that the page shows of it; the template adds texts of its own.
+
+    table, references: the competitors and the references, with the same columns. hidden: rows that the legend leaves
+    out of the charts at first. left_out: what there is no room for, a sentence each.
+    """
 
     anchor: str
-    title: str
-    verdict: str
-    about: str
-    notes: Sequence[str]
-    legend: Sequence[Entry]
+    part: Comparison
     table: NumberTable
     references: NumberTable
-    differences: NumberTable | None
-    tested: str
     main: Sequence[Figure]
     groups: Sequence[Group]
-    ledger: NumberTable
-    runs: NumberTable
-    orders: Sequence[tuple[str, str]]
-    differing: NumberTable | None
-    common: Sequence[tuple[str, str]]
-    commands: Sequence[tuple[int, str, str]]
-    environment: Sequence[tuple[str, Sequence[str]]]
+    hidden: Sequence[int]
+    left_out: Sequence[str]
 
 
 def render(parts: Sequence[Comparison]) -> str:
-    """Return the page of these comparisons as HTML; text from runs stands in it as text, whatever it holds."""
-    shown = sections(parts)
+    """Return the page of these comparisons as HTML; text from runs is escaped."""
     shades = "".join(
         f".h{i}{{background:{colour};color:{'#000' if i >= svg.BLACK_FROM else '#fff'}}}"
         for i, colour in enumerate(svg.SHADES)
     )
     runs = [run for part in parts for row in part.rows if row.is_headline for run in row.runs]
-    return (
-        environment(escaped=True)
-        .get_template("page.html")
-        .render(
-            style_sheet=Markup(source("page.css")),
-            script=Markup(source("page.js")),
-            sections=shown,
-            shades=Markup(shades),
-            definitions=[(words(name), metric.sentence) for name, metric in METRICS.items()],
-            ranks=_ranks(parts),
-            n_runs=len(runs),
-            versions=sorted({run.version for run in runs}),
-        )
+    shared = {"style_sheet": Markup(source("page.css")), "script": Markup(source("page.js")), "shades": Markup(shades)}
+    tables = {"verdict": verdict, "differences": differences, "ledger": ledger, "provenance": provenance}
+    template = environment(escaped=True).get_template("page.html")
+    return template.render(
+        shared | tables | {"key": svg.key, "role": role, "words": words},
+        sections=sections(parts),
+        metrics=METRICS,
+        ranks=_ranks(parts),
+        n_runs=len(runs),
+        versions=sorted({run.version for run in runs}),
     )
 
 
 def sections(parts: Sequence[Comparison]) -> list[Section]:
-    """Return what the page shows of each comparison."""
+    """Return the page's section of each comparison."""
     return [_section(part, f"s{i + 1}") for i, part in enumerate(parts)]
 
 
 def _section(part: Comparison, anchor: str) -> Section:
-    competitors, references = _comparison_tables(part)
-    differing_pairs, tested = _differences(part)
-    differing, common = provenance.configs(part)
-    runs, orders = provenance.runs(part)
     main: list[Figure] = []
     groups: list[Group] = []
     left_out: list[str] = []
@@ -127,37 +101,8 @@ def _section(part: Comparison, anchor: str) -> Section:
         elif drawing and drawing.panels:
             figures = _within_limit(drawing, left_out)
             groups.append(Group(name, drawing, drawing.table and _marked(part, drawing.table), figures))
-    legend = [
-        Entry(
-            i,
-            row.label,
-            svg.key(row.look),
-            role(row),
-            row.is_line or i - sum(r.is_line for r in part.rows[:i]) < MOST_DRAWN,
-        )
-        for i, row in enumerate(part.rows)
-    ]
-    return Section(
-        anchor=anchor,
-        title=part.title,
-        verdict=verdict(part),
-        about=f"The headline is the {part.matrix(part.headline)} average accuracy: {part.rule}",
-        notes=[*part.notes, *left_out],
-        legend=legend,
-        table=competitors,
-        references=references,
-        differences=differing_pairs,
-        tested=tested,
-        main=main,
-        groups=groups,
-        ledger=_ledger(part),
-        runs=runs,
-        orders=orders,
-        differing=differing,
-        common=common,
-        commands=[(i, row.label, provenance.command(row)) for i, row in enumerate(part.rows) if row.is_headline],
-        environment=provenance.machines(part),
-    )
+    competing = [i for i, row in enumerate(part.rows) if not row.is_line]
+    return Section(anchor, part, *_comparison_tables(part), main, groups, competing[MOST_DRAWN:], left_out)
 
 
 def _figure(chart: Chart) -> Figure:
@@ -190,7 +135,7 @@ def _within_limit(drawing: Panels, left_out: list[str]) -> list[Figure]:
 
 
 def role(row: StrategyRuns) -> str:
-    """Return which reference the row is; nothing for a competitor."""
+    """Return a description of a reference, and an empty text for a competitor."""
     return "reference: reads the data of all tasks" if row.is_reference else "lower reference" if row.is_naive else ""
 
 
@@ -246,38 +191,31 @@ def _ends(row: StrategyRuns) -> tuple[float, float, float]:
     return (100 * mean,) * 3 if ends is None else (100 * ends.low, 100 * mean, 100 * ends.high)
 
 
-def _differences(part: Comparison) -> tuple[NumberTable | None, str]:
-    """Return each competitor minus the best one and minus naive, and what is to say about the tests."""
+def differences(part: Comparison) -> tuple[NumberTable | None, str]:
+    """Return a table of each competitor minus the best one and minus naive, and a remark on the tests."""
     found = part.differences
     index = {row.label: i for i, row in enumerate(part.rows)}
     rows = []
     for one in found.all:
         pair = one.paired
         ends = "" if pair.interval is None else f"{percent(pair.interval.low)} to {percent(pair.interval.high)}"
+        numbers = [(one.p, ".2g"), (pair.effect_size, ".1f"), (pair.probability_of_improvement, ".0%")]
         cells = [
-            Cell(one.ours.label),
-            Cell(one.theirs.label),
-            Cell(str(pair.n), pair.n),
+            *(Cell(one.ours.label), Cell(one.theirs.label), Cell(str(pair.n), pair.n)),
             Cell(signed(pair.difference), pair.difference, ends, "best" if one.is_real else ""),
-            Cell("-" if one.p is None else f"{one.p:.2g}", one.p),
-            Cell("-" if pair.effect_size is None else f"{pair.effect_size:.1f}", pair.effect_size),
-            Cell(
-                "-" if pair.probability_of_improvement is None else f"{pair.probability_of_improvement:.0%}",
-                pair.probability_of_improvement,
-            ),
-            Cell("-" if one.runs_needed is None else str(one.runs_needed), one.runs_needed),
+            *(Cell(digits(value, form), value) for value, form in [*numbers, (one.runs_needed, "d")]),
         ]
         rows.append((index[one.ours.label], cells))
-    headings = [
-        Heading("strategy", text=True),
-        Heading("minus", text=True),
-        Heading("n", note="pairs of runs of the same seed and class order"),
-        Heading("difference", note="of average accuracy, percentage points, with its 95 % interval"),
-        Heading("p", note="two-sided sign-flip permutation test, corrected by Holm"),
-        Heading("effect size", note="mean over standard deviation of the differences"),
-        Heading("ahead in", note="share of the pairs in which the strategy is ahead"),
-        Heading("runs needed", note="pairs that would find a difference of this size (power 0.8)"),
-    ]
+    titles = {
+        "n": "pairs of runs of the same seed and class order",
+        "difference": "of average accuracy, percentage points, with its 95 % interval",
+        "p": "two-sided sign-flip permutation test, corrected by Holm",
+        "effect size": "mean over standard deviation of the differences",
+        "ahead in": "share of the pairs in which the strategy is ahead",
+        "runs needed": "pairs that would find a difference of this size (power 0.8)",
+    }
+    headings = [Heading("strategy", text=True), Heading("minus", text=True)]
+    headings += [Heading(title, note=note) for title, note in titles.items()]
     said = [found.note] if found.note else []
     if found.smallest_p is not None and not found.note:
         said.append(f"Holm's correction counts {found.tests} pairs; the smallest p possible is {found.smallest_p:.2g}.")
@@ -285,7 +223,7 @@ def _differences(part: Comparison) -> tuple[NumberTable | None, str]:
 
 
 def _ranks(parts: Sequence[Comparison]) -> list[tuple[str, str, Figure]]:
-    """Return the mean ranks of each setting with scenarios enough: a title, what is to say, the diagram."""
+    """Return a title, a sentence and a diagram of the mean ranks for each setting with enough scenarios."""
     return [
         (
             f"Mean ranks over {found.n} scenarios, {SETTING_NAMES[setting]}",
@@ -296,24 +234,12 @@ def _ranks(parts: Sequence[Comparison]) -> list[tuple[str, str, Figure]]:
     ]
 
 
-def _ledger(part: Comparison) -> NumberTable:
+def ledger(part: Comparison) -> NumberTable:
     """Return items and bytes of what each strategy keeps from task to task, the most after any task."""
-    items = [name.removesuffix("_items") for name in part.names("_items")]
-    kinds = [name.removesuffix("_bytes") for name in part.names("_bytes")]
-    kinds = [*dict.fromkeys(kind for kind in [*kinds, *items] if kind != "extra"), "extra"]
-    headings = [Heading("strategy", text=True)]
-    for kind in kinds:
-        if kind in items:
-            headings.append(Heading(f"{words(kind)}, items"))
-        headings.append(Heading("all but the model, bytes" if kind == "extra" else f"{words(kind)}, bytes"))
-    rows = []
+    shown = columns_of(part, "storage")
+    lines = []
     for i, row in enumerate(part.rows):
-        if not row.is_headline:
-            continue
-        cells = [Cell(row.label)]
-        for kind in kinds:
-            for name in ([f"{kind}_items"] if kind in items else []) + [f"{kind}_bytes"]:
-                mean = row.spread(name).mean
-                cells.append(Cell("-" if mean is None else f"{mean:,.0f}", mean))
-        rows.append((i, cells))
-    return NumberTable(headings, rows)
+        if row.is_headline:
+            means = [row.spread(column.number).mean for column in shown]
+            lines.append((i, [Cell(row.label), *(Cell(digits(mean, ",.0f"), mean) for mean in means)]))
+    return NumberTable([Heading("strategy", text=True), *(Heading(c.titles["storage"]) for c in shown)], lines)

@@ -22,7 +22,7 @@ _MEMORY = ("memory_size", "memory_per_class", "memory_policy", "memory_rounding"
 
 
 class Baseline(BaseModel):
-    """What stands in for naive under a protocol whose loss naive does not have: the strategy without its remedies."""
+    """The strategy without its remedies, in the place of naive where naive lacks the loss of a protocol."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -100,7 +100,7 @@ class Claim(BaseModel):
         return defaults | self.fields
 
     def naive_fields(self) -> dict[str, Any]:
-        """Return the protocol without a memory: what naive trains under."""
+        """Return the protocol under which naive trains, which is the claim's without a memory."""
         return {k: v for k, v in self.run_fields().items() if k not in _MEMORY} | self.naive.fields
 
 

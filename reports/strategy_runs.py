@@ -44,7 +44,7 @@ class StrategyRuns:
 
     @property
     def mark(self) -> str:
-        """The sign of a reference in tables; `Comparison.marks` says what it means."""
+        """The sign of a reference in tables, which `Comparison.marks` explains."""
         return " †" if self.is_reference else " ‡" if self.is_naive else ""
 
     @property
@@ -78,7 +78,7 @@ class StrategyRuns:
 
 
 def repetition(run: Result) -> Repetition:
-    """Return what tells a run from those that it repeats."""
+    """Return the seed and class order, which tell a run from its repetitions."""
     # Tasks that differ in more than their classes, such as permutations, are told apart by the seed of the order alone.
     return run.seed, (tuple(run.class_order), str(run.config.get("class_order_seed")))
 

@@ -71,7 +71,7 @@ def heat_table(heat: HeatMap) -> NumberTable:
 
 
 def draw(chart: Chart, *, small: bool = False) -> Markup:
-    """Return a chart as an SVG element; the script adds what moves."""
+    """Return a chart as an SVG element, to which the script adds the read-outs."""
     frame = _Frame(chart, SMALL if small else WIDE)
     marks = {"lines": _lines, "points": _points, "bars": _bars, "diagram": _strokes}[chart.kind](chart, frame, small)
     rules = [f'<path class="rule" d="M{_n(frame.x(at))} {_n(frame.top)}V{_n(frame.bottom)}"/>' for at in chart.rules]

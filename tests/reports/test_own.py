@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clbench.reports import charts, figures, latex, markdown, page, tables, write_figures, write_report
+from clbench.reports import charts, figures, latex, markdown, page, provenance, tables, write_figures, write_report
 from clbench.reports.chart import Cell, Chart, Heading, HeatMap, NumberTable, Panel, Panels, Series, axis, names_axis
 from clbench.reports.columns import TITLES, columns
 from clbench.reports.comparison import Comparison, compare
@@ -92,7 +92,7 @@ def test_each_output_takes_its_columns_from_the_one_list(seven: list[Result]) ->
     (section,) = page.sections([part])
     shown = [heading.title for heading in section.table.headings]
     assert set(shown) - {"strategy", "n", "30 to 98 %"} <= set(titles["page"])
-    assert [heading.title for heading in section.runs.headings][3:-2] == titles["runs"]
+    assert [heading.title for heading in provenance.runs(part)[0].headings][3:-2] == titles["runs"]
     assert set(TITLES) <= {column.number for column in found}
 
 

@@ -189,7 +189,7 @@ def test_a_strategy_looks_the_same_in_every_section(make_result: Make) -> None:
         for name in names
         for seed in (0, 1)
     ]
-    looks = [{e.label: e.key for e in s.legend} for s in page.sections(compare(results))]
+    looks = [{row.label: row.look for row in part.rows} for part in compare(results)]
     assert looks[0]["icarl"] == looks[1]["icarl"]
     assert len({*looks[0].values(), *looks[1].values()}) == 4
 
@@ -262,9 +262,10 @@ def test_many_classes_are_shown_by_task(make_result: Make, with_more: WithMore) 
 
 
 def test_storage_is_listed_in_items_and_bytes(seven: list[Result]) -> None:
-    (section,) = page.sections(compare(seven))
-    titles = [column.title for column in section.ledger.headings]
-    rows = {cells[0].text: [cell.text for cell in cells] for _, cells in section.ledger.lines}
+    (part,) = compare(seven)
+    ledger = page.ledger(part)
+    titles = [column.title for column in ledger.headings]
+    rows = {cells[0].text: [cell.text for cell in cells] for _, cells in ledger.lines}
     assert rows["icarl"][titles.index("exemplars, items")] == "200"
     assert rows["icarl"][titles.index("exemplars, bytes")] == "156,800"
     assert rows["lwf"][titles.index("teacher, bytes")] == "1,913,640"
@@ -277,10 +278,11 @@ def test_each_run_is_listed_with_its_class_order(make_result: Make, with_more: W
     for seed in range(3):
         base = make_result("icarl", seed, sizes=(2, 2))
         results.append(with_more(base, class_order=[[0, 1, 2, 3], [3, 2, 1, 0], [0, 1, 2, 3]][seed]))
-    (section,) = page.sections(compare(results))
-    shown = [[str(cell.text) for cell in cells] for _, cells in section.runs.lines]
+    (part,) = compare(results)
+    runs, orders = provenance.runs(part)
+    shown = [[str(cell.text) for cell in cells] for _, cells in runs.lines]
     assert [line[1:3] for line in shown] == [["0", "A"], ["1", "B"], ["2", "A"]]
-    assert section.orders == [("A", "0, 1, 2, 3"), ("B", "3, 2, 1, 0")]
+    assert orders == [("A", "0, 1, 2, 3"), ("B", "3, 2, 1, 0")]
     averages = [f"{100 * result.summary()['average_accuracy']:.1f}" for result in results]
     assert [line[3] for line in shown] == averages
 
@@ -303,13 +305,14 @@ def test_numbers_of_the_page_are_those_of_the_tables_on_disk(seven: list[Result]
 
 def test_what_differs_between_configurations_is_marked(make_result: Make) -> None:
     results = [make_result(name, config={"lr": lr}) for name, lr in (("lwf", 0.1), ("ewc", 0.1), ("si", 0.01))]
-    (section,) = page.sections(compare(results))
-    assert section.differing is not None
-    titles = [column.title for column in section.differing.headings]
-    marked = {cells[0].text: cells[titles.index("lr")].css for _, cells in section.differing.lines}
+    (part,) = compare(results)
+    differing, common = provenance.configs(part)
+    assert differing is not None
+    titles = [column.title for column in differing.headings]
+    marked = {cells[0].text: cells[titles.index("lr")].css for _, cells in differing.lines}
     assert marked == {"lwf": "", "ewc": "", "si": "differs"}
-    assert "epochs" in dict(section.common)
-    assert "lr" not in dict(section.common)
+    assert "epochs" in dict(common)
+    assert "lr" not in dict(common)
 
 
 def test_a_single_task_and_a_single_run_make_a_page(make_result: Make) -> None:
@@ -322,7 +325,7 @@ def test_matrices_beyond_the_limit_are_named(make_result: Make, monkeypatch: pyt
     monkeypatch.setattr("clbench.reports.page.MOST_CELLS", 60)
     (section,) = page.sections(compare([make_result(name) for name in ("lwf", "ewc", "er")]))
     assert len(figures(section, "task_accuracy")) == 2
-    assert section.notes[-1] == (
+    assert section.left_out[-1] == (
         "Accuracy on each task: there is no room for 1 strategies, whose numbers are in matrices.csv."
     )
 
