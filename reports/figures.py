@@ -220,6 +220,8 @@ def _draw(chart: Chart, panel: "Axes") -> None:
     for one in chart.series:
         known = one.known
         xs, ys = np.array(one.x, dtype=float)[known], np.array(one.y, dtype=float)[known]
+        if chart.x.log:
+            xs = np.maximum(xs, chart.x.low)
         dx, dy = (np.array(d, dtype=float)[known] if d else None for d in (one.dx, one.dy))
         if chart.kind == "diagram":
             panel.plot(xs, ys, **STROKES[one.look.kind])
@@ -227,7 +229,7 @@ def _draw(chart: Chart, panel: "Axes") -> None:
             _bar(one, panel)
         elif chart.kind == "points":
             style = _line(one.look, joined=False)
-            panel.errorbar(xs, ys, yerr=dy, xerr=dx, **style, elinewidth=0.8, capsize=2)
+            panel.errorbar(xs, ys, yerr=dy, xerr=dx, **style, elinewidth=0.8, capsize=2, clip_on=False)
         else:
             # References lie on top, where their dashes show what they cover.
             line = _line(one.look) | ({} if chart.marked else {"marker": ""})
@@ -240,7 +242,9 @@ def _draw(chart: Chart, panel: "Axes") -> None:
         if math.isfinite(at):
             panel.axvline(at, color=_line(look)["color"], linestyle="--", linewidth=1.2, zorder=0)
     if chart.front:
-        panel.plot(*zip(*chart.front, strict=True), color="0.3", linewidth=0.9, drawstyle="steps-post", zorder=1)
+        front = np.array(chart.front, dtype=float).T
+        xs = np.maximum(front[0], chart.x.low) if chart.x.log else front[0]
+        panel.plot(xs, front[1], color="0.3", linewidth=0.9, drawstyle="steps-post", zorder=1)
     for x, y, text, side in chart.texts:
         panel.text(x, y, label(text), ha=side, va="center", fontsize="small" if chart.kind == "bars" else "medium")
     if chart.kind == "diagram":

@@ -98,10 +98,10 @@ class _Frame:
 
     def __init__(self, chart: Chart, size: tuple[int, int]) -> None:
         self.across, self.up = chart.x, chart.y
-        self.left, self.right, self.top = 46.0, size[0] - 12.0, 10.0
+        longest = max((len(text) for _, text in chart.y.ticks), default=0)
+        self.left, self.right, self.top = max(46.0, 20.0 + 6 * min(longest, MOST_LETTERS)), size[0] - 12.0, 10.0
         if chart.kind == "bars":
             size = size[0], 60 + 22 * len(chart.series)
-            self.left = 20 + 6 * min(max(len(one.name) for one in chart.series), MOST_LETTERS)
         elif chart.kind == "diagram":
             size = size[0], round(22 * abs(chart.y.high - chart.y.low))
             self.left, self.right, self.top = 0.0, float(size[0]), 0.0

@@ -146,6 +146,20 @@ def test_the_pareto_front_leaves_out_the_reference_and_what_is_beaten(make_resul
     assert "seconds" in drawn("accuracy_seconds", part).axes[0].get_xlabel()
 
 
+def test_on_a_logarithmic_axis_nothing_stored_stands_at_the_low_end(make_result: Make, compared: Compared) -> None:
+    """By hand: er keeps nothing beside the model, lwf 1.9 MB, icarl 157 kB; 1.9 MB is more than ten times that."""
+    levels = {"er": 0.5, "icarl": 0.7, "lwf": 0.6}
+    part = compared([make_result(name, sizes=(2,), matrix=np.array([[level]])) for name, level in levels.items()])
+    panel = drawn("accuracy_extra_bytes", part).axes[0]
+    assert panel.get_xscale() == "log"
+    assert panel.get_xticklabels()[0].get_text() == "0"
+    first = panel.get_xticks()[0]
+    points = {container[0].get_xydata()[0][1]: container[0].get_xydata()[0][0] for container in panel.containers}
+    assert points == pytest.approx({50: first, 70: 156_800, 60: 1_913_640})
+    front = next(line for line in panel.lines if line.get_drawstyle() == "steps-post")
+    assert front.get_xydata() == pytest.approx(np.array([[first, 50], [156_800, 70]]))
+
+
 def test_the_stability_gap_shows_evaluations_within_tasks(make_result: Make, compared: Compared) -> None:
     """Seven steps a task: at step 7 of 7 stands the end-of-task row, once; values by hand, the mean of two runs."""
     within = ((0, 7, [0.1, None]), (1, 3, [0.4, 0.5]), (1, 7, [0.9, 0.9]))
