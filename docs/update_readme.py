@@ -6,8 +6,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from clbench.reports.charts import average_accuracy
+from clbench.reports.comparison import compare
 from clbench.reports.figures import draw
-from clbench.reports.tables import compare, comparison
+from clbench.reports.tables import comparison
 from clbench.results.result import load_results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +32,7 @@ def update(runs: Path, root: Path) -> None:
     figure.parent.mkdir(parents=True, exist_ok=True)
     (part,) = compare(results)
     # A palette keeps what is committed small.
-    picture = Image.open(io.BytesIO(draw("average_accuracy", part)["png"])).convert("RGB")
+    picture = Image.open(io.BytesIO(draw(average_accuracy(part), part.title)["png"])).convert("RGB")
     picture.quantize(256, Image.Quantize.MAXCOVERAGE).save(figure, optimize=True)
     lines = [
         f"| {part.title} | " + " | ".join(COLUMNS.values()) + " | n |",

@@ -1,26 +1,32 @@
-"""What a person looks at: tables and figures, rebuilt from finished runs alone."""
+"""What a person looks at: tables and figures, made from finished runs alone."""
 
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.reports import differences, figures, latex, page, tables
+from clbench.reports import figures, latex, markdown, page, tables
+from clbench.reports.chart import Chart, Panels
+from clbench.reports.charts import CHARTS, critical_difference
+from clbench.reports.comparison import Comparison, compare
+from clbench.reports.verdict import all_ranks
 from clbench.results.result import Result
 from clbench.support.files import write_atomically
 
 __all__ = ["write_comparisons", "write_figures", "write_report"]
 
+# The one figure of several comparisons.
 OVERVIEW = "critical_difference"
 
 
 def write_report(results: Sequence[Result], folder: str | Path) -> list[Path]:
     """Write the report of these runs; see `write_comparisons`. Raises ConfigError for no results."""
-    return write_comparisons(tables.compare(results), folder)
+    return write_comparisons(compare(results), folder)
 
 
-def write_comparisons(parts: Sequence[tables.Comparison], folder: str | Path) -> list[Path]:
+def write_comparisons(parts: Sequence[Comparison], folder: str | Path) -> list[Path]:
     """Write report.html, report.md, report.tex, the tables as CSV and the figures; return their paths.
 
     A figure that fails is left out and named in report.md and on stderr.
@@ -32,17 +38,18 @@ def write_comparisons(parts: Sequence[tables.Comparison], folder: str | Path) ->
         write_atomically(folder / name, data)
         written.append(folder / name)
 
-    def pictures(stem: str, name: str, draw: Callable[[], dict[str, bytes]]) -> list[str]:
+    def pictures(stem: str, name: str, make: Callable[[], Chart | Panels | None], above: str = "") -> list[str]:
         title = name.replace("_", " ")
         try:
-            for kind, data in draw().items():
+            drawing = make()
+            for kind, data in (figures.draw(drawing, above or drawing.title) if drawing else {}).items():
                 write(f"figures/{stem}-{name}.{kind}", data)
-        # Whatever goes wrong in a drawing must not cost the numbers.
+        # The numbers must be written whatever goes wrong in a drawing.
         except Exception as error:
             failure = f"The figure '{title}' could not be drawn: {type(error).__name__}: {error}"
             print(f"warning: {failure}", file=sys.stderr)
-            return [f"> Warning: {tables.escape(failure)}", ""]
-        return [f"![{title}](figures/{stem}-{name}.png)", ""]
+            return [f"> Warning: {markdown.escape(failure)}", ""]
+        return [f"![{title}](figures/{stem}-{name}.png)", ""] if drawing else []
 
     write("comparison.csv", tables.to_csv(tables.comparison(parts)))
     write("differences.csv", tables.to_csv(tables.differences_frame(parts)))
@@ -52,19 +59,15 @@ def write_comparisons(parts: Sequence[tables.Comparison], folder: str | Path) ->
     report = ["# Comparison of continual-learning strategies", ""]
     write("report.html", page.render(parts))
     for stem, part in zip(_stems(parts), parts, strict=True):
-        report.append(tables.section(part))
-        for name in figures.FIGURES:
-            if figures.lacks(name, part) is None:
-                report += pictures(stem, name, lambda name=name, part=part: figures.draw(name, part))  # type: ignore[misc]
-    if ranks := tables.rank_section(parts):
+        report.append(markdown.section(part))
+        for name, definition in CHARTS.items():
+            if definition.in_markdown:
+                report += pictures(stem, name, partial(definition.drawn, part), part.title)
+    if ranks := markdown.rank_section(parts):
         report.append(ranks)
-        for setting in differences.all_ranks(parts):
-            report += pictures(
-                setting,
-                OVERVIEW,
-                lambda setting=setting: figures.draw_critical_difference(parts, setting),  # type: ignore[misc]
-            )
-    report.append(tables.definitions())
+        for setting in all_ranks(parts):
+            report += pictures(setting, OVERVIEW, partial(critical_difference, parts, setting))
+    report.append(markdown.definitions())
     write("report.md", "\n".join(report))
     return written
 
@@ -74,37 +77,34 @@ def write_figures(
 ) -> list[Path]:
     """Write the named figures of every comparison as pdf, svg or png, for a paper or a talk; return their paths.
 
-    Raises ConfigError for an unknown name, kind or style, and for a figure that no comparison has what it shows for.
+    Raises ConfigError for an unknown name, kind or style, and for a figure for which every comparison lacks the data.
     """
     for what, given, accepted in (
-        *(("figure", name, [*figures.FIGURES, OVERVIEW]) for name in names),
+        *(("figure", name, [*CHARTS, OVERVIEW]) for name in names),
         ("format", kind, list(figures.KINDS)),
         ("style", style, list(figures.STYLES)),
     ):
         if given not in accepted:
             raise unknown(what, given, accepted)
-    parts = tables.compare(results)
-    drawn: dict[str, bytes] = {}
+    parts = compare(results)
+    files: dict[str, tuple[Chart | Panels, str]] = {}
     for name in names:
         if name == OVERVIEW:
-            settings = list(differences.all_ranks(parts)) or [parts[0].setting]
-            for setting in settings:
-                found = figures.draw_critical_difference(parts, setting, [kind], style)
-                drawn[f"{setting}-{name}.{kind}"] = found[kind]
+            for setting in list(all_ranks(parts)) or [parts[0].setting]:
+                overview = critical_difference(parts, setting)
+                files[f"{setting}-{name}.{kind}"] = overview, overview.title
             continue
-        lacking = [figures.lacks(name, part) for part in parts]
-        if all(lacking):
-            raise ConfigError(f"figure {name!r} needs {lacking[0]}; these runs have none")
-        for stem, part, lack in zip(_stems(parts), parts, lacking, strict=True):
-            if lack is None:
-                drawn[f"{stem}-{name}.{kind}"] = figures.draw(name, part, [kind], style)[kind]
-    for file, data in drawn.items():
-        write_atomically(Path(folder) / file, data)
-    return [Path(folder) / file for file in drawn]
+        drawn = {(stem, part.title): CHARTS[name].drawn(part) for stem, part in zip(_stems(parts), parts, strict=True)}
+        if not any(drawn.values()):
+            raise ConfigError(f"figure {name!r} needs {CHARTS[name].needs}; these runs have none")
+        files |= {f"{stem}-{name}.{kind}": (drawing, title) for (stem, title), drawing in drawn.items() if drawing}
+    for file, (drawing, title) in files.items():
+        write_atomically(Path(folder) / file, figures.draw(drawing, title, [kind], style)[kind])
+    return [Path(folder) / file for file in files]
 
 
-def _stems(parts: Sequence[tables.Comparison]) -> list[str]:
-    """Return a file name for each comparison, no two the same."""
+def _stems(parts: Sequence[Comparison]) -> list[str]:
+    """Return a different file name for each comparison."""
     stems: list[str] = []
     for part in parts:
         name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{part.scenario}-{part.setting}").strip("-.")[:60]

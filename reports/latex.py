@@ -2,16 +2,11 @@
 
 from collections.abc import Sequence
 
+from clbench.reports.columns import Column, columns_of
+from clbench.reports.comparison import Comparison
 from clbench.reports.differences import competitors
-from clbench.reports.tables import LOWER_IS_BETTER, Comparison, Row
-from clbench.results.record import MatrixName
+from clbench.reports.strategy_runs import StrategyRuns
 
-COLUMNS = ("average_accuracy", "other", "average_incremental_accuracy", "forgetting", "learning_accuracy")
-TITLES = {
-    "average_incremental_accuracy": r"Avg.\ incremental",
-    "forgetting": "Forgetting",
-    "learning_accuracy": "Learning acc.",
-}
 SPECIAL = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -43,20 +38,14 @@ def escape(text: str) -> str:
 
 
 def _table(part: Comparison) -> str:
-    other: MatrixName = "task_aware" if part.headline == "class_incremental" else "class_incremental"
-    names = [f"{other}_accuracy" if name == "other" else name for name in COLUMNS]
-    titles = TITLES | {
-        "average_accuracy": f"{part.matrix(part.headline)} acc.".capitalize(),
-        f"{other}_accuracy": f"{part.matrix(other)} acc.".capitalize(),
-    }
-    names = [name for name in names if any(row.spread(name).n for row in part.rows)]
+    shown = columns_of(part, "latex")
     counts = sorted({len(row.runs) for row in part.rows})
     runs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    marks = {name: _marks(part, name) for name in names}
+    marks = [_marks(part, column) for column in shown]
     lines = [
         escape(row.label)
         + (r"$^\dagger$ & " if row.is_reference else " & ")
-        + " & ".join(_cell(row, name, marks[name]) for name in names)
+        + " & ".join(_cell(row, *cell) for cell in zip(shown, marks, strict=True))
         + r" \\"
         for row in part.rows
     ]
@@ -68,9 +57,9 @@ def _table(part: Comparison) -> str:
             r"\centering",
             rf"\caption{{{escape(part.title)}. Percent, mean $\pm$ standard deviation ($n-1$) over {runs} runs; the "
             r"best competitor is bold, the second underlined. $^\dagger$Reads the data of all tasks.}",
-            r"\begin{tabular}{l" + "r" * len(names) + "}",
+            r"\begin{tabular}{l" + "r" * len(shown) + "}",
             r"\toprule",
-            "Strategy & " + " & ".join(titles[name] for name in names) + r" \\",
+            "Strategy & " + " & ".join(column.titles["latex"] for column in shown) + r" \\",
             r"\midrule",
             *lines[:split],
             *rule,
@@ -83,26 +72,20 @@ def _table(part: Comparison) -> str:
     )
 
 
-def _marks(part: Comparison, name: str) -> dict[str, str]:
+def _marks(part: Comparison, column: Column) -> dict[str, str]:
     """Return the command for the printed numbers of the best and the second competitor; equal ones share it."""
-    rows = [row for row in competitors(part) if row.spread(name).n and not row.is_naive]
-    printed = {_number(row.spread(name).mean or 0.0) for row in rows}
-    if len(rows) < 2:
-        return {}
-    ordered = sorted(printed, key=float, reverse=name not in LOWER_IS_BETTER)
-    return dict(zip(ordered, (r"\mathbf", r"\underline"), strict=False))
+    rows = [row for row in competitors(part.rows) if row.spread(column.number).n and not row.is_naive]
+    printed = {column.text(row.spread(column.number).mean or 0.0) for row in rows}
+    ordered = sorted(printed, key=float, reverse=not column.lower_is_better)
+    return dict(zip(ordered, (r"\mathbf", r"\underline"), strict=False)) if len(rows) > 1 else {}
 
 
-def _cell(row: Row, name: str, marks: dict[str, str]) -> str:
-    mean, sd, n = row.spread(name)
+def _cell(row: StrategyRuns, column: Column, marks: dict[str, str]) -> str:
+    mean, sd, n = row.spread(column.number)
     if mean is None:
         return "--"
-    text = _number(mean)
+    text = column.text(mean)
     command = None if row.is_reference or row.is_naive or not row.is_headline else marks.get(text)
     text = f"{command}{{{text}}}" if command else text
-    spread = "" if sd is None else rf" \pm {_number(sd)}"
+    spread = "" if sd is None else rf" \pm {column.text(sd)}"
     return f"${text}{spread}$" + ("" if n == len(row.runs) else f" ($n={n}$)")
-
-
-def _number(value: float) -> str:
-    return f"{round(100 * value, 1) + 0.0:.1f}"

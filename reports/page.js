@@ -87,9 +87,10 @@
       for (const line of all("polyline", svg)) {
         const m = line.parentNode.transform.baseVal.consolidate().matrix;
         const spread = line.dataset.e ? line.dataset.e.split(" ") : [];
+        const places = line.dataset.p ? line.dataset.p.split(" ") : [];
         [...line.points].forEach((p, i) => {
           const sd = spread[i] && Number(spread[i]) ? ` ± ${Number(Number(spread[i]).toFixed(2))}` : "";
-          const x = Number(p.x.toFixed(2)), y = Number(p.y.toPrecision(4));
+          const x = places[i] || Number(p.x.toFixed(2)), y = Number(p.y.toPrecision(4));
           found.push({ x: m.a * p.x + m.e, y: m.d * p.y + m.f, element: line, text: `${line.dataset.n}\n${svg.dataset.x} ${x}: ${y}${sd}${svg.dataset.u}` });
         });
       }

@@ -1,18 +1,18 @@
-"""What a reader should know before comparing the rows of a comparison: rules with an id, one sentence each."""
+"""Rules of a fair comparison: each rule that the runs break has an id and a sentence for the reader."""
 
 from collections.abc import Sequence
 from statistics import fmean
 
 from clbench.results.result import Result
 
-# From here on a difference in optimizer steps is worth a word.
+# A larger ratio of optimizer steps than this is reported.
 _UNEQUAL = 1.05
 
 
 def broken_rules(groups: Sequence[tuple[str, list[Result]]]) -> list[tuple[str, str]]:
     """Return (rule, sentence) for each rule that the runs of a comparison break; groups: runs by label.
 
-    Of the steps only those of competitors count: references may take more, as joint does.
+    Only the steps of competitors are compared, since a reference such as joint may take more.
     """
     found = []
     runs = [run for _, group in groups for run in group]
@@ -34,5 +34,5 @@ def broken_rules(groups: Sequence[tuple[str, list[Result]]]) -> list[tuple[str, 
 
 
 def _has_an_order(run: Result) -> bool:
-    """Tell whether which class is in which task was a choice: not so for a single task, or the same classes in each."""
+    """Tell whether another class order would change the tasks: it does not where all tasks have the same classes."""
     return len(run.task_classes) > 1 and run.setting != "domain"

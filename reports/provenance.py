@@ -7,47 +7,42 @@ from collections.abc import Iterable, Sequence
 from clbench.config.errors import ConfigError
 from clbench.config.registry import entry_point_names, parse_spec
 from clbench.config.run import IN_FILES, INTERNAL, NOT_IDENTITY, fields
-from clbench.reports.cells import Cell, Column, Table, or_dash
-from clbench.reports.tables import Comparison, Row, words
+from clbench.reports.chart import Cell, Heading, NumberTable
+from clbench.reports.columns import columns_of
+from clbench.reports.comparison import Comparison
+from clbench.reports.strategy_runs import StrategyRuns
 from clbench.results.result import Result
 from clbench.support.text import printable
 
 
-def runs(part: Comparison) -> tuple[Table, list[tuple[str, str]]]:
+def runs(part: Comparison) -> tuple[NumberTable, list[tuple[str, str]]]:
     """Return the table of the single runs, and the class orders by the letters that it calls them."""
     orders: dict[tuple[int, ...], str] = {}
-    rows = []
-    shown = ("average_accuracy", "average_incremental_accuracy", "forgetting")
+    lines = []
+    shown = columns_of(part, "runs")
     for i, row in enumerate(part.rows):
         for run, numbers in zip(row.runs, row.numbers, strict=True):
-            order = tuple(run.class_order)
-            letter = orders.setdefault(order, _letter(len(orders)))
-            seconds = numbers.get("seconds") or 0.0
-            values = [numbers.get(name) for name in shown]
+            letter = orders.setdefault(tuple(run.class_order), _letter(len(orders)))
+            values = [(column, numbers.get(column.number)) for column in shown]
             cells = [
                 Cell(row.label),
                 Cell(str(run.seed), run.seed),
                 Cell(letter),
-                *(Cell(or_dash(value), value) for value in values),
-                Cell(f"{seconds:.1f}", seconds),
+                *(Cell("-" if value is None else column.text(value), value) for column, value in values),
                 Cell(printable(run.created)[:19]),
                 Cell(printable(run.identity)[:16]),
             ]
-            rows.append((i, cells))
-    columns = [
-        Column("strategy", text=True),
-        Column("seed"),
-        Column("class order", text=True),
-        *(Column(words(name) + " %") for name in shown),
-        Column("seconds"),
-        Column("started", text=True),
-        Column("identity", text=True),
+            lines.append((i, cells))
+    headings = [
+        *(Heading("strategy", text=True), Heading("seed"), Heading("class order", text=True)),
+        *(Heading(column.titles["runs"]) for column in shown),
+        *(Heading("started", text=True), Heading("identity", text=True)),
     ]
     named = [(letter, ", ".join(map(str, order))) for order, letter in orders.items()]
-    return Table(columns, rows), named
+    return NumberTable(headings, lines), named
 
 
-def configs(part: Comparison) -> tuple[Table | None, list[tuple[str, str]]]:
+def configs(part: Comparison) -> tuple[NumberTable | None, list[tuple[str, str]]]:
     """Return the fields of the configurations that differ between strategies as a table, and those that do not."""
     rows = [(i, row) for i, row in enumerate(part.rows) if row.is_headline]
     fields = [key for key in _fields(row.runs for _, row in rows) if key not in ("strategy", "label", "seed")]
@@ -64,8 +59,8 @@ def configs(part: Comparison) -> tuple[Table | None, list[tuple[str, str]]]:
             value = values[key][place]
             cells.append(Cell(value, css="" if value == usual else "differs"))
         body.append((i, cells))
-    columns = [Column("strategy", text=True), Column("seeds", text=True)]
-    return Table([*columns, *(Column(printable(key), text=True) for key in differing)], body), common
+    columns = [Heading("strategy", text=True), Heading("seeds", text=True)]
+    return NumberTable([*columns, *(Heading(printable(key), text=True) for key in differing)], body), common
 
 
 def _fields(runs: Iterable[Sequence[Result]]) -> list[str]:
@@ -88,7 +83,7 @@ def _shown(value: object) -> str:
     return "none" if value is None else printable(str(value))
 
 
-def command(row: Row) -> str:
+def command(row: StrategyRuns) -> str:
     """Return the commands that make the row's runs again, every option spelled out, one a line.
 
     With everything given, no preset and no other version's default can change them.

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.registry import explain, load_entry_point
 from clbench.config.run import fields as run_fields
-from clbench.results.metrics import DEFINITIONS
+from clbench.results.metrics import METRICS
 
 Tier = Literal["A", "B", "C"]
 # Fields that belong to a machine or to one run, not to a protocol.
@@ -22,7 +22,7 @@ _MEMORY = ("memory_size", "memory_per_class", "memory_policy", "memory_rounding"
 
 
 class Baseline(BaseModel):
-    """What stands in for naive under a protocol whose loss naive does not have: the strategy without its remedies."""
+    """The strategy without its remedies, in the place of naive where naive lacks the loss of a protocol."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -71,8 +71,8 @@ class Claim(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Claim":
-        if self.metric not in DEFINITIONS:
-            raise ValueError(f"metric={self.metric} is none; accepted: {', '.join(DEFINITIONS)}")
+        if self.metric not in METRICS:
+            raise ValueError(f"metric={self.metric} is none; accepted: {', '.join(METRICS)}")
         if (self.error_kind == "none") != (self.error == 0):
             raise ValueError(f"error={self.error:g} with error_kind={self.error_kind!r}; give both or neither")
         for field in (*self.fields, *self.naive.fields):
@@ -100,7 +100,7 @@ class Claim(BaseModel):
         return defaults | self.fields
 
     def naive_fields(self) -> dict[str, Any]:
-        """Return the protocol without a memory: what naive trains under."""
+        """Return the protocol under which naive trains, which is the claim's without a memory."""
         return {k: v for k, v in self.run_fields().items() if k not in _MEMORY} | self.naive.fields
 
 

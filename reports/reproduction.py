@@ -1,4 +1,4 @@
-"""Claims against runs: what is left to run, how near the numbers come, and a verdict that code alone gives."""
+"""Published claims beside our runs: how near the numbers come, and a verdict computed from them."""
 
 import csv
 import io
@@ -49,7 +49,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the runs say about a claim; numbers in points, None where there are too few runs.
+    """The verdict on a claim with the numbers behind it, in points; None where there are too few runs.
 
     interval: half the 95 % t interval of the mean. bound: how far the mean may be away. naive: the mean of naive under
     the protocol; paired: the mean difference from it, seed by seed, and half its 95 % t interval.
@@ -79,8 +79,8 @@ def judge(claim: Claim, runs: Iterable[Measured]) -> Judgement:
     """Decide a claim by its runs and those of naive.
 
     It is reproduced where |mean - published| <= min(2 tol, max(tol, 2 sqrt(s^2 / n + SEM^2))), s being the standard
-    deviation of our n runs and SEM the published mean's standard error: too good is a difference too. It does not
-    discriminate where naive passes the same rule, or where the paired difference from naive may be 0.
+    deviation of our n runs and SEM the published mean's standard error: a result that is too good differs too.
+    It does not discriminate where naive passes the same rule, or where the paired difference from naive may be 0.
     """
     ours = {run.seed: run for run in runs if run.role == "claim"}
     naive = {run.seed: run for run in runs if run.role == "naive"}
@@ -246,16 +246,7 @@ def claims_csv(judgements: Sequence[Judgement]) -> str:
 
 
 COLUMNS = (
-    "target",
-    "claim",
-    "published",
-    "ours",
-    "n",
-    "difference",
-    "allowed",
-    "naive",
-    "paired difference",
-    "verdict",
+    *("target", "claim", "published", "ours", "n", "difference", "allowed", "naive", "paired difference", "verdict"),
 )
 
 
@@ -306,7 +297,7 @@ def to_markdown(judgements: Sequence[Judgement], rows: Sequence[Measured]) -> st
 
 
 def provenance(rows: Sequence[Measured]) -> list[str]:
-    """Return when, where and with which versions runs were made, as lines of Markdown."""
+    """Return the dates, machines and versions of the runs as lines of Markdown."""
     if not rows:
         return ["No runs yet."]
     days = sorted(row.created[:10] for row in rows)

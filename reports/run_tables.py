@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from clbench.reports.tables import MATRICES, matrix_label
+from clbench.reports.comparison import MATRIX_NAMES, matrix_label
 from clbench.results.result import Floats, Result
 
 # More columns than this do not fit on a terminal; the tasks' accuracies are then in accuracy.csv only.
@@ -18,7 +18,7 @@ def render_run(result: Result) -> Group:
     headline = matrix_label(result.headline, result.setting)
     title = f"{result.strategy} on {result.scenario}, {result.setting}-incremental, seed {result.seed}"
     parts: list[Table | Text] = [Text(title, style="bold")]
-    for name in MATRICES:
+    for name in MATRIX_NAMES:
         label = matrix_label(name, result.setting)
         for classifier, matrices in result.classifiers.items():
             matrix = matrices[name]

@@ -1,4 +1,4 @@
-"""A search for hyper-parameters for the terminal: its trials, what they cost, what was chosen."""
+"""A search for hyper-parameters on the terminal: its trials, their cost, and the choice."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from rich.text import Text
 
 
 def render_search(record: Mapping[str, Any]) -> Group:
-    """Return the table of a search, as tune.json holds it; what was chosen is bold."""
+    """Return the table of a search, as tune.json holds it, with the chosen trials in bold."""
     continual = record["protocol"] == "continual"
     best = record["best"] if continual else [record["best"]]
     chosen = {trial["trial"] for trial in best}

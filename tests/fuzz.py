@@ -407,7 +407,7 @@ def hostile_png(chance: random.Random) -> bytes:
 def file_targets(place: Path) -> dict[str, Callable[[random.Random], Outcome]]:
     """Return for each kind of file how a case of it is made and read."""
     from clbench.many.sweeps import expand, read_grid
-    from clbench.reports import tables
+    from clbench.reports.comparison import compare
     from clbench.reports.published import read_claims
     from clbench.reports.run_tables import render_run
     from clbench.scenarios.files import read_idx, read_npz
@@ -477,7 +477,7 @@ def file_targets(place: Path) -> dict[str, Callable[[random.Random], Outcome]]:
         b'setting = "class"\ntasks = 2\nepochs = 3\nmilestones = [1, 2]\nschedule = "multistep"\nlr = 0.05\n'
         b'model = "mlp:4-4"\nmemory_size = 8\n[strategy_options]\nshare = 0.5\n'
     )
-    claims = Path(tables.__file__).with_name("claims")
+    claims = Path(read_claims.__code__.co_filename).with_name("claims")
     claim = min(claims.glob("*.toml"), key=lambda path: path.stat().st_size).read_bytes()
 
     def read_claim(path: Path) -> None:
@@ -496,7 +496,7 @@ def file_targets(place: Path) -> dict[str, Callable[[random.Random], Outcome]]:
     def look(path: Path) -> None:
         for result in load_results(path):
             io.StringIO().write(str(render_run(result)))
-            tables.compare([result])
+            compare([result])
 
     def record_tree(chance: random.Random) -> Outcome:
         file.with_suffix(".json").write_text(json.dumps(changed(chance, json.loads(record))), "utf-8")

@@ -108,8 +108,9 @@ def print_notes(warnings: Sequence[Mapping[str, str]]) -> None:
 def print_report(results: "list[Result]", folder: Path, as_json: bool) -> None:
     """Write the report of some results into a folder, and print its table."""
     from clbench.reports import tables, write_comparisons
+    from clbench.reports.comparison import compare
 
-    parts = tables.compare(results)
+    parts = compare(results)
     try:
         write_comparisons(parts, folder)
     except OSError as error:

@@ -8,39 +8,60 @@ NaN) everything is computed up to its last complete row, the last one with a val
 far.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from inspect import signature
 from statistics import fmean
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, unknown
 
 Floats = npt.NDArray[np.float64]
 
-DEFINITIONS: dict[str, str] = {
-    "average_accuracy": "Mean accuracy over all tasks after the last one; every task weighs the same.",
-    "sample_average_accuracy": "Share of all test samples classified correctly after the last task; every "
-    "sample weighs the same.",
-    "average_incremental_accuracy": "Average accuracy on the tasks learned so far; mean over all steps, the "
-    "first included.",
-    "average_incremental_accuracy_without_first": "Average accuracy on the tasks learned so far; mean over "
-    "the steps from the second on.",
-    "forgetting": "Highest accuracy on a task from when it was learned to the step before the last, minus "
-    "its final accuracy; mean over all tasks but the last; not clamped, so negative when old tasks improve.",
-    "backward_transfer": "Final accuracy on a task minus its accuracy when just learned; mean over all tasks "
-    "but the last; negative when the strategy forgets.",
-    "forward_transfer": "Accuracy on a task just before it is learned minus that of the untrained model; "
-    "mean over all tasks but the first.",
-    "learning_accuracy": "Accuracy on a task when just learned; mean over all tasks.",
-    "intransigence": "Accuracy of the joint reference on the last task minus that of the strategy when it "
-    "has just learned it; lower is better.",
-    "min_accuracy": "Lowest accuracy on a task at any evaluated iteration since it was learned; mean over "
-    "all tasks but the last.",
-    "worst_case_accuracy": "Final accuracy on the last task and the lowest accuracies of the tasks before "
-    "it, every task weighing the same.",
-}
-"""One sentence for each metric of `summarize`, in its order; tables and reports print them."""
+Direction = Literal["higher", "lower"]
+Unit = Literal["%", "points"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of every run: its formula, and what tables and reports say about it.
+
+    sentence: its definition for a reader. better: the direction in which a value is better. unit: percent for a share,
+    percentage points for a difference of shares. inputs: names of the arguments, as `summarize` has them.
+    """
+
+    function: Callable[..., float | None]
+    sentence: str
+    better: Direction
+    unit: Unit
+    inputs: tuple[str, ...]
+
+
+METRICS: dict[str, Metric] = {}
+"""The metrics of `summarize` by name, in its order. `metric` adds one; tables and reports take them from here."""
+
+Formula = TypeVar("Formula", bound=Callable[..., float | None])
+
+
+def metric(sentence: str, *, better: Direction = "higher", unit: Unit = "%") -> Callable[[Formula], Formula]:
+    """Add the decorated function to `METRICS` under its name.
+
+    Its parameters are among those of `summarize`; raises ConfigError for another one.
+    """
+
+    def register(function: Formula) -> Formula:
+        inputs = tuple(signature(function).parameters)
+        accepted = list(signature(summarize).parameters)
+        for name in inputs:
+            if name not in accepted:
+                raise unknown(f"parameter of the metric {function.__name__}", name, accepted)
+        METRICS[function.__name__] = Metric(function, sentence, better, unit, inputs)
+        return function
+
+    return register
 
 
 def summarize(
@@ -50,25 +71,21 @@ def summarize(
     joint: npt.ArrayLike | None = None,
     minima: npt.ArrayLike | None = None,
 ) -> dict[str, float | None]:
-    """Return every metric of `DEFINITIONS` by its name; None where it is undefined or its input is not given.
+    """Return every metric of `METRICS` by its name; None where it is undefined or its input is not given.
 
     `baseline` [T] holds the untrained model's accuracies, `test_sizes` [T] the number of test samples of each
     task, `joint` [T] the accuracy on task k of a model trained jointly on tasks 0..k, `minima` [T-1] the
     lowest accuracy on each task at any iteration since it was learned. Raises ConfigError for a matrix that
     is not square, a value outside [0, 1] or a length that does not fit.
     """
+    completed(R)  # refuse a bad matrix before anything that goes with it
+    cut = None if minima is None else _minima(R, minima)
+    given = {"R": R, "baseline": baseline, "test_sizes": test_sizes, "joint": joint, "minima": cut}
     return {
-        "average_accuracy": average_accuracy(R),
-        "sample_average_accuracy": None if test_sizes is None else sample_average_accuracy(R, test_sizes),
-        "average_incremental_accuracy": average_incremental_accuracy(R),
-        "average_incremental_accuracy_without_first": average_incremental_accuracy_without_first(R),
-        "forgetting": forgetting(R),
-        "backward_transfer": backward_transfer(R),
-        "forward_transfer": None if baseline is None else forward_transfer(R, baseline),
-        "learning_accuracy": learning_accuracy(R),
-        "intransigence": None if joint is None else intransigence(R, joint),
-        "min_accuracy": None if minima is None else min_accuracy(_minima(R, minima)),
-        "worst_case_accuracy": None if minima is None else worst_case_accuracy(R, minima),
+        name: None
+        if any(given[key] is None for key in found.inputs)
+        else found.function(**{key: given[key] for key in found.inputs})
+        for name, found in METRICS.items()
     }
 
 
@@ -100,21 +117,25 @@ def average_accuracies(R: npt.ArrayLike, test_sizes: npt.ArrayLike | None = None
     return [_mean(row[: k + 1], None if sizes is None else sizes[: k + 1]) for k, row in enumerate(matrix)]
 
 
+@metric("Mean accuracy over all tasks after the last one; every task weighs the same.")
 def average_accuracy(R: npt.ArrayLike) -> float | None:
     """Return the mean accuracy over the tasks after the last completed step. GEM, arXiv:1706.08840, eq. 2."""
     return _last(average_accuracies(R))
 
 
+@metric("Share of all test samples classified correctly after the last task; every sample weighs the same.")
 def sample_average_accuracy(R: npt.ArrayLike, test_sizes: npt.ArrayLike) -> float | None:
     """Return the share of test samples classified correctly after the last completed step."""
     return _last(average_accuracies(R, test_sizes))
 
 
+@metric("Average accuracy on the tasks learned so far; mean over all steps, the first included.")
 def average_incremental_accuracy(R: npt.ArrayLike) -> float | None:
     """Return the mean of A_k over all steps, the first included. iCaRL, arXiv:1611.07725, sec. 4."""
     return _mean(average_accuracies(R))
 
 
+@metric("Average accuracy on the tasks learned so far; mean over the steps from the second on.")
 def average_incremental_accuracy_without_first(R: npt.ArrayLike) -> float | None:
     """Return the mean of A_k over the steps from the second on. WA, arXiv:1911.07053, table 4."""
     return _mean(average_accuracies(R)[1:])
@@ -131,6 +152,12 @@ def forgetting_by_task(R: npt.ArrayLike) -> list[float | None]:
     return [_defined(np.fmax.reduce(matrix[j:last, j]) - matrix[last, j]) for j in range(last)]
 
 
+@metric(
+    "Highest accuracy on a task from when it was learned to the step before the last, minus its final "
+    "accuracy; mean over all tasks but the last; not clamped, so negative when old tasks improve.",
+    better="lower",
+    unit="points",
+)
 def forgetting(R: npt.ArrayLike) -> float | None:
     """Return the mean of `forgetting_by_task`. Chaudhry et al. 2018, arXiv:1801.10112, eq. 3."""
     return _mean(forgetting_by_task(R))
@@ -147,6 +174,11 @@ def first_minus_last_forgetting(R: npt.ArrayLike) -> float | None:
     return _mean((np.diag(matrix) - matrix[-1:])[:, :-1].ravel())
 
 
+@metric(
+    "Final accuracy on a task minus its accuracy when just learned; mean over all tasks but the last; "
+    "negative when the strategy forgets.",
+    unit="points",
+)
 def backward_transfer(R: npt.ArrayLike) -> float | None:
     """Return the mean of R[T-1, j] - R[j, j] over all tasks but the last. GEM, arXiv:1706.08840, eq. 3."""
     matrix = completed(R)
@@ -159,6 +191,11 @@ def gem_code_backward_transfer(R: npt.ArrayLike) -> float | None:
     return _mean((matrix[-1:] - np.diag(matrix)).ravel()) if len(matrix) > 1 else None
 
 
+@metric(
+    "Accuracy on a task just before it is learned minus that of the untrained model; mean over all tasks but "
+    "the first.",
+    unit="points",
+)
 def forward_transfer(R: npt.ArrayLike, baseline: npt.ArrayLike) -> float | None:
     """Return the mean of R[i-1, i] - baseline[i] over all tasks but the first. GEM, arXiv:1706.08840, eq. 4.
 
@@ -218,6 +255,7 @@ def diaz_rodriguez_forward_transfer(R: npt.ArrayLike) -> float | None:
     return _mean(matrix[np.triu_indices(len(matrix), k=1)])
 
 
+@metric("Accuracy on a task when just learned; mean over all tasks.")
 def learning_accuracy(R: npt.ArrayLike) -> float | None:
     """Return the mean of R[i, i] over all tasks (MER, arXiv:1810.11910)."""
     return _mean(np.diag(completed(R)))
@@ -232,6 +270,12 @@ def intransigence_by_task(R: npt.ArrayLike, joint: npt.ArrayLike) -> list[float 
     return [_defined(v) for v in _accuracies("joint", joint, np.shape(R)[0])[: len(diagonal)] - diagonal]
 
 
+@metric(
+    "Accuracy of the joint reference on the last task minus that of the strategy when it has just learned it;"
+    " lower is better.",
+    better="lower",
+    unit="points",
+)
 def intransigence(R: npt.ArrayLike, joint: npt.ArrayLike) -> float | None:
     """Return the intransigence of the last task, as published. RWalk, arXiv:1801.10112, eq. 4."""
     return _last(intransigence_by_task(R, joint))
@@ -255,6 +299,7 @@ def minima(R: npt.ArrayLike, evaluations: Iterable[tuple[int, Sequence[float | N
     return lowest
 
 
+@metric("Lowest accuracy on a task at any evaluated iteration since it was learned; mean over all tasks but the last.")
 def min_accuracy(minima: npt.ArrayLike) -> float | None:
     """Return the mean of `minima` [T-1], the lowest accuracy on each task but the last since it was learned.
 
@@ -265,6 +310,9 @@ def min_accuracy(minima: npt.ArrayLike) -> float | None:
     return _mean(values)
 
 
+@metric(
+    "Final accuracy on the last task and the lowest accuracies of the tasks before it, every task weighing the same."
+)
 def worst_case_accuracy(R: npt.ArrayLike, minima: npt.ArrayLike) -> float | None:
     """Return R[T-1, T-1] / T + (1 - 1/T) * min_accuracy(minima), where `minima` is [T-1].
 
@@ -299,9 +347,10 @@ def _forward_terms(R: npt.ArrayLike, baseline: npt.ArrayLike) -> list[float]:
 
 
 def _minima(R: npt.ArrayLike, minima: npt.ArrayLike) -> Floats:
-    """Cut the minima to the completed tasks but the last."""
-    values = _accuracies("minima", minima, np.shape(R)[0] - 1)
-    return values[: max(len(completed(R)) - 1, 0)]
+    """Return the minima [T-1] with NaN for the tasks that are not completed, and for the last one completed."""
+    values = _accuracies("minima", minima, np.shape(R)[0] - 1).copy()
+    values[max(len(completed(R)) - 1, 0) :] = np.nan
+    return values
 
 
 def _accuracies(name: str, values: npt.ArrayLike, length: int) -> Floats:

@@ -305,7 +305,7 @@ class Result:
         which = matrix or self.headline
         accuracy = self.classifiers[name][which]
         if accuracy is None:
-            return dict.fromkeys(metrics.DEFINITIONS)
+            return dict.fromkeys(metrics.METRICS)
         best: Floats | None = None
         if joint is not None:
             if joint.task_classes != self.task_classes:

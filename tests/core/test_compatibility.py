@@ -84,8 +84,9 @@ def test_a_finished_run_of_an_earlier_version_is_read(version: Path) -> None:
             expected[int(row["after"]), int(row["task"])] = float(row["accuracy"])
     np.testing.assert_array_equal(result.accuracy, expected)
     from clbench.reports import tables
+    from clbench.reports.comparison import compare
 
-    assert "er" in str(tables.comparison(tables.compare([result])).to_dict())
+    assert "er" in str(tables.comparison(compare([result])).to_dict())
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda path: path.name)

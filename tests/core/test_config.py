@@ -432,4 +432,4 @@ def test_the_users_choice_displaces_the_presets_other_one():
     assert (flat["tasks"], flat["epochs"], flat["memory_size"]) == (None, None, None)
     assert (flat["task_sizes"], flat["iterations"], flat["memory_per_class"]) == ([6, 4], 3, 2)
     bracket = resolve(DIGITS, "naive[iterations=3]", {"epochs": 7})
-    assert (bracket.epochs, bracket.iterations) == (None, 3)
+    assert (bracket.training.epochs, bracket.training.iterations) == (None, 3)

@@ -95,7 +95,7 @@ def test_forgetting_is_negative_where_tasks_improve_and_says_so():
     matrix = [[0.5, NAN], [0.9, 0.7]]
     assert metrics.summarize(matrix)["forgetting"] == pytest.approx(-0.4)
     assert metrics.clipped_forgetting(matrix) == 0
-    assert "not clamped" in metrics.DEFINITIONS["forgetting"]
+    assert "not clamped" in metrics.METRICS["forgetting"].sentence
 
 
 def test_average_incremental_accuracy_has_two_names_and_definitions():
@@ -103,17 +103,17 @@ def test_average_incremental_accuracy_has_two_names_and_definitions():
     summary = metrics.summarize([[1.0, NAN], [0.2, 0.6]])
     assert summary["average_incremental_accuracy"] == pytest.approx(0.7)
     assert summary["average_incremental_accuracy_without_first"] == pytest.approx(0.4)
-    assert "first included" in metrics.DEFINITIONS["average_incremental_accuracy"]
-    assert "from the second" in metrics.DEFINITIONS["average_incremental_accuracy_without_first"]
+    assert "first included" in metrics.METRICS["average_incremental_accuracy"].sentence
+    assert "from the second" in metrics.METRICS["average_incremental_accuracy_without_first"].sentence
 
 
 def test_summary_has_the_published_names_and_the_worked_values():
     summary = metrics.summarize(R, UNTRAINED, [100, 200, 700], JOINT, MINIMA)
     expected = [2 / 3, 0.8, 0.763889, 0.745833, 0.275, -0.25, 0.15, 0.833333, 0.05, 0.4, 0.566667]
-    assert list(summary) == list(metrics.DEFINITIONS) == NAMES
+    assert list(summary) == list(metrics.METRICS) == NAMES
     assert list(summary.values()) == pytest.approx(expected, abs=1e-6)
     assert all(type(value) is float for value in summary.values())
-    assert all(text.endswith(".") for text in metrics.DEFINITIONS.values())
+    assert all(metric.sentence.endswith(".") for metric in metrics.METRICS.values())
 
 
 def test_values_are_plain_floats_whatever_the_mean_returns(monkeypatch):

@@ -174,12 +174,12 @@ def above(result: Result) -> list[str]:
 
 def test_copies_of_images_beside_the_memory_are_told_in_the_run_and_in_reports(run: Any) -> None:
     """20 images a task: 100 after the fifth, beside 10 exemplars in a memory of 10."""
-    from clbench.reports import tables
+    from clbench.reports.comparison import compare
 
     result = run(Cheat, memory_size=10)
     expected = "Cheat: 100 copies of images are kept beside 10 exemplars, and the memory is of 10 after task 4"
     assert above(result) == [expected]
-    assert expected in " ".join(tables.compare([result])[0].notes)
+    assert expected in " ".join(compare([result])[0].notes)
     assert result.stored_items["images"] == 100
 
 

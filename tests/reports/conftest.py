@@ -1,12 +1,14 @@
-"""Runs made up for the tests of tables and figures: the shapes are real, the numbers are drawn."""
+"""Runs made up for the tests of reports, of real shapes with drawn numbers, and helpers that several tests share."""
 
 import itertools
+import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
+from clbench.reports.comparison import Comparison, compare
 from clbench.results.result import Result
 
 SEVEN = ("naive", "joint", "feature-extraction", "lwf", "ewc", "er", "icarl")
@@ -139,6 +141,23 @@ def build(
             "warnings": [{"rule": "test", "text": text} for text in warnings],
         }
     )
+
+
+@pytest.fixture
+def with_more() -> Callable[..., Result]:
+    """Makes of a run one whose record has the named parts too."""
+    return lambda result, **parts: Result(json.loads(json.dumps(result.record)) | parts)
+
+
+@pytest.fixture
+def compared() -> Callable[[list[Result]], Comparison]:
+    """Returns the one comparison that some runs make up."""
+
+    def only(results: list[Result]) -> Comparison:
+        (part,) = compare(results)
+        return part
+
+    return only
 
 
 @pytest.fixture

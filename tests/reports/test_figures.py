@@ -6,6 +6,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,21 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from clbench.config.errors import ConfigError
-from clbench.reports import figures, tables, write_figures, write_report
+from clbench.reports import figures, markdown, write_figures, write_report
+from clbench.reports.charts import CHARTS, critical_difference
+from clbench.reports.comparison import Comparison, compare
 from clbench.results.result import Result
 
 Make = Callable[..., Result]
+Compared = Callable[[list[Result]], Comparison]
+WithMore = Callable[..., Result]
 NAMES = ("naive", "joint", "feature-extraction", "lwf", "ewc", "er", "icarl", "si", "mas", "der", "bic", "gdumb")
 TABLES = {"report.html", "report.md", "report.tex", "comparison.csv", "differences.csv", "runs.csv", "matrices.csv"}
 HOSTILE = ("naive", "<script>$x_1$</script>", r"$\frac{1", "_hidden", "n" * 200)
 
 
-def of(results: list[Result]) -> tables.Comparison:
-    (part,) = tables.compare(results)
-    return part
+def drawn(name: str, part: Comparison) -> Figure:
+    return figures.render(CHARTS[name].make(part), part.title)
 
 
 def luminance(colour: object) -> float:
@@ -42,59 +46,74 @@ def luminance(colour: object) -> float:
     [(NAMES[:7], (2,) * 5, 3), (NAMES[:2], (5, 5), 2), (NAMES, (1,) * 20, 1), (HOSTILE, (10,), 1)],
     ids=["seven strategies", "two tasks", "twelve strategies, twenty tasks", "hostile names, one task"],
 )
-@pytest.mark.parametrize("name", figures.FIGURES)
+@pytest.mark.parametrize("name", CHARTS)
 def test_each_figure_is_drawn_as_png_and_svg(
-    make_result: Make, name: str, names: tuple[str, ...], sizes: tuple[int, ...], seeds: int
+    make_result: Make,
+    name: str,
+    names: tuple[str, ...],
+    sizes: tuple[int, ...],
+    seeds: int,
+    compared: Compared,
+    with_more: WithMore,
 ) -> None:
     within = tuple((task, 3, [0.5] * len(sizes)) for task in range(len(sizes)))
-    part = of([make_result(label, s, sizes=sizes, evaluations=within) for label in names for s in range(seeds)])
-    files = figures.draw(name, part)
+    n = sum(sizes)
+    more = {"confusion": [[3] * n] * n, "training": [{"task": 0, "stage": "train", "epoch": 0, "losses": {"new": 1.5}}]}
+    part = compared(
+        [
+            with_more(make_result(label, s, sizes=sizes, evaluations=within), **more)
+            for label in names
+            for s in range(seeds)
+        ]
+    )
+    files = figures.draw(CHARTS[name].make(part), part.title)
     assert files["png"].startswith(b"\x89PNG")
     assert ET.fromstring(files["svg"]).tag.endswith("svg")
 
 
-def test_an_svg_is_the_same_each_time(make_result: Make) -> None:
-    part = of([make_result("naive", seed) for seed in range(2)])
-    assert figures.draw("average_accuracy", part)["svg"] == figures.draw("average_accuracy", part)["svg"]
+def test_an_svg_is_the_same_each_time(make_result: Make, compared: Compared) -> None:
+    part = compared([make_result("naive", seed) for seed in range(2)])
+    one, other = (figures.draw(CHARTS["average_accuracy"].make(part), part.title) for _ in range(2))
+    assert one["svg"] == other["svg"]
 
 
-def test_axes_name_their_units(seven: list[Result]) -> None:
-    part = of(seven)
-    average = figures.average_accuracy(part).axes[0]
+def test_axes_name_their_units(seven: list[Result], compared: Compared) -> None:
+    part = compared(seven)
+    average = drawn("average_accuracy", part).axes[0]
     assert average.get_ylabel() == "average class-incremental accuracy (%)"
     assert average.get_xlabel() == "after task"
-    assert "percentage points" in figures.forgetting(part).axes[0].get_xlabel()
-    for figure in (figures.task_accuracy(part), figures.accuracy_matrices(part)):
+    assert "percentage points" in drawn("forgetting", part).axes[0].get_xlabel()
+    for figure in (drawn("task_accuracy", part), drawn("accuracy_matrices", part)):
         assert "after task" in {figure.get_supxlabel(), figure.get_supylabel()}
-    assert "accuracy (%)" in figures.task_accuracy(part).get_supylabel()
-    assert "accuracy (%)" in figures.accuracy_matrices(part).axes[-1].get_ylabel()
+    assert "accuracy (%)" in drawn("task_accuracy", part).get_supylabel()
+    assert "accuracy (%)" in drawn("accuracy_matrices", part).axes[-1].get_ylabel()
 
 
-def test_the_band_is_one_sd_over_seeds(make_result: Make) -> None:
+def test_the_band_is_one_sd_over_seeds(make_result: Make, compared: Compared) -> None:
     """One task, accuracies .5 and .7: by hand mean 60 %, sd (n-1) sqrt(2) * 10 %."""
-    part = of([make_result("lwf", seed, sizes=(2,), matrix=np.array([[v]])) for seed, v in enumerate((0.5, 0.7))])
-    panel = figures.average_accuracy(part).axes[0]
+    part = compared([make_result("lwf", seed, sizes=(2,), matrix=np.array([[v]])) for seed, v in enumerate((0.5, 0.7))])
+    panel = drawn("average_accuracy", part).axes[0]
     assert panel.lines[0].get_ydata() == pytest.approx([60])
     heights = panel.collections[0].get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == pytest.approx((60 - 14.1421, 60 + 14.1421), abs=1e-3)
 
 
-def test_the_references_are_dashed_and_named(seven: list[Result]) -> None:
-    """PR12: joint and naive are lines in the plots over steps and of forgetting; only they are dashed."""
-    part = of(seven)
-    figure = figures.average_accuracy(part)
+def test_the_references_are_dashed_and_named(seven: list[Result], compared: Compared) -> None:
+    """Joint and naive are lines in the plots over steps and of forgetting; only they are dashed."""
+    part = compared(seven)
+    figure = drawn("average_accuracy", part)
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     dashed = {n for n, line in zip(names, figure.axes[0].lines, strict=True) if line.get_linestyle() == "--"}
     assert dashed == {"joint (upper reference)", "naive (lower reference)"}
-    bars = figures.forgetting(part).axes[0]
+    bars = drawn("forgetting", part).axes[0]
     lines = {line.get_xdata()[0] for line in bars.lines if line.get_linestyle() == "--"}
     expected = [100 * part_row.spread("forgetting").mean for part_row in (part.rows[0], part.rows[-1])]
     assert sorted(lines) == pytest.approx(expected)
 
 
-def test_the_references_lie_on_top_so_that_none_is_hidden(seven: list[Result]) -> None:
-    """PR12: ewc and lwf often fall on naive; its dashes and crosses must still show, and they between its dashes."""
-    figure = figures.average_accuracy(of(seven))
+def test_the_references_lie_on_top_so_that_none_is_hidden(seven: list[Result], compared: Compared) -> None:
+    """Ewc and lwf often fall on naive; its dashes and crosses must still show, and they between its dashes."""
+    figure = drawn("average_accuracy", compared(seven))
     lines = dict(zip((text.get_text() for text in figure.legends[0].get_texts()), figure.axes[0].lines, strict=True))
     others = [line.get_zorder() for name, line in lines.items() if "reference" not in name]
     for name in ("naive (lower reference)", "joint (upper reference)"):
@@ -102,39 +121,53 @@ def test_the_references_lie_on_top_so_that_none_is_hidden(seven: list[Result]) -
         assert lines[name].get_marker() not in figures.MARKERS
 
 
-def test_a_domain_incremental_accuracy_is_called_one(make_result: Make) -> None:
-    part = of([make_result("naive", setting="domain", scenario="permuted-mnist-5k")])
-    assert figures.average_accuracy(part).axes[0].get_ylabel() == "average domain-incremental accuracy (%)"
-    assert figures.accuracy_matrices(part).axes[-1].get_ylabel() == "domain-incremental accuracy (%)"
+def test_a_domain_incremental_accuracy_is_called_one(make_result: Make, compared: Compared) -> None:
+    part = compared([make_result("naive", setting="domain", scenario="permuted-mnist-5k")])
+    assert drawn("average_accuracy", part).axes[0].get_ylabel() == "average domain-incremental accuracy (%)"
+    assert drawn("accuracy_matrices", part).axes[-1].get_ylabel() == "domain-incremental accuracy (%)"
 
 
-def test_forgetting_stands_against_plasticity_at_the_means(make_result: Make) -> None:
+def test_forgetting_stands_against_plasticity_at_the_means(make_result: Make, compared: Compared) -> None:
     """By hand: just learned .9 and .7, so 80 %; forgotten .9 - .5 = 40 points."""
-    part = of([make_result("lwf", sizes=(2, 2), matrix=np.array([[0.9, np.nan], [0.5, 0.7]]))])
-    panel = figures.forgetting_plasticity(part).axes[0]
+    part = compared([make_result("lwf", sizes=(2, 2), matrix=np.array([[0.9, np.nan], [0.5, 0.7]]))])
+    panel = drawn("forgetting_plasticity", part).axes[0]
     assert panel.containers[0][0].get_xydata() == pytest.approx(np.array([[80, 40]]))
     assert "plasticity" in panel.get_xlabel()
 
 
-def test_the_pareto_front_leaves_out_the_reference_and_what_is_beaten(make_result: Make) -> None:
+def test_the_pareto_front_leaves_out_the_reference_and_what_is_beaten(make_result: Make, compared: Compared) -> None:
     """Bytes by hand: er 1.91 MB, icarl 2.07, lwf 3.83; lwf is both dearer and worse, joint competes with none."""
     levels = {"joint": 0.9, "er": 0.5, "icarl": 0.7, "lwf": 0.6}
-    part = of([make_result(name, sizes=(2,), matrix=np.array([[level]])) for name, level in levels.items()])
-    panel = figures.accuracy_bytes(part).axes[0]
+    part = compared([make_result(name, sizes=(2,), matrix=np.array([[level]])) for name, level in levels.items()])
+    panel = drawn("accuracy_bytes", part).axes[0]
     front = next(line for line in panel.lines if line.get_drawstyle() == "steps-post")
-    assert front.get_xydata() == pytest.approx(np.array([[1.91364, 50], [2.07044, 70]]))
-    assert "MB" in panel.get_xlabel()
-    assert "seconds" in figures.accuracy_seconds(part).axes[0].get_xlabel()
+    assert front.get_xydata() == pytest.approx(np.array([[1_913_640, 50], [2_070_440, 70]]))
+    assert {text.get_text() for text in panel.get_xticklabels()} >= {"1 MB", "2 MB", "3 MB"}
+    assert "seconds" in drawn("accuracy_seconds", part).axes[0].get_xlabel()
 
 
-def test_the_stability_gap_shows_evaluations_within_tasks(make_result: Make) -> None:
+def test_on_a_logarithmic_axis_nothing_stored_stands_at_the_low_end(make_result: Make, compared: Compared) -> None:
+    """By hand: er keeps nothing beside the model, lwf 1.9 MB, icarl 157 kB; 1.9 MB is more than ten times that."""
+    levels = {"er": 0.5, "icarl": 0.7, "lwf": 0.6}
+    part = compared([make_result(name, sizes=(2,), matrix=np.array([[level]])) for name, level in levels.items()])
+    panel = drawn("accuracy_extra_bytes", part).axes[0]
+    assert panel.get_xscale() == "log"
+    assert panel.get_xticklabels()[0].get_text() == "0"
+    first = panel.get_xticks()[0]
+    points = {container[0].get_xydata()[0][1]: container[0].get_xydata()[0][0] for container in panel.containers}
+    assert points == pytest.approx({50: first, 70: 156_800, 60: 1_913_640})
+    front = next(line for line in panel.lines if line.get_drawstyle() == "steps-post")
+    assert front.get_xydata() == pytest.approx(np.array([[first, 50], [156_800, 70]]))
+
+
+def test_the_stability_gap_shows_evaluations_within_tasks(make_result: Make, compared: Compared) -> None:
     """Seven steps a task: at step 7 of 7 stands the end-of-task row, once; values by hand, the mean of two runs."""
     within = ((0, 7, [0.1, None]), (1, 3, [0.4, 0.5]), (1, 7, [0.9, 0.9]))
     results = [
         make_result("lwf", seed, sizes=(2, 2), matrix=np.array([[0.8, np.nan], [end, 0.7]]), evaluations=within)
         for seed, end in enumerate((0.4, 0.6))
     ]
-    panel = figures.stability_gap(of([*results, make_result("naive", sizes=(2, 2))])).axes[0]
+    panel = drawn("stability_gap", compared([*results, make_result("naive", sizes=(2, 2))])).axes[0]
     first, second = [line.get_xydata() for line in panel.lines[:2]]
     assert first == pytest.approx(np.array([[1, 80], [1 + 3 / 7, 40], [2, 50]]))
     assert second == pytest.approx(np.array([[1 + 3 / 7, 50], [2, 70]]))
@@ -149,20 +182,20 @@ def test_a_critical_difference_diagram_needs_five_scenarios_and_joins_what_is_no
         for s in range(5)
         for name, level in (("naive", 0.1), ("lwf", 0.3), ("er", 0.5), ("joint", 0.9))
     ]
-    parts = tables.compare(results)
+    parts = compare(results)
     with pytest.raises(ConfigError, match="at least 5 scenarios"):
-        figures.critical_difference(parts[:4], "class")
-    panel = figures.critical_difference(parts, "class").axes[0]
+        critical_difference(parts[:4], "class")
+    panel = figures.render(critical_difference(parts, "class")).axes[0]
     bars = [line.get_xdata() for line in panel.lines if line.get_linewidth() == 3]
     assert [list(bar) for bar in bars] == [pytest.approx([0.95, 2.05]), pytest.approx([1.95, 3.05])]
     texts = {text.get_text().strip() for text in panel.texts}
     assert {"er (1.00)", "lwf (2.00)", "naive (3.00)", "CD = 1.48"} <= texts
     write_figures(results, tmp_path, ["critical_difference"], kind="svg")
     assert (tmp_path / "class-critical_difference.svg").stat().st_size
-    section = tables.rank_section(parts)
+    section = markdown.rank_section(parts)
     assert "| `er` | 1.00 |" in section
     assert "`er`, `lwf`; `lwf`, `naive`" in section
-    assert tables.rank_section(parts[:4]) == ""
+    assert markdown.rank_section(parts[:4]) == ""
 
 
 @pytest.mark.parametrize(("style", "width"), [("paper", 3.4), ("talk", 11.0)])
@@ -205,28 +238,30 @@ def test_a_figure_that_can_not_be_drawn_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_lines_and_bars_can_be_told_apart_in_grey(make_result: Make) -> None:
-    part = of([make_result(name) for name in NAMES])
-    lines = figures.average_accuracy(part).axes[0].lines
+def test_lines_and_bars_can_be_told_apart_in_grey(make_result: Make, compared: Compared) -> None:
+    part = compared([make_result(name) for name in NAMES])
+    lines = drawn("average_accuracy", part).axes[0].lines
     styles = {(line.get_marker(), str(line.get_linestyle()), line.get_color()) for line in lines}
     assert len(styles) == len(NAMES)
     competitors = [line for line in lines if line.get_linestyle() != "--"]
     assert len({line.get_marker() for line in competitors}) == len(NAMES) - 2
 
 
-def test_tick_labels_thin_out_with_many_tasks(make_result: Make) -> None:
-    part = of([make_result("naive", sizes=(1,) * 20)])
-    for panel in (figures.average_accuracy(part).axes[0], figures.accuracy_matrices(part).axes[0]):
+def test_tick_labels_thin_out_with_many_tasks(make_result: Make, compared: Compared) -> None:
+    part = compared([make_result("naive", sizes=(1,) * 20)])
+    for panel in (drawn("average_accuracy", part).axes[0], drawn("accuracy_matrices", part).axes[0]):
         assert 5 <= len(panel.get_xticks()) <= 10
 
 
-def test_cells_show_their_numbers_legibly_and_nothing_where_nothing_was_tested(make_result: Make) -> None:
+def test_cells_show_their_numbers_legibly_and_nothing_where_nothing_was_tested(
+    make_result: Make, compared: Compared
+) -> None:
     """A contrast of 3 is what WCAG asks for of graphics; NaN cells have no text, not a 0."""
     values = np.linspace(0, 1, 10)
     matrix = np.full((10, 10), np.nan)
     matrix[np.tril_indices(10)] = np.resize(np.linspace(0, 1, 19), 55)
     matrix[9] = values
-    panel = figures.accuracy_matrices(of([make_result("lwf", sizes=(1,) * 10, matrix=matrix)])).axes[0]
+    panel = drawn("accuracy_matrices", compared([make_result("lwf", sizes=(1,) * 10, matrix=matrix)])).axes[0]
     assert len(panel.texts) == 55
     for text in panel.texts:
         value = float(text.get_text()) / 100
@@ -234,14 +269,14 @@ def test_cells_show_their_numbers_legibly_and_nothing_where_nothing_was_tested(m
         assert (pair[1] + 0.05) / (pair[0] + 0.05) > 3
 
 
-def test_matrices_show_the_mean_over_seeds(make_result: Make) -> None:
+def test_matrices_show_the_mean_over_seeds(make_result: Make, compared: Compared) -> None:
     results = [make_result("lwf", seed, sizes=(2,), matrix=np.array([[v]])) for seed, v in enumerate((0.2, 0.6))]
-    assert [text.get_text() for text in figures.accuracy_matrices(of(results)).axes[0].texts] == ["40"]
+    assert [text.get_text() for text in drawn("accuracy_matrices", compared(results)).axes[0].texts] == ["40"]
 
 
-def test_long_names_keep_their_two_ends(make_result: Make) -> None:
-    part = of([make_result("er", label="er[" + "x" * 100 + "memory_size=500]")])
-    (text,) = figures.average_accuracy(part).legends[0].get_texts()
+def test_long_names_keep_their_two_ends(make_result: Make, compared: Compared) -> None:
+    part = compared([make_result("er", label="er[" + "x" * 100 + "memory_size=500]")])
+    (text,) = drawn("average_accuracy", part).legends[0].get_texts()
     assert text.get_text().startswith("er[")
     assert text.get_text().endswith("memory_size=500]"[-10:])
     assert len(text.get_text()) <= 30
@@ -251,7 +286,7 @@ def test_report_writes_tables_and_figures_that_it_refers_to(seven: list[Result],
     paths = write_report(seven, tmp_path)
     names = {str(path.relative_to(tmp_path)) for path in paths}
     stem = "figures/split-mnist-5k-class-"
-    drawn = [name for name in figures.FIGURES if name != "stability_gap"]
+    drawn = [name for name in CHARTS if CHARTS[name].in_markdown and name != "stability_gap"]
     pictures = {f"{stem}{name}.{kind}" for name in drawn for kind in ("png", "svg")}
     assert names == TABLES | pictures
     assert all(path.stat().st_size > 0 for path in paths)
@@ -272,7 +307,7 @@ def test_a_figure_that_fails_loses_no_result(
     def broken(*_: object) -> Figure:
         raise RuntimeError("no | ink")
 
-    monkeypatch.setitem(figures.FIGURES, "forgetting", broken)
+    monkeypatch.setitem(CHARTS, "forgetting", replace(CHARTS["forgetting"], make=broken, on_page=False))
     paths = write_report([make_result("naive")], tmp_path)
     assert len(paths) == len(TABLES) + 2 * 6
     assert "'forgetting' could not be drawn: RuntimeError: no | ink" in capsys.readouterr().err

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from clbench.config.errors import ConfigError
-from clbench.reports import latex, tables
+from clbench.reports import latex
+from clbench.reports.comparison import compare
 from clbench.results.result import Result
 
 Make = Callable[..., Result]
@@ -25,7 +26,7 @@ def test_best_is_bold_and_second_underlined_among_competitors(make_result: Make)
         for name, level in (("joint", 0.85), ("er", 0.65), ("lwf", 0.45), ("ewc", 0.45), ("naive", 0.1))
         for seed in range(2)
     ]
-    found = rows(latex.to_latex(tables.compare(results)))
+    found = rows(latex.to_latex(compare(results)))
     assert found["joint$^\\dagger$"][0] == r"$90.0 \pm 7.1$"
     assert found["er"][0] == r"$\mathbf{70.0} \pm 7.1$"
     assert found["lwf"][0] == found["ewc"][0] == r"$\underline{50.0} \pm 7.1$"
@@ -38,14 +39,14 @@ def test_naive_is_a_line_to_compare_with_and_no_second_best(make_result: Make) -
         for name, level in (("er", 0.65), ("naive", 0.1), ("lwf", 0.05))
         for seed in range(2)
     ]
-    found = rows(latex.to_latex(tables.compare(results)))
+    found = rows(latex.to_latex(compare(results)))
     assert found["naive"][0] == r"$15.0 \pm 7.1$"
     assert found["lwf"][0] == r"$\underline{10.0} \pm 7.1$"
 
 
 def test_of_forgetting_the_least_is_best(seven: list[Result]) -> None:
     """The levels of the made-up runs: icarl loses 4 % with each task, er 8 %."""
-    text = latex.to_latex(tables.compare(seven))
+    text = latex.to_latex(compare(seven))
     found = rows(text)
     column = found["Strategy"].index("Forgetting")
     assert found["icarl"][column].startswith(r"$\mathbf{")
@@ -67,7 +68,7 @@ def test_of_forgetting_the_least_is_best(seven: list[Result]) -> None:
 def test_text_is_escaped(make_result: Make, text: str, escaped: str) -> None:
     """The escapes are those of the LaTeX 2e manual (latexref.xyz, "Reserved characters")."""
     assert latex.escape(text) == escaped
-    table = latex.to_latex(tables.compare([make_result("er", label=text, scenario=text)]))
+    table = latex.to_latex(compare([make_result("er", label=text, scenario=text)]))
     # What can't be seen is a question mark in every table.
     shown = latex.escape("".join(c if c.isprintable() else "?" for c in text))
     assert f"\n{shown} & " in table
@@ -78,6 +79,6 @@ def test_text_is_escaped(make_result: Make, text: str, escaped: str) -> None:
 def test_a_metric_that_some_runs_lack_says_so_and_no_results_are_refused(make_result: Make) -> None:
     whole = make_result("lwf", 0, sizes=(2, 2), matrix=np.array([[0.9, np.nan], [0.5, 0.7]]))
     part = make_result("lwf", 1, sizes=(2, 2), matrix=np.array([[0.9, np.nan], [np.nan, np.nan]]))
-    assert "$40.0$ ($n=1$)" in latex.to_latex(tables.compare([whole, part]))
+    assert "$40.0$ ($n=1$)" in latex.to_latex(compare([whole, part]))
     with pytest.raises(ConfigError, match="at least one run"):
-        latex.to_latex(tables.compare([]))
+        latex.to_latex(compare([]))

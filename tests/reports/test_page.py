@@ -18,9 +18,12 @@ import numpy as np
 import pytest
 
 from clbench.reports import page, provenance, tables
+from clbench.reports.chart import lowest
+from clbench.reports.comparison import compare
 from clbench.results.result import Result, load_results
 
 Make = Callable[..., Result]
+WithMore = Callable[..., Result]
 HOSTILE = (
     "<script>window.hacked = true</script>",
     "\"'><img src=x onerror=hacked=1>",
@@ -80,12 +83,12 @@ class Page(HTMLParser):
 
 
 def rendered(results: list[Result]) -> Page:
-    return Page(page.render(tables.compare(results)))
+    return Page(page.render(compare(results)))
 
 
-def with_more(result: Result, **parts: Any) -> Result:
-    """A run whose record has these parts too."""
-    return Result(json.loads(json.dumps(result.record)) | parts)
+def figures(section: page.Section, name: str) -> list[page.Figure]:
+    """The figures of a section that are drawn of each strategy, by the name of their chart."""
+    return next((list(group.figures) for group in section.groups if group.name == name), [])
 
 
 def evaluations(*rows: tuple[int, int, list[float | None]]) -> list[dict[str, Any]]:
@@ -96,7 +99,7 @@ def evaluations(*rows: tuple[int, int, list[float | None]]) -> list[dict[str, An
 
 
 @pytest.fixture
-def measured(make_result: Make) -> Result:
+def measured(make_result: Make, with_more: WithMore) -> Result:
     """Two tasks of two classes, each number of it chosen by hand."""
     result = make_result("er", sizes=(2, 2), matrix=np.array([[0.9, np.nan], [0.6, 0.8]]), config={"eval_every": 2})
     return with_more(
@@ -123,7 +126,7 @@ def test_the_page_nests_and_names_every_part(seven: list[Result]) -> None:
 
 def test_nothing_is_loaded_from_anywhere(seven: list[Result]) -> None:
     """No attribute that fetches names an address, no style fetches, and the page forbids fetching itself."""
-    text = page.render(tables.compare(seven))
+    text = page.render(compare(seven))
     found = Page(text)
     for tag, attributes in found.elements:
         for name in ("src", "srcset", "href", "action", "data", "poster", "xlink:href"):
@@ -135,7 +138,7 @@ def test_nothing_is_loaded_from_anywhere(seven: list[Result]) -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_names_are_text(name: str, make_result: Make) -> None:
+def test_hostile_names_are_text(name: str, make_result: Make, with_more: WithMore) -> None:
     """As scenario, strategy label, class, option, warning, loss term, stage and environment."""
     results = []
     for strategy in ("lwf", "joint"):
@@ -168,14 +171,14 @@ def test_hostile_names_are_text(name: str, make_result: Make) -> None:
     assert " ".join(shown.split()) in found.words
 
 
-def test_references_stand_apart_and_in_every_chart_PR12(seven: list[Result]) -> None:
-    (part,) = tables.compare(seven)
+def test_references_stand_apart_and_in_every_chart(seven: list[Result]) -> None:
+    (part,) = compare(seven)
     section = page.sections([part])[0]
-    assert {part.rows[row].label for row, _ in section.references.rows} == {"joint", "naive"}
-    assert not {part.rows[row].label for row, _ in section.table.rows} & {"joint", "naive"}
+    assert {part.rows[row].label for row, _ in section.references.lines} == {"joint", "naive"}
+    assert not {part.rows[row].label for row, _ in section.table.lines} & {"joint", "naive"}
     index = {row.label: str(i) for i, row in enumerate(part.rows)}
     for figure in section.main:
-        drawn = set(re.findall(r'data-s="(\d+)"', figure.drawing))
+        drawn = set(re.findall(r'data-s="(\d+)"', str(figure.drawing)))
         assert {index["joint"], index["naive"]} <= drawn, figure.title
 
 
@@ -186,29 +189,33 @@ def test_a_strategy_looks_the_same_in_every_section(make_result: Make) -> None:
         for name in names
         for seed in (0, 1)
     ]
-    looks = [{e.label: e.style for e in s.legend} for s in page.sections(tables.compare(results))]
+    looks = [{row.label: row.look for row in part.rows} for part in compare(results)]
     assert looks[0]["icarl"] == looks[1]["icarl"]
     assert len({*looks[0].values(), *looks[1].values()}) == 4
 
 
 def test_every_chart_has_its_numbers_as_a_table(seven: list[Result], measured: Result) -> None:
     """The points that are drawn, in the units of the data, are the numbers of the table, rounded."""
-    for section in page.sections(tables.compare([*seven, measured])):
+    sections = page.sections(compare([*seven, measured]))
+    assert [group.name for group in sections[1].groups] == [
+        *("task_accuracy", "confusion", "stability_gap", "training_loss"),
+    ]
+    for section in sections:
         assert section.main
-        for figure in (*section.main, *section.tasks, *section.confusion, *section.within, *section.training):
-            assert figure.table is not None
-            assert len(figure.table.rows) > 0
+        for figure in (*section.main, *(figure for group in section.groups for figure in group.figures)):
+            assert len(figure.numbers.lines) > 0
         average = section.main[0]
-        assert average.table is not None
-        for row, cells in average.table.rows:
-            points = re.search(rf'data-s="{row}" data-n="[^"]*"(?: data-e="[^"]*")? points="([^"]*)"', average.drawing)
+        for row, cells in average.numbers.lines:
+            points = re.search(
+                rf'data-s="{row}" data-n="[^"]*"(?: data-e="[^"]*")? points="([^"]*)"', str(average.drawing)
+            )
             assert points
             drawn = [float(point.split(",")[1]) for point in points[1].split(" ")]
             written = [float(cell.text.split(" ± ")[0]) for cell in cells[1:]]
             assert drawn[: len(written)] == pytest.approx(written, abs=0.0551)
 
 
-def test_evaluations_within_tasks_stay_apart_ME12(measured: Result) -> None:
+def test_evaluations_within_tasks_stay_apart(measured: Result) -> None:
     """By hand: task 0 is at 90 % when learned, 20 % at its lowest within task 1 (a fall of 70 points), 60 % at its end
     (40 regained). min-ACC is that 20 %; WC-ACC = 80 / 2 + (1 - 1/2) 20 = 50 %. The matrix keeps its 60 %."""
     found = rendered([measured])
@@ -223,7 +230,7 @@ def test_evaluations_within_tasks_stay_apart_ME12(measured: Result) -> None:
     assert [line[0].strip() for line in steps[1:]] == ["2", "7", "9", "11", "14"]
 
 
-def test_confusion_is_the_share_of_each_class(measured: Result, make_result: Make) -> None:
+def test_confusion_is_the_share_of_each_class(measured: Result, make_result: Make, with_more: WithMore) -> None:
     """Two runs of opposite class orders are added up by class, not by output: rows of the second read backwards."""
     order = [3, 2, 1, 0]
     record = json.loads(json.dumps(measured.record))
@@ -233,10 +240,9 @@ def test_confusion_is_the_share_of_each_class(measured: Result, make_result: Mak
         Result(record), class_order=order, confusion=[[100, 0, 0, 0], [0, 0, 0, 100], [0, 0, 50, 50], [0, 0, 0, 100]]
     )
     other.record["config"]["seed"] = 1
-    (section,) = page.sections(tables.compare([measured, Result(other.record)]))
-    (figure,) = section.confusion
-    assert figure.table is not None
-    shown = [[cell.text for cell in cells] for _, cells in figure.table.rows]
+    (section,) = page.sections(compare([measured, Result(other.record)]))
+    (figure,) = figures(section, "confusion")
+    shown = [[cell.text for cell in cells] for _, cells in figure.numbers.lines]
     # Class 0 is output 3 of the second run: (80 + 100) / 200 right. Class 2 is its output 1: all taken for class 0.
     assert shown == [
         ["0", "90.0", "5.0", "5.0", "0.0"],
@@ -246,20 +252,20 @@ def test_confusion_is_the_share_of_each_class(measured: Result, make_result: Mak
     ]
 
 
-def test_many_classes_are_shown_by_task(make_result: Make) -> None:
+def test_many_classes_are_shown_by_task(make_result: Make, with_more: WithMore) -> None:
     """Of 11 tasks of two classes, all taken for the first class: 100 % of every task go to task 0."""
     size = 22
     base = make_result("lwf", sizes=(2,) * 11)
-    (section,) = page.sections(tables.compare([with_more(base, confusion=[[7] + [0] * (size - 1)] * size)]))
-    (figure,) = section.confusion
-    assert figure.table is not None
-    assert [[cell.text for cell in cells[1:]] for _, cells in figure.table.rows] == [["100", *["0"] * 10]] * 11
+    (section,) = page.sections(compare([with_more(base, confusion=[[7] + [0] * (size - 1)] * size)]))
+    (figure,) = figures(section, "confusion")
+    assert [[cell.text for cell in cells[1:]] for _, cells in figure.numbers.lines] == [["100", *["0"] * 10]] * 11
 
 
-def test_storage_is_listed_in_items_and_bytes_RP10(seven: list[Result]) -> None:
-    (section,) = page.sections(tables.compare(seven))
-    titles = [column.title for column in section.ledger.columns]
-    rows = {cells[0].text: [cell.text for cell in cells] for _, cells in section.ledger.rows}
+def test_storage_is_listed_in_items_and_bytes(seven: list[Result]) -> None:
+    (part,) = compare(seven)
+    ledger = page.ledger(part)
+    titles = [column.title for column in ledger.headings]
+    rows = {cells[0].text: [cell.text for cell in cells] for _, cells in ledger.lines}
     assert rows["icarl"][titles.index("exemplars, items")] == "200"
     assert rows["icarl"][titles.index("exemplars, bytes")] == "156,800"
     assert rows["lwf"][titles.index("teacher, bytes")] == "1,913,640"
@@ -267,23 +273,24 @@ def test_storage_is_listed_in_items_and_bytes_RP10(seven: list[Result]) -> None:
     assert rows["naive"][titles.index("all but the model, bytes")] == "0"
 
 
-def test_each_run_is_listed_with_its_class_order_IC19(make_result: Make) -> None:
+def test_each_run_is_listed_with_its_class_order(make_result: Make, with_more: WithMore) -> None:
     results = []
     for seed in range(3):
         base = make_result("icarl", seed, sizes=(2, 2))
         results.append(with_more(base, class_order=[[0, 1, 2, 3], [3, 2, 1, 0], [0, 1, 2, 3]][seed]))
-    (section,) = page.sections(tables.compare(results))
-    shown = [[str(cell.text) for cell in cells] for _, cells in section.runs.rows]
+    (part,) = compare(results)
+    runs, orders = provenance.runs(part)
+    shown = [[str(cell.text) for cell in cells] for _, cells in runs.lines]
     assert [line[1:3] for line in shown] == [["0", "A"], ["1", "B"], ["2", "A"]]
-    assert section.orders == [("A", "0, 1, 2, 3"), ("B", "3, 2, 1, 0")]
+    assert orders == [("A", "0, 1, 2, 3"), ("B", "3, 2, 1, 0")]
     averages = [f"{100 * result.summary()['average_accuracy']:.1f}" for result in results]
     assert [line[3] for line in shown] == averages
 
 
-def test_numbers_of_the_page_are_those_of_the_tables_on_disk_ME09(seven: list[Result]) -> None:
+def test_numbers_of_the_page_are_those_of_the_tables_on_disk(seven: list[Result]) -> None:
     import pandas as pd
 
-    frame = pd.read_csv(io.StringIO(tables.to_csv(tables.comparison(tables.compare(seven))))).set_index("strategy")
+    frame = pd.read_csv(io.StringIO(tables.to_csv(tables.comparison(compare(seven))))).set_index("strategy")
     found = rendered(seven)
     table = found.tables[0]
     place = next(i for i, title in enumerate(table[0]) if title.startswith("forgetting"))
@@ -298,13 +305,14 @@ def test_numbers_of_the_page_are_those_of_the_tables_on_disk_ME09(seven: list[Re
 
 def test_what_differs_between_configurations_is_marked(make_result: Make) -> None:
     results = [make_result(name, config={"lr": lr}) for name, lr in (("lwf", 0.1), ("ewc", 0.1), ("si", 0.01))]
-    (section,) = page.sections(tables.compare(results))
-    assert section.differing is not None
-    titles = [column.title for column in section.differing.columns]
-    marked = {cells[0].text: cells[titles.index("lr")].css for _, cells in section.differing.rows}
+    (part,) = compare(results)
+    differing, common = provenance.configs(part)
+    assert differing is not None
+    titles = [column.title for column in differing.headings]
+    marked = {cells[0].text: cells[titles.index("lr")].css for _, cells in differing.lines}
     assert marked == {"lwf": "", "ewc": "", "si": "differs"}
-    assert "epochs" in dict(section.common)
-    assert "lr" not in dict(section.common)
+    assert "epochs" in dict(common)
+    assert "lr" not in dict(common)
 
 
 def test_a_single_task_and_a_single_run_make_a_page(make_result: Make) -> None:
@@ -314,19 +322,19 @@ def test_a_single_task_and_a_single_run_make_a_page(make_result: Make) -> None:
 
 
 def test_matrices_beyond_the_limit_are_named(make_result: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clbench.reports.page_panels.MOST_CELLS", 60)
-    (section,) = page.sections(tables.compare([make_result(name) for name in ("lwf", "ewc", "er")]))
-    assert len(section.tasks) == 2
-    assert section.omitted == ["The matrices of 1 strategies are left to matrices.csv."]
+    monkeypatch.setattr("clbench.reports.page.MOST_CELLS", 60)
+    (section,) = page.sections(compare([make_result(name) for name in ("lwf", "ewc", "er")]))
+    assert len(figures(section, "task_accuracy")) == 2
+    assert section.left_out[-1] == (
+        "Accuracy on each task: there is no room for 1 strategies, whose numbers are in matrices.csv."
+    )
 
 
 def test_points_are_thinned_to_the_lowest() -> None:
     """Of 240 values in bins of three, the one dip of each bin stays, and the last value."""
-    from clbench.reports.page_panels import _thin
-
     values = np.ones(240)
     values[1::3] = 0.0
-    assert _thin(values) == [*range(1, 240, 3), 239]
+    assert lowest([values.tolist()], 3) == [*range(1, 240, 3), 239]
 
 
 @pytest.mark.slow
@@ -342,7 +350,7 @@ def test_the_command_makes_the_same_run(tmp_path: Path, monkeypatch: pytest.Monk
     results = load_results("runs")
     identities = {result.identity for result in results}
     asked = []
-    for part in tables.compare(results):
+    for part in compare(results):
         for row in part.rows:
             for line in provenance.command(row).splitlines():
                 found = re.fullmatch(r'(?:for seed in ([\d ]+); do )?(.*?)(?: --seed "\$seed"; done)?', line)
@@ -401,7 +409,7 @@ def browser() -> Iterator[Any]:
 
 def opened(browser: Any, results: list[Result], folder: Path, width: int) -> None:
     file = folder / "report.html"
-    file.write_text(page.render(tables.compare(results)), "utf-8")
+    file.write_text(page.render(compare(results)), "utf-8")
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.get(file.as_uri())
@@ -413,7 +421,7 @@ def test_the_page_sorts_and_filters(browser: Any, seven: list[Result], tmp_path:
     opened(browser, seven, tmp_path, 1280)
     find = browser.find_elements
     first = "table.main tbody:not(.references) tr th bdi"
-    (part,) = tables.compare(seven)
+    (part,) = compare(seven)
     competitors = [row for row in part.rows if row.label not in ("joint", "naive")]
     by_forgetting = sorted(competitors, key=lambda row: row.spread("forgetting").mean or 0.0)
     head = next(b for b in find("css selector", "table.main thead button") if b.text.startswith("forgetting"))
@@ -450,7 +458,7 @@ def test_the_page_tells_values_on_hover_and_by_keyboard(browser: Any, seven: lis
     from selenium.webdriver import ActionChains
 
     opened(browser, seven, tmp_path, 1280)
-    (part,) = tables.compare(seven)
+    (part,) = compare(seven)
     first = part.rows[0]
     curve = [100 * np.mean([np.nanmean(m[k, : k + 1]) for m in first.matrices]) for k in (0, 1)]
     chart = browser.find_element("css selector", ".charts svg.chart")
@@ -468,7 +476,7 @@ def test_the_page_tells_values_on_hover_and_by_keyboard(browser: Any, seven: lis
         assert float(re.match(rf"after task {step}: ([\d.]+)", value)[1]) == pytest.approx(curve[step], abs=0.0051)  # type: ignore[index]
     ActionChains(browser).send_keys("\ue00c").perform()  # Escape
     assert not tip.is_displayed()
-    scatter = browser.find_elements("css selector", ".charts svg.chart")[1]
+    scatter = browser.find_elements("css selector", ".charts svg.chart")[2]
     mark = scatter.find_element("css selector", "use[data-t^='er:']")
     # Scrolling hides what is shown, so it has to be over.
     scroll = "arguments[0].scrollIntoView({block: 'center'}); const done = arguments[1];"
@@ -480,7 +488,9 @@ def test_the_page_tells_values_on_hover_and_by_keyboard(browser: Any, seven: lis
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_overflows(width: int, browser: Any, seven: list[Result], make_result: Make, tmp_path: Path) -> None:
+def test_nothing_overflows(
+    width: int, browser: Any, seven: list[Result], make_result: Make, tmp_path: Path, with_more: WithMore
+) -> None:
     """With names of 200 characters, and everything unfolded."""
     longest = [
         with_more(

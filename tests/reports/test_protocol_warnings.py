@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clbench.reports import tables
+from clbench.reports.comparison import compare
 from clbench.reports.protocol import broken_rules
 from clbench.results.result import Result
 
@@ -52,16 +52,16 @@ def test_one_seed_and_one_class_order_are_told(make_result: Make) -> None:
 
 
 def test_the_report_names_the_rule(make_result: Make) -> None:
-    assert "(single-seed)" in " ".join(tables.compare([make_result("lwf", 0)])[0].notes)
+    assert "(single-seed)" in " ".join(compare([make_result("lwf", 0)])[0].notes)
 
 
 def test_what_all_runs_say_is_said_once(make_result: Make) -> None:
     """Three runs with one warning each: one note, of all runs, instead of a list of them."""
     results = [make_result(name, seed, warnings=("Take care",)) for name in ("lwf", "ewc") for seed in (0, 1)]
-    (part,) = tables.compare(results)
+    (part,) = compare(results)
     assert [note for note in part.notes if "Take care" in note] == ["Take care (all runs)"]
     results = [*results[:2], *(make_result("ewc", seed) for seed in (0, 1))]
-    (part,) = tables.compare(results)
+    (part,) = compare(results)
     assert [note for note in part.notes if "Take care" in note] == ["Take care (lwf, seed 0, 1)"]
 
 

@@ -152,7 +152,7 @@ def test_few_seeds_give_a_provisional_verdict() -> None:
 
 
 def test_runs_survive_the_way_to_disk_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written twice with other seeds: what is there stays, IC01; the tables are made from the runs alone."""
+    """Written twice with other seeds: what is there stays, and the tables are made from the runs alone."""
     claim = made()
     monkeypatch.setattr(published, "claims", lambda: {claim.id: claim})
     rows = runs(claim, [50.123456789012345, 50.2], [20.0, 21.0])
@@ -234,7 +234,7 @@ def test_reproduce_runs_what_is_missing_and_gives_verdicts(
 
 
 def test_like_begins_with_the_protocol_of_a_claim(two_claims: list[Claim], capsys: pytest.CaptureFixture[str]) -> None:
-    """RP07, LW09: published strengths come with one flag; --like gives the run that reproduce wants; the line wins."""
+    """Published strengths come with one flag; --like gives the run that reproduce wants; the line wins."""
     needed, _ = claim_runs.needed(two_claims, out="runs")
     wanted = {run.planned.config.identity() for run in needed if run.planned.config.seed == 1}
     code, out, _ = call(capsys, "run", "--like", "paper/digits/lwf", "--seed", "1", "--json")

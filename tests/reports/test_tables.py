@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from clbench.config.errors import ConfigError
-from clbench.reports import tables
+from clbench.reports import markdown, tables
+from clbench.reports.comparison import compare
 from clbench.results.result import Result
 
 NAN = float("nan")
@@ -29,7 +30,7 @@ def two(make: Make, strategy: str, seed: int, values: tuple[float, float, float]
 
 def screen(results: list[Result], width: int = 100) -> str:
     text = io.StringIO()
-    Console(file=text, width=width).print(tables.render(tables.compare(results)))
+    Console(file=text, width=width).print(tables.render(compare(results)))
     return text.getvalue()
 
 
@@ -43,20 +44,20 @@ def read(csv: str) -> pd.DataFrame:
 
 
 def test_mean_sd_and_n_over_seeds(make_result: Make) -> None:
-    """SE04: averages .3 and .5 by hand give mean .4, sd (n-1) sqrt(2 * .1^2 / 1), n 2; the table says n-1."""
+    """Averages .3 and .5 by hand give mean .4, sd (n-1) sqrt(2 * .1^2 / 1), n 2; the table says n-1."""
     results = [two(make_result, "lwf", 0, (0.9, 0.2, 0.4)), two(make_result, "lwf", 1, (0.9, 0.4, 0.6))]
-    row = tables.comparison(tables.compare(results)).iloc[0]
+    row = tables.comparison(compare(results)).iloc[0]
     assert row["average_accuracy"] == pytest.approx(0.4)
     assert row["average_accuracy_sd"] == pytest.approx(sqrt(0.02))
     assert (row["average_accuracy_n"], row["n"], row["seeds"]) == (2, 2, "0 1")
-    for text in (tables.to_markdown(tables.compare(results)), screen(results)):
+    for text in (markdown.to_markdown(compare(results)), screen(results)):
         assert re.search(r"40\.0 ?± ?14\.1", text)
         assert "(n-1)" in text
 
 
 def test_every_number_on_screen_is_in_the_csv(seven: list[Result]) -> None:
-    """ME09: the screen's numbers, parsed, equal those of comparison.csv to the digits shown; four are kept."""
-    frame = read(tables.to_csv(tables.comparison(tables.compare(seven)))).set_index("strategy")
+    """The screen's numbers, parsed, equal those of comparison.csv to the digits shown; four are kept."""
+    frame = read(tables.to_csv(tables.comparison(compare(seven)))).set_index("strategy")
     columns = [
         *("average_accuracy", "task_aware_accuracy", "average_incremental_accuracy"),
         *("forgetting", "learning_accuracy"),
@@ -80,17 +81,14 @@ def test_every_number_on_screen_is_in_the_csv(seven: list[Result]) -> None:
 
 
 def test_csv_is_not_rounded(make_result: Make) -> None:
-    """ME09: the file has every digit that the computation had."""
+    """The file has every digit that the computation had."""
     results = [two(make_result, "lwf", 0, (0.9, 0.123456789, 0.2))]
-    assert (
-        read(tables.to_csv(tables.comparison(tables.compare(results))))["average_accuracy"][0]
-        == (0.123456789 + 0.2) / 2
-    )
+    assert read(tables.to_csv(tables.comparison(compare(results))))["average_accuracy"][0] == (0.123456789 + 0.2) / 2
 
 
 def test_every_entry_of_every_matrix_is_in_the_csv(seven: list[Result]) -> None:
-    """ME09: 21 runs with two 5 x 5 matrices each, and one more of each of the 3 iCaRL runs; upper halves empty."""
-    frame = read(tables.to_csv(tables.matrices(tables.compare(seven))))
+    """21 runs with two 5 x 5 matrices each, and one more of each of the 3 iCaRL runs; upper halves empty."""
+    frame = read(tables.to_csv(tables.matrices(compare(seven))))
     assert len(frame) == 21 * 2 * 25 + 3 * 25
     assert frame["accuracy"].isna().sum() == (21 * 2 + 3) * 10
     lwf = frame.query("strategy == 'lwf' and seed == 1 and matrix == 'class_incremental'")
@@ -99,80 +97,80 @@ def test_every_entry_of_every_matrix_is_in_the_csv(seven: list[Result]) -> None:
 
 
 def test_negative_forgetting_is_shown_and_the_convention_stated(make_result: Make) -> None:
-    """ME07: a task that rises from .5 to .7 has a forgetting of -20 points; the definition says: not clamped."""
+    """A task that rises from .5 to .7 has a forgetting of -20 points; the definition says: not clamped."""
     results = [two(make_result, "lwf", 0, (0.5, 0.7, 0.8))]
-    assert tables.comparison(tables.compare(results))["forgetting"][0] == pytest.approx(-0.2)
+    assert tables.comparison(compare(results))["forgetting"][0] == pytest.approx(-0.2)
     assert "-20.0" in screen(results)
-    text = tables.to_markdown(tables.compare(results))
+    text = markdown.to_markdown(compare(results))
     assert "-20.0" in text
     assert re.search(r"\*\*forgetting\*\*: .*not clamped", text)
 
 
 def test_both_incremental_averages_are_shown_and_defined(make_result: Make) -> None:
-    """ME08: A_0 = .9 and A_1 = .5 by hand: .7 with the first task, .5 without it."""
+    """A_0 = .9 and A_1 = .5 by hand: .7 with the first task, .5 without it."""
     results = [two(make_result, "lwf", 0, (0.9, 0.2, 0.8))]
-    row = tables.comparison(tables.compare(results)).iloc[0]
+    row = tables.comparison(compare(results)).iloc[0]
     assert row["average_incremental_accuracy"] == pytest.approx(0.7)
     assert row["average_incremental_accuracy_without_first"] == pytest.approx(0.5)
-    text = tables.to_markdown(tables.compare(results))
+    text = markdown.to_markdown(compare(results))
     for name in ("average incremental accuracy", "average incremental accuracy without first"):
         assert f"| {name} |" in text
         assert f"- **{name}**: " in text
 
 
 def test_both_classifiers_of_icarl_have_rows_and_the_headline_is_stated(make_result: Make) -> None:
-    """IC14: nearest mean .8 is the headline; the linear head's .3 stands beside it under its own name."""
+    """Nearest mean .8 is the headline; the linear head's .3 stands beside it under its own name."""
     results = [two(make_result, "icarl", 0, (0.9, 0.8, 0.8), linear=matrix(0.9, 0.2, 0.4))]
-    frame = tables.comparison(tables.compare(results)).set_index("strategy")
+    frame = tables.comparison(compare(results)).set_index("strategy")
     assert frame["average_accuracy"].to_dict() == pytest.approx({"icarl": 0.8, "icarl (linear)": 0.3})
     assert frame["classifier"].to_dict() == {"icarl": "nearest_mean", "icarl (linear)": "linear"}
-    text = tables.to_markdown(tables.compare(results))
+    text = markdown.to_markdown(compare(results))
     assert "`icarl (linear)`" in text
     assert "The headline is the class-incremental average accuracy" in text
     assert "icarl (linear)" in screen(results)
 
 
 def test_results_of_each_order_are_kept_beside_mean_sd_and_n(make_result: Make) -> None:
-    """IC19: three runs of 28, 37 and 46 % stay readable one by one; by hand mean 37, sd 9, n 3."""
+    """Three runs of 28, 37 and 46 % stay readable one by one; by hand mean 37, sd 9, n 3."""
     results = [two(make_result, "icarl", seed, (0.9, v, v)) for seed, v in enumerate((0.28, 0.37, 0.46))]
-    frame = read(tables.to_csv(tables.runs(tables.compare(results))))
+    frame = read(tables.to_csv(tables.runs(compare(results))))
     assert frame["average_accuracy"].tolist() == pytest.approx([0.28, 0.37, 0.46])
     assert frame["class_order"].tolist() == ["0 1 2 3"] * 3
-    text = tables.to_markdown(tables.compare(results))
+    text = markdown.to_markdown(compare(results))
     assert "37.0 ± 9.0" in text
     assert "| `icarl` | 28.0 | 37.0 | 46.0 |" in text
 
 
 def test_one_run_is_called_one_run(make_result: Make) -> None:
-    """IC19: a single run says little, and the report says so."""
-    assert "One run says little" in tables.to_markdown(tables.compare([make_result("naive"), make_result("joint")]))
+    """A single run says little, and the report says so."""
+    assert "One run says little" in markdown.to_markdown(compare([make_result("naive"), make_result("joint")]))
 
 
 def test_storage_is_listed_in_items_and_bytes(seven: list[Result]) -> None:
-    """RP10: exemplars count as items and bytes; a teacher and importances in bytes."""
-    frame = tables.comparison(tables.compare(seven)).set_index("strategy")
+    """Exemplars count as items and bytes; a teacher and importances in bytes."""
+    frame = tables.comparison(compare(seven)).set_index("strategy")
     assert frame.loc["icarl", "exemplars_items"] == 200
     assert frame.loc["icarl", "exemplars_bytes"] == 200 * 784
     assert frame.loc["lwf", "teacher_bytes"] == 1_913_640
     assert frame.loc["ewc", "importances_bytes"] == frame.loc["ewc", "extra_bytes"] == 3_827_280
     assert frame.loc["naive", "extra_bytes"] == 0
-    text = tables.to_markdown(tables.compare(seven))
+    text = markdown.to_markdown(compare(seven))
     header = next(line for line in text.splitlines() if "exemplars items" in line)
     line = next(line for line in text.splitlines() if line.startswith("| `icarl` ") and "156800" in line)
     assert dict(zip(cells(header), cells(line), strict=True))["exemplars items"] == "200"
 
 
 def test_references_are_marked_and_never_the_best_competitor(make_result: Make) -> None:
-    """PR12: joint and naive are in the table and marked; the bold number is the best of the competitors."""
+    """Joint and naive are in the table and marked; the bold number is the best of the competitors."""
     results = [
         two(make_result, "naive", 0, (0.9, 0.1, 0.9)),
         two(make_result, "joint", 0, (0.9, 0.9, 0.9)),
         two(make_result, "lwf", 0, (0.9, 0.3, 0.9)),
     ]
-    frame = tables.comparison(tables.compare(results))
+    frame = tables.comparison(compare(results))
     assert frame["strategy"].tolist() == ["joint", "lwf", "naive"]
     assert frame["reference"].tolist() == [True, False, False]
-    text = tables.to_markdown(tables.compare(results))
+    text = markdown.to_markdown(compare(results))
     joint, lwf, naive = [line for line in text.splitlines() if line.startswith("| `")][:3]
     assert joint.startswith("| `joint` †")
     assert naive.startswith("| `naive` ‡")
@@ -183,8 +181,8 @@ def test_references_are_marked_and_never_the_best_competitor(make_result: Make) 
 
 
 def test_missing_references_are_noted(make_result: Make) -> None:
-    """PR12: a comparison without its upper and lower reference says so."""
-    text = tables.to_markdown(tables.compare([make_result("lwf")]))
+    """A comparison without its upper and lower reference says so."""
+    text = markdown.to_markdown(compare([make_result("lwf")]))
     assert "No joint run" in text
     assert "No naive run" in text
 
@@ -193,12 +191,12 @@ def test_intransigence_is_taken_from_the_joint_run_of_the_same_seed(make_result:
     """Joint's last task .95 and .85, the strategy's .90 and .60: .05 and .25 by hand; without a joint, none."""
     joints = [two(make_result, "joint", 0, (0.9, 0.9, 0.95)), two(make_result, "joint", 1, (0.9, 0.9, 0.85))]
     own = [two(make_result, "lwf", 0, (0.9, 0.1, 0.90)), two(make_result, "lwf", 1, (0.9, 0.1, 0.60))]
-    frame = tables.runs(tables.compare(joints + own)).query("strategy == 'lwf'")
+    frame = tables.runs(compare(joints + own)).query("strategy == 'lwf'")
     assert frame["intransigence"].tolist() == pytest.approx([0.05, 0.25])
-    assert np.isnan(tables.comparison(tables.compare(joints + own)).set_index("strategy").loc["joint", "intransigence"])
-    partly = tables.comparison(tables.compare(joints[:1] + own)).set_index("strategy").loc["lwf"]
+    assert np.isnan(tables.comparison(compare(joints + own)).set_index("strategy").loc["joint", "intransigence"])
+    partly = tables.comparison(compare(joints[:1] + own)).set_index("strategy").loc["lwf"]
     assert (partly["intransigence"], partly["intransigence_n"], partly["n"]) == (pytest.approx(0.05), 1, 2)
-    assert "5.0 (n=1)" in tables.to_markdown(tables.compare(joints[:1] + own))
+    assert "5.0 (n=1)" in markdown.to_markdown(compare(joints[:1] + own))
 
 
 def test_differing_budgets_and_seeds_are_noted(make_result: Make) -> None:
@@ -207,7 +205,7 @@ def test_differing_budgets_and_seeds_are_noted(make_result: Make) -> None:
         *(make_result("joint", seed) for seed in (0, 1)),
         make_result("lwf", 0, config={"epochs": 5}),
     ]
-    (part,) = tables.compare(results)
+    (part,) = compare(results)
     assert "Not the same for all strategies: epochs is 5 (lwf), 1 (the others)." in part.notes
     assert any("seeds" in note and "0 (lwf)" in note for note in part.notes)
     assert "epochs is 5" in " ".join(screen(results).split())
@@ -215,14 +213,14 @@ def test_differing_budgets_and_seeds_are_noted(make_result: Make) -> None:
 
 def test_equal_budgets_give_no_note(make_result: Make, seven: list[Result]) -> None:
     """A memory that only some strategies have, and chosen each in its way, is no unequal budget; two sizes are."""
-    (part,) = tables.compare(seven)
+    (part,) = compare(seven)
     (order,) = part.notes
     assert order.endswith("(single-class-order)")
     others = [make_result("er", s, label="er[b]", config={"memory_policy": "reservoir"}) for s in range(3)]
-    (part,) = tables.compare(seven + others)
+    (part,) = compare(seven + others)
     assert part.notes == [order]
     others = [make_result("er", s, label="er[b]", config={"memory_size": 500}) for s in range(3)]
-    (part,) = tables.compare(seven + others)
+    (part,) = compare(seven + others)
     assert part.notes == ["Not the same for all strategies: memory_size is 500 (er[b]), 200 (the others).", order]
 
 
@@ -232,7 +230,7 @@ def test_runs_of_one_label_with_other_epochs_are_not_pooled(make_result: Make) -
         for epochs in (1, 5)
         for seed in (0, 1)
     ]
-    frame = tables.comparison(tables.compare(results)).set_index("strategy")
+    frame = tables.comparison(compare(results)).set_index("strategy")
     assert frame["average_accuracy"].to_dict() == pytest.approx({"lwf (epochs=1)": 0.3, "lwf (epochs=5)": 0.5})
     assert frame["n"].tolist() == [2, 2]
 
@@ -241,9 +239,9 @@ def test_of_a_repeated_run_the_newest_counts_and_the_other_is_noted(make_result:
     old = two(make_result, "lwf", 0, (0.9, 0.1, 0.1), created="2026-01-01T00:00:00+00:00")
     new = two(make_result, "lwf", 0, (0.9, 0.7, 0.7), created="2026-02-01T00:00:00+00:00", config={"data_root": "x"})
     for results in ([old, new], [new, old]):
-        row = tables.comparison(tables.compare(results)).iloc[0]
+        row = tables.comparison(compare(results)).iloc[0]
         assert (row["average_accuracy"], row["n"]) == (pytest.approx(0.7), 1)
-        assert "1 older run(s)" in tables.to_markdown(tables.compare(results))
+        assert "1 older run(s)" in markdown.to_markdown(compare(results))
 
 
 def test_the_table_says_where_frozen_features_came_from(make_result: Make) -> None:
@@ -252,7 +250,7 @@ def test_the_table_says_where_frozen_features_came_from(make_result: Make) -> No
         results, (None, "come from the first task", "come from the first task", "start from w.pt"), strict=True
     ):
         result.record["strategy"]["features"] = source
-    notes = tables.compare([Result(result.record) for result in results])[0].notes
+    notes = compare([Result(result.record) for result in results])[0].notes
     assert "Features come from the first task: slda, ranpac." in notes
     assert "Features start from w.pt: lwf." in notes
     assert not any("naive" in note for note in notes if note.startswith("Features"))
@@ -260,7 +258,7 @@ def test_the_table_says_where_frozen_features_came_from(make_result: Make) -> No
 
 def test_warnings_of_runs_are_listed_with_strategy_and_seeds(make_result: Make) -> None:
     results = [make_result("lwf", seed, warnings=("memory is above 10 %",)) for seed in (0, 1)]
-    assert "memory is above 10 % (lwf, seed 0, 1)" in tables.compare(results)[0].notes
+    assert "memory is above 10 % (lwf, seed 0, 1)" in compare(results)[0].notes
 
 
 @pytest.mark.parametrize("sizes", [(2,) * 5, (1,) * 20, (4, 3, 3), (10,)])
@@ -280,12 +278,12 @@ def test_names_are_shown_as_they_are(make_result: Make) -> None:
     shown = screen(results)
     assert "er[memory_size=200]" in shown
     assert "\x1b" not in shown
-    text = tables.to_markdown(tables.compare(results))
+    text = markdown.to_markdown(compare(results))
     assert "`<script>$x_1$</script>`" in text
     assert "\x1b" not in text
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert len({len(cells(line)) for line in rows[:5]}) == 1
-    assert tables.comparison(tables.compare(results))["strategy"].str.len().max() == 200
+    assert tables.comparison(compare(results))["strategy"].str.len().max() == 200
 
 
 def test_scenarios_and_settings_are_kept_apart(make_result: Make) -> None:
@@ -294,18 +292,18 @@ def test_scenarios_and_settings_are_kept_apart(make_result: Make) -> None:
         make_result("lwf", setting="task"),
         make_result("lwf", sizes=(4, 3, 3), task_aware=False),
     ]
-    titles = [part.title for part in tables.compare(results)]
+    titles = [part.title for part in compare(results)]
     assert titles == [
         "split-mnist-5k, class-incremental, 5 tasks of 2 classes",
         "split-mnist-5k, task-incremental, 5 tasks of 2 classes",
         "split-mnist-5k, class-incremental, 3 tasks of 4+3+3 classes",
     ]
-    frame = tables.comparison(tables.compare(results))
+    frame = tables.comparison(compare(results))
     assert frame["headline"].tolist() == ["class_incremental", "task_aware", "class_incremental"]
     assert np.isnan(frame["task_aware_accuracy"][2])
-    assert "The headline is the task-aware average accuracy" in tables.to_markdown(tables.compare(results))
+    assert "The headline is the task-aware average accuracy" in markdown.to_markdown(compare(results))
 
 
 def test_no_results_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least one run"):
-        tables.comparison(tables.compare([]))
+        tables.comparison(compare([]))

@@ -1,0 +1,92 @@
+"""The runs of one strategy as a row of a comparison: their numbers, and mean, deviation and interval of each."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from clbench.reports.chart import Look
+from clbench.results.result import Floats, Result
+from clbench.results.statistics import Interval, Spread, interval, spread
+
+Numbers = dict[str, float | None]
+# The seed, and the class order with the seed that it was drawn from.
+Repetition = tuple[int, tuple[tuple[int, ...], str]]
+
+
+@dataclass(frozen=True)
+class StrategyRuns:
+    """A row of a comparison: the repeated runs of a strategy, by one of its classifiers, and their numbers by name.
+
+    look: how the strategy is drawn, the same in every chart of all comparisons that are made together.
+    """
+
+    label: str
+    classifier: str
+    runs: list[Result]
+    numbers: list[Numbers]
+    look: Look
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the strategy reads the data of all tasks, and so is no competitor."""
+        return self.runs[0].is_reference
+
+    @property
+    def is_naive(self) -> bool:
+        """Whether the strategy is the lower reference, which does nothing against forgetting."""
+        return self.runs[0].strategy_name == "naive"
+
+    @property
+    def is_line(self) -> bool:
+        """Whether the strategy is a reference to compare with: the upper one (joint) or the lower one (naive)."""
+        return self.is_reference or self.is_naive
+
+    @property
+    def mark(self) -> str:
+        """The sign of a reference in tables, which `Comparison.marks` explains."""
+        return " †" if self.is_reference else " ‡" if self.is_naive else ""
+
+    @property
+    def is_headline(self) -> bool:
+        """Whether this is the strategy's headline classifier."""
+        return self.classifier == self.runs[0].headline_classifier
+
+    @property
+    def matrices(self) -> Floats:
+        """Headline matrices of the runs, float [n, T, T]."""
+        found = [run.classifiers[self.classifier][run.headline] for run in self.runs]
+        return np.stack([matrix for matrix in found if matrix is not None])
+
+    def spread(self, name: str) -> Spread:
+        """Return mean, sd and n of a number over the runs that define it."""
+        return self._spreads.get(name, Spread(None, None, 0))
+
+    @cached_property
+    def _spreads(self) -> dict[str, Spread]:
+        # A report asks for the same ones again and again.
+        names = dict.fromkeys(name for numbers in self.numbers for name in numbers)
+        return {name: spread(numbers.get(name) for numbers in self.numbers) for name in names}
+
+    def interval(self, name: str) -> Interval | None:
+        """Return the 95 % confidence interval of the mean of a number; None below two runs that define it."""
+        return interval(numbers.get(name) for numbers in self.numbers)
+
+    def by_repetition(self, name: str) -> dict[Repetition, float | None]:
+        """Return a number of each run by (seed, class order), as `clbench.statistics.paired` takes it."""
+        return {repetition(run): n.get(name) for run, n in zip(self.runs, self.numbers, strict=True)}
+
+
+def repetition(run: Result) -> Repetition:
+    """Return the seed and class order, which tell a run from its repetitions."""
+    # Tasks that differ in more than their classes, such as permutations, are told apart by the seed of the order alone.
+    return run.seed, (tuple(run.class_order), str(run.config.get("class_order_seed")))
+
+
+def mean_over_runs(stack: Floats) -> Floats:
+    """Return the mean over the first axis, NaN where nothing is known."""
+    known = ~np.isnan(stack)
+    counts = known.sum(axis=0)
+    total = np.where(known, stack, 0.0).sum(axis=0)
+    mean: Floats = np.divide(total, counts, out=np.full(total.shape, np.nan), where=counts > 0)
+    return mean

@@ -1,0 +1,92 @@
+"""What comparisons come to: the verdict in two sentences, and mean ranks over several scenarios."""
+
+import contextlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from clbench.config.errors import ConfigError
+from clbench.reports.columns import percent
+from clbench.reports.comparison import Comparison
+from clbench.reports.differences import Difference, Differences, competitors
+from clbench.reports.strategy_runs import StrategyRuns, mean_over_runs
+from clbench.results.metrics import forgetting_by_task
+from clbench.results.statistics import Ranks, mean_ranks
+
+
+def ranks(parts: Sequence[Comparison], setting: str) -> Ranks:
+    """Return the mean ranks in average accuracy over the scenarios of a setting, of what competes in each of them.
+
+    Raises ConfigError below five scenarios or two such strategies.
+    """
+    scenarios = [{row.label: row for row in competitors(part.rows)} for part in parts if part.setting == setting]
+    if not scenarios:
+        raise ConfigError(f"mean ranks of no {setting}-incremental scenario; at least 5 are accepted")
+    labels = [label for label in scenarios[0] if all(label in rows for rows in scenarios)]
+    if len(labels) < 2:
+        raise ConfigError(f"mean ranks need two strategies in each of the {len(scenarios)} scenarios; there are fewer")
+    return mean_ranks({label: [rows[label].spread("average_accuracy").mean for rows in scenarios] for label in labels})
+
+
+def all_ranks(parts: Sequence[Comparison]) -> dict[str, Ranks]:
+    """Return the mean ranks of each setting that has scenarios enough for them."""
+    found = {}
+    for setting in dict.fromkeys(part.setting for part in parts):
+        with contextlib.suppress(ConfigError):
+            found[setting] = ranks(parts, setting)
+    return found
+
+
+def verdict(part: Comparison) -> str:
+    """Return in two sentences which strategy wins, whether that is real, where it forgets most and what it costs."""
+    found = part.differences
+    best = found.best
+    if best is None:
+        return "Nothing competes here: there are references alone."
+    mean, _, n = best.spread("average_accuracy")
+    assert mean is not None
+    interval = best.interval("average_accuracy")
+    within = "" if interval is None else f", 95 % interval {percent(interval.low)} to {percent(interval.high)}"
+    accuracy = f"{part.matrix(part.headline)} average accuracy"
+    first = f"{best.label} has the highest {accuracy}, {percent(mean)} % (n = {n}{within})"
+    if found.against_best:
+        second = found.against_best[0]
+        lead = -(second.paired.difference or 0.0)
+        first += f", {percent(lead)} points above {second.ours.label}: {_reality(second, found)}"
+        for other in found.against_best[1:]:
+            if other.ours.is_naive and other.p is not None and not found.note:
+                first += f"; its lead over naive is {'real' if other.is_real else 'not shown to be real'}"
+    else:
+        first += "; there is nothing to compare it with"
+    return f"{first}. {_forgets(best)}, {_costs(best)}."
+
+
+def _reality(one: Difference, found: Differences) -> str:
+    more = f"; about {one.runs_needed} runs of each would tell" if one.runs_needed else ""
+    if one.paired.difference is None:
+        return "no seed and class order is common to both, so nothing can be said"
+    if one.p is None or found.note:
+        return f"too few runs to tell whether that is real{more}"
+    if one.is_real:
+        return f"a real difference (p = {one.p:.2g})"
+    return f"not shown to be real (p = {one.p:.2g}){more}"
+
+
+def _forgets(row: StrategyRuns) -> str:
+    mean = row.spread("forgetting").mean
+    of_runs = [forgetting_by_task(matrix) for matrix in row.matrices]
+    # A record may hold the metric without the rows of the matrix, and a matrix may end before the last task.
+    n_tasks = max(map(len, of_runs), default=0)
+    if mean is None or not n_tasks:
+        return "Forgetting is undefined"
+    by_task = np.array([[*of_run, *[None] * (n_tasks - len(of_run))] for of_run in of_runs], dtype=np.float64)
+    of_task = np.nan_to_num(mean_over_runs(by_task))
+    worst = int(of_task.argmax())
+    where = f", most of it on task {worst} ({percent(of_task[worst])})" if len(of_task) > 1 and mean > 0 else ""
+    return f"It forgets {percent(mean)} points{where}"
+
+
+def _costs(row: StrategyRuns) -> str:
+    seconds, extra = row.spread("seconds").mean or 0.0, row.spread("extra_bytes").mean or 0.0
+    kept = f"{extra / 1e6:.1f} MB" if extra >= 1e6 else f"{extra / 1e3:.1f} kB"
+    return f"takes {seconds:.1f} seconds a run and keeps {kept if extra else 'nothing'} beside the model"
