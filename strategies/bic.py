@@ -49,7 +49,6 @@ class BiC(Taught):
     def begin_run(self) -> None:
         """Before the first task there is no class with a correction."""
         self.alpha = self.beta = torch.empty(0, device=self.device)
-        self.correction: nn.Parameter
 
     def begin_task(self, task: Task) -> None:
         """Keep the old model and its corrections; the new classes start without one."""
