@@ -236,7 +236,7 @@ def stability_gap(part: Comparison) -> Panels:
     n_tasks = len(part.task_sizes)
     panels, lines = [], []
     for i, row in enumerate(part.rows):
-        if not row.is_headline or not any(run.evaluations for run in row.runs):
+        if not row.is_headline or not any(run.recorded.evaluations for run in row.runs):
             continue
         curves = [_course(run) for run in row.runs]
         steps = [step for step, _ in curves[0]]
@@ -300,7 +300,7 @@ def training_loss(part: Comparison) -> Panels:
     for i, row in enumerate(part.rows):
         losses: dict[tuple[int, str, int | None], dict[str, list[float | None]]] = {}
         for run in row.runs:
-            for epoch in run.training:
+            for epoch in run.recorded.training:
                 terms = losses.setdefault((epoch.task, epoch.stage, epoch.epoch), {})
                 for term, value in epoch.losses.items():
                     terms.setdefault(term, []).append(value)
@@ -505,13 +505,13 @@ def _course(run: Result) -> list[tuple[int, Floats]]:
     # A recorded step counts from the beginning of its stage.
     before: dict[tuple[int, str], int] = {}
     total = 0
-    for epoch in run.training:
+    for epoch in run.recorded.training:
         before.setdefault((epoch.task, epoch.stage), total)
         total += epoch.steps or 0
     found = {
         before.get((one.task, one.stage), starts[one.task]) + one.step: np.array(values, dtype=np.float64)
-        for one in run.evaluations
-        if (values := one[run.headline]) is not None
+        for one in run.recorded.evaluations
+        if (values := one[run.recorded.headline.matrix]) is not None
     }
     found |= dict(zip(starts[1 : len(run.steps_of_tasks) + 1], run.accuracy, strict=False))
     return sorted(found.items())
@@ -534,7 +534,7 @@ def _falls(run: Result) -> tuple[float | None, float | None]:
     accuracy = run.accuracy
     falls, regained = [], []
     for task in range(1, len(accuracy)):
-        values = [one[run.headline] for one in run.evaluations if one.task == task]
+        values = [one[run.recorded.headline.matrix] for one in run.recorded.evaluations if one.task == task]
         within = [np.array(row, dtype=np.float64) for row in values if row is not None]
         if not within:
             continue

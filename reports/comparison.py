@@ -91,7 +91,7 @@ def compare(results: Sequence[Result]) -> list[Comparison]:
     groups: dict[tuple[str, str, MatrixName, tuple[int, ...]], list[Result]] = {}
     for result in results:
         sizes = tuple(len(classes) for classes in result.task_classes)
-        groups.setdefault((result.scenario, result.setting, result.headline, sizes), []).append(result)
+        groups.setdefault((result.scenario, result.setting, result.recorded.headline.matrix, sizes), []).append(result)
     parts = [_comparison(key, group) for key, group in groups.items()]
     labels = dict.fromkeys(row.label for part in parts for row in part.rows if not row.is_line)
     looks = {label: Look("competitor", place) for place, label in enumerate(labels)}
@@ -110,7 +110,7 @@ def _comparison(key: tuple[str, str, MatrixName, tuple[int, ...]], results: list
     for label, of_label in labels.items():
         for variant, group in _variants(of_label):
             groups.append((label + variant, _latest(label + variant, group, notes)))
-    joints = {repetition(run): run for _, group in groups for run in group if run.strategy_name == "joint"}
+    joints = {repetition(run): run for _, group in groups for run in group if run.recorded.strategy.name == "joint"}
     strategies = [
         [_row(label, classifier, group, joints) for classifier in group[0].classifiers] for label, group in groups
     ]
@@ -137,16 +137,16 @@ def _variants(results: list[Result]) -> list[tuple[str, list[Result]]]:
 
 def _latest(label: str, results: list[Result], notes: list[str]) -> list[Result]:
     """Keep the newest run of each seed and class order, in order of seeds, and note how many are left out."""
-    newest = {repetition(run): run for run in sorted(results, key=lambda run: run.created)}
+    newest = {repetition(run): run for run in sorted(results, key=lambda run: run.recorded.created)}
     if len(newest) < len(results):
         notes.append(f"{label}: {len(results) - len(newest)} older run(s) of the same seed are left out.")
-    return sorted(newest.values(), key=lambda run: (run.seed, run.class_order))
+    return sorted(newest.values(), key=lambda run: (run.seed, run.recorded.class_order))
 
 
 def _row(label: str, classifier: str, runs: list[Result], joints: dict[Repetition, Result]) -> StrategyRuns:
     known = [run for run in runs if classifier in run.classifiers]
     numbers = [_numbers(run, classifier, joints.get(repetition(run))) for run in known]
-    headline = classifier == runs[0].headline_classifier
+    headline = classifier == runs[0].recorded.headline.classifier
     shown = label if headline else f"{label} ({printable(classifier)})"
     look = Look("upper" if runs[0].is_reference else "lower")
     return StrategyRuns(shown, classifier, known, numbers, look)
@@ -154,7 +154,7 @@ def _row(label: str, classifier: str, runs: list[Result], joints: dict[Repetitio
 
 def _numbers(run: Result, classifier: str, joint: Result | None) -> Numbers:
     # That joint falls short of itself by nothing is no finding.
-    reference = None if run.strategy_name == "joint" else joint
+    reference = None if run.recorded.strategy.name == "joint" else joint
     numbers: Numbers = dict(run.summary(reference, classifier=classifier))
     for name in MATRIX_NAMES:
         numbers[f"{name}_accuracy"] = run.summary(classifier=classifier, matrix=name)["average_accuracy"]
@@ -189,7 +189,7 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
         orders.setdefault(run.seed, set()).add(repetition(run)[1])
     if len(groups) > 1 and any(len(of_seed) > 1 for of_seed in orders.values()):
         notes.append("Runs of the same seed have different class orders.")
-    versions = {f"{label} seed {run.seed}": run.version for label, group in groups for run in group}
+    versions = {f"{label} seed {run.seed}": run.recorded.clbench for label, group in groups for run in group}
     if len(set(versions.values())) > 1:
         notes.append(f"Made by different versions of clbench: {', '.join(sorted(set(versions.values())))}.")
     if single := [label for label, group in groups if len(group) == 1]:
@@ -199,15 +199,15 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
             if how:
                 notes.append(f"{label}: hyper-parameters chosen by {how}.")
     notes += [f"{text} ({rule})" for rule, text in broken_rules(groups)]
-    names = {run.strategy_name for run in runs}
+    names = {run.recorded.strategy.name for run in runs}
     if "joint" not in names:
         notes.append("No joint run: there is no upper reference, and intransigence is undefined.")
     if "naive" not in names:
         notes.append("No naive run: there is no lower reference.")
     sources: dict[str, list[str]] = {}
     for label, group in groups:
-        if group[0].features is not None:
-            sources.setdefault(group[0].features, []).append(label)
+        if group[0].recorded.strategy.features is not None:
+            sources.setdefault(group[0].recorded.strategy.features, []).append(label)
     notes += [f"Features {source}: {', '.join(labels)}." for source, labels in sources.items()]
     warned: dict[str, dict[str, list[int]]] = {}
     for label, group in groups:

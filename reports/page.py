@@ -81,7 +81,7 @@ def render(parts: Sequence[Comparison]) -> str:
         metrics=METRICS,
         ranks=_ranks(parts),
         n_runs=len(runs),
-        versions=sorted({run.version for run in runs}),
+        versions=sorted({run.recorded.clbench for run in runs}),
     )
 
 
@@ -141,7 +141,10 @@ def role(row: StrategyRuns) -> str:
 
 def _named(row: StrategyRuns) -> Cell:
     """Return the name of a row with its mark from the charts, and its role or family below."""
-    return Cell(svg.key(row.look) + Markup(" <bdi>{}</bdi>").format(row.label), small=role(row) or row.runs[0].family)
+    return Cell(
+        svg.key(row.look) + Markup(" <bdi>{}</bdi>").format(row.label),
+        small=role(row) or row.runs[0].recorded.strategy.family,
+    )
 
 
 def _marked(part: Comparison, table: NumberTable) -> NumberTable:

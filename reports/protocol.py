@@ -27,7 +27,7 @@ def broken_rules(groups: Sequence[tuple[str, list[Result]]]) -> list[tuple[str, 
         found.append(("unequal-budget", text))
     if len({run.seed for run in runs}) == 1:
         found.append(("single-seed", "All runs are of one seed: nothing is known of how far others lie apart."))
-    elif len({tuple(run.class_order) for run in runs}) == 1 and _has_an_order(runs[0]):
+    elif len({tuple(run.recorded.class_order) for run in runs}) == 1 and _has_an_order(runs[0]):
         text = "All runs have one class order: another order can move accuracies by more than another seed does."
         found.append(("single-class-order", text))
     return found

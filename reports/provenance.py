@@ -22,15 +22,15 @@ def runs(part: Comparison) -> tuple[NumberTable, list[tuple[str, str]]]:
     shown = columns_of(part, "runs")
     for i, row in enumerate(part.rows):
         for run, numbers in zip(row.runs, row.numbers, strict=True):
-            letter = orders.setdefault(tuple(run.class_order), _letter(len(orders)))
+            letter = orders.setdefault(tuple(run.recorded.class_order), _letter(len(orders)))
             values = [(column, numbers.get(column.number)) for column in shown]
             cells = [
                 Cell(row.label),
                 Cell(str(run.seed), run.seed),
                 Cell(letter),
                 *(Cell("-" if value is None else column.text(value), value) for column, value in values),
-                Cell(printable(run.created)[:19]),
-                Cell(printable(run.identity)[:16]),
+                Cell(printable(run.recorded.created)[:19]),
+                Cell(printable(run.recorded.identity)[:16]),
             ]
             lines.append((i, cells))
     headings = [
@@ -100,8 +100,10 @@ def command(row: StrategyRuns) -> str:
     run = row.runs[0]
     if fingerprint := run.config.get("data_fingerprint"):
         texts.insert(0, f"# needs the data whose fingerprint is {printable(str(fingerprint))}")
-    if ".py:" not in run.strategy_name and run.strategy_name not in entry_point_names("clbench.strategies"):
-        name = printable(run.strategy_name)
+    if ".py:" not in run.recorded.strategy.name and run.recorded.strategy.name not in entry_point_names(
+        "clbench.strategies"
+    ):
+        name = printable(run.recorded.strategy.name)
         texts.insert(
             0, f"# {name} is not registered here: it needs its package, or clbench.run and the class in Python"
         )
@@ -118,7 +120,7 @@ def _default(key: str) -> object:
 
 
 def _without_seed(run: Result) -> str:
-    config, strategy = run.config, run.strategy_name
+    config, strategy = run.config, run.recorded.strategy.name
     try:
         in_brackets = parse_spec(run.strategy)[1] if run.strategy.startswith(f"{strategy}[") else {}
     except ConfigError:
@@ -150,7 +152,7 @@ def machines(part: Comparison) -> list[tuple[str, Sequence[str]]]:
     runs = [run for row in part.rows if row.is_headline for run in row.runs]
     facts: dict[str, dict[str, int]] = {"clbench": {}}
     for run in runs:
-        for name, value in ({"clbench": run.version} | run.environment).items():
+        for name, value in ({"clbench": run.recorded.clbench} | run.environment).items():
             counts = facts.setdefault(printable(name), {})
             counts[printable(value)] = counts.get(printable(value), 0) + 1
     return [

@@ -143,7 +143,7 @@ def measure(claim: Claim, role: Role, result: "Result") -> Measured:
     value = result.summary(classifier=classifier)[claim.metric]
     if value is None:
         raise ConfigError(f"{claim.id}: {claim.metric} of {result!r} is undefined")
-    matrix = result.classifiers[classifier or result.headline_classifier][result.headline]
+    matrix = result.classifiers[classifier or result.recorded.headline.classifier][result.recorded.headline.matrix]
     sizes = [task["n_test"] for task in result.record["scenario"]["tasks"]]
     steps = (
         average_accuracies(matrix, sizes if claim.metric.startswith("sample") else None) if matrix is not None else []
@@ -156,13 +156,13 @@ def measure(claim: Claim, role: Role, result: "Result") -> Measured:
         100 * value,
         round(sum(result.seconds.values()), 1),
         " ".join("-" if step is None else f"{100 * step:.2f}" for step in steps),
-        " ".join(map(str, result.class_order)) if len(result.class_order) <= 100 else "",
+        " ".join(map(str, result.recorded.class_order)) if len(result.recorded.class_order) <= 100 else "",
         environment["device"],
         environment["threads"],
-        result.version,
+        result.recorded.clbench,
         environment["packages"].get("torch", ""),
-        result.created,
-        result.identity,
+        result.recorded.created,
+        result.recorded.identity,
     )
 
 

@@ -15,7 +15,7 @@ WIDEST = 12
 
 def render_run(result: Result) -> Group:
     """Return a run's accuracies after each task (percent, both matrices) and its metrics."""
-    headline = matrix_label(result.headline, result.setting)
+    headline = matrix_label(result.recorded.headline.matrix, result.setting)
     title = f"{result.strategy} on {result.scenario}, {result.setting}-incremental, seed {result.seed}"
     parts: list[Table | Text] = [Text(title, style="bold")]
     for name in MATRIX_NAMES:

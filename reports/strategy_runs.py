@@ -35,7 +35,7 @@ class StrategyRuns:
     @property
     def is_naive(self) -> bool:
         """Whether the strategy is the lower reference, which does nothing against forgetting."""
-        return self.runs[0].strategy_name == "naive"
+        return self.runs[0].recorded.strategy.name == "naive"
 
     @property
     def is_line(self) -> bool:
@@ -50,12 +50,12 @@ class StrategyRuns:
     @property
     def is_headline(self) -> bool:
         """Whether this is the strategy's headline classifier."""
-        return self.classifier == self.runs[0].headline_classifier
+        return self.classifier == self.runs[0].recorded.headline.classifier
 
     @property
     def matrices(self) -> Floats:
         """Headline matrices of the runs, float [n, T, T]."""
-        found = [run.classifiers[self.classifier][run.headline] for run in self.runs]
+        found = [run.classifiers[self.classifier][run.recorded.headline.matrix] for run in self.runs]
         return np.stack([matrix for matrix in found if matrix is not None])
 
     def spread(self, name: str) -> Spread:
@@ -80,7 +80,7 @@ class StrategyRuns:
 def repetition(run: Result) -> Repetition:
     """Return the seed and class order, which tell a run from its repetitions."""
     # Tasks that differ in more than their classes, such as permutations, are told apart by the seed of the order alone.
-    return run.seed, (tuple(run.class_order), str(run.config.get("class_order_seed")))
+    return run.seed, (tuple(run.recorded.class_order), str(run.config.get("class_order_seed")))
 
 
 def mean_over_runs(stack: Floats) -> Floats:

@@ -35,7 +35,7 @@ def comparison(parts: Sequence[Comparison]) -> "DataFrame":
         metrics = {column.number for column in columns(part) if column.metric}
         for row in part.rows:
             line = _where(part, row) | {
-                "family": row.runs[0].family,
+                "family": row.runs[0].recorded.strategy.family,
                 "reference": row.is_reference,
                 "n": len(row.runs),
                 "seeds": " ".join(str(run.seed) for run in row.runs),
@@ -58,9 +58,9 @@ def runs(parts: Sequence[Comparison]) -> "DataFrame":
             _where(part, row)
             | {
                 "seed": run.seed,
-                "class_order": " ".join(map(str, run.class_order)),
-                "identity": run.identity,
-                "created": run.created,
+                "class_order": " ".join(map(str, run.recorded.class_order)),
+                "identity": run.recorded.identity,
+                "created": run.recorded.created,
             }
             | numbers
             for part in parts
@@ -87,7 +87,7 @@ def matrices(parts: Sequence[Comparison]) -> "DataFrame":
 
     return pd.DataFrame(
         [
-            (part.scenario, part.setting, row.label, run.seed, run.identity, *entry)
+            (part.scenario, part.setting, row.label, run.seed, run.recorded.identity, *entry)
             for part in parts
             for row in part.rows
             if row.is_headline

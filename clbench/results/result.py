@@ -23,8 +23,6 @@ from clbench.results.record import (
     MATRICES,
     SCHEMA_VERSION,
     AccuracyRecord,
-    EpochRecord,
-    EvaluationRecord,
     MatrixName,
     Rows,
     RunRecord,
@@ -50,18 +48,18 @@ class Matrices:
 
 
 class Result:
-    """One run: its configuration, accuracies, costs and metrics; `run` is its record, of which all else is made.
+    """One run: its configuration, accuracies, costs and metrics; `recorded` is its record, of which all else is made.
 
     A mapping, as run.json holds one, is checked here; raises pydantic's ValidationError (a ValueError) when it is none.
     """
 
     def __init__(self, record: Mapping[str, Any] | RunRecord) -> None:
-        self.run = record if isinstance(record, RunRecord) else RunRecord.model_validate(record)
+        self.recorded = record if isinstance(record, RunRecord) else RunRecord.model_validate(record)
 
     @functools.cached_property
     def record(self) -> dict[str, Any]:
         """The content of run.json as plain values."""
-        return self.run.model_dump(mode="json", exclude_unset=True)
+        return self.recorded.model_dump(mode="json", exclude_unset=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Result":
@@ -97,195 +95,142 @@ class Result:
     @property
     def status(self) -> str:
         """`running`, `done` or `failed`."""
-        return self.run.status
+        return self.recorded.status
 
     @property
     def strategy(self) -> str:
         """The strategy's label in tables, such as `er[memory_size=200]`."""
-        return self.run.strategy.label or self.run.strategy.name
-
-    @property
-    def strategy_name(self) -> str:
-        """The strategy's registered name, without its options."""
-        return self.run.strategy.name
-
-    @property
-    def family(self) -> str:
-        """The strategy's family, such as `regularisation`."""
-        return self.run.strategy.family
-
-    @property
-    def features(self) -> str | None:
-        """Where the features come from, as the end of a sentence; None where they are learnt from all tasks."""
-        return self.run.strategy.features
+        return self.recorded.strategy.label or self.recorded.strategy.name
 
     @property
     def scenario(self) -> str:
         """Name of the scenario."""
-        return self.run.scenario.name
+        return self.recorded.scenario.name
 
     @property
     def setting(self) -> str:
         """`class`, `task` or `domain`."""
-        return self.run.scenario.setting
+        return self.recorded.scenario.setting
 
     @property
     def seed(self) -> int:
         """Seed of every random stream of the run."""
-        return self.run.config.seed
+        return self.recorded.config.seed
 
     @property
     def config(self) -> dict[str, Any]:
         """The fields of the run's RunConfig."""
-        return self.run.config.model_dump()
-
-    @property
-    def identity(self) -> str:
-        """Hash of the configuration fields that can change the numbers."""
-        return self.run.identity
-
-    @property
-    def created(self) -> str:
-        """When the run was started, as ISO 8601."""
-        return self.run.created
-
-    @property
-    def version(self) -> str:
-        """Version of clbench that made the run."""
-        return self.run.clbench
+        return self.recorded.config.model_dump()
 
     @property
     def is_reference(self) -> bool:
         """Whether the strategy reads the data of all tasks, and so is no competitor."""
-        return self.run.strategy.reference or self.run.strategy.data_access == "all"
-
-    @property
-    def headline(self) -> MatrixName:
-        """Which of the two matrices the setting reports: `class_incremental` or `task_aware`."""
-        return self.run.headline.matrix
-
-    @property
-    def headline_classifier(self) -> str:
-        """Name of the classifier whose accuracies are the headline ones."""
-        return self.run.headline.classifier
+        return self.recorded.strategy.reference or self.recorded.strategy.data_access == "all"
 
     @property
     def accuracy(self) -> Floats:
         """The headline matrix [T, T]: row i after task i, column j accuracy on task j, NaN: not tested."""
-        matrix = self.classifiers[self.headline_classifier][self.headline]
+        matrix = self.classifiers[self.recorded.headline.classifier][self.recorded.headline.matrix]
         assert matrix is not None  # checked when the record was read
         return matrix
 
     @property
     def class_incremental_accuracy(self) -> Floats | None:
         """Accuracies [T, T] when all seen outputs compete; None where the setting has no such matrix."""
-        return self.classifiers[self.headline_classifier].class_incremental
+        return self.classifiers[self.recorded.headline.classifier].class_incremental
 
     @property
     def task_aware_accuracy(self) -> Floats | None:
         """Accuracies [T, T] when only the task's own outputs compete; None where there is no such matrix."""
-        return self.classifiers[self.headline_classifier].task_aware
+        return self.classifiers[self.recorded.headline.classifier].task_aware
 
     @property
     def untrained(self) -> Floats | None:
         """Accuracies [T] of the model before any training, under the headline matrix's rule."""
-        return self.classifiers[self.headline_classifier].untrained[self.headline]
+        return self.classifiers[self.recorded.headline.classifier].untrained[self.recorded.headline.matrix]
 
     @property
     def classifiers(self) -> dict[str, Matrices]:
         """The accuracies of each classifier of the strategy by its name, the headline one first."""
-        named = {self.headline_classifier: self.run.accuracy} | {
-            name: accuracies for name, accuracies in self.run.classifiers.items() if name != self.headline_classifier
+        named = {self.recorded.headline.classifier: self.recorded.accuracy} | {
+            name: accuracies
+            for name, accuracies in self.recorded.classifiers.items()
+            if name != self.recorded.headline.classifier
         }
         return {name: self._matrices(accuracies) for name, accuracies in named.items()}
 
     @property
-    def evaluations(self) -> list[EvaluationRecord]:
-        """The evaluations within tasks, of the headline classifier, in order; none without `eval_every`."""
-        return list(self.run.evaluations)
-
-    @property
     def metrics(self) -> dict[str, float | None]:
         """The metrics of the headline matrix by name, as recorded; None is undefined."""
-        return dict(self.run.metrics)
+        return dict(self.recorded.metrics)
 
     @property
     def task_classes(self) -> list[list[int]]:
         """Original classes of each task."""
-        return [list(task.classes) for task in self.run.scenario.tasks]
-
-    @property
-    def class_order(self) -> list[int]:
-        """Original classes in their order of appearance."""
-        return list(self.run.class_order)
+        return [list(task.classes) for task in self.recorded.scenario.tasks]
 
     @property
     def warnings(self) -> list[str]:
         """What a reader of the numbers should know about the run, one sentence each."""
-        return [warning.text for warning in self.run.warnings]
+        return [warning.text for warning in self.recorded.warnings]
 
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds spent in the whole run by purpose: `train`, `evaluation`, `memory`."""
-        return _sums(task.seconds for task in self.run.tasks)
+        return _sums(task.seconds for task in self.recorded.tasks)
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return sum(task.steps for task in self.run.tasks)
+        return sum(task.steps for task in self.recorded.tasks)
 
     def steps_of(self, task: int) -> int:
         """Return the optimizer steps of one task, 0 where it is not done."""
-        return sum(entry.steps for entry in self.run.tasks if entry.task == task)
+        return sum(entry.steps for entry in self.recorded.tasks if entry.task == task)
 
     @property
     def steps_of_tasks(self) -> list[int]:
         """Optimizer steps of each task that was trained on, in order."""
-        return [task.steps for task in self.run.tasks]
-
-    @property
-    def training(self) -> list[EpochRecord]:
-        """The epochs of training in their order."""
-        return list(self.run.training)
+        return [task.steps for task in self.recorded.tasks]
 
     @property
     def confusion(self) -> NDArray[np.int64] | None:
         """Test images of a head output (row) that the final model took for another (column); None: not known."""
-        return None if self.run.confusion is None else np.array(self.run.confusion, dtype=np.int64)
+        return None if self.recorded.confusion is None else np.array(self.recorded.confusion, dtype=np.int64)
 
     @property
     def task_outputs(self) -> list[list[int]]:
         """Head outputs of each task, in the order of its classes; empty where they were not recorded."""
-        return [list(task.outputs) for task in self.run.scenario.tasks]
+        return [list(task.outputs) for task in self.recorded.scenario.tasks]
 
     @property
     def class_names(self) -> dict[int, str]:
         """Name of each original class; its number where none was recorded."""
-        names = dict(enumerate(self.run.scenario.class_names))
+        names = dict(enumerate(self.recorded.scenario.class_names))
         return {c: names.get(c, str(c)) for classes in self.task_classes for c in classes}
 
     @property
     def environment(self) -> dict[str, str]:
         """Where the run was made, by name: Python, platform, device, the packages' versions."""
         flat: dict[str, str] = {}
-        for key, value in self.run.environment.items():
+        for key, value in self.recorded.environment.items():
             flat |= {k: str(v) for k, v in value.items()} if isinstance(value, dict) else {key: str(value)}
         return flat
 
     @property
     def ledger(self) -> list[dict[str, int]]:
         """Bytes kept after each task, by what is kept."""
-        return [dict(entry.bytes) for entry in self.run.ledger]
+        return [dict(entry.bytes) for entry in self.recorded.ledger]
 
     @property
     def stored_bytes(self) -> dict[str, int]:
         """Most bytes kept after any task, by what is kept: `model`, `exemplars`, `teacher`, ..."""
-        return _largest(entry.bytes for entry in self.run.ledger)
+        return _largest(entry.bytes for entry in self.recorded.ledger)
 
     @property
     def stored_items(self) -> dict[str, int]:
         """Most items kept after any task, by what is kept: `exemplars`, ..."""
-        return _largest(entry.items for entry in self.run.ledger)
+        return _largest(entry.items for entry in self.recorded.ledger)
 
     def summary(
         self,
@@ -299,10 +244,10 @@ class Result:
         The headline classifier and matrix unless named. Raises ConfigError when the strategy has no such
         classifier, or for a joint run over other tasks.
         """
-        name = classifier or self.headline_classifier
+        name = classifier or self.recorded.headline.classifier
         if name not in self.classifiers:
             raise unknown(f"classifier of {self.strategy}", name, self.classifiers)
-        which = matrix or self.headline
+        which = matrix or self.recorded.headline.matrix
         accuracy = self.classifiers[name][which]
         if accuracy is None:
             return dict.fromkeys(metrics.METRICS)
@@ -310,24 +255,26 @@ class Result:
         if joint is not None:
             if joint.task_classes != self.task_classes:
                 raise ConfigError(f"joint={joint!r}: a joint run over the same tasks as {self!r} is accepted")
-            reference = joint.classifiers[joint.headline_classifier][which]
+            reference = joint.classifiers[joint.recorded.headline.classifier][which]
             best = None if reference is None else np.diagonal(reference).copy()
         computed = metrics.summarize(
             accuracy,
             baseline=self.classifiers[name].untrained[which],
-            test_sizes=[task.n_test for task in self.run.scenario.tasks],
+            test_sizes=[task.n_test for task in self.recorded.scenario.tasks],
             joint=best,
             minima=self._minima(name, which, accuracy),
         )
-        if name != self.headline_classifier or which != self.headline:
+        if name != self.recorded.headline.classifier or which != self.recorded.headline.matrix:
             return computed
         # Of a record without its evaluations the minima within tasks are known by their metrics alone.
-        return {key: self.run.metrics.get(key) if v is None else v for key, v in computed.items()}
+        return {key: self.recorded.metrics.get(key) if v is None else v for key, v in computed.items()}
 
     def _minima(self, classifier: str, matrix: MatrixName, accuracy: Floats) -> Floats | None:
-        if classifier != self.headline_classifier:
+        if classifier != self.recorded.headline.classifier:
             return None  # evaluations within tasks are of the headline classifier
-        return metrics.minima(accuracy, ((e.task, row) for e in self.evaluations if (row := e[matrix]) is not None))
+        return metrics.minima(
+            accuracy, ((e.task, row) for e in self.recorded.evaluations if (row := e[matrix]) is not None)
+        )
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write accuracy.csv, training.csv and run.json, each in one step; raises OSError when it can't."""
@@ -360,7 +307,7 @@ class Result:
         return _csv(("matrix", "classifier", "after", "task", "accuracy"), self.accuracy_rows())
 
     def _training_csv(self) -> str:
-        entries = self.run.training
+        entries = self.recorded.training
         terms = list(dict.fromkeys(term for entry in entries for term in entry.losses))
         columns: tuple[str, ...] = ("task", "stage", "epoch", "steps", "lr", "seconds", "images")
         if any(entry.validation_loss is not None for entry in entries):
@@ -371,7 +318,7 @@ class Result:
         )
 
     def _matrices(self, accuracies: AccuracyRecord) -> Matrices:
-        n_tasks = len(self.run.scenario.tasks)
+        n_tasks = len(self.recorded.scenario.tasks)
         untrained = accuracies.untrained
         return Matrices(
             _matrix(accuracies.class_incremental, n_tasks),
@@ -429,17 +376,17 @@ def load(paths: str | Path | Iterable[str | Path]) -> "pd.DataFrame":
     for result in load_results(paths):
         n = len(result.task_classes)
         after, task = np.divmod(np.arange(n * n), n)
-        found = result.classifiers[result.headline_classifier]
+        found = result.classifiers[result.recorded.headline.classifier]
         run = {
             "scenario": result.scenario,
             "setting": result.setting,
             "strategy": result.strategy,
-            "family": result.family,
+            "family": result.recorded.strategy.family,
             "reference": result.is_reference,
             "seed": result.seed,
-            "class_order": " ".join(map(str, result.class_order)),
-            "identity": result.identity,
-            "classifier": result.headline_classifier,
+            "class_order": " ".join(map(str, result.recorded.class_order)),
+            "identity": result.recorded.identity,
+            "classifier": result.recorded.headline.classifier,
         }
         cells = {name: np.nan if (matrix := found[name]) is None else matrix.ravel() for name in MATRICES}
         columns = run | {"after": after, "task": task} | cells | {"accuracy": result.accuracy.ravel()}

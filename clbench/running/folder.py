@@ -72,7 +72,7 @@ class RunFolder:
         if not (self.path / "run.json").exists():
             return None
         result = Result.load(self.path)
-        if result.identity != config.identity():
+        if result.recorded.identity != config.identity():
             differing = _differences(result.config, config)
             raise ConfigError(
                 f"{self.path} holds another run: {differing}; name another folder, or --force to overwrite it"

@@ -113,7 +113,7 @@ def execute(
 
 
 def _reused(found: Result, folder: RunFolder) -> Result:
-    if (made_by := found.version) != metadata.version("clbench"):
+    if (made_by := found.recorded.clbench) != metadata.version("clbench"):
         warnings.warn(f"{folder.path}: reused, a run of clbench {made_by}", stacklevel=3)
     return found
 
@@ -125,7 +125,7 @@ def _refuse_to_go_on(
     what = f"{folder.path} holds an unfinished run"
     if not kind.continues and not resume:
         raise ConfigError(f"{what}, which {config.strategy} can't continue; --force begins it again")
-    if found.run.tasks and not store.checkpoints() and kind.continues:
+    if found.recorded.tasks and not store.checkpoints() and kind.continues:
         raise ConfigError(f"{what} without its checkpoint; --force begins it again")
     if not resume:
         raise ConfigError(f"{what}; --resume continues it, --force begins it again")
@@ -194,7 +194,7 @@ class Run:
             if record.resumes:
                 under_way = [] if self._within is None else self._within.epochs_so_far()
                 self._tell("resumed", [*record.training, *under_way])
-            if found is None or len(found.run.tasks) <= len(record.tasks):
+            if found is None or len(found.recorded.tasks) <= len(record.tasks):
                 self._tell("written", record)
             # A loop that can't be saved has nothing to wait for, and may not come to a step for long.
             waiting: AbstractContextManager[Any] = self._interruption if self.continues else nullcontext()

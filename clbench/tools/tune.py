@@ -301,7 +301,7 @@ class _Search:
                 raise RunError(f"{folder}: what was learnt of task {task} is gone")
             done = Result(learnt.record)
             self._hear(learnt.record["warnings"])
-            score = done.run.accuracy[done.headline][task][task]
+            score = done.recorded.accuracy[done.recorded.headline.matrix][task][task]
             return unpack(learnt.start, self.kind), (score, sum(done.seconds.values()), None)
 
     def _hear(self, warnings: list[dict[str, str]]) -> None:

@@ -77,7 +77,7 @@ def test_a_finished_run_of_an_earlier_version_is_read(version: Path) -> None:
     (result,) = load_results(version / "finished")
     assert result.status == "done"
     with (version / "finished" / "accuracy.csv").open(newline="", encoding="utf-8") as file:
-        rows = [r for r in csv.DictReader(file) if r["matrix"] == result.headline and r["classifier"] == "linear"]
+        rows = [r for r in csv.DictReader(file) if r["matrix"] == result.recorded.headline.matrix and r["classifier"] == "linear"]
     expected = np.full((2, 2), np.nan)
     for row in rows:
         if row["accuracy"]:

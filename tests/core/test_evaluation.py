@@ -100,8 +100,8 @@ def test_matrices_and_untrained_row_against_a_slow_computation(cuts, head, cut, 
             np.testing.assert_allclose(row, slow_row(scenario, digits, state, after, name), rtol=1e-12)
         untrained = result.classifiers["linear"].untrained[name]
         np.testing.assert_allclose(untrained, slow_row(scenario, digits, states[0], 0, name), rtol=1e-12)
-    assert result.headline == ("task_aware" if cuts["setting"] == "task" else "class_incremental")
-    np.testing.assert_array_equal(result.accuracy, matrices[result.headline])
+    assert result.recorded.headline.matrix == ("task_aware" if cuts["setting"] == "task" else "class_incremental")
+    np.testing.assert_array_equal(result.accuracy, matrices[result.recorded.headline.matrix])
 
 
 # Which is which
@@ -160,7 +160,7 @@ def test_future_tasks_are_tested_only_on_demand(setting, run, cut):
     future = everything.class_incremental_accuracy[np.triu_indices(5, 1)]
     assert np.isnan(future).all() == (setting != "domain")
     assert not np.isnan(everything.task_aware_accuracy).any()
-    assert seen.record["accuracy"]["untrained"][seen.headline][1:] == [None] * 4
+    assert seen.record["accuracy"]["untrained"][seen.recorded.headline.matrix][1:] == [None] * 4
     for result in (seen, everything):
         assert all(task["seconds"]["evaluation"] > 0 for task in result.record["tasks"])
 
@@ -246,7 +246,7 @@ def test_several_classifiers_are_reported_by_name_the_first_as_headline(run, cut
 
     result, plain = run(Two, cut(task_sizes=[2, 8])), run("naive", cut(task_sizes=[2, 8]))
     assert list(result.classifiers) == ["reversed", "linear"]
-    assert result.headline_classifier == "reversed"
+    assert result.recorded.headline.classifier == "reversed"
     assert np.array_equal(result.accuracy, result.classifiers["reversed"].class_incremental, equal_nan=True)
     assert np.array_equal(result.classifiers["linear"].class_incremental, plain.accuracy, equal_nan=True)
     # Of two outputs the smaller is right where the larger is wrong.

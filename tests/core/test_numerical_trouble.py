@@ -135,7 +135,7 @@ def test_a_step_left_out_is_as_if_its_batch_had_not_been(run: Any, tmp_path: Pat
 def test_skip_changes_nothing_where_all_is_finite(run: Any) -> None:
     one, other = run("ewc", lr=0.01), run("ewc", lr=0.01, on_nan="skip")
     assert one.record["accuracy"] == other.record["accuracy"]
-    assert one.identity == other.identity
+    assert one.recorded.identity == other.recorded.identity
     assert not [text for text in other.warnings if "left out" in text]
 
 

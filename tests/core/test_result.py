@@ -244,7 +244,7 @@ def test_evaluations_within_tasks_give_the_minimal_accuracies() -> None:
         (0, [0.01, None, None]), (1, [0.40, 0.02, None]), (1, [0.70, 0.5, None]), (2, [0.35, 0.45, 0.1])
     )
     result = Result(record(evaluations=within))
-    assert [(e.task, e.step) for e in result.evaluations] == [(0, 0), (1, 1), (1, 2), (2, 3)]
+    assert [(e.task, e.step) for e in result.recorded.evaluations] == [(0, 0), (1, 1), (1, 2), (2, 3)]
     assert result.summary()["min_accuracy"] == pytest.approx(0.40)
     assert result.summary()["worst_case_accuracy"] == pytest.approx(0.566667, abs=1e-6)
     # After two tasks: the lowest of task 0 is .40, and .80 / 2 + .40 / 2 = .60.

@@ -131,7 +131,7 @@ def test_tensorboard_shows_what_the_run_holds(tmp_path: Path) -> None:
     result = clbench.run("split-mnist-5k", "lwf", out=tmp_path / "run", track="tensorboard", **FAST)
     check_against(result, scalars(tmp_path / "run"))
     plain = clbench.run("split-mnist-5k", "lwf", out=tmp_path / "plain", **FAST)
-    assert plain.identity == result.identity
+    assert plain.recorded.identity == result.recorded.identity
     assert plain.record["accuracy"] == result.record["accuracy"]
     assert "tensorboard" not in json.dumps(result.record)
     # CSV and JSON are there without any logger, and nothing else is.

@@ -348,7 +348,7 @@ def test_the_command_makes_the_same_run(tmp_path: Path, monkeypatch: pytest.Monk
     clbench.compare("split-mnist-5k", ["er[memory_size=20,share=0.25]", "lwf"], class_order_seed=7, tasks=2, **tiny)
     clbench.run("split-mnist-5k", "naive", seed=3, iterations=2, memory_size=10, out="runs/other", threads=1)
     results = load_results("runs")
-    identities = {result.identity for result in results}
+    identities = {result.recorded.identity for result in results}
     asked = []
     for part in compare(results):
         for row in part.rows:
@@ -366,7 +366,7 @@ def test_the_command_makes_the_same_run(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(SystemExit) as ended:
             cli.main([*arguments, "--quiet"])
         assert ended.value.code == 0
-    assert {result.identity for result in load_results("runs")} == identities
+    assert {result.recorded.identity for result in load_results("runs")} == identities
 
 
 @pytest.mark.slow

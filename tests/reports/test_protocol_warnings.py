@@ -44,7 +44,7 @@ def test_unequal_steps_of_competitors_are_told_and_those_of_references_are_not(m
 
 def test_one_seed_and_one_class_order_are_told(make_result: Make) -> None:
     one = make_result("lwf", 0)
-    order = one.class_order
+    order = one.recorded.class_order
     assert set(rules([one], [make_result("ewc", 0)])) == {"single-seed"}
     both = [make_result("lwf", seed) for seed in (0, 1)]
     assert set(rules(both)) == {"single-class-order"}

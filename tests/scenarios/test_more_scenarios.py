@@ -156,7 +156,7 @@ def test_naive_forgets_domains_and_joint_does_not(run: Any, digits: Any, change:
     scenario = split(change(digits, 4, seed=1), tasks=4, setting="domain", limit=30)
     naive, joint = (run(name, scenario, **LEARN | {"epochs": 5, "lr": 0.005}) for name in ("naive", "joint"))
     for result in (naive, joint):
-        assert result.headline == "class_incremental"
+        assert result.recorded.headline.matrix == "class_incremental"
         assert np.isfinite(result.accuracy).all()
         assert np.array_equal(result.accuracy, result.task_aware_accuracy)
     assert naive.accuracy[0, 0] > 0.5

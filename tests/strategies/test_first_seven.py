@@ -547,7 +547,7 @@ def test_both_classifiers_are_reported_by_name_and_the_headline_is_stated_IC14(r
     }
     for headline, result in results.items():
         assert set(result.classifiers) == {"nearest_mean", "linear"}
-        assert result.headline_classifier == headline
+        assert result.recorded.headline.classifier == headline
         record = json.loads((tmp_path / headline / "run.json").read_text())
         assert record["headline"] == {"matrix": "class_incremental", "classifier": headline}
         rows = (tmp_path / headline / "accuracy.csv").read_text().splitlines()[1:]
