@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.config.registry import explain, load_entry_point
+from clbench.config.registry import explain, load_with_protocols
 from clbench.config.run import fields as run_fields
 from clbench.results.metrics import DEFINITIONS
 
@@ -18,7 +18,7 @@ _NOT_PROTOCOL = {
     *("scenario", "scenario_options", "strategy", "strategy_options", "label", "data_fingerprint", "seed"),
     *("device", "compile", "deterministic", "data_root", "offline"),
 }
-_MEMORY = ("memory_size", "memory_per_class", "memory_policy", "memory_rounding")
+_MEMORY = ("memory_size", "memory_per_class", "memory_policy")
 
 
 class Baseline(BaseModel):
@@ -189,7 +189,7 @@ def chosen(names: list[str], tier: str | None = None) -> list[Claim]:
 
 def _scenario_options(scenario: str) -> dict[str, Any]:
     """Return the options of a scenario by name; raises ConfigError for an unknown one."""
-    kind: Any = load_entry_point("clbench.scenarios", "scenario", scenario)
+    kind: Any = load_with_protocols("clbench.scenarios", "scenario", scenario)
     return dict(kind._options.model_fields)
 
 

@@ -52,7 +52,7 @@ def test_every_claim_resolves_to_the_run_that_it_describes(name: str) -> None:
         ("naive", claim.naive.strategy, claim.naive_fields(), claim.naive.options),
     ):
         config = resolve(claim.scenario, strategy, {**fields, "strategy_options": options})
-        assert {key: getattr(config, key) for key in fields} == fields
+        assert {key: config.flat()[key] for key in fields} == fields
         assert config.strategy_options == strategy_class(strategy).validate(options)
         assert (config.memory.budget > 0) == (role == "claim" and strategy_class(strategy).traits.needs_memory)
 
