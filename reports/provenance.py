@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from clbench.config.errors import ConfigError
 from clbench.config.registry import entry_point_names, parse_spec
-from clbench.config.run import IN_FILES, INTERNAL, NOT_IDENTITY, fields
+from clbench.config.run import IN_FILES, INTERNAL, NOT_IDENTITY, fields, without_removed
 from clbench.reports.cells import Cell, Column, Table, or_dash
 from clbench.reports.tables import Comparison, Row, words
 from clbench.results.result import Result
@@ -123,7 +123,7 @@ def _default(key: str) -> object:
 
 
 def _without_seed(run: Result) -> str:
-    config, strategy = run.config, run.strategy_name
+    config, strategy = without_removed(run.config), run.strategy_name
     try:
         in_brackets = parse_spec(run.strategy)[1] if run.strategy.startswith(f"{strategy}[") else {}
     except ConfigError:

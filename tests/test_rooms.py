@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("config", "support", "results", "data", "models", "learning", "running", "many", "tools", "avalanche", "cli")
 # Folders at the root of the repository, and the highest room that they may import.
 BESIDE = {"strategies": "learning", "scenarios": "data", "reports": "results"}
-# What a published protocol alone needs of a strategy or a scenario lies beside its numbers, and is loaded by its name only.
+# What one published protocol alone needs of a strategy or a scenario lies beside its numbers, loaded by its name only.
 PROTOCOLS = ROOT / "reports" / "claims"
 
 

@@ -216,12 +216,28 @@ def _former(config: RunConfig) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 
 def config_of_record(recorded: Mapping[str, Any]) -> RunConfig:
     """Return the config that a run.json of any version holds; raises ConfigError for what is none."""
-    first = _first_version()["fields"]
-    # 0.1.0 wrote the options of every scenario into every run.
-    known = {"setting", *_options("clbench.scenarios", str(recorded.get("scenario")))}
-    options = {k: v for k, v in recorded.items() if k not in fields() and (k in known or v != first.get(k))}
-    values = {k: v for k, v in recorded.items() if k in fields()}
+    present = without_removed(recorded)
+    options = {k: v for k, v in present.items() if k not in fields()}
+    values = {k: v for k, v in present.items() if k in fields()}
     return make_config(values | {"scenario_options": options})
+
+
+def without_removed(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config in a run.json without the fields and options that 0.1.0 had and that have been removed since.
+
+    Only those at the first version's defaults, at which they did nothing, are left out; another value stays, to be
+    refused by its name. 0.1.0 also wrote the options of every scenario into every run.
+    """
+    first = _first_version()
+    scenario, strategy = str(recorded.get("scenario")), str(recorded.get("strategy"))
+    known = {"setting", *fields(), *_options("clbench.scenarios", scenario)}
+    present = {k: v for k, v in recorded.items() if k in known or v != first["fields"].get(k)}
+    options, former = present.get("strategy_options"), first["strategies"].get(strategy)
+    if isinstance(options, dict) and former is not None:
+        removed = former.keys() - _options("clbench.strategies", strategy).keys()
+        options = {k: v for k, v in options.items() if k not in removed or v != former[k]}
+        present["strategy_options"] = options
+    return present
 
 
 @functools.cache

@@ -117,13 +117,6 @@ def test_a_protocol_has_a_name_that_no_list_shows():
         assert f"{mistyped[:-1]}'" not in str(caught.value)
 
 
-def test_an_option_of_0_1_at_the_value_where_it_did_nothing_is_read():
-    """As a run of 0.1.0 holds it; another value is refused."""
-    assert ER.validate({"share": 0.25, "weighting": "size"}) == {"share": 0.25}
-    with pytest.raises(clbench.ConfigError, match="weighting"):
-        ER.validate({"weighting": "tasks"})
-
-
 def test_the_total_gradient_adds_what_the_penalty_pulls_to_sis_path(run):
     """The two path integrals differ by -sum of penalty gradient times step, the gradient 2 c Omega (w - w*) by hand."""
     differences: list[float] = []
