@@ -52,7 +52,6 @@ value = 50.0
 tolerance = 1.0
 seconds = 3
 [[claims]]
-target = "A2"
 protocol = "digits"
 strategy = "vandeven2019-lwf"
 name = "lwf"
@@ -230,7 +229,7 @@ def test_reproduce_runs_what_is_missing_and_gives_verdicts(
     values = [json.loads(f.read_text())["metrics"]["average_accuracy"] for f in files if "/er/" in str(f)]
     table = Path("runs/reproduction/claims.csv").read_text()
     assert float(next(csv.DictReader(table.splitlines()))["ours"]) == pytest.approx(50 * sum(values))
-    code, again, _ = call(capsys, "reproduce", "A2", "paper/digits/er", "--seeds", "1", "--json")
+    code, again, _ = call(capsys, "reproduce", "paper/digits/lwf", "paper/digits/er", "--seeds", "1", "--json")
     rows = json.loads(again)
     assert [row["n"] for row in rows] == ["1 of 2", "1 of 2"]
     assert [file.stat().st_mtime_ns for file in files] == stamps
@@ -268,6 +267,7 @@ def test_like_begins_with_the_protocol_of_a_claim(two_claims: list[Claim], capsy
         (["run", "--like", "paper/digits/er", "lwf", "ewc"], ("one strategy",)),
         (["run"], ("a scenario and a strategy",)),
         (["reproduce", "paper/other"], ("paper/other", "paper/digits")),
+        (["reproduce", "A4"], ("'A4'", "paper/digits/er", "paper/digits/lwf")),
         (["reproduce", "--budget", "10"], ("--budget 10", "10m")),
         (["reproduce", "--tier", "E"], ("tier", "'E'")),
         (["reproduce", "--tier", "a"], ("did you mean 'A'?",)),
