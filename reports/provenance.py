@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from clbench.config.errors import ConfigError
 from clbench.config.registry import entry_point_names, parse_spec
-from clbench.config.run import IN_FILES, INTERNAL, NOT_IDENTITY, fields
+from clbench.config.run import IN_FILES, INTERNAL, NOT_IDENTITY, fields, without_removed
 from clbench.reports.chart import Cell, Heading, NumberTable
 from clbench.reports.columns import columns_of
 from clbench.reports.comparison import Comparison
@@ -120,7 +120,7 @@ def _default(key: str) -> object:
 
 
 def _without_seed(run: Result) -> str:
-    config, strategy = run.config, run.recorded.strategy.name
+    config, strategy = without_removed(run.config), run.recorded.strategy.name
     try:
         in_brackets = parse_spec(run.strategy)[1] if run.strategy.startswith(f"{strategy}[") else {}
     except ConfigError:

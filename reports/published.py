@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.config.registry import explain, load_entry_point
+from clbench.config.registry import explain, load_with_protocols
 from clbench.config.run import fields as run_fields
 from clbench.results.metrics import METRICS
 
@@ -18,7 +18,7 @@ _NOT_PROTOCOL = {
     *("scenario", "scenario_options", "strategy", "strategy_options", "label", "data_fingerprint", "seed"),
     *("device", "compile", "deterministic", "data_root", "offline"),
 }
-_MEMORY = ("memory_size", "memory_per_class", "memory_policy", "memory_rounding")
+_MEMORY = ("memory_size", "memory_per_class", "memory_policy")
 
 
 class Baseline(BaseModel):
@@ -48,7 +48,6 @@ class Claim(BaseModel):
     strategy: str
     name: str
     tier: Tier
-    target: str = ""
     scenario: str
     fields: dict[str, Any]
     options: dict[str, Any] = {}
@@ -168,35 +167,28 @@ def claim(name: str) -> Claim:
 def chosen(names: list[str], tier: str | None = None) -> list[Claim]:
     """Return the claims of these ids or of ids that begin with them, of a tier; all without names.
 
-    Raises ConfigError for a name that fits none, and where nothing is left.
+    They are in order of their tiers, then of their ids. Raises ConfigError for a name that fits none, and where nothing
+    is left.
     """
     known = claims()
     if tier is not None and tier not in get_args(Tier):
         raise unknown("tier", tier, get_args(Tier))
     for name in names:
         if not any(_fits(name, c) for c in known.values()):
-            papers = dict.fromkeys(c.paper for c in known.values())
-            raise unknown(
-                "claim", name, [*papers, *known, *dict.fromkeys(c.target for c in known.values() if c.target)]
-            )
+            raise unknown("claim", name, [*dict.fromkeys(c.paper for c in known.values()), *known])
     found = [
         c for c in known.values() if (not names or any(_fits(name, c) for name in names)) and tier in (None, c.tier)
     ]
     if not found:
         raise ConfigError(f"tier={tier} holds none of {', '.join(names)}; clbench list claims shows them")
-    return sorted(found, key=_order)
+    return sorted(found, key=lambda c: (c.tier, c.id))
 
 
 def _scenario_options(scenario: str) -> dict[str, Any]:
     """Return the options of a scenario by name; raises ConfigError for an unknown one."""
-    kind: Any = load_entry_point("clbench.scenarios", "scenario", scenario)
+    kind: Any = load_with_protocols("clbench.scenarios", "scenario", scenario)
     return dict(kind._options.model_fields)
 
 
 def _fits(name: str, claim: Claim) -> bool:
-    return name in (claim.id, claim.target) or claim.id.startswith(name.rstrip("/") + "/")
-
-
-def _order(claim: Claim) -> tuple[str, int, str]:
-    digits = "".join(c for c in claim.target if c.isdigit())
-    return claim.tier, int(digits or 0), claim.id
+    return name == claim.id or claim.id.startswith(name.rstrip("/") + "/")

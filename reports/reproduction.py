@@ -222,7 +222,7 @@ def judge_all(rows: Sequence[Measured], wanted: Sequence[Claim] | None = None) -
 
 
 _CSV = (
-    *("target", "claim", "citation", "source", "provenance", "metric", "classifier", "published", "error"),
+    *("claim", "citation", "source", "provenance", "metric", "classifier", "published", "error"),
     *("error_kind", "error_runs", "ours", "sd", "n", "interval", "difference", "tolerance", "allowed", "naive"),
     *("paired_difference", "paired_interval", "seconds", "verdict", "provisional", "reason", "note"),
 )
@@ -237,7 +237,7 @@ def claims_csv(judgements: Sequence[Judgement]) -> str:
         c = j.claim
         writer.writerow(
             [
-                *(c.target, c.id, c.citation, c.source, c.provenance, c.metric, c.classifier, c.value, c.error or None),
+                *(c.id, c.citation, c.source, c.provenance, c.metric, c.classifier, c.value, c.error or None),
                 *(c.error_kind, c.error_runs, j.mean, j.sd, j.n, j.interval, j.difference, c.tolerance, j.bound),
                 *(j.naive, j.paired, j.paired_interval, j.seconds, j.verdict, j.provisional, j.reason, c.note),
             ]
@@ -245,9 +245,7 @@ def claims_csv(judgements: Sequence[Judgement]) -> str:
     return text.getvalue()
 
 
-COLUMNS = (
-    *("target", "claim", "published", "ours", "n", "difference", "allowed", "naive", "paired difference", "verdict"),
-)
+COLUMNS = (*("claim", "published", "ours", "n", "difference", "allowed", "naive", "paired difference", "verdict"),)
 
 
 def cells(j: Judgement) -> list[str]:
@@ -255,7 +253,6 @@ def cells(j: Judgement) -> list[str]:
     c = j.claim
     kinds = {"sem": f"±{c.error:g} SEM", "std": f"±{c.error:g} sd", "none": ""}
     return [
-        c.target,
         c.id,
         f"{c.value:g} {kinds[c.error_kind]}".strip(),
         "-" if j.mean is None else f"{j.mean:.2f}" + ("" if j.interval is None else f" ±{j.interval:.2f}"),
@@ -282,7 +279,7 @@ def to_markdown(judgements: Sequence[Judgement], rows: Sequence[Measured]) -> st
         "published mean; sd: standard deviation.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
-        "|" + "---|" * 2 + "---:|" * (len(COLUMNS) - 3) + "---|",
+        "|---|" + "---:|" * (len(COLUMNS) - 2) + "---|",
         *("| " + " | ".join(cells(j)) + " |" for j in judgements),
         "",
         *provenance(rows),

@@ -36,7 +36,6 @@ class ICaRL(Taught):
         paper="Rebuffi et al. 2017, arXiv:1611.07725",
         settings=("class", "task"),
         needs_memory=True,
-        retired={"teacher_temperature": 1.0},
         not_applicable={"neutral_at_zero": "it distils the old model also without a memory"},
     )
 

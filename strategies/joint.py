@@ -16,7 +16,6 @@ class Joint(Strategy):
         seeds_together=True,
         data_access="all",
         memory="none",
-        retired={"iterations_per_task": False},
     )
 
     def stages(self, task: Task) -> list[Stage]:

@@ -15,9 +15,6 @@ from clbench.learning.losses import distillation
 from clbench.learning.strategy import Stage, Strength, Traits
 from clbench.strategies._teacher import Taught
 
-# Options of 0.1.0 that only a published protocol needs.
-RETIRED = {"weighting": "constant", "distilled": "all"}
-
 
 class LwF(Taught):
     """Learning without Forgetting. Li & Hoiem 2016, arXiv:1606.09282.
@@ -35,9 +32,7 @@ class LwF(Taught):
         Algorithm 1.
     """
 
-    traits = Traits(
-        family="distillation", paper="Li & Hoiem 2016, arXiv:1606.09282", seeds_together=True, retired=RETIRED
-    )
+    traits = Traits(family="distillation", paper="Li & Hoiem 2016, arXiv:1606.09282", seeds_together=True)
 
     strength: Annotated[Strength, Log(0.1, 10)] = 1.0
     temperature: Annotated[float, Field(gt=0), Choices(1.0, 2.0, 4.0)] = 2.0

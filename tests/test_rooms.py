@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("config", "support", "results", "data", "models", "learning", "running", "many", "tools", "avalanche", "cli")
 # Folders at the root of the repository, and the highest room that they may import.
 BESIDE = {"strategies": "learning", "scenarios": "data", "reports": "results"}
-# What a published protocol alone needs of a strategy lies beside its numbers, and is loaded by its name only.
+# What one published protocol alone needs of a strategy or a scenario lies beside its numbers, loaded by its name only.
 PROTOCOLS = ROOT / "reports" / "claims"
 
 
@@ -71,8 +71,8 @@ def test_what_is_beside_the_core_imports_no_room_above_its_own(folder: str) -> N
     assert wrong == set()
 
 
-def test_the_protocols_of_claims_import_methods_and_what_methods_import() -> None:
-    allowed = {*ROOMS[: ROOMS.index("learning") + 1], "strategies"}
+def test_the_protocols_of_claims_import_methods_scenarios_and_what_these_import() -> None:
+    allowed = {*ROOMS[: ROOMS.index("learning") + 1], "strategies", "scenarios"}
     found = {module.split(".")[1] for file in files_of(PROTOCOLS) for module in imported(file)}
     assert found <= allowed
 

@@ -4,6 +4,6 @@ HONOURED = (
     *("scenario", "scenario_options", "strategy", "strategy_options", "label", "data_fingerprint", "validation"),
     *("normalize", "augment", "seed", "model", "weights", "head", "head_init", "loss_outputs", "epochs"),
     *("batch_size", "drop_last", "optimizer", "lr", "base_batch_size", "momentum", "nesterov", "weight_decay"),
-    *("optimizer_state", "memory_size", "memory_per_class", "memory_policy", "evaluate", "evaluate_on", "device"),
+    *("optimizer_state", "memory_size", "memory_per_class", "memory_policy", "evaluate", "device"),
     *("deterministic", "threads", "data_root", "offline", "tuned_by"),
 )

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.registry import entry_points, text_of
-from clbench.config.run import EXCLUSIVE, IN_FILES, INTERNAL, excludes
+from clbench.config.run import EXCLUSIVE, IN_FILES, INTERNAL, excludes, without_removed
 from clbench.config.run import fields as run_fields
 
 # Each of these names begins a panel of the help; the options are in the order of the groups of a run.
@@ -183,7 +183,8 @@ def read_config(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--config {path}: {error}; a TOML or JSON file is accepted") from None
     if isinstance(found, dict) and isinstance(found.get("config"), dict):
-        found = {k: v for k, v in found["config"].items() if k not in INTERNAL or k in IN_FILES}
+        found = without_removed(found["config"])
+        found = {k: v for k, v in found.items() if k not in INTERNAL or k in IN_FILES}
     if not isinstance(found, dict):
         raise ConfigError(f"--config {path}: a table of options is accepted")
     if not isinstance(found.get("strategy_options", {}), dict):

@@ -163,9 +163,7 @@ def _judged(judgements: "Sequence[Judgement]", notes: list[str], as_json: bool) 
 
     table = Table()
     for column in reproduction.COLUMNS:
-        table.add_column(
-            column, justify="left" if column in ("target", "claim", "verdict") else "right", overflow="fold"
-        )
+        table.add_column(column, justify="left" if column in ("claim", "verdict") else "right", overflow="fold")
     for judgement in judgements:
         table.add_row(*map(plain, reproduction.cells(judgement)))
     stdout = screen()

@@ -74,9 +74,6 @@ class TrainingConfig(Group):
     weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight decay")
     decay_head: bool = Field(default=True, description="weight decay also on the head, so on rows of old classes too")
     decay_norms: bool = Field(default=True, description="weight decay also on biases and normalisation layers")
-    decay_biases: bool = Field(
-        default=True, description="weight decay also on biases, those of normalisation layers included"
-    )
     schedule: Literal["constant", "step", "multistep", "cosine", "plateau"] = Field(
         default="constant", description="course of the learning rate"
     )
@@ -136,7 +133,6 @@ class TrainingConfig(Group):
             ("min_delta", self.watches_validation, "patience or schedule='plateau'"),
             ("decay_head", self.weight_decay > 0, "weight_decay above 0"),
             ("decay_norms", self.weight_decay > 0, "weight_decay above 0"),
-            ("decay_biases", self.weight_decay > 0 and self.decay_norms, "weight_decay above 0 and decay_norms"),
             ("backbone_lr_factor", self.train != "head", "a backbone that trains, and train='head' freezes it"),
         )
         if self.nesterov and not self.momentum:
@@ -161,12 +157,6 @@ class MemoryConfig(Group):
     policy: Literal["reservoir", "balanced", "herding", "herding-argmax", "random"] | None = Field(
         default=None, alias="memory_policy", description="how exemplars are chosen; the default is the strategy's"
     )
-    rounding: Literal["spare", "floor", "ceil"] = Field(
-        default="spare",
-        alias="memory_rounding",
-        description="what becomes of a total that doesn't divide by the classes: spare slots go to the first ones, "
-        "stay empty, or (published claims alone) every class gets one, above the total",
-    )
 
     @property
     def budget(self) -> int:
@@ -175,20 +165,16 @@ class MemoryConfig(Group):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _refuse_without_effect(self, ("rounding", bool(self.size), "memory_size"))
         if self.policy is not None and not self.budget:
             raise ValueError("memory_policy needs memory_size or memory_per_class")
         return self
 
 
 class EvaluationConfig(Group):
-    """Which tasks are tested, on what, and when."""
+    """Which tasks are tested, and when."""
 
     evaluate: Literal["seen", "all"] = Field(
         default="all", description="test the tasks seen so far, or all tasks whose outputs exist"
-    )
-    evaluate_on: Literal["test", "train"] = Field(
-        default="test", description="test images, or the training images themselves, as some papers did"
     )
     eval_every: Literal["task", "epoch"] | Count = Field(
         default="task", description="evaluate after each task, also after each epoch, or every N steps"

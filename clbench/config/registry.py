@@ -13,6 +13,9 @@ import pydantic
 
 from clbench.config.errors import ConfigError, unknown
 
+# The entry-point group of what one published protocol alone needs.
+PROTOCOLS = "clbench.protocols"
+
 
 def natural_sorted(names: Iterable[str]) -> list[str]:
     """Sort names with their digit runs compared as numbers: `task2` comes before `task10`."""
@@ -52,6 +55,15 @@ def load_entry_point(group: str, kind: str, name: str) -> object:
     except Exception as error:  # whatever a third party's module raises while it is imported
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{kind} {name!r} of {_owner(found[0])} can't be imported ({reason})") from error
+
+
+def load_with_protocols(group: str, kind: str, name: str) -> object:
+    """Import what is declared in a group, or else in `clbench.protocols`, which no list shows.
+
+    Raises ConfigError as load_entry_point does.
+    """
+    hidden = not entry_points(group, name) and entry_points(PROTOCOLS, name)
+    return load_entry_point(PROTOCOLS if hidden else group, kind, name)
 
 
 def _owner(entry: EntryPoint) -> str:

@@ -28,7 +28,7 @@ from clbench.config.groups import (
     ModelConfig,
     TrainingConfig,
 )
-from clbench.config.registry import entry_points, explain
+from clbench.config.registry import PROTOCOLS, entry_points, explain
 
 Setting = Literal["class", "task", "domain"]
 
@@ -36,13 +36,10 @@ Setting = Literal["class", "task", "domain"]
 EXCLUSIVE = (("epochs", "iterations"), ("memory_size", "memory_per_class"))
 # Recorded with a run, but no part of its identity: they can't change its numbers (on_nan: but whether there are any).
 NOT_IDENTITY = frozenset({"data_root", "offline", "label", "checkpoint_every", "on_nan", "tuned_by"})
-# What a run holds, but no option of the command line asks for; memory_rounding is for the protocols of claims.
-INTERNAL = {
-    *("scenario", "scenario_options", "strategy", "strategy_options", "per_task", "label", "data_fingerprint"),
-    "memory_rounding",
-}
+# What a run holds, but no option of the command line asks for.
+INTERNAL = {"scenario", "scenario_options", "strategy", "strategy_options", "per_task", "label", "data_fingerprint"}
 # Those of them that a file of options may hold.
-IN_FILES = {"scenario_options", "strategy_options", "per_task", "memory_rounding"}
+IN_FILES = {"scenario_options", "strategy_options", "per_task"}
 # Weights that torchvision knows by name, such as ResNet18_Weights.IMAGENET1K_V1; anything else is a file.
 NAMED_WEIGHTS = re.compile(r"\w+_Weights\.\w+")
 
@@ -182,15 +179,14 @@ def identity_fields(config: RunConfig) -> dict[str, Any]:
     found: dict[str, Any] = first["fields"] | {
         name: value for name, value in given.items() if name in first["fields"] or value != _default(config, name)
     }
+    scenario, strategy = _former(config)
     options = config.strategy_options
-    if config.strategy in first["strategies"]:
-        known = first["strategies"][config.strategy]
+    if strategy["strategy"] in first["strategies"]:
+        known = first["strategies"][strategy["strategy"]]
         # Options of a strategy that is not ours all count: its package may change a default with any version.
         options = known | {k: v for k, v in options.items() if k in known or v != _strategy_default(config.strategy, k)}
-    found["strategy_options"] = options
-    if (former := first["renamed"].get(config.strategy)) is not None:
-        found |= former["fields"] | {"strategy": former["strategy"]}
-        found["strategy_options"] = first["strategies"][former["strategy"]] | options | former["options"]
+    found |= {"scenario": scenario["scenario"], **scenario["fields"]}
+    found |= {"strategy": strategy["strategy"], "strategy_options": options | strategy["options"], **strategy["fields"]}
     if config.model.weights is not None and not NAMED_WEIGHTS.fullmatch(config.model.weights):
         found["weights"] = file_digest(config.model.weights, "weights")
     if ".py:" in config.strategy:
@@ -201,14 +197,46 @@ def identity_fields(config: RunConfig) -> dict[str, Any]:
     return found
 
 
+def former_names(config: RunConfig) -> tuple[str, str]:
+    """Return scenario and strategy as the first version named them, which are the present names of most runs."""
+    scenario, strategy = _former(config)
+    return scenario["scenario"], strategy["strategy"]
+
+
+def _former(config: RunConfig) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return how the first version spelled scenario and strategy: names, and the fields and options beside them."""
+    first = _first_version()
+    scenario = {"scenario": config.scenario, "fields": {}}
+    if config.data_fingerprint is None:
+        scenario = first["renamed_scenarios"].get(config.scenario, scenario)
+    strategy = {"strategy": config.strategy, "fields": {}, "options": {}}
+    return scenario, first["renamed"].get(config.strategy, strategy)
+
+
 def config_of_record(recorded: Mapping[str, Any]) -> RunConfig:
     """Return the config that a run.json of any version holds; raises ConfigError for what is none."""
-    first = _first_version()["fields"]
-    # 0.1.0 wrote the options of every scenario into every run.
-    known = {"setting", *_options("clbench.scenarios", str(recorded.get("scenario")))}
-    options = {k: v for k, v in recorded.items() if k not in fields() and (k in known or v != first.get(k))}
-    values = {k: v for k, v in recorded.items() if k in fields()}
+    present = without_removed(recorded)
+    options = {k: v for k, v in present.items() if k not in fields()}
+    values = {k: v for k, v in present.items() if k in fields()}
     return make_config(values | {"scenario_options": options})
+
+
+def without_removed(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config in a run.json without the fields and options that 0.1.0 had and that have been removed since.
+
+    Only those at the first version's defaults, at which they did nothing, are left out; another value stays, to be
+    refused by its name. 0.1.0 also wrote the options of every scenario into every run.
+    """
+    first = _first_version()
+    scenario, strategy = str(recorded.get("scenario")), str(recorded.get("strategy"))
+    known = {"setting", *fields(), *_options("clbench.scenarios", scenario)}
+    present = {k: v for k, v in recorded.items() if k in known or v != first["fields"].get(k)}
+    options, former = present.get("strategy_options"), first["strategies"].get(strategy)
+    if isinstance(options, dict) and former is not None:
+        removed = former.keys() - _options("clbench.strategies", strategy).keys()
+        options = {k: v for k, v in options.items() if k not in removed or v != former[k]}
+        present["strategy_options"] = options
+    return present
 
 
 @functools.cache
@@ -237,7 +265,7 @@ def _option_default(group: str, owner: str, name: str) -> object:
 
 def _options(group: str, owner: str) -> Mapping[str, FieldInfo]:
     """Return the options of a built-in scenario or strategy; none of what another package or the user brings."""
-    for entry in entry_points(group, owner):
+    for entry in (*entry_points(group, owner), *entry_points(PROTOCOLS, owner)):
         if entry.value.startswith("clbench."):
             options: Mapping[str, FieldInfo] = entry.load()._options.model_fields
             return options

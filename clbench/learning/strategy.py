@@ -58,7 +58,6 @@ class Traits:
         `penalty` then, the loss draws nothing at random, and modules, tensors and floats hold all that a seed decides.
     through_features: whether the loss goes through `model.features` as a whole, which is what --compile compiles.
     not_applicable: checks of the conformance kit (clbench.testing) that make no sense for it, each with the reason.
-    retired: options that 0.1.0 had, each with the value at which it did nothing; a run of 0.1.0 may hold that one.
     """
 
     family: Literal["reference", "regularisation", "distillation", "replay", "isolation", "frozen"]
@@ -72,7 +71,6 @@ class Traits:
     seeds_together: bool = False
     through_features: bool = True
     not_applicable: Mapping[str, str] = field(default_factory=dict)
-    retired: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.settings:
@@ -191,10 +189,7 @@ class Strategy:
         name: what the strategy goes by, for errors.
         beside: names that would be accepted in the same place, for the hint at an unknown one.
         """
-        owner = name or cls.__name__
-        retired = cls.traits.retired
-        options = {key: value for key, value in options.items() if key not in retired or value != retired[key]}
-        return validate_options(cls._options, options, owner=owner, beside=beside)
+        return validate_options(cls._options, options, owner=name or cls.__name__, beside=beside)
 
     # The hooks, in the order in which the engine calls them.
 
@@ -239,6 +234,16 @@ class Strategy:
     def features(self, images: Tensor) -> Tensor:
         """The representation that herding works on, float [B, feature_dim]."""
         return self.model.features(images)
+
+    # What a strategy may do otherwise than others.
+
+    def new_memory(self, kind: type[Memory], size: int | None, per_class: int | None) -> Memory:
+        """Return the empty memory that the run asks for: of this kind, with a size in all or for each class."""
+        return kind(size, per_class)
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Tell whether weight decay acts on a parameter, `name` as in trainable(), where the run does not spare it."""
+        return True
 
     # What a strategy may use.
 

@@ -305,9 +305,10 @@ class Trainer:
         backbone = {id(p) for p in self.strategy.model.parameters()} - head
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in trained.items():
-            spared = (id(parameter) in head and not training.decay_head) or (
-                parameter.dim() < 2
-                and not (training.decay_norms and (training.decay_biases or not name.endswith("bias")))
+            spared = (
+                (id(parameter) in head and not training.decay_head)
+                or (parameter.dim() < 2 and not training.decay_norms)
+                or not self.strategy.decays(name, parameter)
             )
             rate = lr * training.backbone_lr_factor if id(parameter) in backbone else lr
             groups.setdefault((rate, 0.0 if spared else training.weight_decay), []).append(parameter)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.config.errors import ConfigError, RunError
-from clbench.config.run import NOT_IDENTITY, RunConfig
+from clbench.config.run import NOT_IDENTITY, RunConfig, former_names
 from clbench.results.result import Result
 from clbench.support.files import remove_unfinished, write_atomically
 from clbench.support.locks import held
@@ -20,10 +20,14 @@ TRACKED = "track.json"
 
 
 def default_folder(config: RunConfig, root: str | os.PathLike[str] = "runs") -> Path:
-    """Return root/SCENARIO/STRATEGY/SEED-HASH; the hash is of everything that can change the numbers."""
-    scenario = Path(config.scenario).resolve().stem if config.data_fingerprint else config.scenario
-    strategy = config.strategy.rpartition(":")[2]
-    return Path(root) / scenario / strategy / f"{config.seed}-{config.identity()[:8]}"
+    """Return root/SCENARIO/STRATEGY/SEED-HASH; the hash is of everything that can change the numbers.
+
+    What has another name since the first version keeps its folder, so that its finished runs are found.
+    """
+    scenario, strategy = former_names(config)
+    if config.data_fingerprint:
+        scenario = Path(scenario).resolve().stem
+    return Path(root) / scenario / strategy.rpartition(":")[2] / f"{config.seed}-{config.identity()[:8]}"
 
 
 def announce(config: RunConfig, folder: Path) -> None:

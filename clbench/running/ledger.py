@@ -39,11 +39,9 @@ def above_budget(config: RunConfig, counts: dict[int, int], items: dict[str, int
     copies, held = items.get("images", 0), items.get("exemplars", 0)
     size, per_class = config.memory.size, config.memory.per_class
     budget = size or (per_class or 0) * len(counts)
-    # What rounding up adds is told by the warning memory-above-budget.
-    most = budget if config.memory.rounding != "ceil" else max(budget, held)
     if copies and held + copies > budget:
         return f"{copies} copies of images are kept beside {held} exemplars, and the memory is of {budget}"
-    if held > most or (per_class is not None and max(counts.values(), default=0) > per_class):
+    if held > budget or (per_class is not None and max(counts.values(), default=0) > per_class):
         return f"{held} exemplars are kept, and the memory is of {budget}"
     return None
 

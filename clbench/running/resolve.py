@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.config.registry import entry_point_names, entry_points, load_entry_point, parse_spec, read_text
+from clbench.config.registry import (
+    PROTOCOLS,
+    entry_points,
+    load_entry_point,
+    load_with_protocols,
+    parse_spec,
+    read_text,
+)
 from clbench.config.run import GROUPS, RunConfig, Setting, excludes, fields, file_digest, make_config
 from clbench.data.scenario import Scenario
 from clbench.data.spec import ScenarioSpec
@@ -35,8 +42,7 @@ def strategy_class(name: str) -> type[Strategy]:
         made: Any = load_entry_point("clbench.strategy_sources", "source of strategies", source)
         loaded = made(inner)
     else:
-        protocol = not entry_points("clbench.strategies", name) and entry_points("clbench.protocols", name)
-        loaded = load_entry_point("clbench.protocols" if protocol else "clbench.strategies", "strategy", name)
+        loaded = load_with_protocols("clbench.strategies", "strategy", name)
     if not (isinstance(loaded, type) and issubclass(loaded, Strategy)):
         raise ConfigError(f"strategy {name!r} is {loaded!r}; a subclass of clbench.Strategy is accepted")
     loose = {n: v for cls in reversed(loaded.__mro__) for n, v in vars(cls).items() if n in LOOSE}
@@ -79,10 +85,13 @@ def _from_file(name: str) -> object:
 
 
 def scenario_class(name: str) -> type[ScenarioSpec]:
-    """Return a scenario by its registered name, or that of an .npz file or a folder of images."""
+    """Return a scenario by its registered name, or that of an .npz file or a folder of images.
+
+    A scenario of one published protocol is found as such a strategy is; see strategy_class().
+    """
     own = name.endswith(".npz") or os.sep in name or os.path.isdir(name)
-    registered = not own or name in entry_point_names("clbench.scenarios")
-    loaded = load_entry_point("clbench.scenarios", "scenario", name if registered else "files")
+    registered = not own or any(entry_points(group, name) for group in ("clbench.scenarios", PROTOCOLS))
+    loaded = load_with_protocols("clbench.scenarios", "scenario", name if registered else "files")
     if not (isinstance(loaded, type) and issubclass(loaded, ScenarioSpec)):
         raise ConfigError(f"scenario {name!r} is {loaded!r}; a subclass of clbench.ScenarioSpec is accepted since 0.2")
     return loaded
@@ -265,5 +274,5 @@ def _of_task(cls: type[Strategy], config: RunConfig, values: Mapping[str, Any]) 
 def _trainable_fields() -> list[str]:
     """Return the fields that a strategy's brackets can set; the others say what is compared, not how it trains."""
     shared = {name for name in RunConfig.model_fields if name not in GROUPS}
-    shared |= {"validation", "data_root", "offline", "evaluate_on", "memory_rounding"}
+    shared |= {"validation", "data_root", "offline"}
     return [name for name in fields() if name not in shared]

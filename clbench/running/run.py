@@ -85,8 +85,6 @@ def execute(
     from clbench.running.tracking import require_tracker
 
     tracker = None if track is None else require_tracker(track)
-    if config.evaluation.evaluate_on == "train":
-        scenario = scenario.tested_on_training()
     strategy = strategy_class(config.strategy)(**config.strategy_options)
     check(config, scenario, strategy)
     if force and not folder.is_ours():
@@ -168,9 +166,8 @@ class Run:
         strategy.model = new_model(self.context, 0)
         backbone_below(strategy.model, config.training.train)
         if config.memory.policy is not None:
-            strategy.memory = MEMORIES[config.memory.policy](
-                size=config.memory.size, per_class=config.memory.per_class, rounding=config.memory.rounding
-            )
+            kind = MEMORIES[config.memory.policy]
+            strategy.memory = strategy.new_memory(kind, config.memory.size, config.memory.per_class)
         self.recorder = Recorder(self.context, strategy)
         self.observers: list[Observer] = [self.recorder, *observers]
         # The task to learn next; what was learnt before it, packed; and where in it a checkpoint was taken.

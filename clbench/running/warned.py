@@ -3,11 +3,8 @@
 import math
 from collections.abc import Iterator
 
-import numpy as np
-
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario
-from clbench.learning.memory import quotas
 from clbench.learning.strategy import Strategy
 from clbench.results.record import Warned
 
@@ -45,17 +42,8 @@ def _about_this_run(config: RunConfig, scenario: Scenario, strategy: Strategy) -
         )
     if traits.data_access == "all" and traits.family != "reference":
         yield "all-past-data", "reads the data of all tasks so far, as for class means: a reference, no competitor"
-    if memory.size and memory.rounding == "ceil":
-        n_classes = np.cumsum([len(task.classes) for task in scenario.tasks]).tolist()
-        most = max(sum(quotas(n, memory.size, rounding="ceil")) for n in n_classes)
-        if most > memory.size:
-            text = f"rounding up lets the memory hold up to {most} exemplars, above its {memory.size}"
-            yield "memory-above-budget", text
-    if config.evaluation.evaluate_on == "train":
-        yield (
-            "evaluated-on-training-data",
-            "accuracies are on training images, as evaluate_on='train' asks; they say nothing about new ones",
-        )
+    if scenario.test is scenario.train:
+        yield "evaluated-on-training-data", "accuracies are on training images; they say nothing about new ones"
     if drops := training.milestones or ([training.step_epochs] if training.step_epochs else []):
         # With a number of iterations the smallest task sees most epochs.
         smallest = min(len(task.train) for task in scenario.tasks)

@@ -39,8 +39,6 @@ def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
     updates and time are upper limits. Raises ConfigError as run() does.
     """
     check_plan(config, scenario)
-    if config.evaluation.evaluate_on == "train":
-        scenario = scenario.tested_on_training()
     rehearsals: list[_Rehearsal] = []
 
     def trainer(context: Context, strategy: Strategy) -> Trainer:
@@ -48,7 +46,7 @@ def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
         return rehearsals[-1]
 
     short = replace(scenario, tasks=[replace(task, test=_first(task.test)) for task in scenario.tasks])
-    quick = config.replace(patience=None, eval_every="task", evaluate_on="test")
+    quick = config.replace(patience=None, eval_every="task")
     with tempfile.TemporaryDirectory() as folder:
         record = execute(quick, short, RunFolder(folder), trainer=trainer).record
     rehearsal = rehearsals[0]
@@ -147,7 +145,7 @@ class _Rehearsal(Trainer):
         memory = self.strategy.memory
         if memory is not None and memory.streaming and self.strategy.traits.memory == "replayed":
             if self.apart is None:
-                self.apart = type(memory)(memory.size, memory.per_class)
+                self.apart = self.strategy.new_memory(type(memory), memory.size, memory.per_class)
             for step, ids in enumerate(batches[:updates]):
                 classes = self.context.scenario.train.classes[ids]
                 self.apart.update(ids, classes, stream(config.seed, "memory", task, step))

@@ -17,7 +17,7 @@ class LwFOfOldOutputs(LwF):
     The options are those of LwF.
     """
 
-    traits = replace(LwF.traits, settings=("class",), retired={})
+    traits = replace(LwF.traits, settings=("class",))
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """A head that grows has no other outputs to compare."""

@@ -1,7 +1,5 @@
 """What the protocols of van de Ven & Tolias 2019 do otherwise than the methods: arXiv:1904.07734."""
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from clbench.config.errors import ConfigError
@@ -14,8 +12,6 @@ from clbench.strategies.lwf import LwF
 
 class LwFByShare(LwF):
     """LwF, weighted by tasks: L = CE / N + (1 - 1/N) strength KL in the N-th task. The options are those of LwF."""
-
-    traits = replace(LwF.traits, retired={})
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """LwF's terms, by the share of the present task and that of the earlier ones."""
@@ -33,8 +29,6 @@ class ICaRLWithSoftTargets(ICaRL):
 
     The options are those of iCaRL.
     """
-
-    traits = replace(ICaRL.traits, retired={})
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Only the sigmoid form has such targets."""

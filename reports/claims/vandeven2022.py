@@ -22,8 +22,6 @@ class ReplayByTasks(ER):
     share: the part of a step's images that comes from the memory.
     """
 
-    traits = replace(ER.traits, retired={})
-
     def weights(self, n: int, m: int) -> tuple[float, float]:
         """The share of the present task and that of the earlier ones."""
         current = 1 / (self.progress.task + 1)
@@ -32,8 +30,6 @@ class ReplayByTasks(ER):
 
 class LwFByOldTasks(LwF):
     """LwF, weighted by old tasks: L = CE + (N - 1) strength KL in the N-th task. The options are those of LwF."""
-
-    traits = replace(LwF.traits, retired={})
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """LwF's loss, with as many times the distillation as there are old tasks."""
@@ -45,8 +41,6 @@ class LwFByOldTasks(LwF):
 
 class JointByTasks(Joint):
     """Joint training whose iterations count for each task so far, as a budget in epochs does by itself."""
-
-    traits = replace(Joint.traits, retired={})
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Epochs grow with the data by themselves."""

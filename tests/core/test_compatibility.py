@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clbench.cli.options import read_config
+from clbench.config.errors import ConfigError
 from clbench.config.run import config_of_record
 from clbench.results.result import Result, load_results
+from clbench.running.resolve import resolve, strategy_class
 
 ROOT = Path(__file__).parents[2]
 VERSIONS = sorted((ROOT / "tests" / "fixtures").iterdir())
@@ -77,7 +80,11 @@ def test_a_finished_run_of_an_earlier_version_is_read(version: Path) -> None:
     (result,) = load_results(version / "finished")
     assert result.status == "done"
     with (version / "finished" / "accuracy.csv").open(newline="", encoding="utf-8") as file:
-        rows = [r for r in csv.DictReader(file) if r["matrix"] == result.recorded.headline.matrix and r["classifier"] == "linear"]
+        rows = [
+            r
+            for r in csv.DictReader(file)
+            if r["matrix"] == result.recorded.headline.matrix and r["classifier"] == "linear"
+        ]
     expected = np.full((2, 2), np.nan)
     for row in rows:
         if row["accuracy"]:
@@ -106,3 +113,59 @@ def test_an_unfinished_run_of_an_earlier_version_goes_on(version: Path, tmp_path
     assert [(resume["task"], resume["step"]) for resume in result.record["resumes"]] == [(1, 2)]
     whole = Result.load(version / "finished")
     np.testing.assert_array_equal(result.accuracy, whole.accuracy)
+
+
+# Options of strategies that 0.1.0 had and that were removed, each with its value in 0.1.0 at which it did nothing.
+REMOVED = [
+    ("er", "weighting", "size", "tasks"),
+    ("icarl", "teacher_temperature", 1.0, 2.0),
+    ("joint", "iterations_per_task", False, True),
+    ("lwf", "weighting", "constant", "share"),
+    ("lwf", "distilled", "all", "old"),
+]
+
+
+@pytest.mark.parametrize(("strategy", "option", "without_effect", "other"), REMOVED)
+def test_an_option_that_was_removed_is_read_at_the_value_where_it_did_nothing(
+    strategy: str, option: str, without_effect: Any, other: Any, tmp_path: Path
+) -> None:
+    """From the run.json of 0.1.0 and as --config; another value is kept, and so refused by its name."""
+    own = strategy_class(strategy).validate({})
+    for version in VERSIONS:
+        record = json.loads((version / "finished" / "run.json").read_text("utf-8"))
+        file = tmp_path / "run.json"
+        for value, left in ((without_effect, own), (other, {**own, option: other})):
+            config = record["config"] | {"strategy": strategy, "strategy_options": {**own, option: value}}
+            file.write_text(json.dumps({**record, "config": config}), "utf-8")
+            assert config_of_record(config).strategy_options == left
+            assert read_config(file)["strategy_options"] == left
+        with pytest.raises(ConfigError, match=option):
+            strategy_class(strategy)(**left)
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda path: path.name)
+def test_a_run_json_of_an_earlier_version_serves_as_options(version: Path) -> None:
+    """Fields that were removed are left out at their defaults; what is left gives a run with the values recorded."""
+    recorded = json.loads((version / "finished" / "run.json").read_text("utf-8"))["config"]
+    removed = {"decay_biases", "evaluate_on", "memory_rounding"}
+    assert removed < recorded.keys()
+    options = read_config(version / "finished" / "run.json")
+    assert not removed & options.keys()
+    given = resolve("split-mnist-5k", "er", options).flat()
+    # 0.1.0 wrote the options of every scenario into every run; padding is one of permuted-mnist alone.
+    left = {name: value for name, value in recorded.items() if value is not None and name not in removed}
+    for name in left.keys() - {"scenario", "strategy_options", "data_fingerprint"}:
+        assert given[name] == left[name], name
+    with pytest.raises(ConfigError, match="evaluate_on"):
+        resolve("split-mnist-5k", "er", {**options, "evaluate_on": "train"})
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda path: path.name)
+def test_the_command_that_repeats_a_run_of_an_earlier_version_has_options_of_this_one(version: Path) -> None:
+    from clbench.reports import tables
+    from clbench.reports.provenance import command
+
+    text = command(tables.compare(load_results(version / "finished"))[0].rows[0])
+    assert "clbench run" in text
+    for removed in ("decay-biases", "evaluate-on", "memory-rounding", "weighting"):
+        assert removed not in text

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from clbench.learning.memory import Memory
 from clbench.reports.comparison import compare
 from clbench.reports.protocol import broken_rules
 from clbench.results.result import Result
+from clbench.strategies.icarl import ICaRL
 
 Make = Callable[..., Result]
 
@@ -66,15 +68,20 @@ def test_what_all_runs_say_is_said_once(make_result: Make) -> None:
 
 
 def test_a_run_says_by_rule_what_its_protocol_is(run: Any, cut: Any, tmp_path: Path) -> None:
-    """A memory of 7 over 2 to 10 classes, each rounded up: 8, 8, 12, 8, 10 by hand, so 12 at most."""
+    """A memory of 7 over 2 to 10 classes, each rounded up: 8, 8, 12, 8, 10 by hand, so 10 after the last task."""
     task = run("naive", cut(setting="task"))
     assert [w["rule"] for w in task.record["warnings"]] == ["task-given-at-test"]
     assert [w["rule"] for w in run("naive").record["warnings"]] == []
-    over = run("icarl", memory_size=7, memory_rounding="ceil")
+    over = run("rebuffi2017-icarl", memory_size=7)
     (text,) = [w["text"] for w in over.record["warnings"] if w["rule"] == "memory-above-budget"]
-    assert "up to 12" in text
+    assert text == "rebuffi2017-icarl: 10 exemplars are kept, and the memory is of 7 after task 4"
     assert [t["n_exemplars"] for t in over.record["tasks"]] == [8, 8, 12, 8, 10]
-    exact = run("icarl", memory_size=10, memory_rounding="floor")
+
+    class RoundedDown(ICaRL):
+        def new_memory(self, kind: Any, size: int | None, per_class: int | None) -> Memory:
+            return kind(size, per_class, rounding="floor")
+
+    exact = run(RoundedDown, memory_size=10)
     assert [t["n_exemplars"] for t in exact.record["tasks"]] == [10, 8, 6, 8, 10]
     assert not any(w["rule"] == "memory-above-budget" for w in exact.record["warnings"])
 

@@ -103,19 +103,28 @@ def test_what_is_wrong_in_a_file_is_named(old: str, new: str, words: tuple[str, 
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_claims_are_chosen_by_id_by_what_an_id_begins_with_by_target_and_by_tier() -> None:
+def test_claims_are_chosen_by_id_by_what_an_id_begins_with_and_by_tier() -> None:
     names = {c.id for c in chosen(["vandeven2022/split-mnist-task"])}
     assert names == {f"vandeven2022/split-mnist-task/{name}" for name in ("lwf", "ewc", "agem")}
-    assert [c.id for c in chosen(["A3"])] == ["vandeven2022/split-mnist-class/er"]
-    assert {c.target for c in chosen([], "A")} == {f"A{n}" for n in range(1, 13)}
+    assert [c.id for c in chosen(["vandeven2022/split-mnist-class/er"])] == ["vandeven2022/split-mnist-class/er"]
+    assert {c.tier for c in chosen([], "A")} == {"A"}
+    assert {c.id for tier in "ABC" for c in chosen([], tier)} == set(claims())
     with pytest.raises(ConfigError, match="vandeven2022"):
         chosen(["vandeven2023"])
+    with pytest.raises(ConfigError, match="'A4'"):
+        chosen(["A4"])
     with pytest.raises(ConfigError, match="tier"):
         chosen([], "D")
 
 
-def test_the_number_of_a_claim_is_written_once_and_a_target_has_one_paper() -> None:
-    """Reads the files themselves: every claim names its source, and its seeds are at least five or it is no CPU run."""
+def test_claims_are_in_order_of_their_tiers_then_of_their_ids() -> None:
+    listed = [(c.tier, c.id) for c in chosen([])]
+    assert listed == sorted(listed)
+    assert len(listed) == len(claims())
+
+
+def test_each_claim_names_its_source_and_a_quick_one_has_five_seeds() -> None:
+    """Reads the files themselves."""
     folder = resources.files("clbench.reports").joinpath("claims")
     files = [tomllib.loads(file.read_text("utf-8")) for file in folder.iterdir() if file.name.endswith(".toml")]
     listed = [table["defaults"] | claim for table in files for claim in table["claims"]]

@@ -1,6 +1,8 @@
 """Verdicts by hand, and `clbench reproduce` on a claim about a few digits."""
 
 import csv
+import functools
+import hashlib
 import json
 import math
 import signal
@@ -13,10 +15,12 @@ import pytest
 
 from clbench.cli import claim_runs, main
 from clbench.config.errors import ConfigError, MissingDataError
+from clbench.config.run import RunConfig, identity_fields
 from clbench.reports import published, reproduction
 from clbench.reports.published import Claim, read_claims
 from clbench.reports.reproduction import Measured, judge, read_csv, to_csv, write_results
-from clbench.running.resolve import prepare
+from clbench.running.folder import default_folder
+from clbench.running.resolve import prepare, resolve
 from clbench.scenarios import download
 
 PAPER = """
@@ -48,7 +52,6 @@ value = 50.0
 tolerance = 1.0
 seconds = 3
 [[claims]]
-target = "A2"
 protocol = "digits"
 strategy = "vandeven2019-lwf"
 name = "lwf"
@@ -226,7 +229,7 @@ def test_reproduce_runs_what_is_missing_and_gives_verdicts(
     values = [json.loads(f.read_text())["metrics"]["average_accuracy"] for f in files if "/er/" in str(f)]
     table = Path("runs/reproduction/claims.csv").read_text()
     assert float(next(csv.DictReader(table.splitlines()))["ours"]) == pytest.approx(50 * sum(values))
-    code, again, _ = call(capsys, "reproduce", "A2", "paper/digits/er", "--seeds", "1", "--json")
+    code, again, _ = call(capsys, "reproduce", "paper/digits/lwf", "paper/digits/er", "--seeds", "1", "--json")
     rows = json.loads(again)
     assert [row["n"] for row in rows] == ["1 of 2", "1 of 2"]
     assert [file.stat().st_mtime_ns for file in files] == stamps
@@ -264,6 +267,7 @@ def test_like_begins_with_the_protocol_of_a_claim(two_claims: list[Claim], capsy
         (["run", "--like", "paper/digits/er", "lwf", "ewc"], ("one strategy",)),
         (["run"], ("a scenario and a strategy",)),
         (["reproduce", "paper/other"], ("paper/other", "paper/digits")),
+        (["reproduce", "A4"], ("'A4'", "paper/digits/er", "paper/digits/lwf")),
         (["reproduce", "--budget", "10"], ("--budget 10", "10m")),
         (["reproduce", "--tier", "E"], ("tier", "'E'")),
         (["reproduce", "--tier", "a"], ("did you mean 'A'?",)),
@@ -407,6 +411,67 @@ def test_list_claims_shows_every_one(two_claims: list[Claim], capsys: pytest.Cap
     code, out, _ = call(capsys, "list", "claims", "--json")
     assert code == 0
     assert [row["claim"] for row in json.loads(out)["claims"]] == ["paper/digits/er", "paper/digits/lwf"]
+
+
+# The hashes of runs that were begun before this lack four fields, which 0.1.0 had when it was released.
+SETTLED = "2026-11-25T20:07"
+LATER_FIELDS = {"decay_biases", "memory_rounding", "padding", "per_task"}
+
+
+def kept_rows() -> list[tuple[Measured, RunConfig]]:
+    """Every row of runs.csv with the run that its claim asks for now, on the device of the row.
+
+    The rows of the GPU were made with --compile reduce-overhead, which is part of an identity.
+    """
+
+    @functools.cache
+    def asked(name: str, role: str, gpu: bool) -> RunConfig:
+        claim = published.claims()[name]
+        strategy, options, fields = claim.strategy, claim.options, claim.run_fields()
+        if role == "naive":
+            strategy, options, fields = claim.naive.strategy, claim.naive.options, claim.naive_fields()
+        machine = {"device": "cuda", "compile": "reduce-overhead"} if gpu else {"device": "cpu"}
+        return resolve(claim.scenario, strategy, {**fields, **machine, "strategy_options": options}, elsewhere=True)
+
+    rows = reproduction.known_claims(reproduction.committed())
+    assert {row.device for row in rows} == {"x86_64", "NVIDIA H200"}
+    return [(row, asked(row.claim, row.role, row.device != "x86_64").replace(seed=row.seed)) for row in rows]
+
+
+def test_each_kept_row_is_of_the_run_that_its_claim_asks_for() -> None:
+    """The identity in runs.csv, which 0.1.0 wrote, is that of the present run: seed, device and threads included."""
+    compared = kept_rows()
+    assert len(compared) == len(reproduction.committed()) == 221
+    for row, config in compared:
+        identity = config.identity()
+        if row.created < SETTLED:
+            hashed = {name: value for name, value in identity_fields(config).items() if name not in LATER_FIELDS}
+            identity = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:16]
+        assert identity == row.identity, (row.claim, row.role, row.seed)
+        assert config.engine.threads == row.threads
+
+
+def test_a_run_of_a_claim_is_looked_for_where_0_1_put_it() -> None:
+    """By hand: 0.1.0 knew the scenarios and strategies of protocols by the names of those that they are based on."""
+    strategies = {
+        "avalanche-baselines-lwf": "lwf",
+        "rebuffi2017-finetuning": "icarl",
+        "rebuffi2017-icarl": "icarl",
+        "rebuffi2017-lwf-mc": "lwf-mc",
+        "vandeven2019-icarl": "icarl",
+        "vandeven2019-lwf": "lwf",
+        "vandeven2022-er": "er",
+        "vandeven2022-joint": "joint",
+        "vandeven2022-lwf": "lwf",
+    }
+    met = set()
+    for row, config in kept_rows():
+        scenario = {"zenke2017-split-mnist": "split-mnist"}.get(config.scenario, config.scenario)
+        strategy = strategies.get(config.strategy, config.strategy)
+        if row.created >= SETTLED:
+            assert default_folder(config) == Path("runs", scenario, strategy, f"{row.seed}-{row.identity[:8]}")
+            met |= {config.scenario, config.strategy}
+    assert {*strategies, "zenke2017-split-mnist"} - met == {"vandeven2022-er"}
 
 
 def test_of_each_kept_result_that_differs_it_is_said_what_was_tried() -> None:

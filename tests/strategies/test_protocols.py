@@ -14,9 +14,11 @@ from clbench.config.registry import entry_point_names
 from clbench.data.batches import Pipeline
 from clbench.learning.memory import MEMORIES, argmax_herding, quotas
 from clbench.reports.claims.avalanche_baselines import LwFOfBaselines, LwFOfOldOutputs
+from clbench.reports.claims.rebuffi2017 import BiasesDoNotDecay, Finetuning, ICaRLAsReleased, LwFMCAsReleased
 from clbench.reports.claims.vandeven2019 import ICaRLWithSoftTargets, LwFByShare
 from clbench.reports.claims.vandeven2022 import JointByTasks, LwFByOldTasks, ReplayByTasks
-from clbench.running.resolve import resolve, strategy_class
+from clbench.reports.claims.zenke2017 import SplitMNISTTestedOnTraining
+from clbench.running.resolve import prepare, resolve, scenario_class, strategy_class
 from clbench.strategies.er import ER
 from clbench.strategies.joint import Joint
 from clbench.strategies.lwf import LwF
@@ -103,20 +105,16 @@ def test_what_a_protocol_cannot_use_is_refused(run, refused, strategy, options, 
 def test_a_protocol_has_a_name_that_no_list_shows():
     """A claim finds it, in every process; a user who mistypes is led to a method, not to a protocol."""
     assert strategy_class("vandeven2022-er") is ReplayByTasks
+    assert scenario_class("zenke2017-split-mnist") is SplitMNISTTestedOnTraining
     names = entry_point_names("clbench.protocols")
     assert names
-    assert not set(names) & set(entry_point_names("clbench.strategies"))
-    assert {row["name"] for row in LISTINGS["strategies"]()} == set(entry_point_names("clbench.strategies"))
-    with pytest.raises(clbench.ConfigError) as caught:
-        strategy_class("vandeven2022-err")
-    assert "vandeven2022-er'" not in str(caught.value)
-
-
-def test_an_option_of_0_1_at_the_value_where_it_did_nothing_is_read():
-    """As a run of 0.1.0 holds it; another value is refused."""
-    assert ER.validate({"share": 0.25, "weighting": "size"}) == {"share": 0.25}
-    with pytest.raises(clbench.ConfigError, match="weighting"):
-        ER.validate({"weighting": "tasks"})
+    assert not set(names) & {*entry_point_names("clbench.strategies"), *entry_point_names("clbench.scenarios")}
+    for kind in ("strategies", "scenarios"):
+        assert {row["name"] for row in LISTINGS[kind]()} == set(entry_point_names(f"clbench.{kind}"))
+    for find, mistyped in ((strategy_class, "vandeven2022-err"), (scenario_class, "zenke2017-split-mnistt")):
+        with pytest.raises(clbench.ConfigError) as caught:
+            find(mistyped)
+        assert f"{mistyped[:-1]}'" not in str(caught.value)
 
 
 def test_the_total_gradient_adds_what_the_penalty_pulls_to_sis_path(run):
@@ -187,7 +185,7 @@ def test_new_outputs_begin_as_asked(run):
 
 def test_evaluation_on_the_training_images_tests_what_was_trained(run, tiny, tmp_path):
     """The weights on disk, applied to the training images by plain torch, give the last row of the matrix."""
-    result = run("naive", evaluate_on="train", normalize="none", out=tmp_path / "r")
+    result = run("naive", tiny.tested_on_training(), normalize="none", out=tmp_path / "r")
     state = torch.load(tmp_path / "r" / "model.pt", weights_only=True)
     weights = list(state.values())
     for task in tiny.tasks:
@@ -196,8 +194,25 @@ def test_evaluation_on_the_training_images_tests_what_was_trained(run, tiny, tmp
         right = float((logits.argmax(1) == task.train.labels).double().mean())
         assert result.accuracy[-1, task.index] == pytest.approx(right)
     assert [task["n_test"] for task in result.record["scenario"]["tasks"]] == [20] * 5
-    assert any("training images" in text for text in result.warnings)
-    assert not any("training images" in text for text in run("naive").warnings)
+    rules = [w["rule"] for w in result.record["warnings"]]
+    assert rules == ["evaluated-on-training-data"]
+    usual = run("naive")
+    assert usual.record["warnings"] == []
+    assert usual.identity != result.identity
+
+
+def test_zenkes_split_mnist_tests_each_task_on_its_training_images():
+    """The images that are tested are those that are trained on; the tasks are those of split-mnist."""
+
+    class Small(SplitMNISTTestedOnTraining):
+        dataset = "mnist-5k"
+
+    config = resolve("split-mnist-5k", "naive", {"limit": 10})
+    made = Small("small", config.scenario_options).build(config)
+    _, usual = prepare(config)
+    assert made.test is made.train
+    assert [task.test.ids.tolist() for task in made.tasks] == [task.train.ids.tolist() for task in usual.tasks]
+    assert [task.classes for task in made.tasks] == [task.classes for task in usual.tasks]
 
 
 def test_icarls_old_targets_can_be_softened(run):
@@ -237,19 +252,20 @@ def test_the_mean_image_is_taken_away_before_a_crop_adds_zeros(tiny):
 
 
 @pytest.mark.parametrize(
-    ("options", "still"),
+    ("base", "options", "still"),
     [
-        ({}, set()),
-        ({"decay_biases": False}, {"bias"}),
-        ({"decay_norms": False}, {"bias", "gamma"}),
+        (clbench.Strategy, {}, set()),
+        (BiasesDoNotDecay, {}, {"bias"}),
+        (clbench.Strategy, {"decay_norms": False}, {"bias", "gamma"}),
+        (BiasesDoNotDecay, {"decay_norms": False}, {"bias", "gamma"}),
     ],
 )
-def test_weight_decay_reaches_what_it_is_asked_to(run, options, still):
+def test_weight_decay_reaches_what_it_is_asked_to(run, base, options, still):
     """Without a gradient a step of rate 0.1 and decay 0.5 multiplies by 0.95; iCaRL's decays weights and gammas."""
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
 
-    class Still(clbench.Strategy):
+    class Still(base):
         traits = clbench.Traits(family="reference")
 
         def loss(self, batch: Any) -> Any:
@@ -270,11 +286,20 @@ def test_weight_decay_reaches_what_it_is_asked_to(run, options, still):
     assert kinds == {"bias", "gamma", "weight"}
 
 
-def test_biases_are_spared_only_where_they_would_decay(run, refused):
-    with refused("decay_biases", "no effect"):
-        run("naive", decay_biases=False)
-    with refused("decay_biases", "no effect"):
-        run("naive", weight_decay=0.1, decay_norms=False, decay_biases=False)
+@pytest.mark.parametrize("strategy", [ICaRLAsReleased, Finetuning, LwFMCAsReleased])
+def test_every_strategy_of_the_icarl_protocol_spares_the_biases(strategy):
+    """A bias does not decay, a weight and the factor of a normalisation layer do."""
+    one = torch.nn.Parameter(torch.ones(2))
+    decays = {name: strategy().decays(name, one) for name in ("model.head.bias", "model.0.bias", "model.0.weight")}
+    assert decays == {"model.head.bias": False, "model.0.bias": False, "model.0.weight": True}
+    assert type(strategy()).decays is not clbench.Strategy.decays
+
+
+def test_finetuning_has_the_loss_of_icarl_without_distillation(run):
+    """The matrix is that of icarl[distillation=false], digit for digit, where nothing decays."""
+    assert Finetuning().distillation is False
+    ours, theirs = (run(s, memory_size=0, head="full") for s in (Finetuning, "icarl[distillation=false]"))
+    assert ours.record["accuracy"] == theirs.record["accuracy"]
 
 
 def test_a_total_is_rounded_as_asked():
@@ -311,8 +336,6 @@ def test_a_memory_herded_by_the_authors_walk_keeps_what_it_has_met_and_shrinks_f
 
 def test_permuted_images_may_stay_as_large_as_they_are(refused):
     """28 x 28 in Zenke's experiment, 32 x 32 (a padding of 2, the default) in van de Ven's."""
-    from clbench.running.resolve import prepare
-
     for padding, size in ((0, 28), (1, 30), (None, 32)):
         _, scenario = prepare(resolve("permuted-mnist-5k", "naive", {"padding": padding, "tasks": 2}))
         assert scenario.image_shape == (1, size, size)
@@ -339,9 +362,13 @@ def test_bf16_runs_have_their_channels_last_and_repeat_to_the_bit(run):
     assert (first == second)[~torch.isnan(torch.from_numpy(first)).numpy()].all()
 
 
-def test_ceil_is_for_claims(refused):
-    """No option of the command line, and no brackets, ask for a memory above its budget; the run says that it is."""
-    with refused("memory_rounding"):
-        resolve("split-mnist-5k", "er[memory_rounding=ceil]", {})
-    with refused("memory_rounding", "memory_size"):
-        resolve("split-mnist-5k", "naive", {"memory_rounding": "ceil"})
+@pytest.mark.parametrize("gone", ["memory_rounding=ceil", "decay_biases=false", "evaluate_on=train"])
+def test_what_one_protocol_needs_is_no_option_of_a_run(refused, gone):
+    """The strategies and the scenario of the claims have it; neither a field nor brackets ask for it."""
+    name, _, value = gone.partition("=")
+    with refused(name):
+        resolve("split-mnist-5k", f"icarl[{gone}]", {})
+    with refused(name):
+        resolve("split-mnist-5k", "icarl", {name: value})
+    with refused(name):
+        resolve(f"split-mnist-5k[{gone}]", "icarl", {})
