@@ -183,15 +183,14 @@ def identity_fields(config: RunConfig) -> dict[str, Any]:
     found: dict[str, Any] = first["fields"] | {
         name: value for name, value in given.items() if name in first["fields"] or value != _default(config, name)
     }
+    former = first["renamed"].get(config.strategy, {"strategy": config.strategy, "options": {}, "fields": {}})
+    found |= former["fields"] | {"strategy": former["strategy"]}
     options = config.strategy_options
-    if config.strategy in first["strategies"]:
-        known = first["strategies"][config.strategy]
+    if (known := first["strategies"].get(former["strategy"])) is not None:
         # Options of a strategy that is not ours all count: its package may change a default with any version.
-        options = known | {k: v for k, v in options.items() if k in known or v != _strategy_default(config.strategy, k)}
+        options = {k: v for k, v in options.items() if k in known or v != _strategy_default(config.strategy, k)}
+        options = known | options | former["options"]
     found["strategy_options"] = options
-    if (former := first["renamed"].get(config.strategy)) is not None:
-        found |= former["fields"] | {"strategy": former["strategy"]}
-        found["strategy_options"] = first["strategies"][former["strategy"]] | options | former["options"]
     if config.model.weights is not None and not NAMED_WEIGHTS.fullmatch(config.model.weights):
         found["weights"] = file_digest(config.model.weights, "weights")
     if ".py:" in config.strategy:
@@ -227,7 +226,8 @@ def _default(config: RunConfig, name: str) -> object:
 
 
 def _strategy_default(strategy: str, name: str) -> object:
-    return _option_default("clbench.strategies", strategy, name)
+    group = "clbench.protocols" if strategy in _first_version()["renamed"] else "clbench.strategies"
+    return _option_default(group, strategy, name)
 
 
 def _option_default(group: str, owner: str, name: str) -> object:
