@@ -88,7 +88,8 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def with_option(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, annotation: Any, default: Any) -> None:
     """Give a strategy or scenario an option, or an option it has another default."""
     options: Any = owner._options  # type: ignore[attr-defined]
-    later: Any = pydantic.create_model(owner.__name__, __base__=options, **{name: (annotation, default)})
+    declared: dict[str, Any] = {name: (annotation, default)}
+    later: Any = pydantic.create_model(owner.__name__, __base__=options, **declared)
     monkeypatch.setattr(owner, "_options", later)
 
 
