@@ -47,6 +47,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which the wheel is installed."""
+    folder = tmp_path_factory.mktemp("installed")
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target"]
+    python(*install, str(folder / "site"), str(wheel), cwd=folder)
+    return folder / "site"
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_the_four_rooms_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
@@ -67,11 +76,9 @@ def test_the_wheel_holds_the_four_rooms_and_nothing_else(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_works_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
-    site, empty = tmp_path / "site", tmp_path / "empty"
+def test_the_wheel_works_from_an_empty_folder(site: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
     empty.mkdir()
-    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
-    python(*install, cwd=empty)
     where = (
         "import clbench, clbench.strategies as s, clbench.reports as r; print(clbench.__file__, s.__file__, r.__file__)"
     )
@@ -85,6 +92,31 @@ def test_the_wheel_works_from_an_empty_folder(wheel: Path, tmp_path: Path) -> No
     record = json.loads(python("-m", "clbench", *run, cwd=empty, path=site))
     assert record["status"] == "done"
     assert (empty / "out" / "run.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("here", ["checkout", "elsewhere"])
+def test_the_checkout_answers_as_a_whole_where_one_stands_in_it_and_the_installed_copy_elsewhere(
+    here: str, site: Path, tmp_path: Path
+) -> None:
+    """Without `site` (-S) no editable install answers; what clbench needs is on the path as plain folders."""
+    program = (
+        "import clbench; clbench.scenarios.split; clbench.models; import clbench.strategies, clbench.reports\n"
+        "from importlib import metadata\n"
+        "(er,) = metadata.entry_points(group='clbench.strategies', name='er')\n"
+        "import sys; er = sys.modules[er.load().__module__]\n"
+        "for m in (clbench, clbench.scenarios, clbench.models, clbench.strategies, clbench.reports, er):\n"
+        "    print(m.__file__)\n"
+    )
+    needed = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), *needed])}
+    cwd = ROOT if here == "checkout" else tmp_path
+    command = [sys.executable, "-S", "-c", program]
+    ended = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    answered = [Path(line) for line in ended.stdout.splitlines()]
+    assert len(answered) == 6
+    assert all(file.is_relative_to(ROOT if here == "checkout" else site) for file in answered), answered
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,16 @@
-"""The rooms of the house: which may import which, what an import costs, and a checkout beside an installed copy."""
+"""The rooms of the house: which may import which, what an import costs, and the packages that all of them import."""
 
 import ast
+import re
+import statistics
+import subprocess
+import sys
+import time
+import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,3 +101,93 @@ def test_no_file_imports_in_a_circle() -> None:
         free = {name for name, wanted in needs.items() if not wanted & needs.keys()}
         assert free, f"in a circle: {sorted(needs)}"
         needs = {name: wanted - free for name, wanted in needs.items() if name not in free}
+
+
+def python(*arguments: str, cwd: Path) -> str:
+    """Run a fresh Python in a folder and return its output."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def loaded(statement: str, cwd: Path) -> set[str]:
+    """Return the modules that a statement adds to those of a fresh interpreter."""
+    return set(
+        python(
+            "-c", f"import sys\nhad = {{*sys.modules}}\n{statement}\nprint(*{{*sys.modules}} - had)", cwd=cwd
+        ).split()
+    )
+
+
+def test_import_clbench_loads_no_module_of_another_package(tmp_path: Path) -> None:
+    tops = {name.split(".")[0] for name in loaded("import clbench", tmp_path)}
+    assert tops - sys.stdlib_module_names == {"clbench"}
+
+
+@pytest.mark.parametrize("sweep", ["import clbench; clbench.sweep", "import clbench.many.sweeps"])
+def test_a_sweep_from_python_loads_nothing_of_the_command_line(sweep: str, tmp_path: Path) -> None:
+    found = loaded(sweep, tmp_path)
+    assert "clbench.many.sweeps" in found
+    assert not {"typer", "click", "clbench.cli"} & found
+
+
+def test_the_reports_load_no_torch(tmp_path: Path) -> None:
+    names = [f"clbench.reports.{file.stem}" for file in (ROOT / "reports").glob("*.py") if file.stem != "__init__"]
+    found = loaded(f"import {', '.join(sorted(names))}", tmp_path)
+    assert set(names) <= found
+    assert not {"torch", "torchvision", "avalanche", "typer"} & found
+
+
+def test_the_help_is_shown_in_less_than_four_tenths_of_the_time_that_torch_takes_to_import(tmp_path: Path) -> None:
+    """The two take turns, so that what else the machine does slows both."""
+    seconds: dict[tuple[str, ...], list[float]] = {("-m", "clbench", "--help"): [], ("-c", "import torch"): []}
+    for _ in range(5):
+        for arguments, taken in seconds.items():
+            started = time.perf_counter()
+            python(*arguments, cwd=tmp_path)
+            taken.append(time.perf_counter() - started)
+    of_help, of_torch = map(statistics.median, seconds.values())
+    assert of_help / of_torch < 0.4, seconds
+
+
+# A module inside a declared package that imports another one.
+BEHIND = {"torch.utils.tensorboard": "tensorboard"}
+# What the tests, the checks and the site need; no part of the package imports it.
+TOOLS = {"dev", "docs"}
+
+
+def requirement(text: str) -> str:
+    """Return the package that a requirement names, as `pip` compares names: pillow of "Pillow>=10"."""
+    (name,) = re.findall(r"^[\w.-]+", text)
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.fixture(scope="module")
+def packages() -> set[str]:
+    """The packages that the four folders import on any line, by the names under which they are installed."""
+    installed, found = metadata.packages_distributions(), set()
+    for file in (file for folder in ("clbench", *BESIDE) for file in files_of(ROOT / folder)):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                names = [node.module]
+            for name in names:
+                top = name.split(".")[0]
+                if top not in sys.stdlib_module_names and top != "clbench":
+                    # A package that is not installed here, such as wandb, goes by the name of its module.
+                    found |= {requirement(BEHIND.get(name) or installed.get(top, [top])[0])}
+    return found
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    declared: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return declared
+
+
+def test_every_package_that_is_imported_is_declared_and_the_other_way_round(
+    packages: set[str], project: dict[str, Any]
+) -> None:
+    assert {"torch", "pillow", "avalanche-lib"} <= packages
+    features = [name for name in project["optional-dependencies"] if name not in TOOLS]
+    declared = [*project["dependencies"], *(t for name in features for t in project["optional-dependencies"][name])]
+    assert {requirement(text) for text in declared} == packages

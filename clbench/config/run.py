@@ -256,7 +256,8 @@ def _default(config: RunConfig, name: str) -> object:
 
 
 def _strategy_default(strategy: str, name: str) -> object:
-    return _option_default("clbench.strategies", strategy, name)
+    group = "clbench.protocols" if strategy in _first_version()["renamed"] else "clbench.strategies"
+    return _option_default(group, strategy, name)
 
 
 def _option_default(group: str, owner: str, name: str) -> object:
