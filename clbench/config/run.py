@@ -227,15 +227,14 @@ def without_removed(recorded: Mapping[str, Any]) -> dict[str, Any]:
     Only those at the first version's defaults, at which they did nothing, are left out; another value stays, to be
     refused by its name. 0.1.0 also wrote the options of every scenario into every run.
     """
-    first = _first_version()
+    first, removed = _first_version(), _first_version()["removed"]
     scenario, strategy = str(recorded.get("scenario")), str(recorded.get("strategy"))
     known = {"setting", *fields(), *_options("clbench.scenarios", scenario)}
     present = {k: v for k, v in recorded.items() if k in known or v != first["fields"].get(k)}
-    options, former = present.get("strategy_options"), first["strategies"].get(strategy)
-    if isinstance(options, dict) and former is not None:
-        removed = former.keys() - _options("clbench.strategies", strategy).keys()
-        options = {k: v for k, v in options.items() if k not in removed or v != former[k]}
-        present["strategy_options"] = options
+    options, gone = present.get("strategy_options"), removed.get(strategy, ())
+    if isinstance(options, dict) and gone:
+        former = first["strategies"][strategy]
+        present["strategy_options"] = {k: v for k, v in options.items() if k not in gone or v != former[k]}
     return present
 
 
