@@ -198,7 +198,7 @@ def test_evaluation_on_the_training_images_tests_what_was_trained(run, tiny, tmp
     assert rules == ["evaluated-on-training-data"]
     usual = run("naive")
     assert usual.record["warnings"] == []
-    assert usual.identity != result.identity
+    assert usual.recorded.identity != result.recorded.identity
 
 
 def test_zenkes_split_mnist_tests_each_task_on_its_training_images():
