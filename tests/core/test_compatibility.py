@@ -162,10 +162,9 @@ def test_a_run_json_of_an_earlier_version_serves_as_options(version: Path) -> No
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda path: path.name)
 def test_the_command_that_repeats_a_run_of_an_earlier_version_has_options_of_this_one(version: Path) -> None:
-    from clbench.reports import tables
     from clbench.reports.provenance import command
 
-    text = command(tables.compare(load_results(version / "finished"))[0].rows[0])
+    text = command(compare(load_results(version / "finished"))[0].rows[0])
     assert "clbench run" in text
     for removed in ("decay-biases", "evaluate-on", "memory-rounding", "weighting"):
         assert removed not in text
