@@ -162,6 +162,7 @@ def test_a_run_json_of_an_earlier_version_serves_as_options(version: Path) -> No
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda path: path.name)
 def test_the_command_that_repeats_a_run_of_an_earlier_version_has_options_of_this_one(version: Path) -> None:
+    from clbench.reports.comparison import compare
     from clbench.reports.provenance import command
 
     text = command(compare(load_results(version / "finished"))[0].rows[0])
