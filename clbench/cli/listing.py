@@ -111,7 +111,8 @@ def _list_scenarios() -> list[dict[str, Any]]:
     for name in names:
         kind = scenario_class(name)
         summary = (inspect.getdoc(kind) or "").split("\n")[0]
-        options = [f"{k}={text_of(v.default)}" for k, v in kind._options.model_fields.items()]
+        values = {k: kind.preset.get(k, v.default) for k, v in kind._options.model_fields.items()}
+        options = [k if v is None else f"{k}={text_of(v)}" for k, v in values.items()]
         rows.append({"name": name, "options": options, "summary": summary})
     return rows
 

@@ -2,7 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from clbench.config.errors import ConfigError
 from clbench.config.registry import declared_options, validate_options
@@ -24,7 +26,7 @@ class ScenarioSpec(ABC):
     exclusive: ClassVar[tuple[tuple[str, str], ...]] = ()
     _options: ClassVar[Any]
 
-    setting: Setting = "class"
+    setting: Annotated[Setting, Field(description="class-, task- or domain-incremental")] = "class"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
