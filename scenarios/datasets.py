@@ -1,4 +1,8 @@
-"""The data sets that scenarios are cut from: a known one by its name, or the user's own files or arrays."""
+"""The data sets that scenarios are cut from: a known one by its name, or the user's own files or arrays.
+
+A package brings a data set by name with an entry point of the group `clbench.datasets`: a function of `data_root`, a
+Path, and `offline`, which forbids downloads. It returns a Dataset and raises ConfigError for data that are missing.
+"""
 
 import hashlib
 import os
@@ -11,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clbench.config.errors import ConfigError, unknown
+from clbench.config.registry import entry_point_names, load_entry_point
 from clbench.scenarios.files import Raw, check_labels, read_npz, require_memory, to_nchw
 from clbench.scenarios.images import read_image_folder
 from clbench.scenarios.known import KNOWN, Known, load_known
@@ -44,7 +49,7 @@ class Dataset:
 def load_dataset(
     name_or_path: str, data_root: str | Path, *, offline: bool = False, image_size: int | None = None
 ) -> Dataset:
-    """Return a dataset: one of KNOWN by its name, or the user's NAME.npz or DIR/{train,test}/CLASS/*.
+    """Return a dataset: one by its name, or the user's NAME.npz or DIR/{train,test}/CLASS/*.
 
     data_root: where a known set is looked for first (torchvision's layout; NAME.npz; IDX files;
         NAME/{train,test}/CLASS/*); then come Debian's folder of Fashion-MNIST and torchvision's sources.
@@ -57,6 +62,8 @@ def load_dataset(
     if name_or_path in KNOWN:
         raw, origin = load_known(name_or_path, Path(data_root).expanduser(), offline, image_size)
         return _build(raw, name_or_path, origin, KNOWN[name_or_path], image_size)
+    if name_or_path in (own := entry_point_names("clbench.datasets")):
+        return _of_package(name_or_path, Path(data_root).expanduser(), offline, image_size)
     path = Path(name_or_path).expanduser()
     if os.path.isdir(path):
         return _build(read_image_folder(path, image_size), path.resolve().name, str(path))
@@ -66,7 +73,20 @@ def load_dataset(
         raise ConfigError(f"{path} is neither a .npz file nor a folder with train/CLASS and test/CLASS")
     if len(path.parts) > 1 or path.suffix:
         raise ConfigError(f"there is no file or folder {path}")
-    raise unknown("dataset", name_or_path, KNOWN)
+    raise unknown("dataset", name_or_path, [*KNOWN, *own])
+
+
+def _of_package(name: str, data_root: Path, offline: bool, image_size: int | None) -> Dataset:
+    """Return a data set that another package brings."""
+    read: Any = load_entry_point("clbench.datasets", "dataset", name)
+    data = read(data_root, offline)
+    if not isinstance(data, Dataset):
+        raise ConfigError(f"dataset {name!r} is {data!r:.60}; a Dataset, as of dataset_from_arrays(), is accepted")
+    if image_size is not None and (size := data.x_train.shape[2:]) != (image_size, image_size):
+        raise ConfigError(
+            f"{name}: --image-size {image_size} is for folders of images; these images are {_sizes(size)}"
+        )
+    return data
 
 
 def dataset_from_arrays(

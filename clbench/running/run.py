@@ -43,6 +43,7 @@ def run(
     force: bool = False,
     observer: Observer | None = None,
     track: str | None = None,
+    store: Store | None = None,
     **options: Any,
 ) -> Result:
     """Run one strategy on one scenario and return its result, which is also in the run folder `out`.
@@ -54,6 +55,7 @@ def run(
     out: the run's folder; by default runs/SCENARIO/STRATEGY/SEED-HASH.
     observer: is told how the run goes on.
     track: `tensorboard`, `wandb` or `mlflow`, where losses and accuracies go too.
+    store: keeps the checkpoints; by default the folder.
     options: fields of a run and options of the scenario; a strategy's own go into `strategy_options`.
 
     Raises ConfigError for a request that can't be met, before any training, and RunError when the training fails.
@@ -62,7 +64,7 @@ def run(
     if isinstance(scenario, str):
         config, scenario = prepare(config)
     folder = RunFolder(out or default_folder(config))
-    return execute(config, scenario, folder, resume=resume, force=force, observer=observer, track=track)
+    return execute(config, scenario, folder, resume=resume, force=force, observer=observer, track=track, store=store)
 
 
 def execute(
@@ -85,6 +87,7 @@ def execute(
     from clbench.running.tracking import require_tracker
 
     tracker = None if track is None else require_tracker(track)
+    store = folder if store is None else store
     strategy = strategy_class(config.strategy)(**config.strategy_options)
     check(config, scenario, strategy)
     if force and not folder.is_ours():
@@ -95,10 +98,11 @@ def execute(
     with folder.lock(), process_settings(config):
         if force:
             folder.clear()
+            store.drop_checkpoint()
         found = folder.existing(config)
         if found is not None and found.status == "done":
             return _reused(found, folder)
-        kind, store = runner_of(type(strategy)), store or folder
+        kind = runner_of(type(strategy))
         if found is not None:
             _refuse_to_go_on(found, folder, store, config, kind, resume=resume)
         observers = [

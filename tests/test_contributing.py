@@ -1,0 +1,199 @@
+"""What CONTRIBUTING.md says is true: its examples run as they stand, and the files that it names are there."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import clbench
+from clbench.config.errors import ConfigError
+from clbench.results.result import Result
+from clbench.tools.conformance import check_strategy
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+SMALL: dict[str, Any] = {"epochs": 1, "limit": 20, "threads": 1}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def block(heading: str, language: str = "python") -> str:
+    """Return the one block of a language in a section."""
+    section = re.split(r"^## ", TEXT.split(f"\n## {heading}\n")[1], flags=re.MULTILINE)[0]
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+def title_of(code: str) -> str:
+    return str(re.findall(r"^(?:class|def) (\w+)", code, re.MULTILINE)[0])
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=title_of)
+def test_each_example_runs_as_it_stands(code: str, tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_files_and_folders_that_it_names_are_there() -> None:
+    folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0].isalpha())
+    named = set(re.findall(rf"`((?:{folders})/[\w./-]*)`", TEXT))
+    examples = {"strategies/anchor.py"}
+    assert len(named) > 30
+    assert examples < named
+    assert {name for name in named - examples if not (ROOT / name.split("PAPER")[0]).exists()} == set()
+
+
+def test_the_rooms_are_listed_from_the_bottom_up() -> None:
+    """The order is that of tests/test_rooms.py, which holds every import against it."""
+    order = re.findall(r'"(\w+)"', (ROOT / "tests" / "test_rooms.py").read_text().split("ROOMS = (")[1].split(")")[0])
+    assert re.findall(r"^\| `clbench/(\w+)/` \|", TEXT, re.MULTILINE) == order
+
+
+def test_every_link_to_a_section_leads_to_one() -> None:
+    headings = {title.lower().replace(" ", "-") for title in re.findall(r"^## (.*)$", TEXT, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([\w-]+)\)", TEXT)) <= headings
+
+
+def test_the_strategy_runs_from_its_file_and_passes_the_conformance_kit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # The run at the end of the example is not part of the strategy.
+    Path("anchor.py").write_text(block("A strategy").split("\n\n\nresult = ")[0])
+    outcomes = check_strategy("anchor.py:Anchor")
+    assert len(outcomes) > 10
+    assert [outcome for outcome in outcomes if outcome.status == "failed"] == []
+    plain = clbench.run("split-mnist-5k", "naive", out="naive", **SMALL)
+    zero = clbench.run("split-mnist-5k", "anchor.py:Anchor", out="zero", strategy_options={"strength": 0.0}, **SMALL)
+    np.testing.assert_array_equal(zero.accuracy, plain.accuracy)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for sys.path with a package of the three examples, and its entry points as an installed one has them."""
+    site = tmp_path_factory.mktemp("site")
+    for folder in ("my_package", "my_package-1.dist-info"):
+        (site / folder).mkdir()
+    (site / "my_package-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1\n")
+    (site / "my_package" / "__init__.py").touch()
+    declared: dict[str, dict[str, str]] = {}
+    for heading in ("A strategy", "A scenario", "A data set"):
+        for group, names in tomllib.loads(block(heading, "toml"))["project"]["entry-points"].items():
+            declared.setdefault(group, {}).update(names)
+            for target in names.values():
+                module = target.partition(":")[0].rpartition(".")[2]
+                (site / "my_package" / f"{module}.py").write_text(block(heading).split("\n\n\nresult = ")[0])
+    # A data set that is none, to be refused.
+    declared["clbench.datasets"]["nothing"] = "builtins:print"
+    lines = [f"[{group}]\n" + "".join(f"{n} = {t}\n" for n, t in names.items()) for group, names in declared.items()]
+    (site / "my_package-1.dist-info" / "entry_points.txt").write_text("\n".join(lines))
+    return site
+
+
+def command(package: Path, cwd: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"PYTHONPATH": str(package)}
+    line = [sys.executable, "-m", "clbench", *arguments]
+    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_package_brings_strategy_scenario_and_data_set_by_name(package: Path, tmp_path: Path) -> None:
+    listed = json.loads(command(package, tmp_path, "list", "--json").stdout)
+    assert "anchor" in [row["name"] for row in listed["strategies"]]
+    assert {"split-stripes", "split-shades"} <= {row["name"] for row in listed["scenarios"]}
+    ran = command(package, tmp_path, "run", "split-stripes[noise=10]", "anchor", "--setting", "task", "--json")
+    record = json.loads(ran.stdout)
+    assert record["status"] == "done"
+    assert (record["config"]["noise"], record["config"]["setting"], record["config"]["epochs"]) == (10, "task", 5)
+    refused = command(package, tmp_path, "run", "split-stripes[nois=10]", "naive")
+    assert refused.returncode == 2
+    assert "noise" in refused.stderr
+
+
+def test_the_option_of_the_scenario_changes_its_images(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stripes are 150 bright, and noise adds at most its own value: 150 + 10 at the brightest pixel."""
+    from clbench.running.resolve import prepare, resolve
+
+    monkeypatch.syspath_prepend(str(package))
+    brightest = {
+        noise: int(prepare(resolve(f"split-stripes[noise={noise}]", "naive", {"threads": 1}))[1].train.images.max())
+        for noise in (0, 10)
+    }
+    assert brightest == {0: 150, 10: 160}
+
+
+def test_tasks_are_cut_from_the_data_set_with_the_options_of_every_split(package: Path, tmp_path: Path) -> None:
+    shown = command(package, tmp_path, "describe", "split-shades", "--class-order", "3,0,2,1", "--json")
+    tasks = json.loads(shown.stdout)["tasks"]
+    assert [task["classes"] for task in tasks] == [[3, 0], [2, 1]]
+    ran = command(package, tmp_path, "run", "split-shades", "naive", "--limit", "5", "--json")
+    assert [task["n_train"] for task in json.loads(ran.stdout)["scenario"]["tasks"]] == [10, 10]
+
+
+def test_a_data_set_of_a_package_is_checked(package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(package))
+    load = clbench.scenarios.load_dataset
+    assert load("shades", tmp_path).class_names == ("black", "dark", "light", "white")
+    with pytest.raises(ConfigError, match=r"--image-size 9 .* these images are 8x8"):
+        load("shades", tmp_path, image_size=9)
+    with pytest.raises(ConfigError, match="'nothing' is None; a Dataset"):
+        load("nothing", tmp_path)
+    with pytest.raises(ConfigError, match="did you mean 'shades'"):
+        load("shade", tmp_path)
+
+
+class Shelf(list[tuple[str, bytes | Exception]]):
+    """A store in memory, which is empty, and so false, until something is saved."""
+
+    def save_checkpoint(self, content: bytes) -> None:
+        self[:] = [("latest", content)]
+
+    def checkpoints(self) -> list[tuple[str, bytes | Exception]]:
+        return list(self)
+
+    def drop_checkpoint(self) -> None:
+        self.clear()
+
+
+class Interrupt(clbench.Observer):
+    def task(self, task: int, row: list[float | None]) -> None:
+        if task == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Shelf:
+    """What is kept of a run that was interrupted after its second task; its folder is tmp_path/run."""
+    store = Shelf()
+    with pytest.raises(KeyboardInterrupt):
+        clbench.run("split-mnist-5k", "naive", out=tmp_path / "run", store=store, observer=Interrupt(), **SMALL)
+    assert len(store) == 1
+    assert list(tmp_path.rglob("checkpoint*")) == []
+    return store
+
+
+def resumes(result: Result) -> list[int]:
+    return [resume["task"] for resume in result.record["resumes"]]
+
+
+def test_a_run_goes_on_from_a_store_of_ones_own_to_the_same_matrix(interrupted: Shelf, tmp_path: Path) -> None:
+    whole = clbench.run("split-mnist-5k", "naive", out=tmp_path / "whole", **SMALL)
+    result = clbench.run("split-mnist-5k", "naive", out=tmp_path / "run", store=interrupted, resume=True, **SMALL)
+    assert resumes(result) == [2]
+    np.testing.assert_array_equal(result.accuracy, whole.accuracy)
+    assert interrupted == []
+
+
+def test_force_begins_again_whatever_a_store_of_ones_own_holds(interrupted: Shelf, tmp_path: Path) -> None:
+    result = clbench.run("split-mnist-5k", "naive", out=tmp_path / "run", store=interrupted, force=True, **SMALL)
+    assert (result.status, resumes(result)) == ("done", [])
