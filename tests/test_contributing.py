@@ -37,12 +37,31 @@ def title_of(code: str) -> str:
     return str(re.findall(r"^(?:class|def) (\w+)", code, re.MULTILINE)[0])
 
 
+# What each example prints, and what is in the files that it writes.
+CLAIMED: dict[str, tuple[str, dict[str, str]]] = {
+    "Anchor": (r"-?\d\.\d+\n", {}),
+    "SplitStripes": ("", {}),
+    "shades": ("", {}),
+    "Database": (r"interrupted after task 2\n\[\[.*", {}),
+    # 0.9 - 0.6 in float64.
+    "first_task_loss": (r"0\.30000000000000004\n-?\d\.\d+\n", {}),
+    "first_task": (
+        r".*'figures/split-mnist-5k-class-first_task\.pdf'.*",
+        {"report/report.html": "<h4>Accuracy on the first task</h4>", "report/report.md": "![first task]"},
+    ),
+}
+
+
 @pytest.mark.parametrize("code", blocks("python"), ids=title_of)
 def test_each_example_runs_as_it_stands(code: str, tmp_path: Path) -> None:
+    printed, files = CLAIMED[title_of(code)]
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
     assert ended.returncode == 0, ended.stderr
+    assert re.fullmatch(printed, ended.stdout, re.DOTALL), ended.stdout
+    for file, part in files.items():
+        assert part in (tmp_path / file).read_text("utf-8")
 
 
 def test_the_files_and_folders_that_it_names_are_there() -> None:
