@@ -1,4 +1,4 @@
-"""Published numbers as data: what was run, what was printed, and how near a reproduction has to come."""
+"""Published numbers as data: what was run, what was printed, and how near a reproduction must come."""
 
 import functools
 import tomllib
@@ -22,7 +22,7 @@ _MEMORY = ("memory_size", "memory_per_class", "memory_policy")
 
 
 class Baseline(BaseModel):
-    """The strategy without its remedies, in the place of naive where naive lacks the loss of a protocol."""
+    """What takes the place of naive under a protocol whose loss naive lacks: the strategy without its remedies."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -35,9 +35,11 @@ class Claim(BaseModel):
     """One published number. Values, errors and tolerances are in accuracy points (percent).
 
     error: the published standard error of the mean ("sem") or standard deviation ("std") over error_runs runs.
-    tolerance: how far the mean of a reproduction may be away where both are exact. seconds: of one run, on one thread
-    of a CPU where the cost is on CPU. note: how the protocol here differs. tried: of a number that is not met, what was
-    looked at. provenance says who read the number; what nobody could verify is no claim.
+    tolerance: how far the mean of a reproduction may be away if both means are exact.
+    seconds, naive_seconds: how long one run takes; on one thread of a CPU where the cost is on CPU.
+    provenance: who read the number; a number that nobody could verify is not listed.
+    note: how the protocol here differs from the published one.
+    tried: what was looked at where the number is not met.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -71,7 +73,7 @@ class Claim(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "Claim":
         if self.metric not in METRICS:
-            raise ValueError(f"metric={self.metric} is none; accepted: {', '.join(METRICS)}")
+            raise ValueError(f"metric={self.metric} is unknown; accepted: {', '.join(METRICS)}")
         if (self.error_kind == "none") != (self.error == 0):
             raise ValueError(f"error={self.error:g} with error_kind={self.error_kind!r}; give both or neither")
         for field in (*self.fields, *self.naive.fields):
@@ -99,13 +101,13 @@ class Claim(BaseModel):
         return defaults | self.fields
 
     def naive_fields(self) -> dict[str, Any]:
-        """Return the protocol under which naive trains, which is the claim's without a memory."""
+        """Return the protocol without a memory, under which naive trains."""
         return {k: v for k, v in self.run_fields().items() if k not in _MEMORY} | self.naive.fields
 
 
 @functools.cache
 def claims() -> dict[str, Claim]:
-    """Return every claim by its id; raises ConfigError naming the file and what is wrong in it."""
+    """Return every claim by its id; raises ConfigError that names the file and the mistake in it."""
     found: dict[str, Claim] = {}
     folder = resources.files("clbench.reports").joinpath("claims")
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
@@ -118,9 +120,10 @@ def claims() -> dict[str, Claim]:
 
 
 def read_claims(text: str, paper: str) -> list[Claim]:
-    """Read the claims of one paper, its TOML file's text; raises ConfigError naming what is wrong in it.
+    """Read the claims of one paper from the text of its TOML file; raises ConfigError that names the mistake in it.
 
-    A protocol holds RunConfig fields and may be `like` another one; what stands in `defaults` holds for every claim.
+    A protocol holds fields of a run and options of its scenario; `like` names an earlier protocol that it begins with.
+    The table `defaults` holds for every claim.
     """
     try:
         table = tomllib.loads(text)
@@ -157,7 +160,7 @@ def read_claims(text: str, paper: str) -> list[Claim]:
 
 
 def claim(name: str) -> Claim:
-    """Return a claim by its id; raises ConfigError with the nearest one."""
+    """Return a claim by its id; raises ConfigError that names the nearest ids."""
     known = claims()
     if name not in known:
         raise unknown("claim", name, known)
@@ -165,10 +168,10 @@ def claim(name: str) -> Claim:
 
 
 def chosen(names: list[str], tier: str | None = None) -> list[Claim]:
-    """Return the claims of these ids or of ids that begin with them, of a tier; all without names.
+    """Return the claims of a tier whose ids are among the names or begin with one, in order of tier and id.
 
-    They are in order of their tiers, then of their ids. Raises ConfigError for a name that fits none, and where nothing
-    is left.
+    Without names or without a tier, all of them count. Raises ConfigError for a name or a tier that fits no claim, and
+    where no claim is left.
     """
     known = claims()
     if tier is not None and tier not in get_args(Tier):

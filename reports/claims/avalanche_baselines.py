@@ -1,4 +1,4 @@
-"""What Avalanche's baselines do otherwise than the methods: github.com/ContinualAI/continual-learning-baselines."""
+"""How Avalanche's baselines differ from the methods: github.com/ContinualAI/continual-learning-baselines."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from clbench.strategies.lwf import LwF
 
 
 class LwFOfOldOutputs(LwF):
-    """LwF as Avalanche computes it: of a full head, the outputs of earlier tasks alone are distilled, in one softmax.
+    """LwF as Avalanche computes it: one softmax distils the outputs of earlier tasks, though the head is full.
 
     The options are those of LwF.
     """
@@ -20,13 +20,13 @@ class LwFOfOldOutputs(LwF):
     traits = replace(LwF.traits, settings=("class",))
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
-        """A head that grows has no other outputs to compare."""
+        """Raise ConfigError for a head that grows, which has no other outputs, and for a softmax per task."""
         super().check(config, scenario)
         if config.model.head != "full" or self.softmax == "per-task":
             raise ConfigError(f"{config.strategy} is for head='full' and one softmax, not softmax='per-task'")
 
     def begin_task(self, task: Task) -> None:
-        """Keep the old model as the teacher of the outputs that it has learnt."""
+        """Keep the old model as the teacher of those outputs that it has learnt."""
         super().begin_task(task)
         self.groups = [slice(0, outputs.stop) for outputs in self.old_task_outputs[-1:]]
 
@@ -38,7 +38,7 @@ class LwFOfBaselines(LwFOfOldOutputs):
     """
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """LwF's terms with these weights."""
+        """Return LwF's terms with these weights."""
         terms, n = super().loss(batch), self.progress.task + 1
         if self.teacher is not None:
             terms = {

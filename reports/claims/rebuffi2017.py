@@ -1,6 +1,6 @@
-"""What the protocol of Rebuffi et al. 2017 does otherwise than the methods: arXiv:1611.07725.
+"""How the protocol of Rebuffi et al. 2017 differs from the methods: arXiv:1611.07725.
 
-The paper leaves it open; it is as in the authors' code, github.com/srebuffi/iCaRL.
+The paper leaves these points open; they are as in the authors' code, github.com/srebuffi/iCaRL.
 """
 
 from torch import nn

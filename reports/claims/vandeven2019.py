@@ -1,4 +1,4 @@
-"""What the protocols of van de Ven & Tolias 2019 do otherwise than the methods: arXiv:1904.07734."""
+"""How the protocols of van de Ven & Tolias 2019 differ from the methods: arXiv:1904.07734."""
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ class LwFByShare(LwF):
     """LwF, weighted by tasks: L = CE / N + (1 - 1/N) strength KL in the N-th task. The options are those of LwF."""
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """LwF's terms, by the share of the present task and that of the earlier ones."""
+        """Return LwF's terms, weighted by the share of the present task and by that of the earlier ones."""
         terms, n = super().loss(batch), self.progress.task + 1
         if self.teacher is not None:
             terms = {
@@ -31,12 +31,12 @@ class ICaRLWithSoftTargets(ICaRL):
     """
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
-        """Only the sigmoid form has such targets."""
+        """Raise ConfigError for the softmax form, which has no such targets."""
         super().check(config, scenario)
         if self.loss_form == "softmax":
             raise ConfigError(f"{config.strategy} is for loss_form=sigmoid; the softmax form has temperature")
 
     def old_logits(self, batch: Batch) -> Tensor | None:
-        """The teacher's logits, halved."""
+        """Return the teacher's logits, halved."""
         old = super().old_logits(batch)
         return None if old is None else old / 2

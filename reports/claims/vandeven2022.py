@@ -1,4 +1,4 @@
-"""What the protocols of van de Ven et al. 2022 do otherwise than the methods: doi:10.1038/s42256-022-00568-3."""
+"""How the protocols of van de Ven et al. 2022 differ from the methods: doi:10.1038/s42256-022-00568-3."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ class ReplayByTasks(ER):
     """
 
     def weights(self, n: int, m: int) -> tuple[float, float]:
-        """The share of the present task and that of the earlier ones."""
+        """Return the share of the present task and that of the earlier ones."""
         current = 1 / (self.progress.task + 1)
         return current, 1 - current
 
@@ -32,7 +32,7 @@ class LwFByOldTasks(LwF):
     """LwF, weighted by old tasks: L = CE + (N - 1) strength KL in the N-th task. The options are those of LwF."""
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """LwF's loss, with as many times the distillation as there are old tasks."""
+        """Return LwF's terms, the distillation multiplied by the number of old tasks."""
         terms = super().loss(batch)
         if self.teacher is not None:
             terms["distillation"] = self.progress.task * terms["distillation"]
@@ -40,15 +40,15 @@ class LwFByOldTasks(LwF):
 
 
 class JointByTasks(Joint):
-    """Joint training whose iterations count for each task so far, as a budget in epochs does by itself."""
+    """Joint training that takes the iterations once for each task so far, as a budget in epochs does by itself."""
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
-        """Epochs grow with the data by themselves."""
+        """Raise ConfigError for a budget in epochs, which grows with the data by itself."""
         if config.training.iterations is None:
             raise ConfigError(f"{config.strategy} needs a budget in iterations; give iterations")
 
     def stages(self, task: Task) -> list[Stage]:
-        """One stage on everything seen so far, N times as long in the N-th task."""
+        """Return one stage on everything seen so far, N times as long in the N-th task."""
         assert self.config.training.iterations is not None
         return [
             replace(stage, iterations=self.config.training.iterations * (task.index + 1))

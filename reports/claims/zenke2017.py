@@ -1,4 +1,4 @@
-"""What the protocol of Zenke et al. 2017 does otherwise than the scenario: arXiv:1703.04200. It imports no torch."""
+"""How the protocol of Zenke et al. 2017 differs from the scenario: arXiv:1703.04200. Importing it imports no torch."""
 
 from typing import TYPE_CHECKING
 

@@ -1,15 +1,14 @@
-"""Published claims as data: each resolves to a complete run, and nothing that is wrong in a file goes unnoticed."""
+"""Published claims as data: each resolves to a complete run, and a mistake in a file is refused by its name."""
 
 import re
 import tomllib
 from importlib import resources
-from typing import Any
 
 import pytest
 
 from clbench.config.errors import ConfigError
 from clbench.reports import published
-from clbench.reports.published import Claim, chosen, claims, read_claims
+from clbench.reports.published import chosen, claims, read_claims
 from clbench.running.resolve import resolve, strategy_class
 from clbench.scenarios.registered import presets
 
@@ -45,7 +44,7 @@ seconds = 3
 
 @pytest.mark.parametrize("name", list(claims()))
 def test_every_claim_resolves_to_the_run_that_it_describes(name: str) -> None:
-    """The fields written in the file are those of the run, whatever presets say; its naive reference too."""
+    """The run has the fields that are written in the file, and so has that of its naive reference."""
     claim = claims()[name]
     for role, strategy, fields, options in (
         ("claim", claim.strategy, claim.run_fields(), claim.options),
@@ -58,7 +57,7 @@ def test_every_claim_resolves_to_the_run_that_it_describes(name: str) -> None:
 
 
 def test_no_preset_reaches_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every field of a run that has a default is written out, so a preset for it has no say."""
+    """A claim names every field of a run that has a default, so a preset for it changes nothing."""
     claim = claims()["vandeven2022/split-mnist-class/lwf"]
     before = resolve(claim.scenario, "lwf", {**claim.run_fields(), "strategy_options": claim.options})
     monkeypatch.setitem(presets()["split-mnist"], "label_smoothing", 0.3)
@@ -67,8 +66,8 @@ def test_no_preset_reaches_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
     assert before == after
 
 
-def test_a_claim_of_a_file_has_what_stands_there() -> None:
-    """By hand: the protocol is the second one over the first; a published sd of 1 over 10 runs is a SEM of 0.316."""
+def test_a_claim_is_read_from_its_file() -> None:
+    """By hand: the second protocol is the first one with another lr; a sd of 1 over 10 runs is a SEM of 0.316."""
     (claim,) = read_claims(GOOD, "paper")
     assert claim.id == "paper/second/lwf"
     assert claim.fields == {"epochs": 1, "lr": 0.2}
@@ -92,7 +91,7 @@ def test_a_claim_of_a_file_has_what_stands_there() -> None:
         ("tolerance = 1.0", "tolerance = 1.0.0", ("paper.toml",)),
     ],
 )
-def test_what_is_wrong_in_a_file_is_named(old: str, new: str, words: tuple[str, ...]) -> None:
+def test_a_mistake_in_a_file_is_named(old: str, new: str, words: tuple[str, ...]) -> None:
     assert old in GOOD
     with pytest.raises(ConfigError) as caught:
         read_claims(
@@ -135,12 +134,7 @@ def test_each_claim_names_its_source_and_a_quick_one_has_five_seeds() -> None:
     assert all(claim["seeds"] >= 5 for claim in listed if claim["cost"] == "minutes on CPU")
 
 
-def made(**changed: Any) -> Claim:
-    (claim,) = read_claims(GOOD, "paper")
-    return claim.model_copy(update=changed)
-
-
-def test_the_module_names_what_it_offers() -> None:
+def test_a_claim_is_found_by_its_id_and_a_misspelt_id_names_the_nearest_one() -> None:
     assert published.claim("vandeven2022/split-mnist-class/er").value == 88.79
     with pytest.raises(ConfigError, match="split-mnist-class/er"):
         published.claim("vandeven2022/split-mnist-class/err")

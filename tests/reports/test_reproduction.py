@@ -101,7 +101,7 @@ def test_a_verdict_by_hand() -> None:
 
 
 @pytest.mark.parametrize("value", [47.9, 52.1])
-def test_too_good_is_a_difference_too(value: float) -> None:
+def test_a_mean_above_the_published_one_differs_as_one_below_it_does(value: float) -> None:
     claim = made(tolerance=2.0)
     inside, outside = [50 + (value - 50) * 0.9] * 5, [value] * 5
     assert judge(claim, runs(claim, inside, FAR)).verdict == "reproduced"
@@ -115,22 +115,22 @@ def test_noise_never_allows_more_than_twice_the_tolerance() -> None:
     assert (j.bound, j.verdict) == (2.0, "differs")
 
 
-def test_a_claim_that_naive_passes_does_not_count() -> None:
+def test_a_claim_that_naive_passes_is_not_discriminating() -> None:
     claim = made()
     j = judge(claim, runs(claim, [50.5, 50.6, 50.4, 50.5, 50.5], [49.9, 50.0, 50.1, 50.0, 50.0]))
     assert j.verdict == "not discriminating"
     assert "naive passes" in j.reason
 
 
-def test_a_difference_from_naive_that_may_be_nothing_does_not_count() -> None:
-    """Naive is 12 points away on average, 10 are allowed; but the paired differences -23 and 47 may be 0 on average."""
+def test_a_claim_whose_difference_from_naive_may_be_0_is_not_discriminating() -> None:
+    """Naive is 12 points away and 10 are allowed, but the paired differences, -23 and 47, may be 0 on average."""
     claim = made(tolerance=5.0)
     j = judge(claim, runs(claim, [50.0, 50.0], [73.0, 3.0]))
     assert j.verdict == "not discriminating"
     assert "may be 0" in j.reason
 
 
-def test_a_claim_that_differs_says_so_even_where_naive_passes() -> None:
+def test_a_claim_differs_also_where_naive_passes() -> None:
     claim = made()
     assert judge(claim, runs(claim, [60.0] * 5, [50.0] * 5)).verdict == "differs"
 
@@ -155,7 +155,7 @@ def test_few_seeds_give_a_provisional_verdict() -> None:
 
 
 def test_runs_survive_the_way_to_disk_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written twice with other seeds: what is there stays, and the tables are made from the runs alone."""
+    """Written twice with other seeds: the rows that are there stay, and the tables are made from the rows alone."""
     claim = made()
     monkeypatch.setattr(published, "claims", lambda: {claim.id: claim})
     rows = runs(claim, [50.123456789012345, 50.2], [20.0, 21.0])
@@ -216,7 +216,7 @@ def test_runs_are_shared_and_the_budget_takes_the_quickest_claim(two_claims: lis
 def test_reproduce_runs_what_is_missing_and_gives_verdicts(
     two_claims: list[Claim], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The value is far from what is claimed, so it differs: exit 1. The second time nothing is run again."""
+    """The value is far from the claimed one, so the claim differs and the exit code is 1. Nothing is run twice."""
     code, *_ = call(capsys, "reproduce", "paper/digits/er", "--dry-run")
     assert (code, list(Path("runs").rglob("run.json"))) == (0, [])
     code, out, err = call(capsys, "reproduce", "paper/digits/er")
@@ -237,7 +237,7 @@ def test_reproduce_runs_what_is_missing_and_gives_verdicts(
 
 
 def test_like_begins_with_the_protocol_of_a_claim(two_claims: list[Claim], capsys: pytest.CaptureFixture[str]) -> None:
-    """Published strengths come with one flag; --like gives the run that reproduce wants; the line wins."""
+    """--like gives the run that reproduce asks for, the published strength included; options on the line come first."""
     needed, _ = claim_runs.needed(two_claims, out="runs")
     wanted = {run.planned.config.identity() for run in needed if run.planned.config.seed == 1}
     code, out, _ = call(capsys, "run", "--like", "paper/digits/lwf", "--seed", "1", "--json")
@@ -288,7 +288,7 @@ def test_what_reproduce_and_like_refuse(
 def test_a_plan_reads_and_downloads_no_data(
     two_claims: list[Claim], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does a budget that nothing fits into: 2 + 3 s are the least that er and naive take."""
+    """Nor does a budget that no run fits into: er and naive take 2 + 3 s at least."""
     claim = two_claims[0].model_copy(update={"scenario": "split-mnist"})
     monkeypatch.setattr(published, "claims", lambda: {claim.id: claim})
     monkeypatch.setattr(claim_runs, "prepare", lambda config: pytest.fail("a scenario was built"))
@@ -312,7 +312,7 @@ def test_a_budget_alone_takes_claims_of_every_tier(
 def test_data_are_looked_at_once_for_all_claims_that_share_them(
     two_claims: list[Claim], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is lacking is looked for once, and within a budget the next claim comes: er on the digits that are here."""
+    """Missing data are looked for once, and the budget goes to the next claim: er on the digits that are here."""
     absent = [
         two_claims[0].model_copy(
             update={"scenario": "split-mnist", "name": f"er{n}", "fields": {**two_claims[0].fields, "limit": n}}
@@ -336,10 +336,10 @@ def test_data_are_looked_at_once_for_all_claims_that_share_them(
     assert len(left) == 6
 
 
-def test_a_reason_is_said_once_and_briefly(
+def test_the_reason_why_claims_cannot_run_is_given_once_and_in_one_short_line(
     two_claims: list[Claim], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Claims that are asked for by name, and can't run, end it with 2; the kept results are shown all the same."""
+    """Claims that are named and can't run give exit code 2; the results that are kept are shown all the same."""
     listed = [c.model_copy(update={"scenario": "split-mnist"}) for c in two_claims]
     monkeypatch.setattr(published, "claims", lambda: {c.id: c for c in listed})
     monkeypatch.setattr(reproduction, "committed", lambda: runs(listed[0], [50.0, 50.1], [20.0, 21.0]))
@@ -372,7 +372,7 @@ def test_a_finished_claim_needs_no_data(
 def test_with_nothing_at_hand_the_kept_results_are_shown(
     two_claims: list[Claim], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Full MNIST is not in an empty folder, and nothing is downloaded: date and versions of the kept runs are shown."""
+    """An empty folder holds no MNIST, and nothing is downloaded; date and versions of the kept runs are shown."""
     claim = two_claims[0].model_copy(update={"scenario": "split-mnist"})
     monkeypatch.setattr(published, "claims", lambda: {claim.id: claim})
     rows = [replace(row, torch="9.9") for row in runs(claim, [50.0, 50.1], [20.0, 21.0])]
@@ -474,7 +474,7 @@ def test_a_run_of_a_claim_is_looked_for_where_0_1_put_it() -> None:
     assert {*strategies, "zenke2017-split-mnist"} - met == {"vandeven2022-er"}
 
 
-def test_of_each_kept_result_that_differs_it_is_said_what_was_tried() -> None:
+def test_each_kept_result_that_differs_says_what_was_tried() -> None:
     kept = reproduction.judge_all(reproduction.committed())
     assert len(kept) >= 5
     for judgement in kept:
