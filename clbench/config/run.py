@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -74,6 +74,15 @@ class RunConfig(Group):
     memory: MemoryConfig = MemoryConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineConfig = EngineConfig()
+
+    if not TYPE_CHECKING:  # a type checker would take every attribute for one
+
+        def __getattr__(self, name: str) -> Any:
+            """Say where a field is that 0.1.0 had at the top."""
+            group, attribute = _PLACES.get(name, ("", ""))
+            if group:
+                raise AttributeError(f"config.{name} is config.{group}.{attribute} since 0.2")
+            raise AttributeError(f"a RunConfig has no attribute {name!r}")
 
     @property
     def setting(self) -> str:

@@ -35,6 +35,18 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 
+# Attributes of a Result of 0.1.0, by where they are in its record.
+RECORDED = {
+    **{name: name for name in ("class_order", "created", "evaluations", "identity", "training")},
+    "strategy_name": "strategy.name",
+    "family": "strategy.family",
+    "features": "strategy.features",
+    "version": "clbench",
+    "headline": "headline.matrix",
+    "headline_classifier": "headline.classifier",
+}
+
+
 @dataclass(frozen=True)
 class Matrices:
     """The accuracies of one classifier: float arrays [T, T] (NaN: not evaluated), None where undefined."""
@@ -55,6 +67,14 @@ class Result:
 
     def __init__(self, record: Mapping[str, Any] | RunRecord) -> None:
         self.recorded = record if isinstance(record, RunRecord) else RunRecord.model_validate(record)
+
+    if not TYPE_CHECKING:  # a type checker would take every attribute for one
+
+        def __getattr__(self, name: str) -> Any:
+            """Say where an attribute is that 0.1.0 had here."""
+            if name in RECORDED:
+                raise AttributeError(f"result.{name} is result.recorded.{RECORDED[name]} since 0.2")
+            raise AttributeError(f"a Result has no attribute {name!r}")
 
     @functools.cached_property
     def record(self) -> dict[str, Any]:

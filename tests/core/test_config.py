@@ -433,3 +433,10 @@ def test_the_users_choice_displaces_the_presets_other_one():
     assert (flat["task_sizes"], flat["iterations"], flat["memory_per_class"]) == ([6, 4], 3, 2)
     bracket = resolve(DIGITS, "naive[iterations=3]", {"epochs": 7})
     assert (bracket.training.epochs, bracket.training.iterations) == (None, 3)
+
+
+def test_a_field_that_0_1_0_had_at_the_top_answers_with_its_group():
+    with pytest.raises(AttributeError, match=r"config\.lr is config\.training\.lr since 0\.2"):
+        config().lr  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'lrr'"):
+        config().lrr  # noqa: B018

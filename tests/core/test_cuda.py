@@ -13,7 +13,7 @@ import clbench
 from clbench.config.registry import entry_point_names
 from clbench.data.batches import Pipeline
 from clbench.learning.evaluation import MATRICES
-from clbench.learning.trainer import _Rows
+from clbench.learning.fit import FixedRows
 from clbench.running.resolve import strategy_class
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -63,7 +63,7 @@ def asynchronous(function: Callable[..., Any]) -> Callable[..., Any]:
 def test_no_step_waits_for_the_device(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = strategy_class(name)
     parts = [(kind, hook) for hook in ("loss", "after_backward", "penalty", "after_step")]
-    for owner, method in [*parts, (Pipeline, "batch"), (_Rows, "restore")]:
+    for owner, method in [*parts, (Pipeline, "batch"), (FixedRows, "restore")]:
         monkeypatch.setattr(owner, method, asynchronous(getattr(owner, method)))
     assert small(name, tmp_path, device="cuda", augment="crop").status == "done"
 

@@ -12,7 +12,8 @@ from clbench import ConfigError
 from clbench.cli.options import read_config
 from clbench.config.errors import unknown
 from clbench.results.result import Result, load_results
-from clbench.running.folder import RunFolder, pack, unpack
+from clbench.running.checkpoint import pack, unpack
+from clbench.running.folder import RunFolder
 from clbench.running.resolve import resolve
 
 OPTIONS = {"model": "mlp:4", "epochs": 1, "threads": 1}
@@ -122,7 +123,7 @@ def test_a_checkpoint_with_other_contents_is_refused(
     with pytest.raises(StopError):
         run("naive", out=tmp_path / "run", observer=Stop())
     file = tmp_path / "run" / "checkpoint.pt"
-    stored = unpack(file.read_bytes(), [])
+    stored = unpack(file.read_bytes(), clbench.Strategy)
     if part == "within" and value is None:
         return  # as it is at the beginning of a task
     file.write_bytes(pack(stored | {part: value}))

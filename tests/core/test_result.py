@@ -13,7 +13,7 @@ import pytest
 
 import clbench
 from clbench.config.errors import ConfigError
-from clbench.results.result import Result, load_results
+from clbench.results.result import RECORDED, Result, load_results
 from clbench.support.files import write_atomically
 
 NAN = float("nan")
@@ -301,3 +301,13 @@ def test_a_written_file_has_the_permissions_of_any_other(tmp_path: Path) -> None
 def test_results_and_reports_need_no_torch() -> None:
     code = "import sys, clbench.result, clbench.reports; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_what_0_1_0_had_on_a_result_answers_with_its_place_in_the_record(name: str) -> None:
+    result = Result(record())
+    with pytest.raises(AttributeError, match=rf"result\.{name} is result\.recorded\."):
+        getattr(result, name)
+    place: Any = result.recorded
+    for step in RECORDED[name].split("."):
+        place = getattr(place, step)
