@@ -1,6 +1,8 @@
-"""What CONTRIBUTING.md says is true: its examples run as they stand, and the files that it names are there."""
+"""What CONTRIBUTING.md and CHANGELOG.md say is true: examples run as they stand, and what they name is there."""
 
+import dataclasses
 import json
+import operator
 import os
 import re
 import subprocess
@@ -14,7 +16,10 @@ import pytest
 
 import clbench
 from clbench.config.errors import ConfigError
+from clbench.learning.strategy import LOOSE
 from clbench.results.result import Result
+from clbench.running.resolve import prepare, resolve, scenario_class, strategy_class
+from clbench.support.moved import MOVED, PUBLIC
 from clbench.tools.conformance import check_strategy
 
 ROOT = Path(__file__).parents[1]
@@ -141,8 +146,6 @@ def test_a_package_brings_strategy_scenario_and_data_set_by_name(package: Path, 
 
 def test_the_option_of_the_scenario_changes_its_images(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stripes are 150 bright, and noise adds at most its own value: 150 + 10 at the brightest pixel."""
-    from clbench.running.resolve import prepare, resolve
-
     monkeypatch.syspath_prepend(str(package))
     brightest = {
         noise: int(prepare(resolve(f"split-stripes[noise={noise}]", "naive", {"threads": 1}))[1].train.images.max())
@@ -216,3 +219,78 @@ def test_a_run_goes_on_from_a_store_of_ones_own_to_the_same_matrix(interrupted: 
 def test_force_begins_again_whatever_a_store_of_ones_own_holds(interrupted: Shelf, tmp_path: Path) -> None:
     result = clbench.run("split-mnist-5k", "naive", out=tmp_path / "run", store=interrupted, force=True, **SMALL)
     assert (result.status, resumes(result)) == ("done", [])
+
+
+# The table of what moved since 0.1.0, in CHANGELOG.md
+
+
+def moved() -> list[tuple[str, str, str]]:
+    section = (ROOT / "CHANGELOG.md").read_text("utf-8").split("\n## ")[1]
+    rows = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", section, re.MULTILINE)
+    assert rows[0] == ("where", "in 0.1.0", "in 0.2.0")
+    return [(str(where), str(was), str(now)) for where, was, now in rows[1:]]
+
+
+def code(text: str, pattern: str) -> list[str]:
+    """Return what stands between backquotes and begins with a pattern, up to the first bracket or space."""
+    return [found for span in re.findall(r"`([^`]*)`", text) for found in re.findall(rf"^{pattern}", span)]
+
+
+def test_the_changelog_names_every_module_that_moved_and_where_it_is() -> None:
+    imports = [(was, now) for where, was, now in moved() if where == "any import"]
+    assert code(imports[0][0], r"clbench\.(.*)") == list(PUBLIC)
+    pairs = {was: now.split("`")[1] for was, now in imports[1:] if was.count("`") == 2 and "import" not in was}
+    assert pairs == {f"`clbench.{was}`": f"clbench.{now}" for was, now in MOVED.items()}
+    statements = [statement for _, now in imports for statement in code(now, r"from .*")]
+    assert len(statements) == 2
+    exec("\n".join(statements), {})
+
+
+def test_the_changelog_names_every_field_by_its_group() -> None:
+    """Names of a config of 0.1.0 on the left, and their places in groups on the right, in the same order."""
+    config = resolve("split-mnist-5k", "naive", {"threads": 1})
+    pairs = [
+        pair
+        for _, was, now in moved()
+        if was.startswith("`config.") and "scenario_options" not in now
+        for pair in zip(code(was, r"config\.(\w+)$"), code(now, r"config\.(\w+\.\w+)$"), strict=True)
+    ]
+    assert len(pairs) > 20
+    for was, now in pairs:
+        value = operator.attrgetter(now)(config)
+        assert value == config.flat().get(was, value), was
+        assert was in config.flat() or was == now.split(".")[1] or now == "memory.budget"
+
+
+def test_the_changelog_names_the_attributes_that_strategies_declared_and_results_had() -> None:
+    rows = {was: now for _, was, now in moved()}
+    declared = [name for was in rows if "family = ..." in was or "memory_use" in was for name in code(was, r"(\w+)")]
+    assert sorted(declared) == sorted(LOOSE)
+    assert {LOOSE[name] for name in declared} <= {field.name for field in dataclasses.fields(clbench.Traits)}
+    result = Result.load(ROOT / "tests" / "fixtures" / "0.1.0" / "finished")
+    for was, now in rows.items():
+        if was.startswith("`result."):
+            assert not any(hasattr(result, name.removeprefix("result.")) for name in code(was, r"(?:result\.)?(\w+)"))
+            paths = code(now, r"result\.([\w.]+)")
+            assert paths
+            for path in paths:
+                assert operator.attrgetter(path)(result) is not None
+
+
+def test_what_the_changelog_says_of_options_can_be_asked_for() -> None:
+    """The left side is refused now, and a name on the right side is known."""
+    rows = [(was, now) for where, was, now in moved() if where == "a script or config file"]
+    asked = {strategy for was, _ in rows for strategy in code(was, r"\w+\[\w+=[^.]*\]$")}
+    assert len(asked) == 6
+    for strategy in asked:
+        with pytest.raises(ConfigError, match="unknown option"):
+            resolve("split-mnist-5k", strategy, {"threads": 1, "memory_size": 10, "iterations": 1})
+    for was, _ in rows:
+        for name, value in re.findall(r"`(\w+) = (\S+)`", was):
+            with pytest.raises(ConfigError, match=f"unknown option .*{name}"):
+                resolve("split-mnist-5k", "naive", {name: json.loads(value)})
+    named = {name for _, now in rows for name in code(now, r"[a-z]+(?:\d{4}|-\w+)-[\w-]+$")}
+    assert len(named) > 8
+    for name in named:
+        load = scenario_class if "split" in name else strategy_class
+        assert load(name).__module__.startswith("clbench.reports.claims.")
