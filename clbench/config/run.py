@@ -236,14 +236,15 @@ def without_removed(recorded: Mapping[str, Any]) -> dict[str, Any]:
     Only those at the first version's defaults, at which they did nothing, are left out; another value stays, to be
     refused by its name. 0.1.0 also wrote the options of every scenario into every run.
     """
-    first, removed = _first_version(), _first_version()["removed"]
-    scenario, strategy = str(recorded.get("scenario")), str(recorded.get("strategy"))
-    known = {"setting", *fields(), *_options("clbench.scenarios", scenario)}
+    first = _first_version()
+    known = {"setting", *fields(), *_options("clbench.scenarios", str(recorded.get("scenario")))}
     present = {k: v for k, v in recorded.items() if k in known or v != first["fields"].get(k)}
-    options, gone = present.get("strategy_options"), removed.get(strategy, ())
-    if isinstance(options, dict) and gone:
+    strategy, options = str(recorded.get("strategy")), present.get("strategy_options")
+    # Listed by name: a report reads this, and a strategy's class would import torch.
+    removed = first["removed_options"].get(strategy, [])
+    if removed and isinstance(options, dict):
         former = first["strategies"][strategy]
-        present["strategy_options"] = {k: v for k, v in options.items() if k not in gone or v != former[k]}
+        present["strategy_options"] = {k: v for k, v in options.items() if k not in removed or v != former[k]}
     return present
 
 

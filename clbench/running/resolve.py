@@ -5,6 +5,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any, get_args
 
 from clbench.config.errors import ConfigError, unknown
@@ -120,9 +121,15 @@ def resolve(
 
     Raises ConfigError.
     """
+    if not isinstance(scenario, str | Scenario):
+        raise ConfigError(f"scenario={scenario!r} given; a name, a path or a clbench.Scenario is accepted")
     name, label, bracket = _named(strategy)
     cls = strategy_class(name)
-    asked = {k: v for k, v in options.items() if v is not None and k != "strategy_options"}
+    asked = {k: v for k, v in options.items() if v is not None and k not in ("strategy_options", "scenario_options")}
+    for key, value in (options.get("scenario_options") or {}).items():
+        if key in asked:
+            raise ConfigError(f"{key} is given in scenario_options and outside; once is accepted")
+        asked[key] = value
     own: dict[str, Any] = dict(options.get("strategy_options") or {})
     special = _bracketed(cls, name, bracket, own, {} if shared else asked)
     own |= {key: value for key, value in bracket.items() if key not in special}
@@ -140,8 +147,11 @@ def resolve(
     pairs = kind.pairs()
     asked = {k: v for k, v in asked.items() if not any(excludes(k, key, pairs) for key in special)} | special
     for key in asked:
-        if key not in fields() and key not in kind._options.model_fields:
-            raise unknown(f"option of {scenario}", key, [*kind._options.model_fields, *fields()])
+        own_options = list(kind._options.model_fields)
+        if key not in fields() and key not in own_options:
+            # A field of the run may be meant; where none is near, the scenario's own options are named.
+            near = get_close_matches(key, fields(), n=1, cutoff=0.6)
+            raise unknown(f"option of {scenario}", key, [*own_options, *near])
     tuned: dict[str, Any] = dict(preset.pop("strategies", {}).get(name, {}))
     by_setting = {setting: tuned.pop(setting, {}) for setting in get_args(Setting)}
     # What is asked for may be anything, a list too.
@@ -231,7 +241,15 @@ def _of_scenario(scenario: Scenario, asked: Mapping[str, Any]) -> dict[str, Any]
 
 def prepare(config: RunConfig) -> tuple[RunConfig, Scenario]:
     """Build the scenario of a config; the config of a user's own files gets the digest of what is in them."""
-    scenario = scenario_class(config.scenario)(config.scenario, config.scenario_options).build(config)
+    spec = scenario_class(config.scenario)
+    try:
+        scenario = spec(config.scenario, config.scenario_options).build(config)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a scenario of the user's own raises
+        raise ConfigError(f"scenario {config.scenario!r} can't be built ({type(error).__name__}: {error})") from error
+    if not isinstance(scenario, Scenario):
+        raise ConfigError(f"{spec.__name__}.build() returned {scenario!r}; a clbench.Scenario is accepted")
     return config.replace(data_fingerprint=scenario.fingerprint), scenario
 
 

@@ -88,6 +88,9 @@ def execute(
 
     tracker = None if track is None else require_tracker(track)
     store = folder if store is None else store
+    methods = ("save_checkpoint", "checkpoints", "drop_checkpoint")
+    if isinstance(store, type) or not all(callable(getattr(store, method, None)) for method in methods):
+        raise ConfigError(f"store={store!r} given; an object with the methods {', '.join(methods)} is accepted")
     strategy = strategy_class(config.strategy)(**config.strategy_options)
     check(config, scenario, strategy)
     if force and not folder.is_ours():

@@ -604,3 +604,9 @@ def test_a_run_in_another_thread_is_left_alone_by_signals(er, tmp_path):
     thread.start()
     thread.join()
     assert done == ["done"]
+
+
+@pytest.mark.parametrize("store", ["db", object(), RunFolder])
+def test_what_is_no_store_is_refused_before_any_training(store, run, refused):
+    with refused("store=", "save_checkpoint, checkpoints, drop_checkpoint"):
+        run("naive", store=store)

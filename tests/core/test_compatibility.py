@@ -125,6 +125,18 @@ REMOVED = [
 ]
 
 
+def test_every_option_of_0_1_is_one_of_today_or_listed_as_removed() -> None:
+    first = json.loads((ROOT / "clbench" / "config" / "defaults-1.json").read_text("utf-8"))
+    gone = {
+        (strategy, option)
+        for strategy, options in first["strategies"].items()
+        for option in options.keys() - strategy_class(strategy).validate({}).keys()
+    }
+    listed = {(strategy, option) for strategy, options in first["removed_options"].items() for option in options}
+    assert gone == listed == {(strategy, option) for strategy, option, *_ in REMOVED}
+    assert all(first["strategies"][strategy][option] == value for strategy, option, value, _ in REMOVED)
+
+
 @pytest.mark.parametrize(("strategy", "option", "without_effect", "other"), REMOVED)
 def test_an_option_that_was_removed_is_read_at_the_value_where_it_did_nothing(
     strategy: str, option: str, without_effect: Any, other: Any, tmp_path: Path

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import clbench
-from clbench import Strategy, Traits
+from clbench import ConfigError, ScenarioSpec, Strategy, Traits
 from clbench.cli import main
 from clbench.config.run import RunConfig, config_of_record
 from clbench.running.folder import default_folder
@@ -440,3 +440,41 @@ def test_a_field_that_0_1_0_had_at_the_top_answers_with_its_group():
         config().lr  # noqa: B018
     with pytest.raises(AttributeError, match=r"no attribute 'lrr'"):
         config().lrr  # noqa: B018
+
+
+def test_options_of_the_scenario_may_come_as_a_table_and_are_never_dropped():
+    given = resolve(DIGITS, "naive", {"scenario_options": {"tasks": 2}})
+    assert given.scenario_options["tasks"] == 2
+    assert given.identity() == resolve(DIGITS, "naive", {"tasks": 2}).identity()
+    with pytest.raises(ConfigError, match="unknown option of split-mnist-5k 'taks'; did you mean 'tasks'"):
+        resolve(DIGITS, "naive", {"scenario_options": {"taks": 2}})
+    with pytest.raises(ConfigError, match="tasks is given in scenario_options and outside"):
+        resolve(DIGITS, "naive", {"scenario_options": {"tasks": 2}, "tasks": 2})
+
+
+def test_an_option_that_a_scenario_lacks_is_refused_with_those_that_it_has():
+    with pytest.raises(ConfigError, match="unknown option of split-mnist-5k 'padding'; accepted: setting, tasks"):
+        resolve(DIGITS, "naive", {"padding": 2})
+    with pytest.raises(ConfigError, match="unknown option of split-mnist-5k 'epoch'; did you mean 'epochs'"):
+        resolve(DIGITS, "naive", {"epoch": 2})
+
+
+@pytest.mark.parametrize("scenario", [None, 5, ScenarioSpec, object()])
+def test_what_is_no_scenario_is_refused_in_a_sentence(scenario):
+    with pytest.raises(ConfigError, match=r"a name, a path or a clbench\.Scenario is accepted"):
+        resolve(scenario, "naive", {})
+
+
+@pytest.mark.parametrize("returned", [None, 3, ZeroDivisionError("no images")])
+def test_a_scenario_that_can_not_be_built_is_refused_in_a_sentence(returned, monkeypatch):
+    class Broken(ScenarioSpec):
+        def build(self, config):
+            if isinstance(returned, Exception):
+                raise returned
+            return returned
+
+    monkeypatch.setattr("clbench.running.resolve.scenario_class", lambda name: Broken)
+    with pytest.raises(
+        ConfigError, match=r"Broken\.build\(\) returned|can't be built \(ZeroDivisionError: no images\)"
+    ):
+        prepare(resolve(DIGITS, "naive", {"epochs": 1}))
