@@ -142,6 +142,8 @@ def resolve(
         scenario, cuts = parse_scenario(scenario)
         kind = scenario_class(scenario)
         preset = dict(kind.preset)
+        if strange := cuts.keys() - kind._options.model_fields.keys():
+            raise unknown(f"option of {scenario}", min(strange), kind._options.model_fields)
         if twice := cuts.keys() & asked.keys():
             raise ConfigError(f"{min(twice)} is given in the brackets of {scenario} and outside; once is accepted")
     pairs = kind.pairs()
