@@ -79,7 +79,7 @@ def replay_loss(setting, logits, answers, active, **options):
     strategy._context = SimpleNamespace(
         scenario=SimpleNamespace(setting=setting, tasks=[SimpleNamespace(outputs=o) for o in outputs]),
         progress=SimpleNamespace(task=2),
-        config=SimpleNamespace(label_smoothing=0.0),
+        config=SimpleNamespace(training=SimpleNamespace(label_smoothing=0.0)),
     )
     strategy.teacher = lambda images: answers
     return strategy._replay_loss(logits, torch.empty(0), SimpleNamespace(active=active))

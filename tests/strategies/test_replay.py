@@ -284,7 +284,7 @@ def test_derpp_loss_by_hand():
     images = torch.tensor([[2.0, 0.0]])
     batch = Samples(images=images, labels=torch.tensor([1]), active=slice(0, 2), ids=torch.tensor([3]))
     strategy.replay = lambda n, name="replay": batch
-    strategy._context = SimpleNamespace(device="cpu", config=SimpleNamespace(label_smoothing=0.0))
+    strategy._context = SimpleNamespace(device="cpu", config=SimpleNamespace(training=SimpleNamespace(label_smoothing=0.0)))
     terms = strategy.loss(batch)
     assert float(terms["distillation"]) == pytest.approx(0.5)
     assert float(terms["replay"]) == pytest.approx(0.5 * math.log(1 + math.e**2))
@@ -358,7 +358,7 @@ def test_er_ace_loss_by_hand():
     """
     strategy = with_model(ERACE(), lambda x: x)
     current = torch.tensor([[9.0, 9.0, 1.0, 0.0]] * 2)
-    strategy._context = SimpleNamespace(config=SimpleNamespace(label_smoothing=0.0))
+    strategy._context = SimpleNamespace(config=SimpleNamespace(training=SimpleNamespace(label_smoothing=0.0)))
 
     batch = Samples(images=current, labels=torch.tensor([2, 3]), active=slice(0, 4))
     strategy.replay = lambda n: Samples(images=torch.zeros(1, 4), labels=torch.tensor([0]), active=slice(0, 4))
@@ -572,7 +572,7 @@ def test_wa_weighs_distillation_by_the_old_share():
     """
     strategy = with_model(WA(), lambda x: x, n_old=2, n_seen=3)
     strategy.teacher = lambda x: torch.tensor([[math.log(9), 0.0]])
-    strategy._context = SimpleNamespace(config=SimpleNamespace(label_smoothing=0.0))
+    strategy._context = SimpleNamespace(config=SimpleNamespace(training=SimpleNamespace(label_smoothing=0.0)))
     batch = SimpleNamespace(images=torch.zeros(1, 3), labels=torch.tensor([2]), active=slice(0, 3))
     terms = strategy.loss(batch)
     assert float(terms["classification"]) == pytest.approx(math.log(3) / 3, rel=1e-5)
@@ -592,7 +592,7 @@ def test_lucir_loss_by_hand():
     strategy = with_model(LUCIR(less_forget=3.0, margin=0.5), None, model={"head": head})
     teacher = SimpleNamespace(features=lambda x: torch.tensor([[0.0, 5.0], [3.0, 4.0]]))
     strategy.frozen_copy = lambda: teacher
-    strategy._context = SimpleNamespace(device="cpu", config=SimpleNamespace(label_smoothing=0.0))
+    strategy._context = SimpleNamespace(device="cpu", config=SimpleNamespace(training=SimpleNamespace(label_smoothing=0.0)))
     strategy.begin_run()
     strategy.begin_task(SimpleNamespace(index=0, outputs=slice(0, 2), classes=(0, 1)))
     strategy.begin_task(SimpleNamespace(index=1, outputs=slice(2, 3), classes=(2,)))
