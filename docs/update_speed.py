@@ -80,7 +80,7 @@ def _sweep() -> list[str]:
 
 def _gpu() -> list[str]:
     claim = "rebuffi2017/icifar100-10"
-    runs = {run.recorded.identity: run for run in reproduction.committed() if run.claim.startswith(claim)}
+    runs = {run.identity: run for run in reproduction.committed() if run.claim.startswith(claim)}
     lines = ["| claim | run | seconds |", "| --- | --- | --- |"]
     lines += [f"| {run.claim} | {run.role} | {run.seconds:.0f} |" for run in runs.values()]
     what = (
