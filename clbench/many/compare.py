@@ -11,6 +11,7 @@ from clbench.learning.strategy import Strategy
 from clbench.many.execution import Request, lives_on_memory, plan_requests, raise_first_failure, run_planned, seed_list
 from clbench.many.planned import PlannedRun
 from clbench.results.result import Result
+from clbench.running.resolve import strategy_class
 
 MEMORY_OPTIONS = ("memory_size", "memory_per_class", "memory_policy")
 
@@ -35,6 +36,8 @@ def plan(
     seeds = seed_list(seeds)
     named = [s if isinstance(s, type) or ".py:" in s else s.replace(" ", "") for s in strategies]
     added = [name for name in entry_point_names("clbench.references") if name not in named] if references else []
+    # The lower reference goes first: the one that sees no more than the strategies do.
+    added.sort(key=lambda name: strategy_class(name).traits.data_access == "all")
     options.setdefault("threads", 1)
     memory = {k: options.pop(k) for k in MEMORY_OPTIONS if options.get(k) is not None}
     if memory and not any(lives_on_memory(s) for s in named):

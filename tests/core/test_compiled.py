@@ -17,7 +17,6 @@ from clbench import ConfigError
 from clbench.cli import VERBS, main
 from clbench.config.registry import entry_point_names
 from clbench.learning.compiled import CompiledFeatures
-from clbench.learning.strategy import Stage
 from clbench.models import build_model
 from clbench.models.weights import save_backbone
 from clbench.running.resolve import strategy_class
@@ -247,14 +246,11 @@ class Layerwise(clbench.Strategy):
         return self.classification_loss(self.model.head(self.model.backbone(batch.images)), batch)
 
 
-class OfItsOwn(clbench.Strategy):
-    traits = clbench.Traits(family="reference")
-
-    def stages(self, task: Any) -> list[Stage]:
-        return [Stage(task.train, run=lambda watch: [])]
+class Declared(Layerwise):
+    traits = clbench.Traits(family="reference", through_features=False)
 
 
-@pytest.mark.parametrize("kind", [Layerwise, OfItsOwn])
+@pytest.mark.parametrize("kind", [Layerwise, Declared])
 def test_a_strategy_that_goes_its_own_way_through_the_network_is_told(
     kind: type[clbench.Strategy], tmp_path: Path, refused: Callable[..., Any]
 ) -> None:

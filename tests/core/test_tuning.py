@@ -360,7 +360,7 @@ def test_the_same_values_in_each_task_make_the_same_run(run: Any) -> None:
     plain = run("l2", strategy_options={"strength": 3.0}, lr=0.05)
     told = run("l2", per_task=[{"lr": 0.05, "strength": 3.0}] * 5, lr=0.2)
     assert told.accuracy_rows() == plain.accuracy_rows()
-    assert told.identity != plain.identity
+    assert told.recorded.identity != plain.recorded.identity
 
 
 # The command line, and what a reader of the numbers is told

@@ -284,7 +284,9 @@ def test_derpp_loss_by_hand():
     images = torch.tensor([[2.0, 0.0]])
     batch = Samples(images=images, labels=torch.tensor([1]), active=slice(0, 2), ids=torch.tensor([3]))
     strategy.replay = lambda n, name="replay": batch
-    strategy._context = SimpleNamespace(device="cpu", config=SimpleNamespace(training=SimpleNamespace(label_smoothing=0.0)))
+    strategy._context = SimpleNamespace(
+        device="cpu", config=SimpleNamespace(training=SimpleNamespace(label_smoothing=0.0))
+    )
     terms = strategy.loss(batch)
     assert float(terms["distillation"]) == pytest.approx(0.5)
     assert float(terms["replay"]) == pytest.approx(0.5 * math.log(1 + math.e**2))
@@ -592,7 +594,9 @@ def test_lucir_loss_by_hand():
     strategy = with_model(LUCIR(less_forget=3.0, margin=0.5), None, model={"head": head})
     teacher = SimpleNamespace(features=lambda x: torch.tensor([[0.0, 5.0], [3.0, 4.0]]))
     strategy.frozen_copy = lambda: teacher
-    strategy._context = SimpleNamespace(device="cpu", config=SimpleNamespace(training=SimpleNamespace(label_smoothing=0.0)))
+    strategy._context = SimpleNamespace(
+        device="cpu", config=SimpleNamespace(training=SimpleNamespace(label_smoothing=0.0))
+    )
     strategy.begin_run()
     strategy.begin_task(SimpleNamespace(index=0, outputs=slice(0, 2), classes=(0, 1)))
     strategy.begin_task(SimpleNamespace(index=1, outputs=slice(2, 3), classes=(2,)))
