@@ -321,7 +321,7 @@ def option_targets(place: Path) -> dict[str, Callable[[random.Random], Outcome]]
 
 def not_trained(run: Any, found: Any) -> Result:
     """Stand in for the training; a wrong option is refused before it."""
-    return Result(run.record)
+    return run.result
 
 
 # Files -----------------------------------------------------------------------------------------------------------

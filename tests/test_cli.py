@@ -670,19 +670,20 @@ def test_an_interruption_ends_a_loop_that_is_not_ours_and_comes_to_no_step(code:
     (tmp_path / "endless.py").write_text(
         textwrap.dedent(f"""
         import os, time
-        from clbench import Stage, Strategy, Traits
+        from clbench import Strategy, Traits
+        from clbench.running.run import Run
 
-        class Endless(Strategy):
-            traits = Traits(family="reference")
-            foreign = True
+        class EndlessRun(Run):
+            continues = False
 
-            def stages(self, task):
-                return [Stage(task.train, run=self.train)]
-
-            def train(self, watch):
+            def train(self, task):
                 os.kill(os.getpid(), {code - 128})
                 time.sleep(20)
                 raise ValueError("no end")
+
+        class Endless(Strategy):
+            traits = Traits(family="reference")
+            runner = EndlessRun
         """)
     )
     command = [CLBENCH, "run", SCENARIO, "endless.py:Endless", *TINY]
