@@ -1,4 +1,4 @@
-"""What the strategies on frozen features share: where the features come from, and linear classifiers in closed form."""
+"""Shared parts of the strategies on frozen features: the source of the features, and closed-form linear classifiers."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar

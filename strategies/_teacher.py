@@ -1,4 +1,4 @@
-"""What the strategies share that distil the model as it was before the task."""
+"""Shared parts of the strategies that distil the model as it was before the task."""
 
 from typing import Literal
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import Field
 
-# What the run gives a constructor; every other parameter is an option of the strategy.
+# The run gives a constructor these parameters; every other one is an option of the strategy.
 GIVEN = {
     *("self", "model", "feature_extractor", "classifier", "optimizer", "criterion", "buffer_transform"),
     *("train_mb_size", "train_epochs", "eval_mb_size", "device", "plugins", "evaluator", "eval_every", "peval_mode"),

@@ -1,4 +1,4 @@
-"""What Avalanche's loop is given of a run: the task, the network, the optimizer, the random streams."""
+"""The parts of a run that Avalanche's loop is given: the task, the network, the optimizer, the random streams."""
 
 import random
 import types
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.avalanche.constructors import parameters_of
-from clbench.avalanche.library import (
+from clbench.avalanche.imports import (
     DataAttribute,
     DatasetExperience,
     EvaluationPlugin,

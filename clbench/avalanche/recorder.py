@@ -1,4 +1,4 @@
-"""What Avalanche's loop tells a run: steps and losses, what it raises, and what it keeps."""
+"""A recorder of Avalanche's loop: its steps and losses, its errors, and the exemplars it keeps."""
 
 import math
 import time
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clbench.avalanche.library import AvalancheDataset, SupervisedPlugin, SupervisedTemplate
+from clbench.avalanche.imports import AvalancheDataset, SupervisedPlugin, SupervisedTemplate
 from clbench.config.errors import RunError
 from clbench.data.scenario import Scenario
 from clbench.learning.strategy import Strategy

@@ -1,4 +1,4 @@
-"""What of a run Avalanche's strategies can't honour, and options with which their code would fail."""
+"""Refusals of settings that Avalanche's strategies can't honour, and of options with which their code would fail."""
 
 import importlib.util
 from collections import Counter

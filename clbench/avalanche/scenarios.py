@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision import transforms
 
-from clbench.avalanche.library import (
+from clbench.avalanche.imports import (
     TaskAwareSupervisedClassificationDataset,
     TransformGroups,
     _make_taskaware_tensor_classification_dataset,

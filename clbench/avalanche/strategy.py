@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from clbench.avalanche.constructors import FAMILIES, RENAMED, SETTINGS, missing_in, options_of, parameters_of
-from clbench.avalanche.library import SupervisedTemplate, training
+from clbench.avalanche.imports import SupervisedTemplate, training
 from clbench.avalanche.recorder import held
 from clbench.avalanche.refusals import refuse
 from clbench.avalanche.run import AvalancheRun

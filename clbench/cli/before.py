@@ -40,7 +40,7 @@ def plan_verb(
 
     scenario, names, fields = beginning(like, scenario, strategies or [], fields, pairs(param))
     configs = [resolve(scenario, name, fields) for name in names]
-    # What a scenario is cut by is the same for all of them.
+    # The options that cut a scenario are the same for all of them.
     tasks = prepare(configs[0])[1]
     configs = [config.replace(data_fingerprint=tasks.fingerprint) for config in configs]
     for config in configs:

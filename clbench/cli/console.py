@@ -1,4 +1,4 @@
-"""What the verbs print with: tables on stdout, progress and messages on stderr."""
+"""The console of the verbs: tables on stdout, progress and messages on stderr."""
 
 import sys
 from collections.abc import Mapping, Sequence

@@ -65,7 +65,7 @@ def scenario_options() -> dict[str, Any]:
     return {name: field for kind in _scenarios() for name, field in kind._options.model_fields.items()}
 
 
-# What a scenario is made from.
+# The options that make a scenario.
 DESCRIBED = (*scenario_options(), "validation", "seed", "data_root", "offline")
 
 

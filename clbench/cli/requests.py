@@ -1,4 +1,4 @@
-"""What several verbs are given: a scenario and strategies, or a claim; seeds; a tracker."""
+"""The requests that several verbs share: a scenario and strategies, or a claim; seeds; a tracker."""
 
 from typing import Any
 

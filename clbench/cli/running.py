@@ -27,7 +27,7 @@ from clbench.config.run import fields as all_fields
 if TYPE_CHECKING:
     from clbench.many.planned import Outcome
 
-# What Avalanche's loop has no place for, so that a cross-check would always refuse it.
+# Avalanche's loop has no place for these fields, so a cross-check would always refuse them.
 NOT_CROSSCHECKED = [name for name in all_fields() if name not in (*HONOURED, "checkpoint_every")]
 
 

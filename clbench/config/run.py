@@ -36,7 +36,7 @@ Setting = Literal["class", "task", "domain"]
 EXCLUSIVE = (("epochs", "iterations"), ("memory_size", "memory_per_class"))
 # Recorded with a run, but no part of its identity: they can't change its numbers (on_nan: but whether there are any).
 NOT_IDENTITY = frozenset({"data_root", "offline", "label", "checkpoint_every", "on_nan", "tuned_by"})
-# What a run holds, but no option of the command line asks for.
+# Fields of a run that no option of the command line sets.
 INTERNAL = {"scenario", "scenario_options", "strategy", "strategy_options", "per_task", "label", "data_fingerprint"}
 # Those of them that a file of options may hold.
 IN_FILES = {"scenario_options", "strategy_options", "per_task"}
@@ -167,7 +167,7 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
         if name not in fields():
             raise unknown("option", name, fields())
         if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
-            # What a terminal gives that isn't UTF-8; no record could hold it.
+            # A terminal can pass text that isn't UTF-8; no record could hold it.
             raise ConfigError(f"{name}={value[:60]!r} given, text in UTF-8 accepted")
         groups.setdefault(_PLACES[name][0], {})[name] = value
     for one, other in EXCLUSIVE:

@@ -235,7 +235,7 @@ class Strategy:
         """The representation that herding works on, float [B, feature_dim]."""
         return self.model.features(images)
 
-    # What a strategy may do otherwise than others.
+    # Hooks and settings that a strategy may override.
 
     def new_memory(self, kind: type[Memory], size: int | None, per_class: int | None) -> Memory:
         """Return the empty memory that the run asks for: of this kind, with a size in all or for each class."""
@@ -245,7 +245,7 @@ class Strategy:
         """Tell whether weight decay acts on a parameter, `name` as in trainable(), where the run does not spare it."""
         return True
 
-    # What a strategy may use.
+    # Tools that a strategy may use.
 
     @property
     def progress(self) -> Progress:

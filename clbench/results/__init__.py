@@ -1,4 +1,4 @@
-"""What a finished run holds, and what is computed from it: the record, metrics, statistics.
+"""The results of a finished run: its record, and the metrics and statistics computed from it.
 
 It must not know torch or how a run was done: whatever reads `run.json` works with this room alone.
 """

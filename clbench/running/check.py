@@ -1,4 +1,4 @@
-"""What is refused before any training, once config, scenario and strategy are known together."""
+"""Checks that refuse a run before any training, once config, scenario and strategy are known together."""
 
 from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig

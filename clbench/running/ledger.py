@@ -1,4 +1,4 @@
-"""What a strategy keeps from one task to the next, in bytes and items."""
+"""The ledger of a strategy: the bytes and items that it keeps from one task to the next."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""What follows a run while it is under way: the recorder, the writer of its folder, trackers, progress bars."""
+"""The interface of all that follows a run under way: the recorder, the folder writer, trackers, progress bars."""
 
 from torch import Tensor
 

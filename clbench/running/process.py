@@ -1,4 +1,4 @@
-"""What torch keeps per process, and what the process knows of its machine."""
+"""State that torch keeps per process, and facts about the machine."""
 
 import os
 import platform

@@ -156,7 +156,7 @@ def resolve(
             raise unknown(f"option of {scenario}", key, [*own_options, *near])
     tuned: dict[str, Any] = dict(preset.pop("strategies", {}).get(name, {}))
     by_setting = {setting: tuned.pop(setting, {}) for setting in get_args(Setting)}
-    # What is asked for may be anything, a list too.
+    # A caller may pass any object here, a list too.
     tuned |= by_setting.get(str({**preset, **cuts, **asked}.get("setting", "class")), {})
     own = {k: v for k, v in tuned.items() if k in cls._options.model_fields} | own
     preset |= {k: v for k, v in tuned.items() if k not in cls._options.model_fields}

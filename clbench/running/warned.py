@@ -1,4 +1,4 @@
-"""What a reader of a run's numbers should know about how they came about: a rule and a sentence each."""
+"""Warnings for the reader of a run's numbers about how they came about: a rule and a sentence each."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What is done with a strategy beside running it: tuning, rehearsing, explaining, checking, cross-checking.
+"""Tools for a strategy beside running it: tuning, rehearsing, explaining, checking, cross-checking.
 
 It must not know the command line.
 """

@@ -1,4 +1,4 @@
-"""What clbench uses of Avalanche, imported without the warnings that importing it brings to a user."""
+"""The parts of Avalanche that clbench uses, imported without the warnings that importing it brings to a user."""
 
 import warnings
 
