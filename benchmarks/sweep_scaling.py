@@ -1,4 +1,4 @@
-"""How much faster a sweep is with two processes than with one process of one or two threads.
+"""Measures how much faster a sweep is with two processes than with one process of one or two threads.
 
 The same runs (er on Split-MNIST, MLP 784-400-400, one epoch) are done in three ways, which take turns in one
 invocation, because a shared machine is noisy. The worker processes start before the clock does, because their start, a

@@ -1,4 +1,4 @@
-"""How much faster the engine is than Avalanche, used as in its tutorials, with the same arithmetic.
+"""Measures how much faster the engine is than Avalanche, used as in its tutorials, with the same arithmetic.
 
 Naive, LwF, EWC and replay on Split-MNIST (MLP 784-400-400, batch 128, Adam, one epoch), then naive, LwF and iCaRL on
 Split-CIFAR-100 (ResNet-32, 10 tasks, 50 training and 20 test images a class; clbench in fp32 and bf16). Rivals run

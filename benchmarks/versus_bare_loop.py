@@ -1,4 +1,4 @@
-"""How much the engine adds to a hand-written PyTorch loop with the same arithmetic.
+"""Measures how much time the engine adds to a hand-written PyTorch loop with the same arithmetic.
 
 Naive, LwF, EWC and ER train on Split-MNIST (MLP 784-400-400, batch 128, Adam, one epoch). The two rivals take turns in
 one process, and the result is the ratio of their training times, because a shared machine is noisy. A method's work at

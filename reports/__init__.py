@@ -1,4 +1,4 @@
-"""What a person looks at: tables and figures, made from finished runs alone."""
+"""Tables and figures, made from finished runs alone."""
 
 import re
 import sys

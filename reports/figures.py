@@ -329,7 +329,7 @@ def _line(look: Look, *, joined: bool = True) -> dict[str, Any]:
     if look.kind == "task":
         from matplotlib import colormaps
 
-        # From dark to light, which a grey print keeps; the lightest would be lost on white.
+        # Dark to light, which a grey print keeps; the lightest would be lost on white.
         colour = colormaps["viridis"](np.linspace(0, 0.85, look.of)[place])
         line = {"color": colour, "marker": MARKERS[place] if look.of <= len(MARKERS) else "", "linestyle": "-"}
     elif look.kind == "competitor":

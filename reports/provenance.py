@@ -1,4 +1,4 @@
-"""Where the numbers of a comparison come from: each run, configurations, commands to repeat them, environments."""
+"""The sources of a comparison's numbers: each run, configurations, commands to repeat them, environments."""
 
 import shlex
 import string

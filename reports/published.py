@@ -22,7 +22,7 @@ _MEMORY = ("memory_size", "memory_per_class", "memory_policy")
 
 
 class Baseline(BaseModel):
-    """What takes the place of naive under a protocol whose loss naive lacks: the strategy without its remedies."""
+    """The stand-in for naive under a protocol whose loss naive lacks: the strategy without its remedies."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 

@@ -1,4 +1,4 @@
-"""What comparisons come to: the verdict in two sentences, and mean ranks over several scenarios."""
+"""The conclusions of comparisons: the verdict in two sentences, and mean ranks over several scenarios."""
 
 import contextlib
 from collections.abc import Sequence

@@ -51,7 +51,7 @@ class IL2M(Strategy):
         logits = self.model(images)
         if self.memory is None:
             return {"linear": logits}
-        # As logarithms: small scores differ where their float32 values are all 0.
+        # Logarithms tell small scores apart where their float32 values are all 0.
         scores = logits[:, : self.seen].float().log_softmax(1)
         n_old = len(self.factors)
         is_new = scores.argmax(1, keepdim=True) >= n_old

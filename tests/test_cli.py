@@ -42,7 +42,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @dataclass
 class Ended:
-    """How a command ended, and what it wrote."""
+    """The exit code and output of a command."""
 
     code: Any
     out: str

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md and CHANGELOG.md say is true: examples run as they stand, and what they name is there."""
+"""Statements of CONTRIBUTING.md and CHANGELOG.md: examples run as they stand, and the names in them exist."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def title_of(code: str) -> str:
     return str(re.findall(r"^(?:class|def) (\w+)", code, re.MULTILINE)[0])
 
 
-# What each example prints, and what is in the files that it writes.
+# The output of each example, and the content of the files that it writes.
 CLAIMED: dict[str, tuple[str, dict[str, str]]] = {
     "Anchor": (r"-?\d\.\d+\n", {}),
     "SplitStripes": ("", {}),
@@ -195,7 +195,7 @@ class Interrupt(clbench.Observer):
 
 @pytest.fixture
 def interrupted(tmp_path: Path) -> Shelf:
-    """What is kept of a run that was interrupted after its second task; its folder is tmp_path/run."""
+    """The remains of a run that was interrupted after its second task; its folder is tmp_path/run."""
     store = Shelf()
     with pytest.raises(KeyboardInterrupt):
         clbench.run("split-mnist-5k", "naive", out=tmp_path / "run", store=store, observer=Interrupt(), **SMALL)

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# From the bottom up; a room may import itself and the rooms before it.
+# Rooms in order, the bottom first; a room may import itself and the rooms before it.
 ROOMS = ("config", "support", "results", "data", "models", "learning", "running", "many", "tools", "avalanche", "cli")
 # Folders at the root of the repository, and the highest room that they may import.
 BESIDE = {"strategies": "learning", "scenarios": "data", "reports": "results"}
-# What one published protocol alone needs of a strategy or a scenario lies beside its numbers, loaded by its name only.
+# Parts of strategies and scenarios for one published protocol lie beside its numbers, loaded by name only.
 PROTOCOLS = ROOT / "reports" / "claims"
 
 
@@ -151,7 +151,7 @@ def test_the_help_is_shown_in_less_than_four_tenths_of_the_time_that_torch_takes
 
 # A module inside a declared package that imports another one.
 BEHIND = {"torch.utils.tensorboard": "tensorboard"}
-# What the tests, the checks and the site need; no part of the package imports it.
+# Packages for the tests, the checks and the site; no part of the package imports them.
 TOOLS = {"dev", "docs"}
 
 

@@ -1,4 +1,4 @@
-"""Which of Avalanche's strategies a run can fill, and which parameters are options, with the values accepted."""
+"""Lists Avalanche's strategies that a run can fill, and the parameters that are options, with the values accepted."""
 
 import functools
 import inspect
@@ -15,7 +15,7 @@ GIVEN = {
     *("train_mb_size", "train_epochs", "eval_mb_size", "device", "plugins", "evaluator", "eval_every", "peval_mode"),
     *("mem_size", "memory_size", "fixed_memory"),
 }
-# Of these, the ones that go by another name as options of the run.
+# The run has some of these under another name.
 RENAMED = {
     "train_mb_size": "batch_size",
     "eval_mb_size": "batch_size",

@@ -63,7 +63,7 @@ def augmentation(strategy: Strategy) -> Callable[[Tensor], Tensor] | None:
         black = torch.zeros_like(black)
 
     def augmented(image: Tensor) -> Tensor:
-        # What a crop adds at the border is a pixel of 0 before normalisation.
+        # A crop fills the border with pixels of 0, before normalisation.
         return (augment(image[None] - black, torch.default_generator) + black)[0]
 
     return augmented

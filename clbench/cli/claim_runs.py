@@ -1,4 +1,4 @@
-"""Which runs published claims need, what they cost, and which of them can be done on this machine."""
+"""Finds the runs that published claims need, their cost, and those that this machine can do."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

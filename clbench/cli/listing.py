@@ -82,7 +82,7 @@ def _list_strategies() -> list[dict[str, Any]]:
     rows = []
     for name in entry_point_names("clbench.strategies"):
         cls = strategy_class(name)
-        # Of a strategy from elsewhere nothing was measured.
+        # Nothing was measured of a strategy from elsewhere.
         kept = storage.get(name)
         rows.append(
             {

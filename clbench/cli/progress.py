@@ -55,7 +55,7 @@ class BarObserver(Observer):
 
 
 class RunCount:
-    """How many of the planned runs are done, running, failed and left, and for how long at the pace so far."""
+    """Shows how many planned runs are done, running, failed and left, and the time left at the pace so far."""
 
     def __init__(self, planned: Sequence[PlannedRun]) -> None:
         self.left = {item.folder for item in planned}

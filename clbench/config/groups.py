@@ -40,7 +40,7 @@ class ModelConfig(Group):
 
 
 class DataConfig(Group):
-    """Where the data are, what is held out of them, and what is done to an image before the network sees it."""
+    """The data: their place, the part held out, and what is done to an image before the network sees it."""
 
     validation: Share = Field(default=0.0, description="share of each class held out from training")
     normalize: Literal["channel", "pixel-mean", "none"] = Field(
@@ -55,7 +55,7 @@ class DataConfig(Group):
 
 
 class TrainingConfig(Group):
-    """How long and by which rule the network learns a task, whatever the strategy."""
+    """The training of a task, whatever the strategy: its length, optimizer and schedule."""
 
     loss_outputs: Literal["new", "seen", "all"] = Field(
         default="seen", description="outputs that compete in the loss (class-incremental)"
@@ -146,7 +146,7 @@ class TrainingConfig(Group):
 
 
 class MemoryConfig(Group):
-    """How many exemplars are kept, and how they are chosen."""
+    """The memory of exemplars: its size and the rule that chooses them."""
 
     size: Annotated[int, Field(ge=0, le=10**9)] | None = Field(
         default=None, alias="memory_size", description="exemplars in all; 0 is no memory"
@@ -171,7 +171,7 @@ class MemoryConfig(Group):
 
 
 class EvaluationConfig(Group):
-    """Which tasks are tested, and when."""
+    """The evaluation: the tasks that are tested, and when."""
 
     evaluate: Literal["seen", "all"] = Field(
         default="all", description="test the tasks seen so far, or all tasks whose outputs exist"

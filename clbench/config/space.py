@@ -1,4 +1,4 @@
-"""Where a search for hyper-parameters looks: declared in an option's annotation, or given as text."""
+"""The space of a search for hyper-parameters, declared in an option's annotation or given as text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ ACCEPTED = "NAME=log:LOW:HIGH or NAME=A|B|C, separated by commas, is accepted"
 
 @dataclass(frozen=True)
 class Log:
-    """From low to high, both above 0, uniform in the logarithm: `Annotated[float, Field(ge=0), Log(0.1, 10)]`.
+    """Values from low to high, both above 0, uniform in the logarithm: `Annotated[float, Field(ge=0), Log(0.1, 10)]`.
 
     A strategy declares so the weights that buy stability with plasticity; `continual` tuning halves them from high on.
     """

@@ -1,4 +1,4 @@
-"""From sample ids to batches on the device: one index, one augmentation, one normalisation for all images at once."""
+"""Turns sample ids into batches on the device: one index, augmentation and normalisation for all images at once."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from clbench.support.streams import stream
 
 # Images in one forward pass without gradients: large enough to fill two cores, small enough for a laptop.
 PASS_SIZE = 512
-# When a CPU convolves, it returns larger activations to the system after each layer and must fault them in again.
+# A CPU that convolves returns larger activations to the system after each layer and must fault them in again.
 CONVOLVING_PASS_SIZE = 128
 
 

@@ -1,4 +1,4 @@
-"""How a task is learnt: the contract of a strategy, the trainer, memories, losses, importance, evaluation.
+"""The learning of a task: the contract of a strategy, the trainer, memories, losses, importance, evaluation.
 
 It must not know the run around a task: folders, checkpoints, records.
 """

@@ -38,7 +38,7 @@ class CompiledFeatures:
             return
         if model is not self._model:
             self._model = model
-            # What was compiled for other networks counts against torch's limit of recompilations.
+            # Torch counts networks compiled before against its limit of recompilations.
             torch.compiler.reset()
             self._compiled = torch.compile(model.features, mode=self.mode)
         torch.compiler.cudagraph_mark_step_begin()

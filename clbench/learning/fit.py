@@ -193,7 +193,7 @@ class FixedRows:
 
     def __init__(self, head: nn.Linear, moving: slice) -> None:
         self.parameters = [p for p in (head.weight, head.bias) if p is not None]
-        # By number: for a mask an accelerator would be waited for, to count what it selects.
+        # An index of numbers, since the host would wait for an accelerator to count what a mask selects.
         rows = torch.arange(head.out_features)
         self.fixed = torch.cat([rows[: moving.start], rows[moving.stop :]]).to(head.weight.device)
         self.saved = [p.detach()[self.fixed] for p in self.parameters]

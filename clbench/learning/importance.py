@@ -1,4 +1,4 @@
-"""How much each parameter matters to what was learned, and what moving it costs: pure functions."""
+"""Pure functions for the importance of each parameter to what was learnt, and for the cost of moving it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager

@@ -230,7 +230,7 @@ class ReservoirMemory(Memory):
         n = min(self.size, n_seen + len(ids))
 
         def put(old: Tensor, new: Tensor) -> Tensor:
-            # Where several samples of the batch fall on one slot the last of them stays, as in a loop over them.
+            # The last of several samples that fall on one slot stays, as in a loop over them.
             slots = np.concatenate([old.numpy(), np.empty(n - len(old), dtype=np.int64)])
             slots[slot[kept]] = new.numpy()[kept]
             return torch.from_numpy(slots)
@@ -326,7 +326,7 @@ class HerdingMemory(_QuotaMemory):
 
 
 class ArgmaxHerdingMemory(HerdingMemory):
-    """Of each class the images that the iCaRL authors' walk meets (see `argmax_herding`), which may be fewer."""
+    """Keeps the images of each class that the iCaRL authors' walk meets (see `argmax_herding`), which may be fewer."""
 
     fills = False
 

@@ -43,7 +43,7 @@ LOOSE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What a strategy declares about itself; raises ConfigError for a value that is not accepted.
+    """The declarations of a strategy about itself; raises ConfigError for a value that is not accepted.
 
     family: the kind of method, which reports and `clbench list` group by.
     paper: author, year and arXiv number or DOI.
@@ -113,7 +113,7 @@ class Stage:
 
 @dataclass
 class Progress:
-    """Where the run is: 0-based task, epoch and step of the stage; steps per epoch; current learning rate.
+    """The position of the run: 0-based task, epoch and step of the stage; steps per epoch; current learning rate.
 
     replayed: samples drawn from the memory in this epoch.
     """
@@ -129,7 +129,7 @@ class Progress:
 
 @dataclass
 class Context:
-    """What the engine lends a strategy for one run."""
+    """The things that the engine lends a strategy for one run."""
 
     config: RunConfig
     scenario: Scenario
@@ -203,7 +203,7 @@ class Strategy:
         """Before the head grows: a teacher copied here has the old outputs only."""
 
     def stages(self, task: Task) -> list[Stage]:
-        """What is fitted in this task, after the head has grown; [] trains nothing."""
+        """Return the stages that are fitted in this task, after the head has grown; [] trains nothing."""
         return [Stage(self.with_exemplars(task.train))]
 
     def loss(self, batch: Batch) -> Terms:
@@ -249,7 +249,7 @@ class Strategy:
 
     @property
     def progress(self) -> Progress:
-        """Where the run is."""
+        """The position of the run."""
         return self._context.progress
 
     @property

@@ -36,7 +36,7 @@ class Trainer:
         self.config = context.config
         # Momentum, Adam statistics: {parameter name: {statistic: tensor}}, for optimizer_state = "keep".
         self.optimizer_state: dict[str, dict[str, Tensor]] = {}
-        # Where --resume would go on, in words, for the sentence that ends a run.
+        # The place at which --resume would go on, in words, for the sentence that ends a run.
         self.saved = "the beginning"
         self._fit: Fit | None = None
         compiling = self.config.engine.compile

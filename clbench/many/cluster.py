@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from clbench.config.errors import ConfigError
 from clbench.many.planned import Outcome, PlannedRun
 
-# How often a run is begun again because its node or its process was lost.
+# A run is begun again this often because its node or its process was lost.
 RETRIES = 5
 
 

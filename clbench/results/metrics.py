@@ -380,7 +380,7 @@ def _mean(values: Iterable[float | None], weights: Iterable[float] | None = None
     """Mean of the values that are defined, rounded once so that their order can't change it."""
     pairs = list(zip(values, weights, strict=True)) if weights is not None else [(v, 1.0) for v in values]
     defined = [(v, w) for v, w in pairs if v is not None and v == v]
-    # Of numbers from an array, fmean of Python 3.12 returns one of numpy.
+    # fmean of Python 3.12 returns a number of numpy for numbers from an array.
     return float(fmean([v for v, _ in defined], [w for _, w in defined])) if defined else None
 
 

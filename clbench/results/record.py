@@ -80,7 +80,7 @@ class ScenarioRecord(Part):
 
 
 class Headline(Part):
-    """Which matrix of which classifier the setting reports."""
+    """The matrix and the classifier that the setting reports."""
 
     matrix: MatrixName
     classifier: str
@@ -139,7 +139,7 @@ class LedgerRecord(Part):
 
 
 class Warned(Part):
-    """What a reader of the numbers should know: a rule and a sentence."""
+    """A warning to the reader of the numbers: a rule and a sentence."""
 
     rule: str
     text: str

@@ -191,7 +191,7 @@ class Result:
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of the numbers should know about the run, one sentence each."""
+        """The warnings to a reader of the numbers, one sentence each."""
         return [warning.text for warning in self.recorded.warnings]
 
     @property
@@ -231,7 +231,7 @@ class Result:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Where the run was made, by name: Python, platform, device, the packages' versions."""
+        """The environment of the run, by name: Python, platform, device, the packages' versions."""
         flat: dict[str, str] = {}
         for key, value in self.recorded.environment.items():
             flat |= {k: str(v) for k, v in value.items()} if isinstance(value, dict) else {key: str(value)}
@@ -286,7 +286,7 @@ class Result:
         )
         if name != self.recorded.headline.classifier or which != self.recorded.headline.matrix:
             return computed
-        # Of a record without its evaluations the minima within tasks are known by their metrics alone.
+        # A record without its evaluations knows the minima within tasks by their metrics alone.
         return {key: self.recorded.metrics.get(key) if v is None else v for key, v in computed.items()}
 
     def _minima(self, classifier: str, matrix: MatrixName, accuracy: Floats) -> Floats | None:

@@ -20,7 +20,7 @@ Key = TypeVar("Key", bound=tuple[Hashable, Hashable])
 FEWEST_PAIRS = 6
 # Demsar 2006, sec. 3.2.2: with fewer than five data sets the assumed distribution of mean ranks does not hold.
 FEWEST_SCENARIOS = 5
-# From this many values on the bootstrap has enough to draw from; docs/statistics.md shows what t and BCa cover.
+# The bootstrap has enough values to draw from when there are this many; docs/statistics.md shows what t and BCa cover.
 BOOTSTRAP_FROM = 20
 # Efron & Tibshirani 1993, sec. 14.3: about 2,000 resamples for BCa.
 RESAMPLES = 2000

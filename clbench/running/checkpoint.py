@@ -25,7 +25,7 @@ FORM = 2
 
 @dataclass
 class Within:
-    """Where a task under way is: its stages, the one it is in, and what was learnt since the task began.
+    """The position in a task under way: its stages, the one it is in, and what was learnt since the task began.
 
     All of it is one file, so that a parameter that stands in several places is one object when it is read.
 
@@ -50,7 +50,7 @@ class Within:
 
     @property
     def progress(self) -> Progress:
-        """Where in the stage it is."""
+        """The position in the stage."""
         return Progress(**self.trainer["progress"])
 
     def epochs_so_far(self) -> list[EpochRecord]:
@@ -81,7 +81,7 @@ class Checkpoint:
 
     @property
     def position(self) -> str:
-        """Where it is, in words."""
+        """The position in words."""
         if self.within is None:
             return f"the beginning of task {self.task}"
         at = self.within.progress

@@ -15,7 +15,7 @@ from clbench.support.locks import held
 
 # Left in every run folder, so that a damaged run is known as one of ours.
 MARK = ".clbench"
-# By which ids the services of --track know the run.
+# The ids by which the services of --track know the run.
 TRACKED = "track.json"
 
 

@@ -23,7 +23,7 @@ def process_settings(config: RunConfig) -> Iterator[None]:
     flushed = _flushes_denormals()
     torch.set_flush_denormal(True)
     torch.use_deterministic_algorithms(config.engine.deterministic or deterministic)
-    # By default torch rounds what a GPU convolves, and not what it multiplies, to 10 bits. Under bf16 as well, what is
+    # Torch rounds by default what a GPU convolves, and not what it multiplies, to 10 bits. Under bf16 as well, what is
     # left in float32 (losses, importances, class means) is left so on purpose.
     products: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     rounded = [backend.allow_tf32 for backend in products]

@@ -1,4 +1,4 @@
-"""From what a user asked for to a complete RunConfig: specs, presets, defaults; everything wrong is refused here."""
+"""Turns a user's request into a complete RunConfig: specs, presets, defaults; everything wrong is refused here."""
 
 import functools
 import importlib.util

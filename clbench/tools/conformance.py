@@ -47,7 +47,7 @@ MEMORY = 20
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check found: passed, failed (with what is wrong), or not applicable (with the strategy's reason)."""
+    """The finding of a check: passed, failed (with what is wrong), or not applicable (with the strategy's reason)."""
 
     check: str
     status: str
@@ -235,7 +235,7 @@ def check_resume_within_a_task(bench: Bench) -> None:
                 resumed = execute(config, scenario, folder, resume=True)
                 break
             except StopHereError:
-                # As if the process had been killed; a failure would be recorded.
+                # A killed process leaves this; a failure would be recorded.
                 continue
         else:
             raise AssertionError("stopped after every 8 steps, the run does not come to an end")

@@ -93,7 +93,7 @@ def _train(strategy: Strategy, context: Context, data: ImageSet) -> dict[str, An
 
 
 def _right(strategy: Strategy, data: ImageSet) -> int:
-    """How many of the images are right, in eval mode."""
+    """Return the number of images that are right, in eval mode."""
     count = torch.zeros((), dtype=torch.int64, device=strategy.device)
     with torch.no_grad(), eval_mode(strategy):
         for batch in strategy.passes(data):

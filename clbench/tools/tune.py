@@ -46,7 +46,7 @@ Judged = tuple[float | None, float, str | None]
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search chose: `options` for run() and compare(); `record`, the content of tune.json, says how."""
+    """The choice of a search: `options` for run() and compare(); `record`, the content of tune.json, says how."""
 
     options: dict[str, Any]
     record: dict[str, Any]
@@ -202,7 +202,7 @@ class _Search:
         self.kind = strategy_class(base.strategy)
         self.folder, self.observer, self.told = folder / "trials", observer, told
         self.trials: list[Trial] = []
-        # What a reader should know about the trials: of each rule the first one's.
+        # The first warning of each rule, for a reader of the trials.
         self.warnings: dict[str, dict[str, str]] = {}
 
     def by_trials(self, n: int) -> dict[str, Any]:

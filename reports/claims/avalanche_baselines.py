@@ -1,4 +1,4 @@
-"""How Avalanche's baselines differ from the methods: github.com/ContinualAI/continual-learning-baselines."""
+"""The differences of Avalanche's baselines from the methods: github.com/ContinualAI/continual-learning-baselines."""
 
 from dataclasses import replace
 

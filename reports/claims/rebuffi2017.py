@@ -1,4 +1,4 @@
-"""How the protocol of Rebuffi et al. 2017 differs from the methods: arXiv:1611.07725.
+"""The differences of Rebuffi et al. 2017's protocol from the methods: arXiv:1611.07725.
 
 The paper leaves these points open; they are as in the authors' code, github.com/srebuffi/iCaRL.
 """

@@ -1,4 +1,4 @@
-"""How the protocols of van de Ven & Tolias 2019 differ from the methods: arXiv:1904.07734."""
+"""The differences of van de Ven & Tolias 2019's protocols from the methods: arXiv:1904.07734."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""How the protocols of van de Ven et al. 2022 differ from the methods: doi:10.1038/s42256-022-00568-3."""
+"""The differences of van de Ven et al. 2022's protocols from the methods: doi:10.1038/s42256-022-00568-3."""
 
 from dataclasses import replace
 

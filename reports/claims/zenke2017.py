@@ -1,4 +1,4 @@
-"""How the protocol of Zenke et al. 2017 differs from the scenario: arXiv:1703.04200. Importing it imports no torch."""
+"""The differences of Zenke et al. 2017's protocol from the scenario: arXiv:1703.04200. It imports no torch."""
 
 from typing import TYPE_CHECKING
 

@@ -104,7 +104,7 @@ def test_matrices_and_untrained_row_against_a_slow_computation(cuts, head, cut, 
     np.testing.assert_array_equal(result.accuracy, matrices[result.recorded.headline.matrix])
 
 
-# Which is which
+# The two matrices
 
 
 @pytest.mark.parametrize("strategy", SEVEN)
@@ -134,7 +134,7 @@ def test_domains_make_both_matrices_equal(run, cut):
     assert not np.isnan(result.accuracy).any()
 
 
-# Which cells are evaluated
+# Evaluated cells
 
 
 def test_task_incremental_evaluates_all_tasks_after_the_first(run, cut):
@@ -349,7 +349,7 @@ def test_evaluations_during_training_are_separate_and_stamped(every, run):
 
 
 def test_every_number_of_a_run_is_in_its_files(tmp_path, capsys):
-    """What `run` prints in percent is in run.json and accuracy.csv, to the digits that are shown."""
+    """The percentages that `run` prints are in run.json and accuracy.csv, to the digits that are shown."""
     options = ["--limit", "10", "--epochs", "1", "--model", "mlp:16", "--threads", "1"]
     with pytest.raises(SystemExit):
         main(["run", "split-mnist-5k", "naive", "--out", str(tmp_path), *options])

@@ -1,4 +1,4 @@
-"""What makes two runs the same: a new option with a neutral default changes nothing, and 0.1.0's runs stay themselves.
+"""Identity of runs: a new option with a neutral default changes nothing, and 0.1.0's runs stay themselves.
 
 tests/fixtures/0.1.0/identities.json was written with clbench 0.1.0 installed: for each request in it, `identity` is
 `clbench.resolve.resolve(scenario, strategy, options).identity()` and `folder` is `clbench.store.default_folder` of the

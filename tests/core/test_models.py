@@ -178,7 +178,7 @@ def test_building_leaves_the_stream_of_cuda_alone():
     assert torch.equal(torch.cuda.get_rng_state(), state)
 
 
-# What papers say about each
+# Figures of the papers
 
 
 def test_mlp_has_the_published_number_of_parameters():

@@ -156,7 +156,7 @@ def test_the_help_says_what_skip_costs() -> None:
     assert re.search(r"waits for the device in each step", fields()["on_nan"].description or "")
 
 
-# What is kept, against the memory's budget
+# Kept bytes against the memory's budget
 
 
 class Cheat(Strategy):

@@ -260,7 +260,7 @@ def test_a_run_that_failed_can_be_resumed_when_its_cause_is_gone(run, tmp_path, 
     assert [task["task"] for task in again.record["tasks"]] == list(range(5))
 
 
-# What is already in the folder
+# Content of the folder
 
 
 @pytest.fixture

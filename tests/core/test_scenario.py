@@ -33,7 +33,7 @@ def classes_of(scenario: Any) -> list[list[int]]:
     return [list(task.classes) for task in scenario.tasks]
 
 
-# Which classes are in which task
+# Classes of each task
 
 
 def test_classes_come_in_order_unless_told_otherwise(cut):
@@ -160,7 +160,7 @@ def test_training_and_test_have_the_same_labels_in_each_task(options, cut):
         assert set(task.train.classes.tolist()) == set(task.test.classes.tolist()) == set(task.classes)
 
 
-# How many images
+# Numbers of images
 
 
 def test_limit_takes_the_first_of_each_class(cut, digits):
@@ -221,7 +221,7 @@ def test_validation_enters_neither_training_nor_memory(strategy, cut, run, monke
         assert [task["n_exemplars"] for task in result.record["tasks"]] == [13] * 5
 
 
-# What describe shows
+# Output of describe
 
 
 @pytest.mark.parametrize("options", CUTS, ids=str)

@@ -227,7 +227,7 @@ def test_clipping_is_of_loss_and_penalty_together(run):
     assert lengths == pytest.approx([0.005] * 15, rel=1e-3)
 
 
-# What is frozen
+# Frozen parameters
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o["optimizer"])
@@ -387,7 +387,7 @@ def test_progress_tells_where_the_run_is(run):
     assert seen == [(t, "train", s // 3, s, 3, 0.05) for t in range(5) for s in range(6)]
 
 
-# What the optimizer holds
+# Content of the optimizer
 
 
 def test_the_optimizer_holds_exactly_what_trains(run):
@@ -526,7 +526,7 @@ def test_decay_head_off_still_decays_the_backbone(decay_head, run):
         assert torch.allclose(ratio["head.weight"], torch.tensor(0.95 if decay_head else 1.0))
 
 
-# What is assigned to self
+# Attributes assigned to self
 
 
 def test_a_parameter_and_a_module_assigned_to_self_train_unless_frozen(run):

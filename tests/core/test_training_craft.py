@@ -499,7 +499,7 @@ def test_kept_momentum_of_a_grown_head_is_zero_for_the_new_rows(run):
     assert moved["keep"][2:].tolist() == [0.0] * 2
 
 
-# What trains
+# Trained parameters
 
 
 class Watched(Strategy):

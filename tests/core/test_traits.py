@@ -1,4 +1,4 @@
-"""What a strategy declares: values that are not accepted are refused, and so is what 0.1.0 declared otherwise."""
+"""Declarations of a strategy: values that are not accepted are refused, and so are the declarations of 0.1.0."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -58,7 +58,7 @@ class Untouchable(ImageSet):
         raise AssertionError("test data were read")
 
 
-# What is read
+# Values that are read
 
 
 @pytest.mark.parametrize(("protocol", "options"), SEARCHES)
@@ -125,7 +125,7 @@ def test_continual_judges_by_the_current_task_alone(search: Any, monkeypatch: py
     assert all(judged == [task] for task, judged in seen)
 
 
-# What is chosen
+# Values that are chosen
 
 
 @pytest.mark.parametrize("protocol", ["first-k-tasks", "oracle"])

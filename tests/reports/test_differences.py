@@ -1,4 +1,4 @@
-"""Which differences are real: who is compared with whom, what the correction counts, and what the verdict says."""
+"""Significant differences: the pairs compared, the size of the correction, and the words of the verdict."""
 
 import io
 import re

@@ -69,7 +69,7 @@ def test_text_is_escaped(make_result: Make, text: str, escaped: str) -> None:
     """The escapes are those of the LaTeX 2e manual (latexref.xyz, "Reserved characters")."""
     assert latex.escape(text) == escaped
     table = latex.to_latex(compare([make_result("er", label=text, scenario=text)]))
-    # What can't be seen is a question mark in every table.
+    # An invisible character is a question mark in every table.
     shown = latex.escape("".join(c if c.isprintable() else "?" for c in text))
     assert f"\n{shown} & " in table
     assert rf"\caption{{{escaped}, class-incremental" in table

@@ -177,7 +177,7 @@ def test_image_size_does_not_apply_to_arrays(tmp_path: Path) -> None:
         load_dataset("mnist", tmp_path, image_size=0)
 
 
-# What is missing
+# Missing data
 
 
 @pytest.mark.parametrize(

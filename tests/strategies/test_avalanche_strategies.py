@@ -143,7 +143,7 @@ def test_lwf_in_one_batch_minimises_ours(run: Callable[..., Any], tmp_path: Path
 
 
 def test_augmented_images_are_crops_of_ours(tiny: Any) -> None:
-    """What Avalanche's loader yields is one of the 81 x 2 crops of the normalised image, padded with black by hand."""
+    """Avalanche's loader yields one of the 81 x 2 crops of the normalised image, padded with black by hand."""
     from clbench.avalanche.learner import experience
     from clbench.data.batches import Pipeline
     from clbench.learning.strategy import Context, Progress

@@ -72,7 +72,7 @@ def refusal(strategy: str, setting: str, sizes: list[int]) -> list[str] | None:
 @pytest.mark.parametrize("setting", ["class", "task", "domain"])
 @pytest.mark.parametrize("strategy", SEVEN)
 def test_each_strategy_completes_or_is_refused_up_front(strategy, setting, sizes, run, refused, tmp_path):
-    """By name, as from the command line: 10 images a class, 1 epoch. Complete means: a number where one is due."""
+    """Runs by name, as from the command line: 10 images a class, 1 epoch. Complete means: a number where one is due."""
     options = {"setting": setting, "task_sizes": SIZES[sizes], "limit": 10, "out": tmp_path / "run"}
     words = refusal(strategy, setting, SIZES[sizes])
     if words:
@@ -197,7 +197,7 @@ def test_what_ewc_and_lwf_protect_moves_less_the_stronger_they_are(run):
 
 @pytest.mark.parametrize("model", ["mlp:16[batch_norm=true]", "conv:4-4"])
 @pytest.mark.parametrize("strategy", SEVEN)
-def test_batch_norm_with_a_last_batch_of_one_EW04(strategy, model, run, cut):
+def test_batch_norm_with_a_last_batch_of_one(strategy, model, run, cut):
     """18 images a task in batches of 17; with a memory of 17, 35 = 2 * 17 + 1. BatchNorm1d and BatchNorm2d."""
     memory = {"memory_size": 17} if strategy in ("er", "icarl") else {}
     options = {"strategy_options": {"strength": 1.0}} if strategy == "ewc" else {}
@@ -215,7 +215,7 @@ def test_batch_norm_with_a_last_batch_of_one_EW04(strategy, model, run, cut):
 
 @pytest.mark.parametrize("setting", ["class", "task"])
 @pytest.mark.parametrize("sizes", [[1, 4, 2, 3], [4, 3, 3], [2, 6, 2]], ids=str)
-def test_lwf_compares_only_the_outputs_of_the_teacher_LW02(sizes, setting, run, cut):
+def test_lwf_compares_only_the_outputs_of_the_teacher(sizes, setting, run, cut):
     """A growing head and any sizes; the term is sum over old outputs of p log(p / q), computed here by hand. With the
     task known there is one softmax for each old task, as in the paper."""
     if setting == "task" and 1 in sizes:
@@ -267,7 +267,7 @@ def test_the_teacher_does_not_change(run):
     assert set(kept) == {1, 2, 3, 4}
 
 
-def test_temperature_and_its_square_are_options_and_saved_LW06(run, tmp_path):
+def test_temperature_and_its_square_are_options_and_saved(run, tmp_path):
     """Both are in run.json's config, and each changes the result."""
     hot, squared = {"temperature": 4.0}, {"squared_temperature": True}
     configs: list[dict[str, Any]] = [{}, hot, squared, hot | squared]
@@ -285,7 +285,7 @@ def test_temperature_and_its_square_are_options_and_saved_LW06(run, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["naive", "lwf"])
-def test_the_loss_is_over_new_or_all_seen_outputs_LW11(strategy, run):
+def test_the_loss_is_over_new_or_all_seen_outputs(strategy, run):
     """An option with a documented default; over the new ones the first loss of a task starts near log 2."""
     field = fields()["loss_outputs"]
     assert field.default == "seen"
@@ -339,7 +339,7 @@ def test_recorded_answers_equal_the_live_teacher(memory, run, tmp_path):
 # EWC
 
 
-def test_the_labels_and_samples_of_the_fisher_are_options_and_saved_EW02(run, tmp_path):
+def test_the_labels_and_samples_of_the_fisher_are_options_and_saved(run, tmp_path):
     """The default is the true labels of all samples; the three kinds of labels give three importances."""
     options: list[dict[str, Any]] = [
         {},
@@ -360,7 +360,7 @@ def test_the_labels_and_samples_of_the_fisher_are_options_and_saved_EW02(run, tm
     assert len(set(penalties)) == 4
 
 
-def test_the_fisher_is_the_mean_of_squared_gradients_one_image_at_a_time_EW02(run):
+def test_the_fisher_is_the_mean_of_squared_gradients_one_image_at_a_time(run):
     """Of log p(true label | image) over the outputs seen so far, in eval mode, with dropout and batch norm."""
     checked: list[int] = []
 
@@ -476,7 +476,7 @@ def test_separate_and_online_are_the_same_for_two_tasks(run, tmp_path):
 
 
 @pytest.mark.parametrize(("setting", "expected"), [("class", True), ("task", False), ("domain", False)])
-def test_a_note_says_not_to_expect_much_of_regularisation_in_class_incremental_EW08(setting, expected, run, cut):
+def test_a_note_says_not_to_expect_much_of_regularisation_in_class_incremental(setting, expected, run, cut):
     result = run("ewc", cut(setting=setting), strategy_options={"strength": 1.0})
     assert any("ewc" in text and "class-incremental" in text for text in result.warnings) == expected
     naive = run("naive", cut(setting=setting))
@@ -487,7 +487,7 @@ def test_a_note_says_not_to_expect_much_of_regularisation_in_class_incremental_E
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.75])
-def test_the_share_of_the_memory_in_a_step_is_what_was_asked_for_RP01(share, run):
+def test_the_share_of_the_memory_in_a_step_is_what_was_asked_for(share, run):
     """At every task: the images drawn from the memory, next to the share of all images of each step; within a sample a
     step. In the very first step there is no memory yet."""
     result = run("er", strategy_options={"share": share}, memory_size=15, batch_size=8)
@@ -503,7 +503,7 @@ def test_the_share_of_the_memory_in_a_step_is_what_was_asked_for_RP01(share, run
     assert result.config["strategy_options"]["share"] == share
 
 
-def test_the_share_is_per_step_and_weighs_in_proportion_RP01(run):
+def test_the_share_is_per_step_and_weighs_in_proportion(run):
     """Of a step of 8 with share 0.75: 24 replayed; the loss is the mean over all 32, whatever task they are of."""
     checked: list[int] = []
     cls = clbench.running.resolve.strategy_class("er")
@@ -540,7 +540,7 @@ def test_er_stays_within_its_budget_under_each_policy(policy, run):
 # iCaRL, and memories
 
 
-def test_both_classifiers_are_reported_by_name_and_the_headline_is_stated_IC14(run, tmp_path):
+def test_both_classifiers_are_reported_by_name_and_the_headline_is_stated(run, tmp_path):
     results = {
         headline: run("icarl", memory_size=30, out=tmp_path / headline, strategy_options={"classifier": headline})
         for headline in ("nearest_mean", "linear")
@@ -560,7 +560,7 @@ def test_both_classifiers_are_reported_by_name_and_the_headline_is_stated_IC14(r
     assert not np.array_equal(both["linear"].class_incremental, both["nearest_mean"].class_incremental, equal_nan=True)
 
 
-def test_the_form_of_the_loss_is_an_option_and_saved_IC15(run, tmp_path):
+def test_the_form_of_the_loss_is_an_option_and_saved(run, tmp_path):
     """The default is the published one; the saved config shows it; each form gives other numbers."""
     forms: list[dict[str, Any]] = [{}, {"loss_form": "softmax"}, {"reduction": "sum"}, {"distillation": False}]
     accuracies = []
@@ -573,7 +573,7 @@ def test_the_form_of_the_loss_is_an_option_and_saved_IC15(run, tmp_path):
     assert len(set(accuracies)) == 4
 
 
-def test_icarls_loss_is_the_mean_of_binary_cross_entropies_over_batch_and_seen_outputs_IC15(run):
+def test_icarls_loss_is_the_mean_of_binary_cross_entropies_over_batch_and_seen_outputs(run):
     """Algorithm 3, term by term: targets of old outputs are the old model's sigmoids, of new ones 0 and 1."""
     checked: list[int] = []
 
@@ -595,7 +595,7 @@ def test_icarls_loss_is_the_mean_of_binary_cross_entropies_over_batch_and_seen_o
     assert set(checked) == {2, 4, 6, 8, 10}
 
 
-def test_exemplars_are_ids_of_uint8_originals_and_their_bytes_are_reported_IC17(run, tiny):
+def test_exemplars_are_ids_of_uint8_originals_and_their_bytes_are_reported(run, tiny):
     """784 bytes a digit at every task, though the memory holds numbers of images and classes alone, on the CPU."""
     found: list[Tensor] = []
 
@@ -616,7 +616,7 @@ def test_exemplars_are_ids_of_uint8_originals_and_their_bytes_are_reported_IC17(
 
 @pytest.mark.parametrize("strategy", ["icarl", "er[memory_policy=balanced]", "naive[memory_policy=random]"])
 @pytest.mark.parametrize("size", [7, 20, 23])
-def test_the_budget_is_shared_out_evenly_and_saved_at_every_task_IC08(strategy, size, run, cut):
+def test_the_budget_is_shared_out_evenly_and_saved_at_every_task(strategy, size, run, cut):
     """Total K over C classes: K // C each, one more for the first K % C in order of appearance; of 10 images each."""
     spec = strategy.replace("]", f",memory_size={size}]") if "[" in strategy else f"{strategy}[memory_size={size}]"
     result = run(spec, cut(class_order=SHUFFLED, task_sizes=[1, 2, 3, 4]))
@@ -633,7 +633,7 @@ def test_the_budget_is_shared_out_evenly_and_saved_at_every_task_IC08(strategy, 
 
 
 @pytest.mark.parametrize("strategy", ["icarl", "lwf", "er[memory_policy=balanced]"])
-def test_a_budget_per_class_is_kept_at_every_task_IC08(strategy, run):
+def test_a_budget_per_class_is_kept_at_every_task(strategy, run):
     result = run(strategy, memory_per_class=3)
     for index, task in enumerate(result.record["tasks"]):
         assert task["exemplars_per_class"] == {str(c): 3 for c in range(2 * index + 2)}
@@ -718,7 +718,7 @@ def test_distinct_exemplars_of_each_class_are_logged(run):
 
 
 @pytest.mark.parametrize("strategy", SEVEN)
-def test_every_metric_is_there_with_default_options_ME04(strategy, run):
+def test_every_metric_is_there_with_default_options(strategy, run):
     """All names of the design; a number unless it is undefined or needs another run; never a crash."""
     names = [
         "average_accuracy", "sample_average_accuracy", "average_incremental_accuracy",

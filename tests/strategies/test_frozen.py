@@ -180,7 +180,7 @@ def test_ranpac_chooses_the_ridge_by_a_fifth_of_the_task(noise, projections, tmp
         assert errors[RIDGES.index(ridge)] <= min(errors) * (1 + 1e-6)
 
 
-# What they share
+# Shared behaviour
 
 
 def backbone(strategy):

@@ -75,7 +75,7 @@ def recorded() -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=_marked(name)) for name in NAMES])
-def test_a_short_run_lands_in_the_recorded_band_LW05(name: str, tmp_path: Path) -> None:
+def test_a_short_run_lands_in_the_recorded_band(name: str, tmp_path: Path) -> None:
     assert abs(short_run(name, tmp_path) - recorded()[name]) < BAND
 
 

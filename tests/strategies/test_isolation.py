@@ -77,7 +77,7 @@ def test_scores_of_old_tasks_stay_to_the_bit(strategy, training, watched):
         for later in range(first + 1, 3):
             assert torch.equal(seen[first][first], seen[later][first]), f"task {first} after task {later}"
     assert result.record["metrics"]["forgetting"] == 0
-    # What stays put has to have learnt something: chance is 1/4, 1/3 and 1/3.
+    # The frozen weights have to have learnt something: chance is 1/4, 1/3 and 1/3.
     assert min(result.record["accuracy"]["task_aware"][i][i] for i in range(3)) > 0.45
 
 

@@ -1,4 +1,4 @@
-"""What published protocols ask for beside the methods: each option against values by hand or from plain autograd."""
+"""Options that published protocols ask for beside the methods, each against values by hand or from plain autograd."""
 
 import copy
 import math

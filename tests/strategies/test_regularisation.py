@@ -85,7 +85,7 @@ def recorded(strategy):
 
 
 @pytest.mark.parametrize("optimizer", [{"lr": 0.02}, {"lr": 0.002, "momentum": 0.9}, {"optimizer": "adam", "lr": 5e-4}])
-def test_path_integral_is_the_drop_of_the_loss_EW07(optimizer, tmp_path):
+def test_path_integral_is_the_drop_of_the_loss(optimizer, tmp_path):
     """The line integral of a gradient is the difference of the loss at its ends, whatever path an optimizer takes."""
     found = {}
 
@@ -112,7 +112,7 @@ def test_path_integral_is_the_drop_of_the_loss_EW07(optimizer, tmp_path):
 
 @pytest.mark.parametrize("strategy", [SI, RWalk])
 @pytest.mark.parametrize("strength", [1.0, 300.0])
-def test_the_gradient_is_that_of_the_data_loss_alone_EW07(strategy, strength, tmp_path):
+def test_the_gradient_is_that_of_the_data_loss_alone(strategy, strength, tmp_path):
     """At every step of the later tasks, the penalty being above 0, it equals autograd of the cross-entropy."""
     watched = recorded(strategy)
     options = {"strength": strength} | ({"xi": 1e-3} if strategy is SI else {})

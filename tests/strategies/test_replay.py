@@ -214,7 +214,7 @@ def test_no_step_raises_the_loss_on_the_references(strategy, setting, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["mlp:12", BATCH_NORM])
-def test_der_stores_the_training_logits_from_before_the_step_RP10(model, tmp_path):
+def test_der_stores_the_training_logits_from_before_the_step(model, tmp_path):
     """A copy of the model from before the step, in train mode, on the batch's augmented view; evaluation mode (batch
     norm), the image as it is, and the moved weights would all give other numbers.
     """
@@ -780,7 +780,7 @@ def ten_thousand():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["reservoir", "balanced"])
-def test_upkeep_of_a_streaming_memory_is_under_5_percent_SP01(policy, tmp_path):
+def test_upkeep_of_a_streaming_memory_is_under_5_percent(policy, tmp_path):
     """One epoch of split-mnist's network and batches. The upkeep happens inside the training, so the same updates are
     timed by themselves.
     """
@@ -795,7 +795,7 @@ def test_upkeep_of_a_streaming_memory_is_under_5_percent_SP01(policy, tmp_path):
 
 
 @pytest.mark.slow
-def test_herding_is_under_5_percent_at_10_epochs_SP01(tmp_path):
+def test_herding_is_under_5_percent_at_10_epochs(tmp_path):
     """split-mnist-5k's network, batches and memory; the time is in run.json."""
     fields = {"model": "mlp:400-400", "batch_size": 32, "epochs": 10, "memory_size": 200}
     seconds = run(ICaRL, ten_thousand(), tmp_path, **fields).record["tasks"][0]["seconds"]
@@ -812,7 +812,7 @@ RECORDED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "accuracy"), RECORDED.items(), ids=lambda v: getattr(v, "__name__", ""))
-def test_accuracy_stays_in_its_band_LW05(strategy, accuracy, tmp_path):
+def test_accuracy_stays_in_its_band(strategy, accuracy, tmp_path):
     fields = {
         "model": "mlp:400-400",
         "optimizer": "adam",
