@@ -135,7 +135,7 @@ def run_planned(
 
         require_tracker(track)
     if seeds_together:
-        _refuse_together(planned, jobs, cluster)
+        _refuse_together(planned, scenario, jobs, cluster)
     left: list[PlannedRun] = []
     versions: dict[str, int] = {}
     for item in planned:
@@ -245,7 +245,9 @@ def _do(
         return Outcome(item, f"{type(error).__name__}: {error}")
 
 
-def _refuse_together(planned: Sequence[PlannedRun], jobs: int, cluster: Cluster | None) -> None:
+def _refuse_together(
+    planned: Sequence[PlannedRun], scenario: Scenario | None, jobs: int, cluster: Cluster | None
+) -> None:
     from clbench.config.registry import entry_point_names
     from clbench.many.together import refuse_together
 
@@ -254,7 +256,8 @@ def _refuse_together(planned: Sequence[PlannedRun], jobs: int, cluster: Cluster 
     possible = [name for name in entry_point_names("clbench.strategies") if strategy_class(name).traits.seeds_together]
     # Once for all seeds.
     for item in {item.config.identity(without_seed=True): item for item in planned}.values():
-        refuse_together(item.config, item.given or strategy_class(item.config.strategy), possible)
+        tasks = scenario or prepare(item.config)[1]
+        refuse_together(item.config, item.given or strategy_class(item.config.strategy), tasks.image_shape, possible)
 
 
 def _together(items: Sequence[PlannedRun], work: Sequence[Callable[..., Outcome]]) -> Iterator[Outcome]:
