@@ -1,6 +1,7 @@
 """One stage under way: what trains, how far it is, and the losses of its epoch."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,18 +95,18 @@ class Fit:
     def set_rate(self, progress: Progress, config: RunConfig, n_tasks: int) -> None:
         """Set the learning rate of the step to come."""
         training = config.training
+        if training.schedule != "constant" or training.lr_warmup:
+            per_epoch = progress.steps_per_epoch
+            total = float(self.epochs) if self.epochs is not None else (self.steps or 0) / per_epoch
+            position = progress.step / per_epoch
+            if training.schedule_scope == "run":
+                position, total = position + progress.task * total, total * n_tasks
+            factor = lr_multiplier(training, position, 1 / per_epoch, total) * self.plateau.factor
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * factor
         progress.learning_rate = self.optimizer.param_groups[-1]["lr"]
-        if training.schedule == "constant" and not training.lr_warmup:
-            return
-        per_epoch = progress.steps_per_epoch
-        total = float(self.epochs) if self.epochs is not None else (self.steps or 0) / per_epoch
-        position = progress.step / per_epoch
-        if training.schedule_scope == "run":
-            position, total = position + progress.task * total, total * n_tasks
-        factor = lr_multiplier(training, position, 1 / per_epoch, total) * self.plateau.factor
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
-        progress.learning_rate = self.optimizer.param_groups[-1]["lr"]
+        if not self.tally.steps:
+            self.tally.lr_first = progress.learning_rate
 
     def read_losses(self, progress: Progress, saved: str) -> float:
         """Read the losses that steps left on the device; return the mean of the epoch so far. See Tally.read."""
@@ -114,7 +115,7 @@ class Fit:
 
 @dataclass
 class Tally:
-    """The epoch under way: its steps, images, seconds and losses.
+    """The epoch under way: its steps, images, seconds and losses, and the learning rate of its first step.
 
     Each step leaves its loss terms on the device; they are read from time to time, all at once.
     """
@@ -123,6 +124,7 @@ class Tally:
     images: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    lr_first: float | None = None
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -199,7 +201,7 @@ class FixedRows:
         self.saved = [p.detach()[self.fixed] for p in self.parameters]
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Put the rows back, after a step."""
-        for parameter, saved in zip(self.parameters, self.saved, strict=True):
+    def restore(self, into: Sequence[Tensor] | None = None) -> None:
+        """Put the rows back, after a step: those of the head, or of tensors that stand for its parameters."""
+        for parameter, saved in zip(self.parameters if into is None else into, self.saved, strict=True):
             parameter.index_copy_(0, self.fixed, saved)

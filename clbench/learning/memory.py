@@ -2,12 +2,13 @@
 
 A memory holds sample ids and original classes (int64, on the CPU), never images. Its budget is hard at any
 instant: `size` samples in total or `per_class` samples of each class. Of C classes under a total K each may
-keep K // C, and the first K % C classes in order of appearance one more; a class with fewer samples leaves
-its slots empty.
+keep K // C, and the first K % C classes in order of appearance one more; slots that a class with fewer samples
+can't use go to the others by the same rule.
 """
 
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -28,13 +29,19 @@ Rounding = Literal["spare", "floor", "ceil"]
 
 
 def quotas(
-    n_classes: int, size: int | None = None, per_class: int | None = None, rounding: Rounding = "spare"
+    n_classes: int,
+    size: int | None = None,
+    per_class: int | None = None,
+    rounding: Rounding = "spare",
+    available: Sequence[int] | None = None,
 ) -> list[int]:
     """Return how many samples each of `n_classes` classes, in order of appearance, may keep under the budget.
 
     rounding: of a total that doesn't divide, the spare slots go to the first classes ("spare") or stay empty
-    ("floor"; PyCIL); "ceil" gives every class one more and so exceeds the total (the iCaRL authors' code). Raises
-    ConfigError unless exactly one of `size` (in total) and `per_class` is given, as an integer of 0 or more.
+    ("floor"; PyCIL); "ceil" gives every class one more and so exceeds the total (the iCaRL authors' code).
+    available: how many samples there are of each class; with "spare" a total is then dealt out one slot at a time to
+    each class in turn that has samples left, so that none stays empty while there are samples. Raises ConfigError
+    unless exactly one of `size` (in total) and `per_class` is given, as an integer of 0 or more.
     """
     if (size is None) == (per_class is None):
         given = "neither" if size is None else f"both {size} in total and {per_class} per class"
@@ -49,7 +56,17 @@ def quotas(
     assert size is not None
     if rounding != "spare":
         return [size // n_classes if rounding == "floor" else -(-size // n_classes)] * n_classes
-    return [size // n_classes + (index < size % n_classes) for index in range(n_classes)]
+    have = [size] * n_classes if available is None else available
+    quota, sharing = [0] * n_classes, list(range(n_classes))
+    # A class with no more samples than an equal share keeps them all, and leaves the rest to the others.
+    while small := {c for c in sharing if have[c] <= size // len(sharing)}:
+        for c in small:
+            quota[c] = have[c]
+        size -= sum(have[c] for c in small)
+        sharing = [c for c in sharing if c not in small]
+    for place, c in enumerate(sharing):
+        quota[c] = size // len(sharing) + (place < size % len(sharing))
+    return quota
 
 
 def herding(features: Tensor | npt.NDArray[np.floating], m: int) -> Tensor:
@@ -122,6 +139,9 @@ class Memory(ABC):
     reads it back.
     """
 
+    # What `expect` was told, in a memory that was told; one that 0.1.0 saved has no such attribute of its own.
+    _expected: dict[int, int] | None = None
+
     streaming: ClassVar[bool]
     """Filled batch by batch as the stream goes; otherwise once at the end of a task, with all its samples."""
     needs_features: ClassVar[bool] = False
@@ -144,6 +164,17 @@ class Memory(ABC):
         """Return the number of stored samples of each class offered so far, in order of appearance."""
         return {original: int((self.classes == original).sum()) for original in self.seen}
 
+    def expect(self, classes: Tensor) -> None:
+        """Tell what will be offered in parts, beside what was: the original classes of its samples, int64 [n].
+
+        Of a class that is told the slots are kept free from its first sample on; of another, other classes use them
+        until its samples come.
+        """
+        expected = dict(self._expected or {})
+        for original, n in Counter(classes.tolist()).items():
+            expected[original] = max(self.seen.get(original, 0) + n, expected.get(original, 0))
+        self._expected = expected
+
     def update(self, ids: Tensor, classes: Tensor, generator: torch.Generator, features: Tensor | None = None) -> None:
         """Offer samples: `ids` and original `classes` int64 [n], `features` [n, d] for herding.
 
@@ -163,7 +194,10 @@ class Memory(ABC):
             seen[original] = seen.get(original, 0) + n_new
         appearance = {original: index for index, original in enumerate(seen)}
         groups = torch.tensor([appearance[original] for original in listed])
-        self._insert(ids, classes, groups, len(seen), generator, features)
+        # No quota ever grows: so what a class gave up is never missed. Samples that are still to come count as there.
+        expected = self._expected or {}
+        available = [max(n, expected.get(original, 0)) for original, n in seen.items()]
+        self._insert(ids, classes, groups, available, generator, features)
         self.seen = seen
 
     @abstractmethod
@@ -172,11 +206,14 @@ class Memory(ABC):
         ids: Tensor,
         classes: Tensor,
         groups: Tensor,
-        n_classes: int,
+        available: list[int],
         generator: torch.Generator,
         features: Tensor | None,
     ) -> None:
-        """Choose what to keep, `groups` [n] being the samples' classes as indices in order of appearance."""
+        """Choose what to keep, `groups` [n] being the samples' classes as indices in order of appearance.
+
+        `available` holds how many samples of each class there are in all, in the same order.
+        """
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Return `n` stored ids in random order, int64 [n]: no repeats while n <= len(self), else evenly
@@ -217,7 +254,7 @@ class ReservoirMemory(Memory):
         ids: Tensor,
         classes: Tensor,
         groups: Tensor,
-        n_classes: int,
+        available: list[int],
         generator: torch.Generator,
         features: Tensor | None,
     ) -> None:
@@ -241,7 +278,7 @@ class ReservoirMemory(Memory):
 class _QuotaMemory(Memory):
     """Keeps of each class the samples with the lowest keys, up to its quota; ordered by class, then by key.
 
-    A quota never grows when a class joins, so the lowest keys kept are the lowest of all samples offered. fills: a
+    A quota never grows when samples come, so the lowest keys kept are the lowest of all samples offered. fills: a
     quota that the samples chosen don't fill is filled with others.
     """
 
@@ -256,11 +293,12 @@ class _QuotaMemory(Memory):
         ids: Tensor,
         classes: Tensor,
         groups: Tensor,
-        n_classes: int,
+        available: list[int],
         generator: torch.Generator,
         features: Tensor | None,
     ) -> None:
-        quota = torch.tensor(quotas(n_classes, self.size, self.per_class, self.rounding))
+        n_classes = len(available)
+        quota = torch.tensor(quotas(n_classes, self.size, self.per_class, self.rounding, available))
         priority = groups * _KEYS + self._keys(groups, quota, generator, features)
         priority, order = torch.cat([self._priority, priority]).sort(stable=True)
         groups = priority // _KEYS

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.config.errors import ConfigError
+from clbench.config.groups import TrainingConfig
 from clbench.data.batches import Batch
 from clbench.learning.compiled import PAST_FEATURES, CompiledFeatures
 from clbench.learning.early_stopping import validation_loss
@@ -260,6 +261,7 @@ class Trainer:
             epoch=progress.epoch,
             steps=tally.steps - tally.skipped,
             lr=progress.learning_rate,
+            lr_first=tally.lr_first,
             seconds=tally.seconds,
             images=tally.images,
             replayed=progress.replayed,
@@ -313,13 +315,7 @@ class Trainer:
             rate = lr * training.backbone_lr_factor if id(parameter) in backbone else lr
             groups.setdefault((rate, 0.0 if spared else training.weight_decay), []).append(parameter)
         listed = [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
-        shared: dict[str, Any] = {"lr": lr, "fused": self.context.device.type != "mps"}
-        optimizer: torch.optim.Optimizer
-        if training.optimizer == "sgd":
-            optimizer = torch.optim.SGD(listed, momentum=training.momentum, nesterov=training.nesterov, **shared)
-        else:
-            kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
-            optimizer = kind(listed, **shared)
+        optimizer = new_optimizer(training, listed, lr, self.context.device)
         for name, parameter in trained.items():
             if name in self.optimizer_state:
                 optimizer.state[parameter] = {
@@ -327,6 +323,17 @@ class Trainer:
                     for key, value in self.optimizer_state[name].items()
                 }
         return optimizer
+
+
+def new_optimizer(
+    training: TrainingConfig, groups: list[dict[str, Any]], lr: float, device: torch.device
+) -> torch.optim.Optimizer:
+    """Return an optimizer of the run's kind for groups of parameters; what a group says itself comes before the run."""
+    shared: dict[str, Any] = {"lr": lr, "fused": device.type != "mps"}
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=training.momentum, nesterov=training.nesterov, **shared)
+    kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, **shared)
 
 
 def cut(ids: Tensor, size: int, *, drop_last: bool) -> list[Tensor]:

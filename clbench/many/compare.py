@@ -20,12 +20,22 @@ def plan(
     scenario: str | Scenario,
     strategies: Sequence[str | type[Strategy]],
     *,
-    seeds: int | Sequence[int] = 5,
     out: str | os.PathLike[str] = "runs",
-    references: bool = True,
     **options: Any,
 ) -> list[PlannedRun]:
-    """Return the runs of a comparison, all checked before any is started; raises ConfigError.
+    """Return the runs of a comparison, all checked before any is started; see requests(). Raises ConfigError."""
+    return plan_requests(requests(scenario, strategies, **options), out)
+
+
+def requests(
+    scenario: str | Scenario,
+    strategies: Sequence[str | type[Strategy]],
+    *,
+    seeds: int | Sequence[int] = 5,
+    references: bool = True,
+    **options: Any,
+) -> list[Request]:
+    """Return what the words of a comparison ask of each of its runs; raises ConfigError.
 
     seeds: a number of seeds (0, 1, ...), or the seeds.
     references: add the registered references that are not named.
@@ -42,13 +52,13 @@ def plan(
     memory = {k: options.pop(k) for k in MEMORY_OPTIONS if options.get(k) is not None}
     if memory and not any(lives_on_memory(s) for s in named):
         raise ConfigError(f"{next(iter(memory))} is given, but none of the strategies needs a memory")
-    requests = []
+    asked = []
     for strategy in [*named, *added]:
         extra = memory if lives_on_memory(strategy) else {}
         # Hyper-parameters are for the strategies that the caller named, not for the references added here.
         extra = {**extra, "strategy_options": None, "per_task": None, "tuned_by": None} if strategy in added else extra
-        requests += [Request(scenario, strategy, {**options, **extra, "seed": seed}) for seed in seeds]
-    return plan_requests(requests, out)
+        asked += [Request(scenario, strategy, {**options, **extra, "seed": seed}) for seed in seeds]
+    return asked
 
 
 def compare(

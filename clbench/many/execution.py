@@ -18,6 +18,7 @@ from clbench.learning.strategy import Context, Strategy
 from clbench.learning.trainer import Trainer
 from clbench.many.cluster import Cluster, on_ray
 from clbench.many.planned import Outcome, PlannedRun
+from clbench.results.result import Result
 from clbench.running.check import check, check_model
 from clbench.running.folder import RunFolder, announce, default_folder, make_folder
 from clbench.running.observer import Observer
@@ -135,7 +136,7 @@ def run_planned(
 
         require_tracker(track)
     if seeds_together:
-        _refuse_together(planned, jobs, cluster)
+        _refuse_together(planned, scenario, jobs, cluster)
     left: list[PlannedRun] = []
     versions: dict[str, int] = {}
     for item in planned:
@@ -184,6 +185,14 @@ def run_status(item: PlannedRun) -> str:
     except ConfigError:
         return "failed"
     return "missing" if stored is None else stored.status
+
+
+def recorded(item: PlannedRun) -> Result | None:
+    """Return what the run's folder holds of it, finished or not; None where it holds nothing of this run."""
+    try:
+        return RunFolder(item.folder).existing(item.config)
+    except ConfigError:
+        return None
 
 
 def raise_first_failure(outcomes: Sequence[Outcome]) -> None:
@@ -245,7 +254,9 @@ def _do(
         return Outcome(item, f"{type(error).__name__}: {error}")
 
 
-def _refuse_together(planned: Sequence[PlannedRun], jobs: int, cluster: Cluster | None) -> None:
+def _refuse_together(
+    planned: Sequence[PlannedRun], scenario: Scenario | None, jobs: int, cluster: Cluster | None
+) -> None:
     from clbench.config.registry import entry_point_names
     from clbench.many.together import refuse_together
 
@@ -254,7 +265,8 @@ def _refuse_together(planned: Sequence[PlannedRun], jobs: int, cluster: Cluster 
     possible = [name for name in entry_point_names("clbench.strategies") if strategy_class(name).traits.seeds_together]
     # Once for all seeds.
     for item in {item.config.identity(without_seed=True): item for item in planned}.values():
-        refuse_together(item.config, item.given or strategy_class(item.config.strategy), possible)
+        tasks = scenario or prepare(item.config)[1]
+        refuse_together(item.config, item.given or strategy_class(item.config.strategy), tasks.image_shape, possible)
 
 
 def _together(items: Sequence[PlannedRun], work: Sequence[Callable[..., Outcome]]) -> Iterator[Outcome]:

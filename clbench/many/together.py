@@ -2,9 +2,10 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import add
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -13,12 +14,12 @@ from torch.func import functional_call, vmap
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, one_line
 from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
 from clbench.learning.fit import Fit
 from clbench.learning.strategy import Context, Strategy
-from clbench.learning.trainer import AfterStep, AtRest, Trainer, named
+from clbench.learning.trainer import AfterStep, AtRest, Trainer, named, new_optimizer
 from clbench.models import build_model
 from clbench.results.record import EpochRecord
 
@@ -26,9 +27,12 @@ Tensors = dict[str, Tensor]
 T = TypeVar("T")
 
 
-def refuse_together(config: RunConfig, kind: type[Strategy], possible: Sequence[str]) -> None:
+def refuse_together(
+    config: RunConfig, kind: type[Strategy], image_shape: tuple[int, int, int], possible: Sequence[str]
+) -> None:
     """Raise ConfigError unless a configuration's seeds can be trained together; `possible`: the strategies that can."""
-    if not kind.traits.seeds_together or kind.after_step is not Strategy.after_step:
+    hooks = (kind.after_backward is Strategy.after_backward) and (kind.after_step is Strategy.after_step)
+    if not kind.traits.seeds_together or not hooks:
         raise ConfigError(f"--seeds-together: {config.strategy} trains its seeds one by one; {', '.join(possible)} can")
     memory, training, evaluation, engine = config.memory, config.training, config.evaluation, config.engine
     for name, given, accepted in (
@@ -55,9 +59,25 @@ def refuse_together(config: RunConfig, kind: type[Strategy], possible: Sequence[
         if given is not None and given != accepted:
             beside = " with patience" if name == "optimizer_state" else ""
             raise ConfigError(f"--seeds-together: {name}={given}{beside} needs runs one by one; leave out one of them")
-    # Built only for its layers, which don't depend on the images.
-    if any(isinstance(m, _DropoutNd) and m.p > 0 for m in build_model(config.model.name, (3, 32, 32), 0).modules()):
-        raise ConfigError(f"--seeds-together: {config.model.name} has dropout, which draws for each seed on its own")
+    _refuse_model(config.model.name, image_shape)
+
+
+def _refuse_model(name: str, image_shape: tuple[int, int, int]) -> None:
+    """Raise ConfigError unless copies of a network can train in one batch; two of them try, on two images each."""
+    model = build_model(name, image_shape, 0)
+    if any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules()):
+        raise ConfigError(f"--seeds-together: {name} has dropout, which draws for each seed on its own")
+    holder = _Holder(SimpleNamespace(model=model))
+    stacked = {n: torch.stack([value.detach()] * 2) for n, value in holder.tensors.items()}
+
+    def features(own: Tensors, images: Tensor) -> Any:
+        return functional_call(holder, own, (model.features, images))
+
+    try:
+        vmap(features)(stacked, torch.zeros(2, 2, *image_shape))
+    except RuntimeError as error:
+        reason = one_line(str(error), 120)
+        raise ConfigError(f"--seeds-together: torch can't batch copies of {name} ({reason}); leave it out") from error
 
 
 class Together:
@@ -145,11 +165,16 @@ class _Member(Trainer):
 class _Holder(nn.Module):
     """The modules of a strategy, so that its methods can be called with other tensors in their place."""
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: Strategy | SimpleNamespace) -> None:
         super().__init__()
         for name, module in vars(strategy).items():
             if isinstance(module, nn.Module):
                 self.add_module(name, module)
+
+    @property
+    def tensors(self) -> Tensors:
+        """Parameters and buffers by name."""
+        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
     def forward(self, method: Callable[..., Any], *arguments: Any) -> Any:
         return method(*arguments)
@@ -159,10 +184,16 @@ def _train_epoch(members: Sequence[_Member]) -> None:
     """Train an epoch of all members; weights, buffers and optimizers end as if each member had trained alone."""
     started = time.perf_counter()
     fits, holders = [member.fit_under_way for member in members], [_Holder(member.strategy) for member in members]
-    _refuse(fits, holders[0])
-    tensors = [{**dict(holder.named_parameters()), **dict(holder.named_buffers())} for holder in holders]
+    _refuse(members, holders[0])
+    tensors = [holder.tensors for holder in holders]
     stacked = {name: torch.stack([own[name].detach() for own in tensors]) for name in tensors[0]}
-    optimizer = _stacked_optimizer(fits, tensors, stacked)
+    names = {id(parameter): name for own in tensors for name, parameter in own.items()}
+    optimizer = _stacked_optimizer(members, names, stacked)
+    fixed = [
+        (fit.rows, [stacked[names[id(parameter)]].detach()[index] for parameter in fit.rows.parameters])
+        for index, fit in enumerate(fits)
+        if fit.rows is not None
+    ]
     # No hook of a step changes this state, so stacking it once an epoch is enough.
     state = _states([member.strategy for member in members])
     batches = [member.batches(fit) for member, fit in zip(members, fits, strict=True)]
@@ -191,6 +222,8 @@ def _train_epoch(members: Sequence[_Member]) -> None:
                     penalty.backward()
             fit.tally.add(member.context.progress.step, own_terms)
         optimizer.step()
+        for rows, heads in fixed:
+            rows.restore(heads)
         for member, fit, own in zip(members, fits, ids, strict=True):
             fit.count(member.context.progress, len(own))
     with torch.no_grad():
@@ -202,12 +235,13 @@ def _train_epoch(members: Sequence[_Member]) -> None:
         fit.tally.seconds += (time.perf_counter() - started) / len(fits)
 
 
-def _refuse(fits: Sequence[Fit], holder: _Holder) -> None:
+def _refuse(members: Sequence[_Member], holder: _Holder) -> None:
     known = {id(parameter) for parameter in holder.parameters()}
-    for fit in fits:
-        if fit.stage.loss is not None or fit.rows is not None:
-            raise ConfigError(f"--seeds-together: stage {fit.stage.name!r} has a loss or rows of its own")
-    if any(id(parameter) not in known for parameter in fits[0].trained.values()):
+    strategy, fit = members[0].strategy, members[0].fit_under_way
+    if fit.stage.loss is not None and getattr(fit.stage.loss, "__self__", None) is not strategy:
+        # What a function holds of one seed would serve all of them.
+        raise ConfigError(f"--seeds-together: the loss of stage {fit.stage.name!r} is no method of the strategy")
+    if any(id(parameter) not in known for parameter in fit.trained.values()):
         raise ConfigError("--seeds-together: some parameters are in no module of the strategy")
 
 
@@ -216,6 +250,7 @@ def _losses(
 ) -> Tensors:
     """Return the loss terms of a step by name, float [seeds], from one member's method and all members' tensors."""
     strategy, (form, leaves) = member.strategy, state
+    loss_of = member.fit_under_way.stage.loss or strategy.loss
     fields = ("images", "originals", "labels", "tasks", "ids")
     together = {name: torch.stack([getattr(part, name) for part in parts]) for name in fields}
     same = isinstance(parts[0].active, slice) and all(
@@ -227,7 +262,7 @@ def _losses(
     def loss(tensors: Tensors, given: Tensors, own_leaves: list[Tensor]) -> Tensors:
         batch = Batch(**{name: given[name] for name in fields}, active=given.get("active", parts[0].active))
         vars(strategy).update(tree_unflatten(own_leaves, form))
-        return named(functional_call(holder, tensors, (strategy.loss, batch)))
+        return named(functional_call(holder, tensors, (loss_of, batch)))
 
     own = dict(vars(strategy))
     try:
@@ -268,15 +303,15 @@ def _is_numeric(value: Any) -> bool:
     return bool(leaves) and all(isinstance(leaf, Tensor | float) for leaf in leaves)
 
 
-def _stacked_optimizer(fits: Sequence[Fit], tensors: Sequence[Tensors], stacked: Tensors) -> torch.optim.Optimizer:
+def _stacked_optimizer(members: Sequence[_Member], names: Mapping[int, str], stacked: Tensors) -> torch.optim.Optimizer:
     """Return an optimizer of the stacked parameters, with the groups and the statistics of the single ones."""
-    names = {id(parameter): name for name, parameter in tensors[0].items()}
-    singles = [fit.optimizer for fit in fits]
-    groups = []
-    for group in singles[0].param_groups:
-        chosen = [stacked[names[id(p)]].requires_grad_() for p in group["params"]]
-        groups.append({**group, "params": chosen})
-    optimizer = type(singles[0])(groups, **singles[0].defaults)
+    singles = [member.fit_under_way.optimizer for member in members]
+    groups = [
+        {**group, "params": [stacked[names[id(p)]].requires_grad_() for p in group["params"]]}
+        for group in singles[0].param_groups
+    ]
+    config, device = members[0].config, members[0].context.device
+    optimizer = new_optimizer(config.training, groups, config.training.scaled_lr, device)
     for joint, *own in _parameters(optimizer, *singles):
         states = [single.state[p] for single, p in zip(singles, own, strict=True)]
         if states[0]:

@@ -240,6 +240,8 @@ class Run:
         self._evaluating, self._started = 0.0, time.perf_counter()
         if task.index == 0:
             strategy.begin_run()
+        if strategy.memory is not None:
+            strategy.memory.expect(view.train.classes)
         strategy.begin_task(view)
         full = self.config.model.head == "full"
         grow_head(strategy.model, self.context, scenario.n_outputs if full else scenario.seen_outputs(task.index))

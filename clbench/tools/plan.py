@@ -146,6 +146,7 @@ class _Rehearsal(Trainer):
         if memory is not None and memory.streaming and self.strategy.traits.memory == "replayed":
             if self.apart is None:
                 self.apart = self.strategy.new_memory(type(memory), memory.size, memory.per_class)
+            self.apart.expect(self.context.scenario.tasks[task].train.classes)
             for step, ids in enumerate(batches[:updates]):
                 classes = self.context.scenario.train.classes[ids]
                 self.apart.update(ids, classes, stream(config.seed, "memory", task, step))
