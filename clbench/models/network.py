@@ -1,10 +1,20 @@
 """The base of all models: a backbone that makes features, and one linear head whose rows are the outputs."""
 
+import copy
 import math
+import textwrap
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from clbench.config.errors import ConfigError
+from clbench.support.finite import not_finite
+
+# The end of a sentence about a batch of one image.
+NEEDS_TWO = "batch norm needs two; a larger batch_size, more images, or a model without batch norm are accepted"
 
 
 class Head(nn.Linear):
@@ -80,3 +90,74 @@ class Network(nn.Module):
         be trained alone.
         """
         return list(self.backbone)
+
+
+def check_network(model: Network, images: Tensor, name: str) -> None:
+    """Refuse a model whose features, head or blocks are not what Network promises; the model is used up.
+
+    images: two training images, normalised float [2, C, H, W], on the model's device. name: what errors call the model.
+    Raises ConfigError that says what the model gives and what is accepted.
+    """
+
+    def refused(what: str) -> ConfigError:
+        return ConfigError(f"model {name!r}: {what}")
+
+    def given(method: Callable[[Tensor], object], what: str, width: int, promise: str) -> Tensor:
+        unchanged, shape = images.clone(), [len(images), width]
+        try:
+            returned = method(images)
+        except Exception as error:  # whatever torch, or the code of the model's author, raises
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 100, placeholder=" ...")
+            raise refused(f"images of {list(images.shape[1:])} don't fit its {what} ({reason})") from error
+        if not isinstance(returned, Tensor) or list(returned.shape) != shape or not returned.is_floating_point():
+            kind = list(returned.shape) if isinstance(returned, Tensor) else f"a {type(returned).__name__}"
+            raise refused(
+                f"its {what} of {len(images)} images are {kind}; float {shape} is accepted, as {width} is its {promise}"
+            )
+        if not torch.equal(images, unchanged):
+            raise refused("it changes the images that it is given; one that leaves them as they are is accepted")
+        return returned
+
+    dim, head = getattr(model, "feature_dim", None), getattr(model, "head", None)
+    if not isinstance(dim, int) or dim < 1:
+        raise refused(f"its feature_dim is {dim!r}; the number of its features, 1 or more, is accepted")
+    if not isinstance(head, Head) or head.out_features:
+        raise refused(f"its head is {head}; clbench.models.Head({dim}), to which tasks add their outputs, is accepted")
+    if head.in_features != dim:
+        raise refused(f"its feature_dim is {dim} and its head takes {head.in_features}; equal numbers are accepted")
+    lazy = [layer for layer, tensor in model.state_dict(keep_vars=True).items() if is_lazy(tensor)]
+    if lazy:
+        raise refused(f"{lazy[0]} has no shape before the first image; layers of a known size are accepted")
+    try:
+        blocks: object = model.blocks()
+    except Exception as error:  # as above
+        raise refused(f"blocks() fails ({type(error).__name__}: {error}); a list of its layers is accepted") from error
+    if not isinstance(blocks, list) or not all(isinstance(block, nn.Module) for block in blocks):
+        raise refused(f"blocks() returned a {type(blocks).__name__}; a list of its layers is accepted")
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        before = _versions(model.eval())
+        features = given(model.features, "features", dim, "feature_dim")
+        if _versions(model) != before:
+            raise refused("it changes its own tensors in eval mode; one that changes them in train mode is accepted")
+        if wrong := not_finite(features, "a feature of the first training images"):
+            raise refused(f"{wrong}; finite features are accepted")
+        given(model.train().features, "features", dim, "feature_dim")
+        head.grow(2, torch.Generator(), "zeros")
+        given(model.eval(), "outputs", 2, "number of outputs")
+
+
+def takes_one_image(model: Network, image_shape: tuple[int, int, int]) -> bool:
+    """Whether a model takes a single image in its present mode, which batch norm in train mode may not."""
+    first = next(model.parameters())
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            copy.deepcopy(model).features(torch.zeros(1, *image_shape, device=first.device, dtype=first.dtype))
+        except ValueError:
+            return False
+    return True
+
+
+def _versions(model: nn.Module) -> list[tuple[int, int]]:
+    """Return which tensors a model has, and how often each was changed."""
+    return [(id(tensor), tensor._version) for tensor in (*model.parameters(), *model.buffers())]
