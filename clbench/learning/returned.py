@@ -16,7 +16,8 @@ def described(value: object) -> str:
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value)
-    return f"a {type(value).__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def loss_terms(returned: Any, hook: str) -> dict[str, Tensor]:
@@ -81,7 +82,7 @@ def class_features(strategy: Strategy, images: Tensor) -> Tensor:
 def declared_stages(strategy: Strategy, returned: Any) -> list[Stage]:
     """Return what `stages` returned as a list; raises RunError for anything but stages."""
     hook = hook_of(strategy, "stages")
-    if not isinstance(returned, Iterable):
+    if not isinstance(returned, Iterable) or isinstance(returned, str):
         raise _refused(hook, described(returned), "a list of Stage")
     stages = list(returned)
     for stage in stages:

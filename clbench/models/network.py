@@ -14,7 +14,7 @@ from clbench.config.errors import ConfigError
 from clbench.support.finite import not_finite
 
 # The end of a sentence about a batch of one image.
-NEEDS_TWO = "batch norm needs two; a larger batch_size, more images, or a model without batch norm are accepted"
+NEEDS_TWO = "batch norm needs two; more images, or a model without batch norm, are accepted"
 
 
 class Head(nn.Linear):

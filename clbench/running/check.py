@@ -11,9 +11,9 @@ from clbench.config.run import RunConfig
 from clbench.data.batches import Pipeline
 from clbench.data.scenario import Images, Scenario
 from clbench.learning.compiled import refuse_compiled
-from clbench.learning.strategy import Strategy, initial_model
+from clbench.learning.strategy import Strategy, initial_model, refuse_single_image
 from clbench.learning.trainer import backbone_below
-from clbench.models.network import NEEDS_TWO, check_network, takes_one_image
+from clbench.models.network import check_network
 
 
 def check_model(config: RunConfig, scenario: Scenario) -> None:
@@ -101,6 +101,5 @@ def _refuse_single_images(config: RunConfig, scenario: Scenario, strategy: Strat
     # Given features are frozen, and so is batch norm in a backbone that doesn't train.
     if config.training.train == "head" or (traits.family == "frozen" and config.model.weights is not None):
         return
-    if not takes_one_image(initial_model(config, scenario.image_shape, 0), scenario.image_shape):
-        what = f"task {single[0]} has one training image" if single else "batch_size=1"
-        raise ConfigError(f"{what}, and model {config.model.name!r} can't train on one at a time: {NEEDS_TWO}")
+    where = f"task {single[0]} has one training image" if single else "batch_size=1 given"
+    refuse_single_image(config, scenario, where)

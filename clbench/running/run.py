@@ -315,9 +315,14 @@ class Run:
         """Put what was learnt before a task, as Checkpoint.start holds it, in the place of the present state."""
         self._start = start
         before = unpack(start, type(self.strategy))
-        self.strategy.load_state(before["strategy"])
+        self._put_back(before["strategy"])
         self.trainer.optimizer_state = before["optimizer_state"]
-        self._demand_finite("in its checkpoint; --force begins the run again")
+
+    def _put_back(self, state: dict[str, Any]) -> None:
+        """Give the strategy the state that a checkpoint holds; raises ConfigError where it can't be what a run left."""
+        self.strategy.load_state(state)
+        if wrong := spoilt(self.strategy):
+            raise ConfigError(f"in its checkpoint {wrong}; restore it, or --force begins the run again")
 
     def _demand_finite(self, when: str) -> None:
         """Raise RunError where an attribute of the strategy holds a number that is not finite; waits for the device."""
@@ -402,8 +407,7 @@ class Run:
                 f"its checkpoint is within stages {', '.join(within.stages)}, and {self.config.strategy} has others "
                 "now; --force begins the run again"
             )
-        self.strategy.load_state(within.strategy)
-        self._demand_finite("in its checkpoint; --force begins the run again")
+        self._put_back(within.strategy)
         self.context.logged.update(within.logged)
         trained, self._evaluating = within.seconds
         self._started = time.perf_counter() - trained
