@@ -20,6 +20,7 @@ from clbench.cli import main
 from clbench.importance import fisher_diagonal, mas_importance
 from clbench.learning.memory import argmax_herding, herding
 from clbench.models import build_model
+from clbench.results import statistics
 from clbench.results.metrics import METRICS, metric, summarize
 from clbench.results.result import Result
 from clbench.running.checkpoint import Checkpoint, pack, unpack
@@ -475,6 +476,34 @@ def test_a_metric_that_is_infinite_is_named(refused: Any) -> None:
             summarize([[1.0]])
     finally:
         del METRICS["endless"]
+
+
+KEYS = [(seed, 0) for seed in range(8)]
+
+
+@pytest.mark.parametrize("value", [INF, -INF])
+@pytest.mark.parametrize(
+    "statistic",
+    [
+        lambda values: statistics.spread(values),
+        lambda values: statistics.interval(values),
+        lambda values: statistics.paired(dict(zip(KEYS, values, strict=True)), dict(zip(KEYS, values, strict=True))),
+        lambda values: statistics.mean_ranks({"a": values, "b": [0.0] * 8}),
+        lambda values: statistics.variances({(i % 4, i // 4): v for i, v in enumerate(values)}),
+        lambda values: statistics.runs_needed(values[0], 1.0),
+    ],
+    ids=["spread", "interval", "paired", "ranks", "variances", "runs needed"],
+)
+def test_of_an_infinite_value_no_statistic_follows(statistic: Any, value: float, refused: Any) -> None:
+    with refused("inf"):
+        statistic([value, *(0.5 + i / 16 for i in range(7))])
+
+
+def test_a_record_with_an_infinite_number_is_refused(run: Any, small: Any) -> None:
+    record = json.loads(json.dumps(run("naive", small).record))
+    record["training"][0]["losses"]["classification"] = INF
+    with pytest.raises(ValueError, match="finite number"):
+        Result(record)
 
 
 # A checkpoint, and steps that are left out
