@@ -20,7 +20,7 @@ def not_finite(value: Any, path: str, *, infinite: bool = False) -> str | None:
     """
     import torch
 
-    flags: dict[torch.device, list[tuple[str, torch.Tensor, torch.Tensor]]] = {}
+    tensors: dict[torch.device, list[tuple[str, torch.Tensor, Kind]]] = {}
     for where, leaf, kind in _leaves(value, path, set()):
         if not isinstance(leaf, torch.Tensor):
             if leaf != leaf or not (infinite or cmath.isfinite(leaf)):
@@ -29,11 +29,13 @@ def not_finite(value: Any, path: str, *, infinite: bool = False) -> str | None:
             dense = leaf.detach() if leaf.layout is torch.strided else leaf.detach().to_dense()
             # Numbers of eight bits can't be compared.
             dense = dense.float() if dense.element_size() == 1 else dense
-            flags.setdefault(leaf.device, []).append((where, dense, _accepted(dense, kind, infinite).all()))
-    for found in flags.values():
-        for (where, leaf, _), fine in zip(found, torch.stack([flag for *_, flag in found]).tolist(), strict=True):
-            if not fine:
-                return f"{where} holds {'NaN' if bool(leaf.isnan().any()) else 'infinity'}"
+            tensors.setdefault(leaf.device, []).append((where, dense, kind))
+    for found in tensors.values():
+        # A sum is soon made, and finite only if all of its terms are.
+        sums = torch.stack([tensor.sum().isfinite() for _, tensor, _ in found]).tolist()
+        for (where, tensor, kind), sound in zip(found, sums, strict=True):
+            if not sound and not bool(_accepted(tensor, kind, infinite).all()):
+                return f"{where} holds {'NaN' if bool(tensor.isnan().any()) else 'infinity'}"
     return None
 
 
