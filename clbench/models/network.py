@@ -62,6 +62,8 @@ class Network(nn.Module):
     """Base of the models: `head(features(images))`; the head starts without outputs.
 
     A subclass passes its layers in order; a backbone that is no sequence overrides `features` and `blocks`.
+    `check_network` refuses, before any training, what does not keep to this: features of another width than
+    `feature_dim`, another head than `Head`, images or, in eval mode, tensors that are changed.
     """
 
     feature_dim: int
@@ -128,23 +130,33 @@ def check_network(model: Network, images: Tensor, name: str) -> None:
     lazy = [layer for layer, tensor in model.state_dict(keep_vars=True).items() if is_lazy(tensor)]
     if lazy:
         raise refused(f"{lazy[0]} has no shape before the first image; layers of a known size are accepted")
-    try:
-        blocks: object = model.blocks()
-    except Exception as error:  # as above
-        raise refused(f"blocks() fails ({type(error).__name__}: {error}); a list of its layers is accepted") from error
-    if not isinstance(blocks, list) or not all(isinstance(block, nn.Module) for block in blocks):
-        raise refused(f"blocks() returned a {type(blocks).__name__}; a list of its layers is accepted")
+    blocks_of(model, name)
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         before = _versions(model.eval())
         features = given(model.features, "features", dim, "feature_dim")
         if _versions(model) != before:
             raise refused("it changes its own tensors in eval mode; one that changes them in train mode is accepted")
+        if float((given(model.features, "features", dim, "feature_dim") - features).abs().max()) > 0.01:
+            raise refused("in eval mode it answers the same images twice in two ways; one answer is accepted")
         if wrong := not_finite(features, "a feature of the first training images"):
             raise refused(f"{wrong}; finite features are accepted")
         given(model.train().features, "features", dim, "feature_dim")
         head.grow(2, torch.Generator(), "zeros")
         given(model.eval(), "outputs", 2, "number of outputs")
+
+
+def blocks_of(model: Network, name: str) -> list[nn.Module]:
+    """Return the blocks of a model; raises ConfigError where it can't say them. name: what errors call the model."""
+    why: str
+    try:
+        blocks: object = model.blocks()
+        why = f"returned a {type(blocks).__name__}"
+    except Exception as error:  # whatever the code of the model's author raises
+        blocks, why = None, f"fails ({type(error).__name__}: {error})"
+    if not isinstance(blocks, list) or not all(isinstance(block, nn.Module) for block in blocks):
+        raise ConfigError(f"model {name!r}: blocks() {why}; a list of its layers is accepted")
+    return blocks
 
 
 def takes_one_image(model: Network, image_shape: tuple[int, int, int]) -> bool:
@@ -153,8 +165,9 @@ def takes_one_image(model: Network, image_shape: tuple[int, int, int]) -> bool:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             copy.deepcopy(model).features(torch.zeros(1, *image_shape, device=first.device, dtype=first.dtype))
-        except ValueError:
-            return False
+        except Exception as error:
+            # Whatever else a network raises, `check_network` says of two images too.
+            return not isinstance(error, ValueError)
     return True
 
 

@@ -19,12 +19,12 @@ from clbench.models.network import check_network
 def check_model(config: RunConfig, scenario: Scenario) -> None:
     """Refuse a model that can't be built, given its weights or trained as asked, or lies about itself: ConfigError."""
     model = initial_model(config, scenario.image_shape, 0)
-    backbone_below(model, config.training.train)
     few = Images(
         *(getattr(scenario.train, name)[_first(scenario)] for name in ("images", "labels", "classes", "tasks"))
     )
     pipeline = Pipeline(replace(scenario, train=few, test=few), config, torch.device("cpu"))
     check_network(model, pipeline.normalize(few.images), config.model.name)
+    backbone_below(model, config.training.train)
 
 
 def first_images(pipeline: Pipeline) -> Tensor:

@@ -256,10 +256,11 @@ class Run:
         self._demand_finite("after its training; try a smaller learning rate")
         self._fill_memory(view)
         strategy.end_task(view)
-        self._demand_finite("after end_task; a finite number is accepted")
         remembered = time.perf_counter()
         before = self._evaluating
-        self.recorder.learnt(task.index, self.evaluate())
+        evaluation = self.evaluate()
+        self._demand_finite("at its end; a finite number is accepted")
+        self.recorder.learnt(task.index, evaluation)
         seconds = {
             "train": trained - self._started - before,
             "evaluation": self._evaluating,

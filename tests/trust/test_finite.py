@@ -322,7 +322,7 @@ def keeping(value: Any) -> type[Strategy]:
 def test_what_a_strategy_keeps_is_named_at_the_end_of_the_task(value: Any, expected: str, run: Any, small: Any) -> None:
     with pytest.raises(RunError) as caught:
         run(keeping(value), small)
-    assert str(caught.value).startswith(f"{expected} in task 0, after end_task")
+    assert str(caught.value).startswith(f"{expected} in task 0, at its end")
 
 
 @pytest.mark.parametrize(
@@ -353,6 +353,21 @@ def test_running_statistics_that_training_spoilt_are_named_before_anything_is_ma
         RunError, match=r"self\.model\.backbone\.0\.2\.running_var holds NaN in task 0, after its train"
     ):
         run(Spoils, small, model=BN, memory_size=4)
+
+
+def test_scores_that_spoil_the_network_do_not_get_into_the_final_weights(run: Any, small: Any, tmp_path: Path) -> None:
+    class Spoils(Strategy):
+        traits = Traits(family="regularisation")
+
+        def scores(self, images: Tensor, task: int | None = None) -> Tensor:
+            logits = self.model(images)
+            if self.progress.task == 1:
+                self.model.head.bias.data[0] = NAN
+            return logits
+
+    with pytest.raises(RunError, match=r"self\.model\.head\.bias holds NaN in task 1, at its end"):
+        run(Spoils, small, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "model.pt").exists()
 
 
 def test_a_logged_number_is_finite(run: Any, small: Any) -> None:

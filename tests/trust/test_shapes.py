@@ -283,6 +283,11 @@ class PairInTraining(Honest):
         return (features, features) if self.training else features
 
 
+class AlwaysDropping(Honest):
+    def features(self, images: Tensor) -> Tensor:
+        return nn.functional.dropout(super().features(images) + 1, 0.5)  # in eval mode too
+
+
 class Ints(Honest):
     def features(self, images: Tensor) -> Tensor:
         return super().features(images).long()
@@ -372,6 +377,7 @@ LIARS: dict[type[Network], list[str]] = {
     Maps: ["[2, 5, 4, 4]", "[2, 5]", "feature_dim"],
     Pair: ["features", "a tuple", "[2, 5]"],
     PairInTraining: ["features", "a tuple", "[2, 5]"],
+    AlwaysDropping: ["eval mode", "two ways"],
     Ints: ["features", "[2, 5]", "float"],
     InPlace: ["changes the images"],
     InPlaceInTraining: ["changes the images"],
@@ -414,13 +420,18 @@ def test_an_honest_network_is_accepted_and_torchs_stream_stays_where_it_is() -> 
         assert torch.equal(torch.random.get_rng_state(), state)
 
 
+OWN = {"linear-head": "LinearHead", "maps": "Maps", "unhelped": "Unhelped"}
+
+
 @pytest.fixture
 def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Declare some of the networks as an installed package does."""
     made = tmp_path / "site" / "liars-1.dist-info"
     made.mkdir(parents=True)
     (made / "METADATA").write_text("Metadata-Version: 2.1\nName: liars\nVersion: 1\n")
-    (made / "entry_points.txt").write_text("[clbench.models]\nlinear-head = liars:LinearHead\nmaps = liars:Maps\n")
+    (made / "entry_points.txt").write_text(
+        "[clbench.models]\n" + "".join(f"{name} = liars:{kind}\n" for name, kind in OWN.items())
+    )
     (tmp_path / "site" / "liars.py").write_text(
         "from torch import nn\n"
         "from clbench.models import Network\n\n"
@@ -430,9 +441,22 @@ def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "class LinearHead(Network):\n"
         "    def __init__(self, image_shape):\n"
         "        super().__init__([nn.Flatten(), nn.Linear(784, 8)], feature_dim=8)\n"
-        "        self.head = nn.Linear(8, 10)\n"
+        "        self.head = nn.Linear(8, 10)\n\n"
+        "class Unhelped(Network):\n"
+        "    def __init__(self, image_shape):\n"
+        "        super().__init__([], feature_dim=5)\n"
+        "        self.backbone = nn.Linear(784, 5)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
+
+
+@pytest.mark.usefixtures("own_models")
+@pytest.mark.parametrize("strategy", ["hat", "pnn"])
+def test_a_method_that_walks_over_the_blocks_says_what_is_wrong_with_them(
+    strategy: str, run: Any, cut: Any, refused: Any
+) -> None:
+    with refused("model 'unhelped': blocks() fails", "a list of its layers"):
+        run(strategy, cut(tasks=2, limit=4, setting="task"), model="unhelped")
 
 
 @pytest.mark.usefixtures("own_models")
