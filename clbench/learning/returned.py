@@ -37,7 +37,7 @@ def require_gradient(terms: dict[str, Tensor], hook: str) -> None:
         raise _refused(hook, "a loss without a gradient", "one that depends on parameters that train")
 
 
-def penalty_term(strategy: Strategy, returned: Any) -> Tensor | None:
+def penalty_term(strategy: Strategy, returned: Tensor | None) -> Tensor | None:
     """Return what `penalty` returned, a float scalar or None; raises RunError for anything else."""
     if returned is None or _is_scalar(returned):
         return returned
