@@ -1,17 +1,19 @@
 """Shared parts of the strategies on frozen features: the source of the features, and closed-form linear classifiers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, RunError
 from clbench.config.run import RunConfig
 from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.learning.importance import grown
 from clbench.learning.strategy import Stage, Strategy, Traits
+from clbench.support.finite import not_finite
 
 # The score of an output without samples: lower than any other, and equal among its like.
 UNKNOWN = -1e30
@@ -79,12 +81,22 @@ class FrozenBackbone(Strategy, ABC):
         return self.sums / self.counts.clamp(min=1)[:, None]
 
     @torch.no_grad()
-    def observe(self, data: ImageSet) -> None:
-        """Add samples to the sums."""
+    def represented(self, data: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
+        """Walk over h, float64 [B, M], and labels of samples, on the CPU; raises RunError where h is not finite."""
         self.model.eval()
         for batch in self.passes(data):
             h = self.represent(self.model.features(batch.images)).cpu().double()
-            targets = F.one_hot(batch.labels.cpu(), self.model.head.out_features).double()
+            if not_finite(h, "features"):
+                raise RunError(
+                    f"features of task {self.progress.task} are not finite; a smaller learning rate, or other weights, "
+                    "may help"
+                )
+            yield h, batch.labels.cpu()
+
+    def observe(self, data: ImageSet) -> None:
+        """Add samples to the sums."""
+        for h, labels in self.represented(data):
+            targets = F.one_hot(labels, self.model.head.out_features).double()
             self.counts = grown(self.counts, targets[0]) + targets.sum(0)
             sums = targets.T @ h
             self.sums = grown(self.sums, sums) + sums

@@ -9,7 +9,14 @@ from torch import Tensor
 from clbench.config.space import Log
 from clbench.data.batches import Batch
 from clbench.data.scenario import ImageSet, Task
-from clbench.learning.importance import copied_gradients, copied_weights, grown, loss_decrease, quadratic_penalty
+from clbench.learning.importance import (
+    copied_gradients,
+    copied_weights,
+    finite_importance,
+    grown,
+    loss_decrease,
+    quadratic_penalty,
+)
 from clbench.learning.strategy import Stage, Strategy, Strength
 
 
@@ -40,7 +47,7 @@ class QuadraticAnchor(Strategy):
 
     def add_importance(self, gained: Mapping[str, Tensor]) -> None:
         """Add a task's importance to that of earlier tasks, and move the anchor to the present weights."""
-        for name, new in gained.items():
+        for name, new in finite_importance(dict(gained)).items():
             self.importance[name] = grown(self.importance[name], new) + new if name in self.importance else new
         self.anchor = copied_weights(self.model)
 

@@ -4,9 +4,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
+from clbench.data.scenario import Scenario
 from clbench.learning.projection import gradient_of, gradients, project, replace_gradients
-from clbench.learning.strategy import Strategy, Traits
+from clbench.learning.strategy import Strategy, Traits, refuse_single_image
 
 
 class AGEM(Strategy):
@@ -28,6 +30,11 @@ class AGEM(Strategy):
     )
 
     reference_size: Annotated[int, Field(ge=1)] = 256
+
+    def check(self, config: RunConfig, scenario: Scenario) -> None:
+        """The drawn exemplars have a forward pass of their own."""
+        if self.reference_size == 1 and config.memory.budget:
+            refuse_single_image(config, scenario, "agem[reference_size=1] draws one exemplar at a step")
 
     def after_backward(self, batch: Batch) -> None:
         """Project the gradient."""

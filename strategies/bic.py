@@ -11,7 +11,7 @@ from clbench.config.run import RunConfig
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import ImageSet, Scenario, Task
-from clbench.learning.strategy import Stage, Traits
+from clbench.learning.strategy import Stage, Traits, refuse_single_image
 from clbench.strategies._teacher import Taught, in_proportion
 
 
@@ -45,6 +45,16 @@ class BiC(Taught):
         """The bias shows only where old and new classes compete."""
         if config.training.loss_outputs == "new":
             raise ConfigError("bic needs old and new classes in one loss, not loss_outputs='new'; 'seen' is accepted")
+        for task in scenario.tasks[1:] if config.memory.budget else []:
+            # One image of each class, or more, is held out of stage 1.
+            left = len(task.train) - len(task.classes)
+            if left < 1:
+                raise ConfigError(
+                    f"bic holds out an image of each class, which leaves none of the {len(task.train)} of task "
+                    f"{task.index} to train on; more than {len(task.classes)} are accepted"
+                )
+            if left == 1:
+                refuse_single_image(config, scenario, f"bic holds out all but one image of task {task.index}")
 
     def begin_run(self) -> None:
         """Before the first task there is no class with a correction."""

@@ -9,7 +9,7 @@ from pydantic import Field
 from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario, Task
-from clbench.learning.strategy import Stage, Strategy, Traits
+from clbench.learning.strategy import Stage, Strategy, Traits, refuse_single_image
 
 
 class GDumb(Strategy):
@@ -44,6 +44,9 @@ class GDumb(Strategy):
             )
         if config.training.loss_outputs == "new":
             raise ConfigError("gdumb learns all classes at once, not loss_outputs='new'; 'seen' and 'all' are accepted")
+        size, per_class = config.memory.size, config.memory.per_class
+        if size == 1 or (per_class == 1 and len(scenario.tasks[0].classes) == 1):
+            refuse_single_image(config, scenario, "gdumb trains on its memory alone, which holds one image")
 
     def begin_task(self, task: Task) -> None:
         """Offer the task's samples to the memory, in random order."""

@@ -94,9 +94,10 @@ class ICaRL(Taught):
             return {"linear": linear}
         nearest = linear
         if self.means is not None:
-            # A class without an exemplar (a zero mean) is never the nearest.
+            # A class without an exemplar is never the nearest; one whose features are all zero may be.
+            held = torch.zeros(len(self.means), dtype=torch.bool).index_fill(0, self.exemplars().labels, True)
             known = F.normalize(features.float()) @ self.means.T
-            known = known.masked_fill(~self.means.any(1), -torch.inf)
+            known = known.masked_fill(~held.to(self.device, non_blocking=True), -torch.inf)
             nearest = F.pad(known, (0, linear.shape[1] - known.shape[1]), value=-torch.inf)
         both = {"nearest_mean": nearest, "linear": linear}
         return {self.classifier: both[self.classifier]} | both

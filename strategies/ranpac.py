@@ -54,12 +54,10 @@ class RanPAC(FrozenBackbone):
         regularised = self.moment + self.chosen_ridge * torch.eye(self.projections, dtype=torch.float64)
         return torch.linalg.solve(regularised, self.sums.T).T, torch.zeros_like(self.counts)
 
-    @torch.no_grad()
     def _best_ridge(self, data: ImageSet) -> float:
-        self.model.eval()
-        batches = [(self.represent(self.model.features(b.images)).cpu(), b.labels.cpu()) for b in self.passes(data)]
+        batches = list(self.represented(data))
         order = torch.randperm(len(data), generator=self.rng("ridge"))
-        h = torch.cat([h for h, _ in batches]).double()[order]
+        h = torch.cat([h for h, _ in batches])[order]
         y = F.one_hot(torch.cat([labels for _, labels in batches])).double()[order]
         n = len(data) * 4 // 5
         a, b = h[:n], h[n:]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clbench.data.batches import Batch
 from clbench.data.scenario import Task
-from clbench.learning.importance import copied_weights, grown, zeros
+from clbench.learning.importance import copied_weights, finite_importance, grown, zeros
 from clbench.learning.strategy import Traits
 from clbench.strategies._quadratic import PathAnchor
 
@@ -66,7 +66,7 @@ class RWalk(PathAnchor):
         for name, new in self.gained.items():
             self.score[name] = (grown(self.score[name], new) + new) / 2 if name in self.score else new
         fisher, score = _scaled(self.fisher), _scaled(self.score)
-        self.importance = {name: fisher[name] + score[name] for name in score}
+        self.importance = finite_importance({name: fisher[name] + score[name] for name in score})
         self.anchor = copied_weights(self.model)
         self.gained = self.decrease = self.squares = self.origin = self.gradients = self.before = {}
 

@@ -65,4 +65,6 @@ class WA(Taught):
         if task.index > 0:
             weight = self.model.head.weight
             norms = weight.norm(dim=1)
-            weight[task.outputs] *= norms[: self.n_old].mean() / norms[task.outputs].mean()
+            old, new = norms[: self.n_old].mean(), norms[task.outputs].mean()
+            # Vectors that are all zero have no direction to be scaled in.
+            weight[task.outputs] *= torch.where(new > 0, old / new, 1.0)

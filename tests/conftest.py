@@ -90,10 +90,13 @@ def run(tmp_path: Path, tiny: Any) -> Callable[..., Any]:
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks and images in double precision, so that rounding can't be taken for a difference."""
     import clbench.learning.strategy
+    import clbench.running.check
     import clbench.running.run
     from clbench.data.batches import Pipeline
 
     new_model, normalize = clbench.running.run.new_model, Pipeline.normalize
+    initial_model = clbench.running.check.initial_model
+    monkeypatch.setattr(clbench.running.check, "initial_model", lambda *given: initial_model(*given).double())
     for module in (clbench.running.run, clbench.learning.strategy):
         monkeypatch.setattr(module, "new_model", lambda *given: new_model(*given).double())
     monkeypatch.setattr(Pipeline, "normalize", lambda self, originals: normalize(self, originals).double())

@@ -1,31 +1,37 @@
 """Early stopping: the loss on the current task's validation split, and the state to go back to."""
 
 import copy
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
+from clbench.config.errors import RunError
 from clbench.learning.losses import cross_entropy
 from clbench.learning.memory import Memory
-from clbench.learning.strategy import Context, Strategy, eval_mode
+from clbench.learning.returned import class_scores
+from clbench.learning.strategy import Context, Strategy, eval_mode, spoilt
 
 
 def validation_loss(strategy: Strategy, context: Context) -> float:
     """Return the mean cross-entropy of the strategy's scores on the current task's validation split.
 
-    Unsmoothed, over the outputs that compete in training, without penalty, distillation or replay.
+    Unsmoothed, over the outputs that compete in training, without penalty, distillation or replay. Raises RunError
+    where it is not finite.
     """
     task = context.scenario.tasks[context.progress.task]
     total = torch.zeros((), device=context.device)
     with torch.inference_mode(), eval_mode(strategy), context.autocast():
         for batch in strategy.passes(task.validation):
-            known = task.index if strategy.traits.needs_task_at_test else None
-            scores = strategy.scores(batch.images, known) if known is not None else strategy.scores(batch.images)
-            if isinstance(scores, dict):
-                scores = scores.get("linear", next(iter(scores.values())))
+            classifiers = class_scores(strategy, batch.images, task.index)
+            scores = classifiers.get("linear", next(iter(classifiers.values())))
             total += cross_entropy(scores, batch.labels, batch.active) * len(batch)
-    return float(total) / len(task.validation)
+    loss = float(total) / len(task.validation)
+    if not math.isfinite(loss):
+        cause = spoilt(strategy) or "try a smaller learning rate"
+        raise RunError(f"the validation loss is {loss} in task {task.index}, epoch {context.progress.epoch}; {cause}")
+    return loss
 
 
 class Best:

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clbench.learning.strategy import Context, Strategy, eval_mode
+from clbench.config.errors import RunError
+from clbench.learning.returned import class_scores, same_classifiers
+from clbench.learning.strategy import Context, Strategy, eval_mode, spoilt
 
 MATRICES = ("class_incremental", "task_aware")
 
@@ -55,7 +57,8 @@ class Evaluation:
 def evaluate(strategy: Strategy, context: Context, after: int) -> Evaluation:
     """Test the strategy after task `after` (the untrained model: the outputs are those of task 0).
 
-    Every test image is scored once. The flags of the modules are put back, and no random stream is touched.
+    Every test image is scored once. The flags of the modules are put back, and no random stream is touched. Raises
+    RunError for scores of another kind or shape than [images, outputs], and for scores by which nothing can be chosen.
     """
     scenario, config = context.scenario, context.config
     n_classes = len(scenario.class_names)
@@ -76,13 +79,18 @@ def evaluate(strategy: Strategy, context: Context, after: int) -> Evaluation:
     with torch.inference_mode(), eval_mode(strategy), context.autocast():
         for group in groups:
             ids = torch.cat([task.test.ids for task in group])
-            known = group[0].index if strategy.traits.needs_task_at_test else None
             for images, labels, index in context.pipeline.test_passes(ids):
-                scores = strategy.scores(images, known) if known is not None else strategy.scores(images)
-                for name, values in (scores if isinstance(scores, dict) else {"linear": scores}).items():
-                    if name not in tallies:
-                        tallies[name] = _Tally(context, after, seen, existing)
+                scores = class_scores(strategy, images, group[0].index)
+                tallies = tallies or {name: _Tally(context, after, seen, existing) for name in scores}
+                same_classifiers(strategy, scores, tallies)
+                for name, values in scores.items():
                     tallies[name].add(values.float(), labels, index)
+    for name, tally in tallies.items():
+        if (task := tally.undecided()) is not None:
+            raise RunError(
+                f"scores of the classifier {name!r} for test images of task {task}, in task {after}, are NaN, +inf, or "
+                f"-inf for every output; {spoilt(strategy) or 'finite scores, or -inf for some outputs, are accepted'}"
+            )
     hidden = strategy.traits.needs_task_at_test
     return Evaluation({n: t.counts(hidden, defined) for n, t in tallies.items()}, totals, defined)
 
@@ -103,16 +111,26 @@ class _Tally:
         self.incremental = torch.zeros(cells, dtype=torch.int64, device=device)
         self.aware = torch.zeros(cells, dtype=torch.int64, device=device)
         self.confusion = torch.zeros(seen * seen, dtype=torch.int64, device=device)
+        self.lost = torch.zeros(len(scenario.tasks), dtype=torch.int64, device=device)
 
     def add(self, scores: Tensor, labels: Tensor, index: Tensor) -> None:
         tasks = self.tasks[index]
         cell = tasks * self.shape[1] + self.classes[index]
+        # The largest score is NaN where one of them is; -inf only where all are.
+        self.lost.index_add_(0, tasks, (~scores.amax(1).isfinite()).long())
         guess = scores[:, : self.seen].argmax(1)
-        self.incremental.index_add_(0, cell, (guess == labels).long())
+        # Of outputs that are all -inf none is chosen, though argmax names the first.
+        scored = scores.gather(1, labels[:, None])[:, 0] > -torch.inf
+        self.incremental.index_add_(0, cell, ((guess == labels) & scored).long())
         masked = scores.masked_fill(~self.own[tasks], -torch.inf)
-        self.aware.index_add_(0, cell, (masked.argmax(1) == labels).long())
+        self.aware.index_add_(0, cell, ((masked.argmax(1) == labels) & scored).long())
         counted = self.seen_tasks[tasks].long()
         self.confusion.index_add_(0, labels.clamp(max=self.seen - 1) * self.seen + guess, counted)
+
+    def undecided(self) -> int | None:
+        """Return the first task with a test image for which no output can be chosen; None where there is none."""
+        found = self.lost.nonzero()
+        return int(found[0]) if len(found) else None
 
     def counts(self, task_given: bool, defined: dict[str, list[bool]]) -> Counts:
         aware = self.aware.view(self.shape).cpu()

@@ -10,7 +10,8 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from clbench.config.errors import ConfigError, unknown
+from clbench.config.errors import ConfigError, RunError, unknown
+from clbench.support.finite import not_finite
 
 LabelMode = Literal["empirical", "sampled", "exact"]
 
@@ -35,7 +36,7 @@ def fisher_diagonal(
     Per-sample gradients, so batch norm is in eval mode and the result does not depend on `chunk_size`, the
     number of samples at once (None: 16 on the CPU, where that stays in the cache, else 128; all where every
     weight is a linear layer's). Nothing of the model changes. Raises ConfigError for no samples, an unknown mode
-    and labels outside `active`.
+    and labels outside `active`, and RunError for a result that is not finite.
     Kirkpatrick et al. 2017, arXiv:1612.00796.
     """
     return fisher_diagonal_of_batches(
@@ -91,7 +92,7 @@ def fisher_diagonal_of_batches(
             n_samples += len(images)
     if n_samples == 0:
         raise ConfigError("the Fisher diagonal was asked of no samples; accepted: one or more")
-    return {name: squares / n_samples for name, squares in total.items()}
+    return finite_importance({name: squares / n_samples for name, squares in total.items()})
 
 
 def _linear_layers(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, nn.Linear]:
@@ -187,7 +188,8 @@ def mas_importance(
     """Return Omega_i = mean over the samples of |d ||f(x)||^2 / d w_i|, under the names of the parameters.
 
     f are the `active` outputs of the model (None: all), without softmax; the batches hold images [N, ...] and no
-    labels. Per-sample gradients in eval mode, as in `fisher_diagonal`. Raises ConfigError for no samples.
+    labels. Per-sample gradients in eval mode, as in `fisher_diagonal`. Raises ConfigError for no samples, and RunError
+    for a result that is not finite.
     Aljundi et al. 2018, arXiv:1711.09601, eq. 2.
     """
     outputs = active or slice(None)
@@ -209,7 +211,14 @@ def mas_importance(
                         total[name] += g.abs_().sum(dim=0)
     if n_samples == 0:
         raise ConfigError("the MAS importance was asked of no samples; accepted: one or more")
-    return {name: sums / n_samples for name, sums in total.items()}
+    return finite_importance({name: sums / n_samples for name, sums in total.items()})
+
+
+def finite_importance(importance: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return importances by parameter as they are; raises RunError where one is not finite."""
+    if wrong := not_finite(importance, "importance"):
+        raise RunError(f"{wrong}; a smaller learning rate may help, which keeps gradients finite")
+    return importance
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

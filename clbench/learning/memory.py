@@ -84,16 +84,8 @@ def herding(features: Tensor | npt.NDArray[np.floating], m: int) -> Tensor:
     than [n, d] and values that are not finite. Rebuffi et al. 2017, arXiv:1611.07725, algorithm 4, which
     leaves repeats open.
     """
-    x = torch.as_tensor(features).detach().to(device="cpu", dtype=torch.float64)
-    if x.ndim != 2:
-        raise ConfigError(f"herding got features of shape {tuple(x.shape)}; accepted: [samples, features]")
-    if m < 0:
-        raise ConfigError(f"herding was asked for {m} samples; accepted: 0 or more")
-    if not x.isfinite().all():
-        raise ConfigError("herding got features that are NaN or infinite; accepted: finite values")
-    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    x = x / torch.where(norms > 0, norms, 1.0)
-    squared_norms = (norms[:, 0] > 0).double()
+    x = _directions(features, m)
+    squared_norms = (torch.linalg.vector_norm(x, dim=1) > 0.5).double()
     mean = x.mean(dim=0)
     missing = torch.zeros_like(mean)  # k * mean - (sum of the rows picked so far): what pick k should be
     taken = torch.zeros(len(x), dtype=torch.float64)  # infinite where picked
@@ -109,17 +101,29 @@ def herding(features: Tensor | npt.NDArray[np.floating], m: int) -> Tensor:
     return picked
 
 
+def _directions(features: Tensor | npt.NDArray[np.floating], m: int) -> Tensor:
+    """Return the rows of `features` divided by their norms, float64 on the CPU; raises what `herding` raises."""
+    x = torch.as_tensor(features).detach().to(device="cpu", dtype=torch.float64)
+    if x.ndim != 2:
+        raise ConfigError(f"herding got features of shape {tuple(x.shape)}; accepted: [samples, features]")
+    if m < 0:
+        raise ConfigError(f"herding was asked for {m} samples; accepted: 0 or more")
+    if not x.isfinite().all():
+        raise ConfigError("herding got features that are NaN or infinite; accepted: finite values")
+    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / torch.where(norms > 0, norms, 1.0)
+
+
 def argmax_herding(features: Tensor | npt.NDArray[np.floating], m: int, steps: int = 1000) -> Tensor:
     """Return the indices of at most `m` rows of `features` [n, d], in the order in which a walk first meets them.
 
     The rule of the iCaRL authors' code: rows are divided by their L2 norm, mu is their mean, not normalised again, and
     w starts as mu. Each step takes the row with the largest dot product with w (ties: the first), which may be one that
     it has met before, and adds mu - row to w; it ends with m different rows or after `steps` steps. So there can be
-    fewer than m. Computed in float64 on the CPU. Rebuffi et al. 2017, arXiv:1611.07725.
+    fewer than m. Computed in float64 on the CPU. Raises ConfigError as `herding` does. Rebuffi et al. 2017,
+    arXiv:1611.07725.
     """
-    x = torch.as_tensor(features).detach().to(device="cpu", dtype=torch.float64)
-    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    x = x / torch.where(norms > 0, norms, 1.0)
+    x = _directions(features, m)
     mean = x.mean(dim=0)
     w, met = mean.clone(), dict[int, None]()
     for _ in range(steps):

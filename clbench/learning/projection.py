@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ def project_on_cone(gradient: Tensor, references: Tensor, margin: float = 0.0) -
     if bool((references @ gradient >= 0).all()):
         return gradient
     factor = torch.linalg.qr(torch.cat([references, gradient[None]]).T, mode="r").R.double().cpu().numpy()
+    if not np.isfinite(factor).all():
+        return gradient  # the trainer, which reads losses and weights, says what is wrong
     directions, target = factor[:, :-1], factor[:, -1]
     above, _ = nnls(directions, -(target + margin * directions.sum(1)))
     weights = torch.from_numpy(above + margin).to(references)

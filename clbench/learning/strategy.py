@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from clbench.config.errors import ConfigError, RunError, unknown
+from clbench.config.errors import ConfigError, RunError, one_line, unknown
 from clbench.config.registry import options_model, validate_options
 from clbench.config.run import RunConfig, Setting
 from clbench.data.batches import CONVOLVING_PASS_SIZE, Batch, Pipeline
@@ -22,8 +23,9 @@ from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.learning.losses import cross_entropy
 from clbench.learning.memory import MEMORIES, Memory
 from clbench.models import build_model
-from clbench.models.network import Network
+from clbench.models.network import NEEDS_TWO, Network, takes_one_image
 from clbench.models.weights import load_backbone
+from clbench.support.finite import not_finite
 from clbench.support.streams import stream, stream_seed
 
 Terms = Tensor | dict[str, Tensor]
@@ -109,6 +111,41 @@ class Stage:
     loss: Callable[[Batch], Terms] | None = None
     before: Callable[[], None] | None = None
     watched: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise RunError for a value that no stage can have."""
+        length = "a whole number above 0, or None for the config's,"
+        kinds: tuple[tuple[str, bool, str], ...] = (
+            ("data", isinstance(self.data, ImageSet), "an ImageSet, such as task.train,"),
+            ("name", isinstance(self.name, str), "text"),
+            (
+                "parameters",
+                self.parameters is None or _are_parameters(self.parameters),
+                "a list of nn.Parameter, or None,",
+            ),
+            ("head_rows", isinstance(self.head_rows, slice | None), "a slice, or None,"),
+            ("epochs", _is_length(self.epochs), length),
+            ("iterations", _is_length(self.iterations), length),
+            ("lr", self.lr is None or _is_rate(self.lr), "a finite number above 0, or None for the config's,"),
+            ("loss", self.loss is None or callable(self.loss), "a function, or None,"),
+            ("before", self.before is None or callable(self.before), "a function, or None,"),
+        )
+        for name, fits, accepted in kinds:
+            if not fits:
+                shown = one_line(repr(getattr(self, name)), 60)
+                raise RunError(f"a stage with {name}={shown} can't be fitted; {accepted} is accepted")
+
+
+def _are_parameters(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(parameter, nn.Parameter) for parameter in value)
+
+
+def _is_length(value: object) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 @dataclass
@@ -287,7 +324,9 @@ class Strategy:
         return F.pad(own, (outputs.start, head.out_features - outputs.stop), value=-torch.inf)
 
     def log(self, name: str, value: float) -> None:
-        """Record a number about this task in run.json, under tasks[].logged."""
+        """Record a finite number about this task in run.json, under tasks[].logged; raises RunError for another."""
+        if wrong := not_finite(value, f"the logged value {name!r}"):
+            raise RunError(f"{wrong} in task {self.progress.task}; a finite number is accepted")
         self._context.logged[name] = value
 
     def rng(self, name: str) -> torch.Generator:
@@ -390,6 +429,15 @@ class Strategy:
         vars(self).update(state)
 
 
+def spoilt(strategy: Strategy) -> str | None:
+    """Return which attribute holds a number that is not finite, such as "self.means holds NaN"; None for none.
+
+    Infinities are accepted but in parameters, as in a mask or in the lowest loss so far.
+    """
+    found = (not_finite(value, f"self.{name}", infinite=True) for name, value in strategy.state().items())
+    return next(filter(None, found), None)
+
+
 @contextmanager
 def eval_mode(strategy: Strategy) -> Iterator[None]:
     """Put every module of a strategy into eval mode, and each layer's own mode back at the end."""
@@ -410,6 +458,12 @@ def initial_model(config: RunConfig, image_shape: tuple[int, int, int], task: in
     if config.model.weights is not None:
         load_backbone(model, config.model.weights, offline=config.data.offline)
     return model
+
+
+def refuse_single_image(config: RunConfig, scenario: Scenario, where: str) -> None:
+    """Raise ConfigError where the network can't train on one image at a time; `where` says what leads to one."""
+    if not takes_one_image(initial_model(config, scenario.image_shape, 0), scenario.image_shape):
+        raise ConfigError(f"{where}, and {config.model.name!r} can't train on one image at a time: {NEEDS_TWO}")
 
 
 def new_model(context: Context, task: int) -> Network:

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, RunError
 from clbench.config.groups import TrainingConfig
 from clbench.data.batches import Batch
 from clbench.learning.compiled import PAST_FEATURES, CompiledFeatures
 from clbench.learning.early_stopping import validation_loss
 from clbench.learning.fit import Fit, Tally, are_finite
 from clbench.learning.importance import grown
-from clbench.learning.strategy import Context, Stage, Strategy, Terms
-from clbench.models.network import Network
+from clbench.learning.returned import decays, hook_of, loss_terms, penalty_term, require_gradient
+from clbench.learning.strategy import Context, Stage, Strategy
+from clbench.models.network import NEEDS_TWO, Network, takes_one_image
 from clbench.results.record import EpochRecord
 from clbench.support.streams import stream, stream_seed
 
@@ -172,8 +173,11 @@ class Trainer:
         fit.set_rate(progress, self.config, len(self.context.scenario.tasks))
         batch = self.batch(fit, ids)
         self._seed_dropout(fit, step)
+        statistics = self._statistics() if self.config.training.on_nan == "skip" else []
         terms = self._losses(fit, batch)
         taken = self._gradients(fit, batch, terms)
+        for buffer, before in statistics if not taken else []:
+            buffer.copy_(before)
         if taken:
             self._clip(fit)
             fit.optimizer.step()
@@ -185,6 +189,11 @@ class Trainer:
             fit.tally.add(progress.step, terms)
         fit.count(progress, len(ids), taken=taken)
 
+    def _statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """Return what the forward pass of a step moves, as batch norm does, each with a copy to go back to."""
+        modules = [module for module in vars(self.strategy).values() if isinstance(module, nn.Module)]
+        return [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+
     def _seed_dropout(self, fit: Fit, step: int) -> None:
         """Seed torch's global stream, which dropout draws from, so that what else draws from it changes nothing."""
         seed_global_stream(
@@ -193,12 +202,14 @@ class Trainer:
 
     def _losses(self, fit: Fit, batch: Batch) -> dict[str, Tensor]:
         """Compute the loss terms, through the compiled network where one is asked for."""
-        loss_of = fit.stage.loss or self.strategy.loss
+        own = fit.stage.loss
+        hook = hook_of(self.strategy, "loss") if own is None else f"the loss of stage {fit.stage.name!r}"
         compiling: AbstractContextManager[None] = nullcontext()
         if self._compiled is not None:
             compiling = self._compiled.within(self.strategy.model)
         with self.context.autocast(), compiling:
-            terms = named(loss_of(batch))
+            terms = loss_terms((own or self.strategy.loss)(batch), hook)
+        require_gradient(terms, hook)
         if self._compiled is not None:
             self._demand_compiled(self._compiled)
         return terms
@@ -217,7 +228,7 @@ class Trainer:
             if skips and not are_finite(terms, fit.trained):
                 return False
             self.strategy.after_backward(batch)
-            penalty = self.strategy.penalty()
+            penalty = penalty_term(self.strategy, self.strategy.penalty())
             if penalty is None:
                 return True
             terms["penalty"] = penalty
@@ -242,6 +253,10 @@ class Trainer:
         training, data = self.config.training, fit.stage.data
         order = torch.randperm(len(data), generator=stream(self.config.seed, "shuffle", *self._keys(fit)))
         batches = cut(data.ids[order], training.batch_size, drop_last=training.drop_last)
+        if min(map(len, batches)) == 1 and not takes_one_image(self.strategy.model, self.context.scenario.image_shape):
+            raise RunError(
+                f"stage {fit.stage.name!r} of task {self.context.progress.task} has a batch of one image: {NEEDS_TWO}"
+            )
         if fit.tally.steps == 0:
             self.context.progress.steps_per_epoch, self.context.progress.replayed = len(batches), 0
         return batches
@@ -302,7 +317,11 @@ class Trainer:
 
     def optimizer(self, trained: dict[str, nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """Return a new optimizer of these parameters by name, with what is kept of earlier stages."""
-        training = self.config.training
+        training, progress = self.config.training, self.context.progress
+        if not trained:
+            raise RunError(
+                f"stage {progress.stage!r} of task {progress.task} trains no parameter; one or more is accepted"
+            )
         head = {id(p) for p in self.strategy.model.head.parameters()}
         backbone = {id(p) for p in self.strategy.model.parameters()} - head
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -310,7 +329,7 @@ class Trainer:
             spared = (
                 (id(parameter) in head and not training.decay_head)
                 or (parameter.dim() < 2 and not training.decay_norms)
-                or not self.strategy.decays(name, parameter)
+                or not decays(self.strategy, name, parameter)
             )
             rate = lr * training.backbone_lr_factor if id(parameter) in backbone else lr
             groups.setdefault((rate, 0.0 if spared else training.weight_decay), []).append(parameter)
@@ -354,11 +373,6 @@ def seed_global_stream(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
-
-
-def named(terms: Terms) -> dict[str, Tensor]:
-    """Return the loss terms by name; a single one is called loss."""
-    return dict(terms) if isinstance(terms, dict) else {"loss": terms}
 
 
 def backbone_below(model: Network, train: str) -> list[nn.Parameter]:

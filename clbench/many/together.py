@@ -18,8 +18,9 @@ from clbench.config.errors import ConfigError, one_line
 from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
 from clbench.learning.fit import Fit
+from clbench.learning.returned import hook_of, loss_terms, penalty_term, require_gradient
 from clbench.learning.strategy import Context, Strategy
-from clbench.learning.trainer import AfterStep, AtRest, Trainer, named, new_optimizer
+from clbench.learning.trainer import AfterStep, AtRest, Trainer, new_optimizer
 from clbench.models import build_model
 from clbench.results.record import EpochRecord
 
@@ -212,11 +213,12 @@ def _train_epoch(members: Sequence[_Member]) -> None:
             joint["lr"] = single["lr"]
         optimizer.zero_grad()
         terms = _losses(members[0], holders[0], stacked, state, parts)
+        require_gradient(terms, hook_of(members[0].strategy, "loss"))
         reduce(add, terms.values()).sum().backward()
         for index, (member, fit, holder) in enumerate(zip(members, fits, holders, strict=True)):
             own_terms = {name: term[index].detach() for name, term in terms.items()}
             penalty = functional_call(holder, {n: t[index] for n, t in stacked.items()}, (member.strategy.penalty,))
-            if penalty is not None:
+            if penalty_term(member.strategy, penalty) is not None:
                 own_terms["penalty"] = penalty.detach()
                 if penalty.requires_grad:
                     penalty.backward()
@@ -262,7 +264,7 @@ def _losses(
     def loss(tensors: Tensors, given: Tensors, own_leaves: list[Tensor]) -> Tensors:
         batch = Batch(**{name: given[name] for name in fields}, active=given.get("active", parts[0].active))
         vars(strategy).update(tree_unflatten(own_leaves, form))
-        return named(functional_call(holder, tensors, (loss_of, batch)))
+        return loss_terms(functional_call(holder, tensors, (loss_of, batch)), hook_of(strategy, "loss"))
 
     own = dict(vars(strategy))
     try:

@@ -9,7 +9,7 @@ from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario
 from clbench.models import build_model
-from clbench.models.network import Network
+from clbench.models.network import Network, blocks_of
 
 Layer = nn.Linear | nn.Conv2d
 
@@ -47,7 +47,7 @@ def widths(model: Network) -> list[int]:
 def check_chain(config: RunConfig, scenario: Scenario) -> None:
     """Raise ConfigError unless each block of the run's model holds exactly one linear or convolutional layer."""
     with torch.device("meta"):
-        blocks = build_model(config.model.name, scenario.image_shape, 0).blocks()
+        blocks = blocks_of(build_model(config.model.name, scenario.image_shape, 0), config.model.name)
     most = max(len(layers_of(block)) for block in blocks)
     if most != 1:
         raise ConfigError(

@@ -1,10 +1,20 @@
 """The base of all models: a backbone that makes features, and one linear head whose rows are the outputs."""
 
+import copy
 import math
+import textwrap
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from clbench.config.errors import ConfigError
+from clbench.support.finite import not_finite
+
+# The end of a sentence about a batch of one image.
+NEEDS_TWO = "batch norm needs two; more images, or a model without batch norm, are accepted"
 
 
 class Head(nn.Linear):
@@ -52,6 +62,8 @@ class Network(nn.Module):
     """Base of the models: `head(features(images))`; the head starts without outputs.
 
     A subclass passes its layers in order; a backbone that is no sequence overrides `features` and `blocks`.
+    `check_network` refuses, before any training, what does not keep to this: features of another width than
+    `feature_dim`, another head than `Head`, images or, in eval mode, tensors that are changed.
     """
 
     feature_dim: int
@@ -80,3 +92,85 @@ class Network(nn.Module):
         be trained alone.
         """
         return list(self.backbone)
+
+
+def check_network(model: Network, images: Tensor, name: str) -> None:
+    """Refuse a model whose features, head or blocks are not what Network promises; the model is used up.
+
+    images: two training images, normalised float [2, C, H, W], on the model's device. name: what errors call the model.
+    Raises ConfigError that says what the model gives and what is accepted.
+    """
+
+    def refused(what: str) -> ConfigError:
+        return ConfigError(f"model {name!r}: {what}")
+
+    def given(method: Callable[[Tensor], object], what: str, width: int, promise: str) -> Tensor:
+        unchanged, shape = images.clone(), [len(images), width]
+        try:
+            returned = method(images)
+        except Exception as error:  # whatever torch, or the code of the model's author, raises
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 100, placeholder=" ...")
+            raise refused(f"images of {list(images.shape[1:])} don't fit its {what} ({reason})") from error
+        if not isinstance(returned, Tensor) or list(returned.shape) != shape or not returned.is_floating_point():
+            kind = list(returned.shape) if isinstance(returned, Tensor) else f"a {type(returned).__name__}"
+            raise refused(
+                f"its {what} of {len(images)} images are {kind}; float {shape} is accepted, as {width} is its {promise}"
+            )
+        if not torch.equal(images, unchanged):
+            raise refused("it changes the images that it is given; one that leaves them as they are is accepted")
+        return returned
+
+    dim, head = getattr(model, "feature_dim", None), getattr(model, "head", None)
+    if not isinstance(dim, int) or dim < 1:
+        raise refused(f"its feature_dim is {dim!r}; the number of its features, 1 or more, is accepted")
+    if not isinstance(head, Head) or head.out_features:
+        raise refused(f"its head is {head}; clbench.models.Head({dim}), to which tasks add their outputs, is accepted")
+    if head.in_features != dim:
+        raise refused(f"its feature_dim is {dim} and its head takes {head.in_features}; equal numbers are accepted")
+    lazy = [layer for layer, tensor in model.state_dict(keep_vars=True).items() if is_lazy(tensor)]
+    if lazy:
+        raise refused(f"{lazy[0]} has no shape before the first image; layers of a known size are accepted")
+    blocks_of(model, name)
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        before = _versions(model.eval())
+        features = given(model.features, "features", dim, "feature_dim")
+        if _versions(model) != before:
+            raise refused("it changes its own tensors in eval mode; one that changes them in train mode is accepted")
+        if float((given(model.features, "features", dim, "feature_dim") - features).abs().max()) > 0.01:
+            raise refused("in eval mode it answers the same images twice in two ways; one answer is accepted")
+        if wrong := not_finite(features, "a feature of the first training images"):
+            raise refused(f"{wrong}; finite features are accepted")
+        given(model.train().features, "features", dim, "feature_dim")
+        head.grow(2, torch.Generator(), "zeros")
+        given(model.eval(), "outputs", 2, "number of outputs")
+
+
+def blocks_of(model: Network, name: str) -> list[nn.Module]:
+    """Return the blocks of a model; raises ConfigError where it can't say them. name: what errors call the model."""
+    why: str
+    try:
+        blocks: object = model.blocks()
+        why = f"returned a {type(blocks).__name__}"
+    except Exception as error:  # whatever the code of the model's author raises
+        blocks, why = None, f"fails ({type(error).__name__}: {error})"
+    if not isinstance(blocks, list) or not all(isinstance(block, nn.Module) for block in blocks):
+        raise ConfigError(f"model {name!r}: blocks() {why}; a list of its layers is accepted")
+    return blocks
+
+
+def takes_one_image(model: Network, image_shape: tuple[int, int, int]) -> bool:
+    """Whether a model takes a single image in its present mode, which batch norm in train mode may not."""
+    first = next(model.parameters())
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            copy.deepcopy(model).features(torch.zeros(1, *image_shape, device=first.device, dtype=first.dtype))
+        except Exception as error:
+            # Whatever else a network raises, `check_network` says of two images too.
+            return not isinstance(error, ValueError)
+    return True
+
+
+def _versions(model: nn.Module) -> list[tuple[int, int]]:
+    """Return which tensors a model has, and how often each was changed."""
+    return [(id(tensor), tensor._version) for tensor in (*model.parameters(), *model.buffers())]

@@ -14,6 +14,7 @@ from clbench.config.errors import ConfigError, unknown
 from clbench.config.run import NAMED_WEIGHTS
 from clbench.models.network import Network
 from clbench.support.files import write_atomically
+from clbench.support.finite import not_finite
 
 
 def save_backbone(source: Path, path: Path) -> None:
@@ -47,6 +48,8 @@ def load_backbone(model: Network, source: str, *, offline: bool = False) -> None
                 f"{list(value.shape)}"
             )
     model.load_state_dict(given, strict=False)
+    if wrong := not_finite(model, ""):
+        raise ConfigError(f"weights={source}: layer {wrong}; finite numbers are accepted")
 
 
 def _from_file(path: str) -> dict[str, torch.Tensor]:

@@ -76,17 +76,20 @@ def summarize(
     `baseline` [T] holds the untrained model's accuracies, `test_sizes` [T] the number of test samples of each
     task, `joint` [T] the accuracy on task k of a model trained jointly on tasks 0..k, `minima` [T-1] the
     lowest accuracy on each task at any iteration since it was learned. Raises ConfigError for a matrix that
-    is not square, a value outside [0, 1] or a length that does not fit.
+    is not square, a value outside [0, 1] or a length that does not fit, and for a metric that is infinite.
     """
     completed(R)  # refuse a bad matrix before anything that goes with it
     cut = None if minima is None else _minima(R, minima)
     given = {"R": R, "baseline": baseline, "test_sizes": test_sizes, "joint": joint, "minima": cut}
-    return {
+    values = {
         name: None
         if any(given[key] is None for key in found.inputs)
         else found.function(**{key: given[key] for key in found.inputs})
         for name, found in METRICS.items()
     }
+    if infinite := next((name for name, value in values.items() if value in (np.inf, -np.inf)), None):
+        raise ConfigError(f"the metric {infinite} is {values[infinite]}; a finite number, or None, is accepted")
+    return values
 
 
 def completed(R: npt.ArrayLike) -> Floats:

@@ -24,7 +24,7 @@ Count = Annotated[int, Field(ge=0)]
 class Part(BaseModel):
     """Base of the parts of a record; keys that another version wrote are kept."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
 class ByMatrix(Part):

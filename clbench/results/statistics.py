@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from math import isfinite, isnan, sqrt
+from math import inf, isfinite, isnan, sqrt
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -137,7 +137,7 @@ def paired(
     by_order: dict[Hashable, list[float]] = {}
     for key, own in ours.items():
         other = theirs.get(key)
-        if own is not None and other is not None and not isnan(own - other):
+        if own is not None and other is not None and _is_defined(own) and _is_defined(other):
             by_order.setdefault(key[1], []).append(float(own - other))
     clusters = list(by_order.values())
     differences = clusters[0] if len(clusters) == 1 else [fmean(of_order) for of_order in clusters]
@@ -226,8 +226,8 @@ def mean_ranks(
 
     if len({len(values) for values in scores.values()}) != 1:
         raise ConfigError("mean ranks: one value a scenario for each strategy, all of one length, is accepted")
-    table = np.array([[np.nan if v is None else v for v in values] for values in scores.values()], dtype=float)
-    table = table[:, ~np.isnan(table).any(axis=0)]
+    known = [[v is not None and _is_defined(v) for v in values] for values in scores.values()]
+    table = np.array([list(values) for values in scores.values()])[:, np.array(known).all(axis=0)].astype(float)
     k, n = table.shape
     if k < 2 or n < FEWEST_SCENARIOS:
         raise ConfigError(
@@ -253,7 +253,7 @@ def variances(values: Mapping[Key, float | None]) -> Variances | None:
     import numpy as np
 
     defined: dict[tuple[Hashable, Hashable], float] = {
-        (seed, order): value for (seed, order), value in values.items() if value is not None and not isnan(value)
+        (seed, order): value for (seed, order), value in values.items() if value is not None and _is_defined(value)
     }
     orders = list(dict.fromkeys(order for _, order in defined))
     seeds = [s for s in dict.fromkeys(seed for seed, _ in defined) if all((s, order) in defined for order in orders)]
@@ -287,7 +287,7 @@ def runs_needed(difference: float, sd: float, power: float = 0.8, alpha: float =
     for name, value in (("power", power), ("alpha", alpha)):
         if not 0 < value < 1:
             raise ConfigError(f"{name}={value!r}: a number between 0 and 1 is accepted")
-    if difference == 0 or isnan(difference) or not 0 <= sd <= 1000 * abs(difference):
+    if difference == 0 or not isfinite(difference) or not 0 <= sd <= 1000 * abs(difference):
         raise ConfigError(
             f"difference={difference!r}, sd={sd!r}: accepted: a difference other than 0 and an sd of at least 0 and at "
             "most 1,000 times the difference"
@@ -311,7 +311,14 @@ def runs_needed(difference: float, sd: float, power: float = 0.8, alpha: float =
 
 
 def _defined(values: Iterable[float | None]) -> list[float]:
-    return [float(v) for v in values if v is not None and not isnan(v)]
+    return [float(v) for v in values if v is not None and _is_defined(v)]
+
+
+def _is_defined(value: float) -> bool:
+    """Whether a value is a number, and not NaN; raises ConfigError for an infinite one, of which nothing follows."""
+    if abs(value) == inf:
+        raise ConfigError(f"a value is {value}; finite numbers are accepted, and None or NaN where there is none")
+    return not isnan(value)
 
 
 @lru_cache(maxsize=10_000)

@@ -1,21 +1,53 @@
 """Checks that refuse a run before any training, once config, scenario and strategy are known together."""
 
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
 from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
-from clbench.data.scenario import Scenario
+from clbench.data.batches import Pipeline
+from clbench.data.scenario import Images, Scenario
 from clbench.learning.compiled import refuse_compiled
-from clbench.learning.strategy import Strategy, initial_model
+from clbench.learning.strategy import Strategy, initial_model, refuse_single_image
 from clbench.learning.trainer import backbone_below
+from clbench.models.network import check_network
 
 
 def check_model(config: RunConfig, scenario: Scenario) -> None:
-    """Refuse a model that can't be built, given its weights or trained in part as asked; raises ConfigError."""
-    backbone_below(initial_model(config, scenario.image_shape, 0), config.training.train)
+    """Refuse a model that can't be built, given its weights or trained as asked, or lies about itself: ConfigError."""
+    model = initial_model(config, scenario.image_shape, 0)
+    few = Images(
+        *(getattr(scenario.train, name)[_first(scenario)] for name in ("images", "labels", "classes", "tasks"))
+    )
+    pipeline = Pipeline(replace(scenario, train=few, test=few), config, torch.device("cpu"))
+    check_network(model, pipeline.normalize(few.images), config.model.name)
+    backbone_below(model, config.training.train)
+
+
+def first_images(pipeline: Pipeline) -> Tensor:
+    """Return two training images as the network is given them, normalised float [2, C, H, W], on the device."""
+    return pipeline.batch(_first(pipeline.scenario), slice(0), None).images
+
+
+def _first(scenario: Scenario) -> Tensor:
+    """Return the ids of the first and the last training image of the first task."""
+    ids = scenario.tasks[0].train.ids
+    return ids[[0, -1]]
 
 
 def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
     """Refuse, before any training, what only scenario and config together show; raises ConfigError."""
+    _check_scenario(scenario)
     strategy.check(config, scenario)
+    _refuse_single_images(config, scenario, strategy)
+    rate = config.training.scaled_lr * max(1.0, config.training.backbone_lr_factor)
+    if not math.isfinite(rate):
+        raise ConfigError(
+            f"lr={config.training.lr:g} scaled to the batch is {rate}; a finite learning rate is accepted"
+        )
     refuse_compiled(config, type(strategy))
     if config.per_task is not None and len(config.per_task) != len(scenario.tasks):
         n = len(scenario.tasks)
@@ -43,3 +75,31 @@ def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
             f"batch_size={config.training.batch_size} with drop_last leaves no batch of the {n} training images of "
             f"task {smallest.index}; at most {n} is accepted"
         )
+
+
+def _check_scenario(scenario: Scenario) -> None:
+    """Refuse tasks without training images, and images that are no numbers a network can be given."""
+    if empty := [task.index for task in scenario.tasks if not len(task.train)]:
+        raise ConfigError(f"task {empty[0]} has no training image; one or more is accepted")
+    for images in (scenario.train.images, scenario.test.images):
+        if images.dtype != torch.uint8:
+            raise ConfigError(f"the scenario's images are {images.dtype}; uint8 [N, C, H, W] is accepted")
+    if not all(map(math.isfinite, scenario.mean)) or not all(0 < std < math.inf for std in scenario.std):
+        raise ConfigError(
+            f"the scenario has mean={scenario.mean} and std={scenario.std}; finite numbers, std above 0, are accepted"
+        )
+
+
+def _refuse_single_images(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
+    """Refuse a batch of one image where the network can't train on it."""
+    traits, sizes = strategy.traits, [len(task.train) for task in scenario.tasks]
+    # Later tasks have exemplars beside their image, or all earlier images.
+    joined = traits.data_access == "all" or (traits.memory == "joined" and config.memory.budget)
+    single = [task for task, n in enumerate(sizes) if n == 1 and not (task and joined)]
+    if config.training.batch_size > 1 and not single:
+        return
+    # Given features are frozen, and so is batch norm in a backbone that doesn't train.
+    if config.training.train == "head" or (traits.family == "frozen" and config.model.weights is not None):
+        return
+    where = f"task {single[0]} has one training image" if single else "batch_size=1 given"
+    refuse_single_image(config, scenario, where)

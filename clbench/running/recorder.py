@@ -8,6 +8,7 @@ from typing import Any
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario
 from clbench.learning.evaluation import Evaluation
+from clbench.learning.returned import same_classifiers
 from clbench.learning.strategy import Context, Progress, Strategy
 from clbench.results import metrics
 from clbench.results.record import (
@@ -74,6 +75,7 @@ class Recorder(Observer):
         """Record which classifiers there are, the headline one first, when they are first seen."""
         record, n = self.record, len(self.context.scenario.tasks)
         if record.classifiers:
+            same_classifiers(self.strategy, evaluation.classifiers, record.classifiers)
             return
         hidden = self.strategy.traits.needs_task_at_test
         for name in evaluation.classifiers:

@@ -1,5 +1,6 @@
 """Run: the tasks of a scenario in order, one strategy, two accuracy matrices, every number kept."""
 
+import copy
 import os
 import time
 import warnings
@@ -18,11 +19,13 @@ from clbench.data.batches import Pipeline
 from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.learning.evaluation import Evaluation, evaluate
 from clbench.learning.memory import MEMORIES
-from clbench.learning.strategy import Context, Progress, Stage, Strategy, grow_head, new_model
+from clbench.learning.returned import class_features, declared_stages, empty_memory
+from clbench.learning.strategy import Context, Progress, Stage, Strategy, grow_head, new_model, spoilt
 from clbench.learning.trainer import Trainer, backbone_below
+from clbench.models.network import check_network
 from clbench.results.record import EpochRecord
 from clbench.results.result import Result
-from clbench.running.check import check
+from clbench.running.check import check, first_images
 from clbench.running.checkpoint import Checkpoint, Store, Within, learnt, newest, unpack
 from clbench.running.folder import RunFolder, default_folder
 from clbench.running.observer import Observer
@@ -30,6 +33,7 @@ from clbench.running.process import process_settings
 from clbench.running.recorder import Recorder
 from clbench.running.resolve import prepare, resolve, strategy_class
 from clbench.running.writer import FolderWriter
+from clbench.support.finite import not_finite
 from clbench.support.interruption import Interruption
 from clbench.support.streams import stream
 
@@ -171,10 +175,12 @@ class Run:
         self.trainer = trainer(self.context, strategy)
         strategy._context = self.context
         strategy.model = new_model(self.context, 0)
+        check_network(copy.deepcopy(strategy.model), first_images(self.context.pipeline), config.model.name)
         backbone_below(strategy.model, config.training.train)
         if config.memory.policy is not None:
             kind = MEMORIES[config.memory.policy]
-            strategy.memory = strategy.new_memory(kind, config.memory.size, config.memory.per_class)
+            made: Any = strategy.new_memory(kind, config.memory.size, config.memory.per_class)
+            strategy.memory = empty_memory(strategy, made)
         self.recorder = Recorder(self.context, strategy)
         self.observers: list[Observer] = [self.recorder, *observers]
         # The task to learn next; what was learnt before it, packed; and where in it a checkpoint was taken.
@@ -249,11 +255,14 @@ class Run:
             self.recorder.untrained(self.evaluate())
         n_train, epochs = self.train(view)
         trained = time.perf_counter()
+        self._demand_finite("after its training; try a smaller learning rate")
         self._fill_memory(view)
         strategy.end_task(view)
         remembered = time.perf_counter()
         before = self._evaluating
-        self.recorder.learnt(task.index, self.evaluate())
+        evaluation = self.evaluate()
+        self._demand_finite("at its end; a finite number is accepted")
+        self.recorder.learnt(task.index, evaluation)
         seconds = {
             "train": trained - self._started - before,
             "evaluation": self._evaluating,
@@ -309,8 +318,19 @@ class Run:
         """Put what was learnt before a task, as Checkpoint.start holds it, in the place of the present state."""
         self._start = start
         before = unpack(start, type(self.strategy))
-        self.strategy.load_state(before["strategy"])
+        self._put_back(before["strategy"])
         self.trainer.optimizer_state = before["optimizer_state"]
+
+    def _put_back(self, state: dict[str, Any]) -> None:
+        """Give the strategy the state that a checkpoint holds; raises ConfigError where it can't be what a run left."""
+        self.strategy.load_state(state)
+        if wrong := spoilt(self.strategy):
+            raise ConfigError(f"in its checkpoint {wrong}; restore it, or --force begins the run again")
+
+    def _demand_finite(self, when: str) -> None:
+        """Raise RunError where an attribute of the strategy holds a number that is not finite; waits for the device."""
+        if wrong := spoilt(self.strategy):
+            raise RunError(f"{wrong} in task {self.context.progress.task}, {when}")
 
     def _view(self, task: Task) -> Task:
         """Return a task as the strategy sees it: without its test images, and closed when the task ends."""
@@ -328,7 +348,7 @@ class Run:
         Where the task was interrupted, its stages have been declared again, by the strategy as it was when the task
         began. So data and losses are the same; what was learnt since is put in place now.
         """
-        stages = self.strategy.stages(task)
+        stages = declared_stages(self.strategy, self.strategy.stages(task))
         first, epochs, stored = 0, list[EpochRecord](), None
         if (within := self._within) is not None:
             with self._taking_up():
@@ -390,7 +410,7 @@ class Run:
                 f"its checkpoint is within stages {', '.join(within.stages)}, and {self.config.strategy} has others "
                 "now; --force begins the run again"
             )
-        self.strategy.load_state(within.strategy)
+        self._put_back(within.strategy)
         self.context.logged.update(within.logged)
         trained, self._evaluating = within.seconds
         self._started = time.perf_counter() - trained
@@ -433,8 +453,9 @@ class Run:
         elif memory.needs_features:
             strategy.model.eval()
             with torch.no_grad():
-                features = torch.cat([strategy.features(b.images).float().cpu() for b in strategy.passes(task.train)])
-            if not features.isfinite().all():
+                parts = [class_features(strategy, batch.images).float().cpu() for batch in strategy.passes(task.train)]
+            features = torch.cat(parts)
+            if not_finite(features, "features"):
                 raise RunError(
                     f"the features of task {task.index}, by which exemplars are chosen, are not finite; try a smaller "
                     "learning rate"

@@ -12,6 +12,7 @@ from clbench.learning.schedule import Progressless
 from clbench.learning.strategy import Context, Progress, Stage, Strategy, eval_mode, grow_head, new_model
 from clbench.learning.trainer import Trainer
 from clbench.results.record import EpochRecord
+from clbench.running.check import check_model
 from clbench.running.process import process_settings
 from clbench.running.resolve import strategy_class
 from clbench.running.warned import warning
@@ -47,6 +48,7 @@ def learn_by_heart(config: RunConfig, scenario: Scenario, n: int) -> dict[str, A
         "head": "growing",
     }
     config = config.replace(**plain)
+    check_model(config, scenario)
     data = _spread(everything, n)
     device = torch.device(config.engine.device)
     context = Context(

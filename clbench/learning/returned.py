@@ -1,0 +1,125 @@
+"""The values that hooks of a strategy return, checked where they enter: hook, value and what is accepted are named."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from clbench.config.errors import ConfigError, RunError
+from clbench.learning.memory import Memory
+from clbench.learning.strategy import Stage, Strategy
+
+
+def described(value: object) -> str:
+    """Say what a value is, in a few words: "float32 [8, 10]" for a tensor."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def loss_terms(returned: Any, hook: str) -> dict[str, Tensor]:
+    """Return the terms of a loss by name, float scalars; a single one is called loss. Raises RunError for others."""
+    terms = returned if isinstance(returned, dict) else {"loss": returned}
+    for name, term in terms.items():
+        if not (isinstance(name, str) and _is_scalar(term)):
+            raise _refused(hook, _of(term, name, returned), "a scalar tensor of floats, or a dict of such by name,")
+    if not terms:
+        raise _refused(hook, "no term", "a scalar tensor of floats, or a dict of such by name,")
+    return dict(terms)
+
+
+def require_gradient(terms: dict[str, Tensor], hook: str) -> None:
+    """Raise RunError for loss terms none of which depends on a parameter that trains."""
+    if not any(term.requires_grad for term in terms.values()):
+        raise _refused(hook, "a loss without a gradient", "one that depends on parameters that train")
+
+
+def penalty_term(strategy: Strategy, returned: Tensor | None) -> Tensor | None:
+    """Return what `penalty` returned, a float scalar or None; raises RunError for anything else."""
+    if returned is None or _is_scalar(returned):
+        return returned
+    raise _refused(hook_of(strategy, "penalty"), described(returned), "None or a scalar tensor of floats")
+
+
+def class_scores(strategy: Strategy, images: Tensor, task: int) -> dict[str, Tensor]:
+    """Return the scores of images, float [B, outputs], by classifier, the headline one first.
+
+    task: that of the images, for a strategy that is told. Raises RunError for scores of another kind or shape.
+    """
+    given = (images, task) if strategy.traits.needs_task_at_test else (images,)
+    returned: Any = strategy.scores(*given)
+    classifiers = returned if isinstance(returned, dict) else {"linear": returned}
+    hook, shape = hook_of(strategy, "scores"), [len(images), strategy.model.head.out_features]
+    accepted = f"float {shape}, [images, outputs], or a dict of such by the classifier's name,"
+    for name, scores in classifiers.items():
+        fits = isinstance(scores, Tensor) and scores.is_floating_point() and list(scores.shape) == shape
+        if not (isinstance(name, str) and fits and scores.device == images.device):
+            raise _refused(hook, _of(scores, name, returned), accepted)
+    if not classifiers:
+        raise _refused(hook, "no classifier", accepted)
+    return classifiers
+
+
+def same_classifiers(strategy: Strategy, now: Iterable[str], before: Iterable[str]) -> None:
+    """Raise RunError where scores have other classifiers, or in another order, than they had before."""
+    if list(now) != list(before):
+        hook, names = hook_of(strategy, "scores"), f"the classifiers {', '.join(now)}, and {', '.join(before)} before"
+        raise _refused(hook, names, "the same ones in the same order")
+
+
+def class_features(strategy: Strategy, images: Tensor) -> Tensor:
+    """Return the representation of images that herding works on, float [B, feature_dim]; raises RunError for others."""
+    returned: Any = strategy.features(images)
+    shape = [len(images), strategy.model.feature_dim]
+    if isinstance(returned, Tensor) and returned.is_floating_point() and list(returned.shape) == shape:
+        return returned
+    raise _refused(hook_of(strategy, "features"), described(returned), f"float {shape}, [images, feature_dim],")
+
+
+def declared_stages(strategy: Strategy, returned: Any) -> list[Stage]:
+    """Return what `stages` returned as a list; raises RunError for anything but stages."""
+    hook = hook_of(strategy, "stages")
+    if not isinstance(returned, Iterable) or isinstance(returned, str):
+        raise _refused(hook, described(returned), "a list of Stage")
+    stages = list(returned)
+    for stage in stages:
+        if not isinstance(stage, Stage):
+            raise _refused(hook, f"{described(stage)} among the stages", "a list of Stage")
+    return stages
+
+
+def empty_memory(strategy: Strategy, returned: Any) -> Memory:
+    """Return what `new_memory` returned; raises ConfigError for anything but a memory in which nothing is."""
+    if isinstance(returned, Memory) and not len(returned):
+        return returned
+    what = f"a memory of {len(returned)} samples" if isinstance(returned, Memory) else described(returned)
+    raise ConfigError(f"{hook_of(strategy, 'new_memory')} returned {what}; an empty clbench.memory.Memory is accepted")
+
+
+def decays(strategy: Strategy, name: str, parameter: nn.Parameter) -> bool:
+    """Return what `decays` says about a parameter; raises RunError where it says neither yes nor no."""
+    returned: Any = strategy.decays(name, parameter)
+    if isinstance(returned, bool):
+        return returned
+    raise _refused(hook_of(strategy, "decays"), described(returned), "True or False")
+
+
+def hook_of(strategy: Strategy, name: str) -> str:
+    """Return a hook as its author knows it: "Mine.loss"."""
+    return f"{type(strategy).__name__}.{name}"
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 0 and value.is_floating_point()
+
+
+def _of(value: object, name: object, returned: object) -> str:
+    """Say what a value is, with its name where it stands in a dict."""
+    return f"{described(value)} under the name {name!r}" if isinstance(returned, dict) else described(value)
+
+
+def _refused(hook: str, returned: str, accepted: str) -> RunError:
+    return RunError(f"{hook} returned {returned}; {accepted} is accepted")
