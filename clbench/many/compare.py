@@ -17,7 +17,7 @@ MEMORY_OPTIONS = ("memory_size", "memory_per_class", "memory_policy")
 
 
 def plan(
-    scenario: str | Scenario,
+    scenario: str | os.PathLike[str] | Scenario,
     strategies: Sequence[str | type[Strategy]],
     *,
     seeds: int | Sequence[int] = 5,
@@ -52,7 +52,7 @@ def plan(
 
 
 def compare(
-    scenario: str | Scenario,
+    scenario: str | os.PathLike[str] | Scenario,
     strategies: Sequence[str | type[Strategy]],
     *,
     seeds: int | Sequence[int] = 5,

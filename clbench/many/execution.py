@@ -39,7 +39,7 @@ MOST_RUNS = 100_000
 class Request:
     """One requested run, and the words that name it in an error."""
 
-    scenario: str | Scenario
+    scenario: str | os.PathLike[str] | Scenario
     strategy: str | type[Strategy]
     options: Mapping[str, Any]
     place: str = ""
