@@ -20,7 +20,9 @@ from clbench.scenarios.files import Found, Raw, atomic_file, cache_folder, conte
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 GREY_MODES = ("1", "L", "LA")
+COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 EXIF_ORIENTATION = 0x0112
+TURNED = (5, 6, 7, 8)
 MAX_PIXELS = 1 << 26  # a file of a few kB can claim any number, and each core decodes an image at a time
 BATCH = 256  # images decoded between two writes; it bounds the memory in use
 ANNOUNCE_FROM = 1000
@@ -226,11 +228,18 @@ def _read_header(path: Path) -> _Header:
                 raise ConfigError(f"{path} claims {width} x {height} pixels; at most {MAX_PIXELS:,} are accepted")
             if mode.startswith(("I", "F")) or _is_deep(image):
                 raise ConfigError(f"{path} has more than 8 bits a channel (mode {mode}); expected 8-bit images")
+            if mode not in (*GREY_MODES, *COLOUR_MODES):
+                raise ConfigError(f"{path} has colours of the mode {mode}; grey, RGB, a palette or CMYK is accepted")
             # A photo in the format MPO carries previews of itself.
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 raise ConfigError(f"{path} holds several pictures, as an animation does; files of one are accepted")
             # This decodes the image if its format stores EXIF data behind the pixels.
-            turned = image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+            turned = image.getexif().get(EXIF_ORIENTATION, 1) in TURNED
+            if turned and image.format == "TIFF":
+                # Pillow turns these itself, in some versions before they are loaded.
+                image.load()
+                width, height = image.size
+                turned = image.getexif().get(EXIF_ORIENTATION, 1) in TURNED
     except ConfigError:
         raise
     except Exception as error:  # Pillow's plug-ins raise almost anything on a damaged file

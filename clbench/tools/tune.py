@@ -92,7 +92,9 @@ def tune(
         given = scenario
     else:
         _, given = prepare(resolve(scenario, strategy, options))
-        if options.get("validation") is None and not any(len(task.validation) for task in given.tasks):
+        if not any(len(task.validation) for task in given.tasks):
+            if options.get("validation") is not None:
+                raise ConfigError("validation=0 holds nothing out to choose by; a share such as 0.1 is accepted")
             options["validation"] = VALIDATION
             _, given = prepare(resolve(scenario, strategy, options))
     first = None
@@ -121,7 +123,7 @@ def tune(
         "protocol": protocol,
         "tasks": len(given.tasks),
         "tasks_read": len(tasks.tasks),
-        "validation": base.data.validation,
+        "validation": base.data.validation or _share_held_out(tasks),
         "seed": base.seed,
         "space": _texts(spaces),
     }
@@ -175,6 +177,12 @@ def held_out(scenario: Scenario, first: int | None = None) -> Scenario:
     # The name keeps these runs apart from those that were tested on test images.
     found = replace(scenario, name=f"{scenario.name} (validation)", tasks=made, train=train, test=test)
     return found.of(found.digest())
+
+
+def _share_held_out(scenario: Scenario) -> float:
+    """Return the share of the training images that is held out, where the data themselves say which."""
+    held = sum(len(task.validation) for task in scenario.tasks)
+    return held / (held + sum(len(task.train) for task in scenario.tasks))
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
