@@ -228,7 +228,8 @@ _latest: dict[str, tuple[object, Dataset, bytes]] = {}
 def load_once(dataset: str, data_root: str, offline: bool, image_size: int | None) -> Dataset:
     """Return load_dataset's data set; the latest one comes from memory while the content of its files is the same.
 
-    It is read again, too, where a scenario of somebody's own has written into its arrays. What a package brings is asked for each time, since nobody knows what it reads.
+    It is read again, too, where a scenario of somebody's own has written into its arrays. What a package brings is
+    asked for each time, since nobody knows what it reads.
     """
     found = find_dataset(dataset, data_root, offline, image_size)
     if isinstance(found, Dataset):
@@ -244,7 +245,7 @@ def load_once(dataset: str, data_root: str, offline: bool, image_size: int | Non
 
 
 def _trace(data: Dataset) -> bytes:
-    """Return a sum for each image and the labels, which tell whether arrays were written into, in a few milliseconds."""
+    """Return a digest of each image's sum and of the labels, which quickly tells whether arrays were written into."""
     parts = [data.y_train.tobytes(), data.y_test.tobytes()]
     for images in (data.x_train, data.x_test):
         rows = images.reshape(len(images), -1)

@@ -159,7 +159,7 @@ def _differences(stored: dict[str, Any], config: RunConfig) -> str:
         named |= {k: (options.get(k), v) for k, v in config.strategy_options.items()}
     differing = [f"{k} is {there!r} there and {here!r} here" for k, (there, here) in named.items() if there != here]
     if read != told:
-        there, here = (f"have the digest {value}" if value else "are the published ones" for value in (told, read))
+        there, here = (f"have the digest {value}" if value else "count as the published ones" for value in (told, read))
         differing.insert(0, f"its data {there} there and {here} here")
     files = [f"the file {config.model.weights}"] if config.model.weights else []
     files += [f"the file {config.strategy.rpartition(':')[0]}"] if ".py:" in config.strategy else []

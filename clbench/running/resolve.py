@@ -257,7 +257,15 @@ def _of_scenario(scenario: Scenario, asked: Mapping[str, Any]) -> dict[str, Any]
 
 
 def prepare(config: RunConfig) -> tuple[RunConfig, Scenario]:
-    """Build the scenario of a config; the config of a user's own files gets the digest of what is in them."""
+    """Build the scenario of a config, which gets the digest of the data if they are not published under its name."""
+    scenario = _built(config)
+    if scenario.fingerprint is None and not scenario.published:
+        # As built for one seed, so that the runs of all seeds are of the same data though a scenario may draw images.
+        scenario = scenario.of((scenario if config.seed == 0 else _built(config.replace(seed=0))).content())
+    return config.replace(data_fingerprint=scenario.fingerprint), scenario
+
+
+def _built(config: RunConfig) -> Scenario:
     spec = scenario_class(config.scenario)
     try:
         scenario = spec(config.scenario, config.scenario_options).build(config)
@@ -267,9 +275,7 @@ def prepare(config: RunConfig) -> tuple[RunConfig, Scenario]:
         raise ConfigError(f"scenario {config.scenario!r} can't be built ({type(error).__name__}: {error})") from error
     if not isinstance(scenario, Scenario):
         raise ConfigError(f"{spec.__name__}.build() returned {scenario!r}; a clbench.Scenario is accepted")
-    if scenario.fingerprint is None and not scenario.published:
-        scenario = scenario.of(scenario.content())
-    return config.replace(data_fingerprint=scenario.fingerprint), scenario
+    return scenario
 
 
 def find_device(name: str) -> str:

@@ -372,6 +372,16 @@ class Built(clbench.ScenarioSpec):
         return clbench.scenarios.split(letters(__import__("pathlib").Path(config.data.root), True), tasks=2)
 
 
+class Drawn(clbench.ScenarioSpec):
+    """Draws its images by the seed of the run, around those of the file."""
+    def build(self, config):
+        with np.load(__import__("pathlib").Path(config.data.root) / "letters.npz") as arrays:
+            arrays = dict(arrays)
+        noise = np.random.default_rng(config.seed).integers(0, 9, arrays["x_train"].shape, dtype=np.uint8)
+        data = clbench.scenarios.dataset_from_arrays(**arrays | {"x_train": arrays["x_train"] + noise})
+        return clbench.scenarios.split(data, tasks=2)
+
+
 class Inverted(Split):
     """Writes into the arrays that it is given."""
     dataset = "mnist-5k"
@@ -403,13 +413,13 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (site / "brought-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: brought\nVersion: 1\n")
     (site / "brought-1.dist-info" / "entry_points.txt").write_text(
         "[clbench.datasets]\nletters = brought:letters\n[clbench.scenarios]\nsplit-letters = brought:SplitLetters\n"
-        "built = brought:Built\ninverted = brought:Inverted\nbrightened = brought:Brightened\n"
+        "built = brought:Built\ndrawn = brought:Drawn\ninverted = brought:Inverted\nbrightened = brought:Brightened\n"
     )
     monkeypatch.syspath_prepend(str(site))
 
 
 @pytest.mark.usefixtures("package")
-@pytest.mark.parametrize("scenario", ["split-letters", "built"])
+@pytest.mark.parametrize("scenario", ["split-letters", "built", "drawn"])
 def test_the_content_of_a_set_or_scenario_that_a_package_brings_counts(scenario: str, tmp_path: Path) -> None:
     arrays = drawn((6, 6))
     found = []
@@ -420,7 +430,44 @@ def test_the_content_of_a_set_or_scenario_that_a_package_brings_counts(scenario:
     assert len(set(found)) == 5
     assert found[0] == found[-1]
     # Seeds and cuts leave it alone, or the runs of several seeds could not be pooled.
-    assert fingerprint_of(scenario, tmp_path, seed=3, validation=0.3 if scenario != "built" else 0.0) == found[0]
+    assert (
+        fingerprint_of(scenario, tmp_path, seed=3, validation=0.3 if scenario == "split-letters" else 0.0) == found[0]
+    )
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize("scenario", ["split-letters", "built", "drawn"])
+def test_the_runs_of_all_seeds_are_pooled_and_run_and_compare_mean_the_same(scenario: str, tmp_path: Path) -> None:
+    own(tmp_path / "letters.npz", drawn((6, 6)))
+    options: dict[str, Any] = {"data_root": ".", **FAST}
+    results = clbench.compare(scenario, ["naive"], seeds=2, references=False, **options)
+    assert len({result.record["group"] for result in results}) == 1
+    alone = clbench.run(scenario, "naive", seed=1, **options)
+    assert alone.record["created"] == results[1].record["created"]
+    (part,) = report(results)
+    assert [len(row.runs) for row in part.rows] == [2]
+
+
+class Rewrite(clbench.Observer):
+    """Changes a pixel of the file when the first run is over."""
+
+    def task(self, task: int, row: list[float | None]) -> None:
+        if task == 1:
+            own(Path("mine.npz"), changed(drawn((6, 6)), "x_test"))
+
+
+def test_data_that_are_changed_while_a_comparison_goes_on_are_not_taken_for_the_planned_ones() -> None:
+    from clbench.many.compare import plan
+    from clbench.many.execution import run_planned
+
+    own(Path("mine.npz"), drawn((6, 6)))
+    planned = plan("mine.npz", ["naive"], seeds=2, references=False, tasks=2, **FAST)
+    outcomes = list(run_planned(planned, observer=Rewrite()))
+    assert outcomes[0].error is None
+    assert outcomes[1].error == "the data of mine.npz were changed since the runs were planned; begin again"
+    # Planned anew, both seeds are runs of the new data.
+    again = clbench.compare("mine.npz", ["naive"], seeds=2, references=False, tasks=2, **FAST)
+    assert {result.record["config"]["data_fingerprint"] for result in again} == {fingerprint_of("mine.npz", tasks=2)}
 
 
 @pytest.mark.usefixtures("package")
