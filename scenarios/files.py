@@ -94,23 +94,24 @@ def content_digests(paths: Sequence[Path]) -> list[bytes]:
     no program can put back, is the same and lies some seconds before the reading. Elsewhere than on POSIX systems there
     is no such time, and every file is read each time.
     """
+    parts = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(_content_digest, paths))
+        return [found for part in pool.map(lambda part: list(map(_content_digest, part)), parts) for found in part]
 
 
 def _content_digest(path: Path) -> bytes:
     try:
-        stat = path.stat()
+        stat = os.stat(path)
         settled = os.name == "posix" and time.time_ns() - stat.st_ctime_ns > SETTLED_NS
         read = _read_digest if settled else _read_digest.__wrapped__
-        return read(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
+        return read(os.fspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror or error}") from error
 
 
 @functools.lru_cache(maxsize=1 << 18)
-def _read_digest(path: Path, *state: int) -> bytes:
-    with path.open("rb") as file:
+def _read_digest(path: str, *state: int) -> bytes:
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 

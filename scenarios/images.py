@@ -106,20 +106,25 @@ def _scan(folder: Path) -> dict[str, list[Path]]:
             raise ConfigError(f"{class_folder} is not a folder; expected one folder for each class")
         classes[class_folder.name] = _visible(class_folder)
         for path in classes[class_folder.name]:
-            if path.is_dir():
-                raise ConfigError(
-                    f"{path} is a folder in the folder of a class; images directly in it are read, as in "
-                    f"{folder.name}/CLASS/1.png"
-                )
-            if not path.exists():
-                raise ConfigError(f"{path} is a link to a file that is not there")
             if path.suffix.lower() not in EXTENSIONS or not path.is_file():
-                raise ConfigError(f"{path} is not an image file; accepted: {', '.join(EXTENSIONS)}")
+                raise _no_image(path)
         if not classes[class_folder.name]:
             raise ConfigError(f"{class_folder} holds no images")
     if not classes:
         raise ConfigError(f"{folder} holds no folders of images, one for each class")
     return classes
+
+
+def _no_image(path: Path) -> ConfigError:
+    """Return why a path in the folder of a class is no image file."""
+    if path.is_dir():
+        place = f"{path.parent.parent.name}/CLASS/1.png"
+        return ConfigError(
+            f"{path} is a folder in the folder of a class; images directly in it are read, as in {place}"
+        )
+    if not path.exists():
+        return ConfigError(f"{path} is a link to a file that is not there")
+    return ConfigError(f"{path} is not an image file; accepted: {', '.join(EXTENSIONS)}")
 
 
 def _visible(folder: Path) -> list[Path]:
