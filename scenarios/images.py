@@ -118,9 +118,9 @@ def _scan(folder: Path) -> dict[str, list[Path]]:
 def _no_image(path: Path) -> ConfigError:
     """Return why a path in the folder of a class is no image file."""
     if path.is_dir():
-        place = f"{path.parent.parent.name}/CLASS/1.png"
         return ConfigError(
-            f"{path} is a folder in the folder of a class; images directly in it are read, as in {place}"
+            f"{path} is a folder in the folder of a class; train/CLASS/IMAGE and test/CLASS/IMAGE are read, and "
+            "val/CLASS/IMAGE for validation"
         )
     if not path.exists():
         return ConfigError(f"{path} is a link to a file that is not there")

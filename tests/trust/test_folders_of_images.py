@@ -390,7 +390,7 @@ def damage(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("a folder in a class", ["train/a/sub is a folder in the folder of a class", "train/CLASS/1.png"]),
+        ("a folder in a class", ["train/a/sub is a folder in the folder of a class", "train/CLASS/IMAGE and test"]),
         ("two validation folders", ["one folder 'test' or 'val'", "test, train, val, valid"]),
         ("no train", ["one folder 'train'", "its folders are Training, test"]),
         ("no test", ["one folder 'test' or 'val'", "its folders are tests, train"]),
