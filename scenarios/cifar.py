@@ -1,7 +1,7 @@
 """Reader of CIFAR's pickled batches that can't run code: only arrays and plain containers are unpickled."""
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clbench.config.errors import ConfigError
-from clbench.scenarios.files import Raw
+from clbench.scenarios.files import Found, Raw
 
 CIFAR_10 = "cifar-10-batches-py"
 CIFAR_100 = "cifar-100-python"
@@ -77,12 +77,16 @@ def read_cifar_batch(path: Path, label_key: bytes) -> tuple[NDArray[np.uint8], N
     return images.reshape(-1, 3, 32, 32), labels.astype(np.int64)
 
 
-def read_cifar(folder: Path) -> Raw | None:
-    """Return the data set in a folder of CIFAR_BATCHES, or None if a batch is missing; raises ConfigError."""
-    batches = CIFAR_BATCHES[folder.name]
-    if not all((folder / name).is_file() for name in batches.files):
+def find_cifar(folder: Path) -> Found | None:
+    """Return the data set in a folder of CIFAR_BATCHES, or None if a batch is missing."""
+    paths = [folder / name for name in CIFAR_BATCHES[folder.name].files]
+    if not all(path.is_file() for path in paths):
         return None
-    parts = [read_cifar_batch(folder / name, batches.label_key) for name in batches.files]
+    return Found(str(folder), paths, lambda: _read_cifar(paths, CIFAR_BATCHES[folder.name].label_key))
+
+
+def _read_cifar(paths: Sequence[Path], label_key: bytes) -> Raw:
+    parts = [read_cifar_batch(path, label_key) for path in paths]
     images, labels = zip(*parts[:-1], strict=True)
     x_train = images[0] if len(images) == 1 else np.concatenate(images)
     return Raw(x_train, np.concatenate(labels), *parts[-1])

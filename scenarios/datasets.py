@@ -4,10 +4,11 @@ A package brings a data set by name with an entry point of the group `clbench.da
 Path, and `offline`, which forbids downloads. It returns a Dataset and raises ConfigError for data that are missing.
 """
 
-import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,23 @@ from numpy.typing import NDArray
 
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.registry import entry_point_names, load_entry_point
-from clbench.scenarios.files import Raw, check_labels, read_npz, require_memory, to_nchw
-from clbench.scenarios.images import read_image_folder
-from clbench.scenarios.known import KNOWN, Known, load_known
+from clbench.scenarios.files import Found, Raw, check_labels, chunks, digest, find_npz, require_memory, to_nchw
+from clbench.scenarios.images import find_image_folder
+from clbench.scenarios.known import KNOWN, Known, Published, find_known
 
 __all__ = ["KNOWN", "Dataset", "dataset_from_arrays", "fingerprint", "load_dataset"]
-
-CHUNK = 64  # images converted at a time; it bounds the memory that photos need
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Images and labels, split into training and test.
 
-    x_train, x_test: images, uint8 [N, C, H, W], perhaps read-only or not contiguous; folders are memory-mapped.
+    x_train, x_test: images, uint8 [N, C, H, W], contiguous, perhaps read-only; folders are memory-mapped.
     y_train, y_test: labels, int64 [N] in 0..K-1, indices into `class_names`.
     mean, std: of x_train / 255, for each channel.
     origin: the path or package that the data came from.
+    n_validation: the number of images at the end of x_train that are a validation split of the data's own.
+    published: what was published under this name.
     """
 
     name: str
@@ -44,36 +45,94 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     origin: str
+    n_validation: int = 0
+    published: Published | None = None
+
+    @cached_property
+    def differences(self) -> dict[str, str]:
+        """How the training and the test data differ from what was published, by which of them do, in words."""
+        if self.published is None:
+            return {}
+        found = {
+            "training": self.published.train.difference(self.x_train, self.y_train),
+            "test": self.published.test.difference(self.x_test, self.y_test),
+        }
+        return {part: text for part, text in found.items() if text}
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """The digest of images and labels; None where they are those that were published under the data set's name."""
+        return fingerprint(self) if self.published is None or self.differences else None
 
 
 def load_dataset(
-    name_or_path: str, data_root: str | Path, *, offline: bool = False, image_size: int | None = None
+    name_or_path: str | os.PathLike[str],
+    data_root: str | os.PathLike[str],
+    *,
+    offline: bool = False,
+    image_size: int | None = None,
 ) -> Dataset:
-    """Return a dataset: one by its name, or the user's NAME.npz or DIR/{train,test}/CLASS/*.
+    """Return a dataset: one by its name, or the user's NAME.npz or DIR/{train,test}/CLASS/*, with or without DIR/val.
 
     data_root: where a known set is looked for first (torchvision's layout; NAME.npz; IDX files;
         NAME/{train,test}/CLASS/*); then come Debian's folder of Fashion-MNIST and torchvision's sources.
     offline: leave out torchvision's sources.
     image_size: S makes images in folders S x S pixels.
-    Raises ConfigError for data that are missing, damaged, inconsistent or too large.
+    Raises ConfigError for data that are missing, damaged, inconsistent or too large. Warns of data that are not those
+    that were published under the name.
     """
+    found = find_dataset(name_or_path, data_root, offline, image_size)
+    return found if isinstance(found, Dataset) else read_dataset(name_or_path, found, image_size)
+
+
+def find_dataset(
+    name_or_path: str | os.PathLike[str], data_root: str | os.PathLike[str], offline: bool, image_size: int | None
+) -> Found | Dataset:
+    """Return where a data set is, or what a package made of it; see load_dataset()."""
     if image_size is not None and image_size < 1:
         raise ConfigError(f"--image-size {image_size} is not a size in pixels; expected at least 1")
+    root = Path(data_root).expanduser()
     if name_or_path in KNOWN:
-        raw, origin = load_known(name_or_path, Path(data_root).expanduser(), offline, image_size)
-        return _build(raw, name_or_path, origin, KNOWN[name_or_path], image_size)
+        return find_known(str(name_or_path), root, offline, image_size)
     if name_or_path in (own := entry_point_names("clbench.datasets")):
-        return _of_package(name_or_path, Path(data_root).expanduser(), offline, image_size)
+        return _of_package(str(name_or_path), root, offline, image_size)
     path = Path(name_or_path).expanduser()
     if os.path.isdir(path):
-        return _build(read_image_folder(path, image_size), path.resolve().name, str(path))
+        return find_image_folder(path, image_size)
     if os.path.isfile(path) and path.suffix.lower() == ".npz":
-        return _build(read_npz(path), path.stem, str(path), image_size=image_size)
+        return find_npz(path)
     if os.path.exists(path):
         raise ConfigError(f"{path} is neither a .npz file nor a folder with train/CLASS and test/CLASS")
     if len(path.parts) > 1 or path.suffix:
         raise ConfigError(f"there is no file or folder {path}")
-    raise unknown("dataset", name_or_path, [*KNOWN, *own])
+    raise unknown("dataset", str(name_or_path), [*KNOWN, *own])
+
+
+def read_dataset(name_or_path: str | os.PathLike[str], found: Found, image_size: int | None) -> Dataset:
+    """Read a data set that was found; see load_dataset()."""
+    if name_or_path not in KNOWN:
+        path = Path(name_or_path).expanduser()
+        data = _build(found.read(), path.resolve().name if path.is_dir() else path.stem, found.origin, None, image_size)
+        if path.is_file():
+            _note_shared(data)
+        return data
+    name = str(name_or_path)
+    data = _build(found.read(), name, found.origin, KNOWN[name], image_size)
+    if data.differences:
+        told = "; ".join(f"its {part} data are {text}" for part, text in data.differences.items())
+        warnings.warn(f"{name} in {data.origin}: {told}", stacklevel=2)
+    return data
+
+
+def _note_shared(data: Dataset) -> None:
+    """Warn of test images that are training images too."""
+    known = {hash(image.tobytes()) for image in data.x_train}
+    if n := sum(hash(image.tobytes()) in known for image in data.x_test):
+        warnings.warn(
+            f"{data.origin}: {n:,} of {len(data.x_test):,} test images are training images too; "
+            "accuracies on them say little about new images",
+            stacklevel=3,
+        )
 
 
 def _of_package(name: str, data_root: Path, offline: bool, image_size: int | None) -> Dataset:
@@ -96,35 +155,50 @@ def dataset_from_arrays(
     y_test: Any,
     *,
     name: str = "custom",
-    class_names: Sequence[str] | None = None,
+    class_names: Iterable[str] | Mapping[int, str] | None = None,
 ) -> Dataset:
     """Return a dataset of arrays or CPU tensors.
 
     Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; labels are any integers [N], mapped to 0..K-1 in
-    sorted order. Raises ConfigError for anything else.
+    sorted order. class_names: a name for each label in sorted order, or a table from labels to names. Raises
+    ConfigError for anything else. Warns of test images that are training images too.
     """
+    labels = check_labels(y_train, f"{name}: y_train")
     raw = Raw(
         to_nchw(x_train, f"{name}: x_train"),
-        check_labels(y_train, f"{name}: y_train"),
+        labels,
         to_nchw(x_test, f"{name}: x_test"),
         check_labels(y_test, f"{name}: y_test"),
-        None if class_names is None else tuple(map(str, class_names)),
+        _given_names(class_names, np.unique(labels).tolist(), name),
     )
-    return _build(raw, name, name)
+    data = _build(raw, name, name)
+    _note_shared(data)
+    return data
+
+
+def _given_names(names: object, labels: list[int], what: str) -> tuple[str, ...] | None:
+    """Return the names of the classes in order of their labels; raises ConfigError."""
+    if names is None:
+        return None
+    if isinstance(names, Mapping):
+        if set(names) != set(labels):
+            raise ConfigError(
+                f"{what}: class_names has the keys {_some([repr(key) for key in names])}; the labels of y_train are "
+                f"accepted: {_some(labels)}"
+            )
+        return tuple(str(names[label]) for label in labels)
+    if isinstance(names, str | bytes | set | frozenset) or not isinstance(names, Iterable):
+        raise ConfigError(
+            f"{what}: class_names={names!r:.60} given; a list with a name for each class, or a table from labels to "
+            "names, is accepted"
+        )
+    return tuple(map(str, names))
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Return 32 hexadecimal digits that identify a dataset's images and labels (BLAKE2b)."""
-    digest = hashlib.blake2b(digest_size=16)
-    for array in (dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test):
-        digest.update(str(array.shape).encode())
-        for chunk in _chunks(array):
-            digest.update(chunk.astype(chunk.dtype.newbyteorder("<"), order="C", copy=False).data)
-    return digest.hexdigest()
-
-
-def _chunks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    return (array[start : start + CHUNK] for start in range(0, len(array), CHUNK))
+    """Return 32 hexadecimal digits that identify a dataset's images and labels."""
+    held = [np.array([dataset.n_validation])] if dataset.n_validation else []
+    return digest(dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test, *held)
 
 
 def _build(raw: Raw, name: str, origin: str, known: Known | None = None, image_size: int | None = None) -> Dataset:
@@ -143,17 +217,20 @@ def _build(raw: Raw, name: str, origin: str, known: Known | None = None, image_s
     require_memory(raw.x_train.nbytes + raw.x_test.nbytes, origin)
     classes = np.unique(raw.y_train)
     class_names = _class_names(raw, classes, origin, known)
-    mean, std = (known.mean, known.std) if known and known.mean and known.std else _mean_and_std(raw.x_train)
+    n = len(raw.x_train) - raw.n_validation
+    mean, std = (known.mean, known.std) if known and known.mean and known.std else _mean_and_std(raw.x_train[:n])
     return Dataset(
         name,
-        raw.x_train,
+        np.ascontiguousarray(raw.x_train),
         np.searchsorted(classes, raw.y_train).astype(np.int64),
-        raw.x_test,
+        np.ascontiguousarray(raw.x_test),
         np.searchsorted(classes, raw.y_test).astype(np.int64),
         class_names,
         mean,
         std,
         origin,
+        raw.n_validation,
+        None if known is None else known.published,
     )
 
 
@@ -166,7 +243,7 @@ def _class_names(raw: Raw, classes: NDArray[Any], origin: str, known: Known | No
     if len(odd):
         raise ConfigError(f"{origin}: only one of y_train and y_test has {_some(odd)}; each class needs both")
     originals = tuple(str(label) for label in classes.tolist())
-    names = raw.class_names or originals
+    names = originals if raw.class_names is None else raw.class_names
     if known is not None and names == originals:
         return known.class_names
     if len(names) != len(classes):
@@ -181,7 +258,7 @@ def _mean_and_std(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[f
     """Return mean and standard deviation (n) of images / 255 for each channel; a deviation of 0 becomes 1."""
     values = np.arange(256)
     counts = np.zeros((images.shape[1], 256), dtype=np.int64)
-    for chunk in _chunks(images):
+    for chunk in chunks(images):
         for channel, of_channel in enumerate(counts):
             of_channel += np.bincount(chunk[:, channel].ravel(), minlength=256)
     n = images.size // images.shape[1]

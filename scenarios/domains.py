@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from clbench.scenarios.datasets import Dataset
 from clbench.scenarios.files import require_memory
-from clbench.scenarios.splits import load_once
 from clbench.support.streams import stream
 
 Images = NDArray[np.uint8]
@@ -103,14 +102,12 @@ def _shown(
 
 # A worker process makes the images once for all its runs, as it loads the data sets themselves once.
 @functools.lru_cache(maxsize=1)
-def permuted_once(
-    dataset: str, data_root: str, offline: bool, image_size: int | None, tasks: int, seed: int, pad: int
-) -> Dataset:
-    """Return permuted() of a data set; the latest one comes from memory."""
-    return permuted(load_once(dataset, data_root, offline, image_size), tasks, seed=seed, pad=pad)
+def permuted_once(data: Dataset, tasks: int, seed: int, pad: int) -> Dataset:
+    """Return permuted(); the latest one comes from memory."""
+    return permuted(data, tasks, seed=seed, pad=pad)
 
 
 @functools.lru_cache(maxsize=1)
-def rotated_once(dataset: str, data_root: str, offline: bool, image_size: int | None, tasks: int, seed: int) -> Dataset:
-    """Return rotated() of a data set; the latest one comes from memory."""
-    return rotated(load_once(dataset, data_root, offline, image_size), tasks, seed=seed)
+def rotated_once(data: Dataset, tasks: int, seed: int) -> Dataset:
+    """Return rotated(); the latest one comes from memory."""
+    return rotated(data, tasks, seed=seed)

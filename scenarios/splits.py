@@ -1,6 +1,6 @@
 """Split scenarios: they share the classes of one data set out over tasks."""
 
-import functools
+import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +13,8 @@ from torch import Tensor
 from clbench.config.errors import ConfigError, unknown
 from clbench.data.scenario import Images, ImageSet, Scenario, Task
 from clbench.scenarios.class_orders import CLASS_ORDERS
-from clbench.scenarios.datasets import Dataset, load_dataset
+from clbench.scenarios.datasets import Dataset, find_dataset, read_dataset
+from clbench.scenarios.files import content_digests
 from clbench.support.streams import stream
 
 
@@ -40,7 +41,7 @@ def split(
     class_order: original classes in order of appearance (a part of them is accepted), or the name of a published order.
     class_order_seed: draws the order if `class_order` is not given.
     limit: training images per class at most, the first in the files.
-    validation: share of each class held out, drawn by `seed`.
+    validation: share of each class held out, drawn by `seed`; data may bring a validation split of their own instead.
     blurry: share of each task's training images, drawn by the class-order seed (0 without one), that is dealt out
         evenly over the other tasks (blurry boundaries: Bang et al. 2021, arXiv:2103.17230).
     imbalance: long-tailed classes; the i-th of C original classes keeps n / imbalance^(i / (C - 1)) images, rounded
@@ -56,6 +57,11 @@ def split(
     sizes = _task_sizes(order, tasks, task_sizes)
     _check_setting(setting, sizes)
     _check_training_images(setting, sizes, validation, blurry, imbalance, shots)
+    if data.n_validation and validation:
+        raise ConfigError(
+            f"validation={validation:g} and the {data.n_validation:,} validation images of {data.name} itself exclude "
+            "each other; leave validation out"
+        )
     starts = np.cumsum([0, *sizes])
     chunks = [order[a:b] for a, b in itertools.pairwise(starts)]
     first_outputs = [0] * len(sizes) if setting == "domain" else starts[:-1].tolist()
@@ -69,7 +75,8 @@ def split(
     test = _images(data.x_test, data.y_test, output, task_of)
 
     numbers = _training_images(data, chunks, limit, imbalance, shots)
-    parts = [[_hold_out(train, c, numbers[c], validation, seed) for c in classes] for classes in chunks]
+    n = len(data.x_train) - data.n_validation
+    parts = [[_hold_out(train, n, c, numbers[c], validation, seed) for c in classes] for classes in chunks]
     kept = [torch.cat([ids for ids, _ in of_task]) for of_task in parts]
     if blurry:
         kept = _blur(kept, blurry, class_order_seed or 0)
@@ -159,7 +166,8 @@ def _training_images(
     data: Dataset, chunks: list[list[int]], limit: int | None, imbalance: float | None, shots: int | None
 ) -> dict[int, int]:
     """Return how many training images each class of the tasks has."""
-    available = np.bincount(data.y_train, minlength=len(data.class_names)).tolist()
+    y_train = data.y_train[: len(data.y_train) - data.n_validation]
+    available = np.bincount(y_train, minlength=len(data.class_names)).tolist()
     ranked = sorted(c for classes in chunks for c in classes)
     numbers = {c: min(available[c], limit or available[c]) for c in ranked}
     if imbalance is not None:
@@ -198,11 +206,12 @@ def _images(images: "np.ndarray[Any, Any]", classes: "np.ndarray[Any, Any]", out
     )
 
 
-def _hold_out(train: Images, c: int, n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the ids of one class for training, and those held out for validation."""
-    ids = torch.nonzero(train.classes == c).flatten()[:n]
+def _hold_out(train: Images, end: int, c: int, n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the ids of one class for training, n of those before `end`, and those held out for validation."""
+    of_class = torch.nonzero(train.classes == c).flatten()
+    ids = of_class[of_class < end][:n]
     if not share:
-        return ids, ids[:0]
+        return ids, of_class[of_class >= end]
     held = max(1, round(share * len(ids)))
     if held >= len(ids):
         raise ConfigError(
@@ -212,12 +221,37 @@ def _hold_out(train: Images, c: int, n: int, share: float, seed: int) -> tuple[T
     return mixed[held:].sort().values, mixed[:held].sort().values
 
 
-# Worker processes stay up between runs; each reads the data set, and lays it out for torch, once.
-@functools.lru_cache(maxsize=1)
+# Worker processes stay up between runs; each reads a data set, and lays it out for torch, once.
+_latest: dict[str, tuple[object, Dataset, bytes]] = {}
+
+
 def load_once(dataset: str, data_root: str, offline: bool, image_size: int | None) -> Dataset:
-    """Return load_dataset's data set; the latest one comes from memory."""
-    data = load_dataset(dataset, data_root, offline=offline, image_size=image_size)
-    return replace(data, x_train=_writable(data.x_train), x_test=_writable(data.x_test))
+    """Return load_dataset's data set; the latest one comes from memory while the content of its files is the same.
+
+    It is read again, too, where a scenario of somebody's own has written into its arrays. What a package brings is
+    asked for each time, since nobody knows what it reads.
+    """
+    found = find_dataset(dataset, data_root, offline, image_size)
+    if isinstance(found, Dataset):
+        return found
+    key = dataset, image_size, found.origin, content_digests(found.paths)
+    latest = _latest.get("data")
+    if latest is None or latest[0] != key or latest[2] != _trace(latest[1]):
+        data = read_dataset(dataset, found, image_size)
+        laid_out = replace(data, x_train=_writable(data.x_train), x_test=_writable(data.x_test))
+        vars(laid_out)["fingerprint"] = data.fingerprint  # of the same values, so they are not digested again
+        _latest["data"] = latest = key, laid_out, _trace(laid_out)
+    return latest[1]
+
+
+def _trace(data: Dataset) -> bytes:
+    """Return a digest of each image's sum and of the labels, which quickly tells whether arrays were written into."""
+    parts = [data.y_train.tobytes(), data.y_test.tobytes()]
+    for images in (data.x_train, data.x_test):
+        rows = images.reshape(len(images), -1)
+        words = rows.view(np.uint64) if rows.shape[1] % 8 == 0 else rows
+        parts.append(words.sum(axis=1, dtype=np.uint64).tobytes())
+    return hashlib.sha256(b"".join(parts)).digest()
 
 
 def _writable(array: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":

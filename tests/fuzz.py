@@ -411,7 +411,7 @@ def file_targets(place: Path) -> dict[str, Callable[[random.Random], Outcome]]:
     from clbench.reports.published import read_claims
     from clbench.reports.run_tables import render_run
     from clbench.scenarios.files import read_idx, read_npz
-    from clbench.scenarios.images import read_image_folder
+    from clbench.scenarios.images import find_image_folder
 
     arrays, npz = tiny_arrays(), tiny_npz(place / "tiny.npz")
     idx = bytes((0, 0, 8, 3)) + struct.pack(">III", *arrays["x_train"].shape) + arrays["x_train"].tobytes()
@@ -459,7 +459,7 @@ def file_targets(place: Path) -> dict[str, Callable[[random.Random], Outcome]]:
         hostile = chance.random() < 0.3
         victim.write_bytes(hostile_png(chance) if hostile else spoilt(chance, chance.choice(pictures)))
         try:
-            return reading(lambda: read_image_folder(place / "photos", chance.choice((None, 4))))
+            return reading(lambda: find_image_folder(place / "photos", chance.choice((None, 4))).read())
         finally:
             victim.write_bytes(originals[victim])
 

@@ -10,6 +10,7 @@ default is today.
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -99,9 +100,6 @@ class RunConfig(Group):
             )
         if training.loss_outputs == "all" and self.model.head != "full":
             raise ValueError("loss_outputs='all' needs head='full': a growing head has no outputs yet to come")
-        if training.watches_validation and not self.data.validation:
-            watching = "patience" if training.patience is not None else "schedule='plateau'"
-            raise ValueError(f"{watching} watches a validation split; give validation, such as 0.1")
         return self
 
     def values(self) -> dict[str, Any]:
@@ -166,6 +164,8 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
     for name, value in values.items():
         if name not in fields():
             raise unknown("option", name, fields())
+        if isinstance(value, os.PathLike):
+            value = os.fsdecode(value)
         if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
             # A terminal can pass text that isn't UTF-8; no record could hold it.
             raise ConfigError(f"{name}={value[:60]!r} given, text in UTF-8 accepted")

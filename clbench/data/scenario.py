@@ -99,8 +99,10 @@ class Task:
 class Scenario:
     """An ordered list of tasks cut from one data set.
 
-    mean, std: per channel, of images / 255. fingerprint: digest of the data, if the name does not identify them.
+    mean, std: per channel, of images / 255.
+    fingerprint: digest of the data that it was cut from, if its name does not identify them.
     augment: the default augmentation of its runs.
+    published: whether its name identifies the data, because they are those that were published under it.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Scenario:
     std: tuple[float, ...]
     fingerprint: str | None = None
     augment: str = "none"
+    published: bool = False
 
     @property
     def class_order(self) -> list[int]:
@@ -141,22 +144,28 @@ class Scenario:
 
     def tested_on_training(self) -> "Scenario":
         """Return the same scenario with each task's training images as its test; its runs carry a warning."""
-        # Another test set, so what identified the data does not identify these.
         return replace(
             self,
-            fingerprint=None,
             tasks=[replace(task, test=ImageSet(self.train, task.train.ids)) for task in self.tasks],
             test=self.train,
         )
 
+    def of(self, fingerprint: str | None) -> "Scenario":
+        """Return the scenario as one of data with this digest; None: of the data that were published under its name."""
+        return replace(self, fingerprint=fingerprint, published=fingerprint is None)
+
     def digest(self) -> str:
-        """Return a digest of everything in the scenario, for data that have no public name."""
-        state = hashlib.blake2b(digest_size=16)
-        parts = [self.train, self.test]
-        tensors = [t for part in parts for t in (part.images, part.labels, part.classes, part.tasks)]
-        for tensor in tensors + [task.train.ids for task in self.tasks]:
-            state.update(tensor.contiguous().numpy().data)
-        return state.hexdigest()
+        """Return a digest of everything in the scenario that can change a run's numbers."""
+        tensors = [t for part in (self.train, self.test) for t in (part.labels, part.tasks)]
+        tensors += [data.ids for task in self.tasks for data in (task.train, task.validation, task.test)]
+        cut = [(list(map(int, task.classes)), task.outputs.start, task.outputs.stop) for task in self.tasks]
+        return _digest(repr(cut), self.content(), *tensors)
+
+    def content(self) -> str:
+        """Return a digest of the images, their original classes and their normalisation, however they are cut."""
+        scale = [list(map(float, values)) for values in (self.mean, self.std)]
+        parts = (self.train, self.test)
+        return _digest(repr(scale), *(tensor for part in parts for tensor in (part.images, part.classes)))
 
     def describe(self) -> list[dict[str, Any]]:
         """Return a row per task: original classes, their names, head outputs, numbers of images.
@@ -176,6 +185,18 @@ class Scenario:
             }
             for task in self.tasks
         ]
+
+
+def _digest(*parts: str | Tensor) -> str:
+    """Return 32 hexadecimal digits that identify texts and tensors (BLAKE2b)."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, str):
+            state.update(part.encode())
+        else:
+            state.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            state.update(part.contiguous().numpy().data)
+    return state.hexdigest()
 
 
 def __getattr__(name: str) -> Any:

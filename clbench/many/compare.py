@@ -17,7 +17,7 @@ MEMORY_OPTIONS = ("memory_size", "memory_per_class", "memory_policy")
 
 
 def plan(
-    scenario: str | Scenario,
+    scenario: str | os.PathLike[str] | Scenario,
     strategies: Sequence[str | type[Strategy]],
     *,
     out: str | os.PathLike[str] = "runs",
@@ -62,7 +62,7 @@ def requests(
 
 
 def compare(
-    scenario: str | Scenario,
+    scenario: str | os.PathLike[str] | Scenario,
     strategies: Sequence[str | type[Strategy]],
     *,
     seeds: int | Sequence[int] = 5,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.config.errors import ConfigError, RunError
+from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario
 from clbench.learning.strategy import Context, Strategy
 from clbench.learning.trainer import Trainer
@@ -40,7 +41,7 @@ MOST_RUNS = 100_000
 class Request:
     """One requested run, and the words that name it in an error."""
 
-    scenario: str | Scenario
+    scenario: str | os.PathLike[str] | Scenario
     strategy: str | type[Strategy]
     options: Mapping[str, Any]
     place: str = ""
@@ -226,7 +227,7 @@ def _do(
                 return Outcome(item, str(stored.record.get("error")), source="elsewhere")
         if is_held(item.folder) and not Watched(item.folder).is_free():
             return Outcome(item, source="held")  # asked before its data are loaded for nothing
-        tasks = scenario or prepare(item.config)[1]
+        tasks = scenario or _planned_data(item.config)
         begun: list[Trainer] = []
 
         def trainer(context: Context, strategy: Strategy) -> Trainer:
@@ -252,6 +253,14 @@ def _do(
         return Outcome(item, str(error))
     except Exception as error:  # a strategy may raise anything, and the other runs go on
         return Outcome(item, f"{type(error).__name__}: {error}")
+
+
+def _planned_data(config: RunConfig) -> Scenario:
+    """Build the scenario of a planned run; raises ConfigError where its data were changed since it was planned."""
+    now, tasks = prepare(config)
+    if now.data_fingerprint != config.data_fingerprint:
+        raise ConfigError(f"the data of {config.scenario} were changed since the runs were planned; begin again")
+    return tasks
 
 
 def _refuse_together(

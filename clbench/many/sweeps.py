@@ -28,7 +28,7 @@ from clbench.many.execution import (
 )
 from clbench.many.planned import PlannedRun
 from clbench.results.result import Result
-from clbench.running.resolve import parse_scenario, scenario_class, strategy_class
+from clbench.running.resolve import as_text, parse_scenario, scenario_class, strategy_class
 from clbench.support.files import read_small
 
 _FIELDS = [name for name in run_fields() if name not in INTERNAL and name != "seed"]
@@ -127,8 +127,8 @@ def _tables(grid: Grid, key: str, name: str) -> list[Grid]:
 def _scenarios(block: Grid) -> list[type[ScenarioSpec]]:
     """Return the scenarios that a block names; raises ConfigError for an unknown one."""
     given = block.get("scenario", [])
-    names = [given] if isinstance(given, str) else given if isinstance(given, Sequence) else []
-    return [scenario_class(parse_scenario(name)[0]) for name in names if isinstance(name, str)]
+    names = [given] if isinstance(given, str | os.PathLike) else given if isinstance(given, Sequence) else []
+    return [scenario_class(parse_scenario(name)[0]) for name in map(as_text, names) if isinstance(name, str)]
 
 
 def _cuts(block: Grid) -> dict[str, Any]:
@@ -239,7 +239,9 @@ def _axes(strategy: str | type[Strategy], fields: Grid, block: Grid) -> tuple[di
 def _entries(block: Grid, key: str, place: str) -> list[Any]:
     """Return the scenarios or strategies of a block, one or several of them."""
     given = block[key]
-    entries = [given] if isinstance(given, str | type) else given
+    entries = [given] if isinstance(given, str | type | os.PathLike) else given
+    if key == "scenario" and isinstance(entries, Sequence):
+        entries = list(map(as_text, entries))
     right = isinstance(entries, Sequence) and all(
         isinstance(e, str) or (key == "strategy" and isinstance(e, type)) for e in entries
     )

@@ -67,8 +67,9 @@ def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
     n = len(smallest.train)
     unheld = [task.index for task in scenario.tasks if not len(task.validation)]
     if config.training.watches_validation and unheld:
+        watching = "patience" if config.training.patience is not None else "schedule='plateau'"
         raise ConfigError(
-            f"patience and schedule='plateau' watch validation splits, and task {unheld[0]} has none; give it one"
+            f"{watching} watches a validation split, and task {unheld[0]} has none; give validation, such as 0.1"
         )
     if config.training.drop_last and n < config.training.batch_size:
         raise ConfigError(

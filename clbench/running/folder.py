@@ -152,9 +152,15 @@ def _is_run(path: Path) -> bool:
 def _differences(stored: dict[str, Any], config: RunConfig) -> str:
     """Return in which fields a stored run differs, options of one strategy each by itself, at most four."""
     ours = config.flat()
+    read, told = ours.pop("data_fingerprint"), stored.get("data_fingerprint")
     named = {k: (stored.get(k), ours[k]) for k in ours if k not in NOT_IDENTITY and k != "strategy_options"}
     if stored.get("strategy") == config.strategy:
         options = stored.get("strategy_options") or {}
         named |= {k: (options.get(k), v) for k, v in config.strategy_options.items()}
     differing = [f"{k} is {there!r} there and {here!r} here" for k, (there, here) in named.items() if there != here]
-    return "; ".join(differing[:4]) or "the content of its weights or data differs"
+    if read != told:
+        there, here = (f"have the digest {value}" if value else "count as the published ones" for value in (told, read))
+        differing.insert(0, f"its data {there} there and {here} here")
+    files = [f"the file {config.model.weights}"] if config.model.weights else []
+    files += [f"the file {config.strategy.rpartition(':')[0]}"] if ".py:" in config.strategy else []
+    return "; ".join(differing[:4]) or f"the content of {' or '.join(files) or 'what it was made of'} differs"

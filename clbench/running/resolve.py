@@ -100,13 +100,26 @@ def scenario_class(name: str) -> type[ScenarioSpec]:
     return loaded
 
 
+def as_text(scenario: Any) -> Any:
+    """Return a path object as the text of a path that is no name; anything else as it is.
+
+    Raises ConfigError for a path where nothing is.
+    """
+    if not isinstance(scenario, os.PathLike):
+        return scenario
+    path = os.fsdecode(scenario)
+    if not os.path.exists(os.path.expanduser(path)):
+        raise ConfigError(f"scenario: there is no file or folder {path}")
+    return path if os.path.dirname(path) else os.path.join(os.curdir, path)
+
+
 def parse_scenario(spec: str) -> tuple[str, dict[str, str]]:
     """Split a scenario into its name and the options in its brackets; a path that exists may hold brackets itself."""
     return (spec, {}) if os.path.exists(spec) else parse_spec(spec)
 
 
 def resolve(
-    scenario: "str | Scenario",
+    scenario: "str | os.PathLike[str] | Scenario",
     strategy: "str | type[Strategy]",
     options: Mapping[str, Any],
     *,
@@ -115,7 +128,7 @@ def resolve(
 ) -> RunConfig:
     """Return the complete config of one run: what was asked for, over the scenario's preset, over the defaults.
 
-    scenario: a name, which may carry options of its own in brackets, or a Scenario.
+    scenario: a name, which may carry options of its own in brackets, a path, or a Scenario.
     strategy: a name, which may carry options in brackets, its own and training ones, or a class.
     options: fields and options of the scenario by flat names; `strategy_options` holds those of the strategy alone.
     shared: the options are those of a whole comparison, and brackets come before them.
@@ -123,6 +136,7 @@ def resolve(
 
     Raises ConfigError.
     """
+    scenario = as_text(scenario)
     if not isinstance(scenario, str | Scenario):
         raise ConfigError(f"scenario={scenario!r} given; a name, a path or a clbench.Scenario is accepted")
     name, label, bracket = _named(strategy)
@@ -238,13 +252,22 @@ def _of_scenario(scenario: Scenario, asked: Mapping[str, Any]) -> dict[str, Any]
     held = sum(len(task.validation) for task in scenario.tasks)
     return {
         **asked,
-        "data_fingerprint": scenario.fingerprint or scenario.digest(),
+        # Digested now: its tensors may have been changed since it was made.
+        "data_fingerprint": scenario.digest(),
         "validation": held / max(held + sum(len(task.train) for task in scenario.tasks), 1),
     }
 
 
 def prepare(config: RunConfig) -> tuple[RunConfig, Scenario]:
-    """Build the scenario of a config; the config of a user's own files gets the digest of what is in them."""
+    """Build the scenario of a config, which gets the digest of the data if they are not published under its name."""
+    scenario = _built(config)
+    if scenario.fingerprint is None and not scenario.published:
+        # As built for one seed, so that the runs of all seeds are of the same data though a scenario may draw images.
+        scenario = scenario.of((scenario if config.seed == 0 else _built(config.replace(seed=0))).content())
+    return config.replace(data_fingerprint=scenario.fingerprint), scenario
+
+
+def _built(config: RunConfig) -> Scenario:
     spec = scenario_class(config.scenario)
     try:
         scenario = spec(config.scenario, config.scenario_options).build(config)
@@ -254,7 +277,7 @@ def prepare(config: RunConfig) -> tuple[RunConfig, Scenario]:
         raise ConfigError(f"scenario {config.scenario!r} can't be built ({type(error).__name__}: {error})") from error
     if not isinstance(scenario, Scenario):
         raise ConfigError(f"{spec.__name__}.build() returned {scenario!r}; a clbench.Scenario is accepted")
-    return config.replace(data_fingerprint=scenario.fingerprint), scenario
+    return scenario
 
 
 def find_device(name: str) -> str:

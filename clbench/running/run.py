@@ -39,7 +39,7 @@ from clbench.support.streams import stream
 
 
 def run(
-    scenario: str | Scenario,
+    scenario: str | os.PathLike[str] | Scenario,
     strategy: str | type[Strategy],
     *,
     out: str | os.PathLike[str] | None = None,
@@ -54,7 +54,7 @@ def run(
 
     A finished run is not repeated; an unfinished one is continued with `resume` and begun again with `force`.
 
-    scenario: a name, perhaps with options in brackets, or a Scenario.
+    scenario: a name, perhaps with options in brackets, a path, or a Scenario.
     strategy: a name, perhaps with options in brackets, or a class.
     out: the run's folder; by default runs/SCENARIO/STRATEGY/SEED-HASH.
     observer: is told how the run goes on.
@@ -65,7 +65,7 @@ def run(
     Raises ConfigError for a request that can't be met, before any training, and RunError when the training fails.
     """
     config = resolve(scenario, strategy, options)
-    if isinstance(scenario, str):
+    if not isinstance(scenario, Scenario):
         config, scenario = prepare(config)
     folder = RunFolder(out or default_folder(config))
     return execute(config, scenario, folder, resume=resume, force=force, observer=observer, track=track, store=store)

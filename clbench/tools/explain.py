@@ -72,6 +72,8 @@ def replay(path: Path) -> str:
     """Run a copy of a failed run on the CPU until it fails or is beyond that place; return what happened."""
     record = Result.load(path).record
     config, scenario = prepare(config_of_record(record["config"] | {"device": "cpu", "deterministic": False}))
+    if record["config"].get("data_fingerprint") not in (None, config.data_fingerprint):
+        return "the data are no longer those of the run, so nothing can be said"
     folder = RunFolder(path)
     checkpoint = newest(folder, strategy_class(config.strategy))
     if checkpoint is not None:

@@ -54,7 +54,7 @@ class Tuned:
 
 
 def tune(
-    scenario: str | Scenario,
+    scenario: str | os.PathLike[str] | Scenario,
     strategy: str | type[Strategy],
     *,
     protocol: str = "first-k-tasks",
@@ -88,22 +88,23 @@ def tune(
     if trials is not None and trials < 1:
         raise ConfigError(f"trials={trials}: 1 or more is accepted")
     _refuse(options)
-    if isinstance(scenario, str):
-        if options.get("validation") is None:
-            options["validation"] = VALIDATION
-        if not options["validation"]:
-            raise ConfigError("validation=0 holds nothing out to choose by; a share such as 0.1 is accepted")
-        _, given = prepare(resolve(scenario, strategy, options))
-    else:
+    if isinstance(scenario, Scenario):
         given = scenario
+    else:
+        _, given = prepare(resolve(scenario, strategy, options))
+        if not any(len(task.validation) for task in given.tasks):
+            if options.get("validation") is not None:
+                raise ConfigError("validation=0 holds nothing out to choose by; a share such as 0.1 is accepted")
+            options["validation"] = VALIDATION
+            _, given = prepare(resolve(scenario, strategy, options))
     first = None
     if protocol == "first-k-tasks":
         first = _first_tasks(FIRST_TASKS if first_tasks is None else first_tasks, given)
     tasks = held_out(given, first)
-    if isinstance(scenario, str):
-        base = resolve(scenario, strategy, options).replace(data_fingerprint=tasks.fingerprint)
-    else:
+    if isinstance(scenario, Scenario):
         base = resolve(tasks, strategy, options)
+    else:
+        base = resolve(scenario, strategy, options).replace(data_fingerprint=tasks.fingerprint)
     if not runner_of(strategy_class(base.strategy)).continues:
         raise ConfigError(f"{base.strategy} trains by its own loop, from which tuning can't go on; others can be tuned")
     check(base, tasks, strategy_class(base.strategy)(**base.strategy_options))
@@ -122,7 +123,7 @@ def tune(
         "protocol": protocol,
         "tasks": len(given.tasks),
         "tasks_read": len(tasks.tasks),
-        "validation": base.data.validation,
+        "validation": base.data.validation or _share_held_out(tasks),
         "seed": base.seed,
         "space": _texts(spaces),
     }
@@ -175,7 +176,13 @@ def held_out(scenario: Scenario, first: int | None = None) -> Scenario:
     ]
     # The name keeps these runs apart from those that were tested on test images.
     found = replace(scenario, name=f"{scenario.name} (validation)", tasks=made, train=train, test=test)
-    return replace(found, fingerprint=found.digest())
+    return found.of(found.digest())
+
+
+def _share_held_out(scenario: Scenario) -> float:
+    """Return the share of the training images that is held out, where the data themselves say which."""
+    held = sum(len(task.validation) for task in scenario.tasks)
+    return held / (held + sum(len(task.train) for task in scenario.tasks))
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

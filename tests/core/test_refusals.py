@@ -73,14 +73,14 @@ def png(width: int, height: int) -> bytes:
 def test_an_image_that_claims_to_be_huge_is_refused_from_its_header(
     size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Any
 ) -> None:
-    from clbench.scenarios.images import read_image_folder
+    from clbench.scenarios.images import find_image_folder
 
     monkeypatch.setenv("CLBENCH_CACHE", str(tmp_path / "cache"))
     for part in ("train", "test"):
         (tmp_path / "photos" / part / "cat").mkdir(parents=True)
         (tmp_path / "photos" / part / "cat" / "0.png").write_bytes(png(*size))
     with refused("0.png", "pixels"):
-        read_image_folder(tmp_path / "photos", 32)
+        find_image_folder(tmp_path / "photos", 32).read()
 
 
 def test_a_run_json_with_a_list_for_tuned_by_is_left_out(run: Any, tmp_path: Path, refused: Any) -> None:

@@ -164,7 +164,8 @@ def break_with(folder: Path, what: str) -> None:
     elif what == "16 bits":
         Image.fromarray(np.zeros((4, 6), np.uint16)).save(target / "deep.png")
     elif what == "both":
-        shutil.copytree(folder / "test", folder / "val")
+        for name in ("val", "valid"):
+            shutil.copytree(folder / "test", folder / name)
     elif what == "no test":
         shutil.rmtree(folder / "test")
     elif what == "no classes":
@@ -178,7 +179,7 @@ def break_with(folder: Path, what: str) -> None:
         ("text", r"notes\.txt is not an image file; accepted: \.png"),
         ("corrupt", r"train/2/b\.png is not a readable image"),
         ("not an image", r"train/2/c\.jpg is not a readable image"),
-        ("nested", r"train/2/more is not an image file"),
+        ("nested", r"train/2/more is a folder in the folder of a class; train/CLASS/IMAGE and"),
         ("loose", r"train/a\.png is not a folder"),
         ("empty class", "test/2 holds no images"),
         ("16 bits", r"deep\.png has more than 8 bits a channel"),
