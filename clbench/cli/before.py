@@ -21,7 +21,7 @@ from clbench.cli.options import (
     pairs,
 )
 from clbench.cli.requests import beginning
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, RunError
 
 
 @config_options()
@@ -105,7 +105,8 @@ def pretrain_verb(
         told = {"warnings": result.record["warnings"]}
         print(json.dumps({"weights": str(out), "run": str(folder.path), "accuracy": accuracy} | told))
         return
-    assert accuracy is not None
+    if accuracy is None:
+        raise RunError(f"{folder.path}: the run has no average accuracy; the weights are in {out}")
     n = len(tasks.class_order)
     print(
         f"{out}: a backbone for --model {config.model.name}, trained on {n} classes to {100 * accuracy:.1f} % "

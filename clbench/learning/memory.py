@@ -46,10 +46,10 @@ def quotas(
             raise ConfigError(f"memory {name} {value!r}; accepted: an integer of 0 or more")
     if per_class is not None:
         return [per_class] * n_classes
-    assert size is not None
+    total = size or 0
     if rounding != "spare":
-        return [size // n_classes if rounding == "floor" else -(-size // n_classes)] * n_classes
-    return [size // n_classes + (index < size % n_classes) for index in range(n_classes)]
+        return [total // n_classes if rounding == "floor" else -(-total // n_classes)] * n_classes
+    return [total // n_classes + (index < total % n_classes) for index in range(n_classes)]
 
 
 def herding(features: Tensor | npt.NDArray[np.floating], m: int) -> Tensor:
@@ -221,13 +221,14 @@ class ReservoirMemory(Memory):
         generator: torch.Generator,
         features: Tensor | None,
     ) -> None:
-        assert self.size is not None
+        # The constructor refuses a size per class, so there is one in total.
+        size = self.size or 0
         n_seen = sum(self.seen.values())
         position = np.arange(n_seen, n_seen + len(ids))
         draws = torch.rand(len(ids), dtype=torch.float64, generator=generator).numpy()
-        slot = np.where(position < self.size, position, (draws * (position + 1)).astype(np.int64))
-        kept = slot < self.size
-        n = min(self.size, n_seen + len(ids))
+        slot = np.where(position < size, position, (draws * (position + 1)).astype(np.int64))
+        kept = slot < size
+        n = min(size, n_seen + len(ids))
 
         def put(old: Tensor, new: Tensor) -> Tensor:
             # Where several samples of the batch fall on one slot the last of them stays, as in a loop over them.

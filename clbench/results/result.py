@@ -151,7 +151,10 @@ class Result:
     def accuracy(self) -> Floats:
         """The headline matrix [T, T]: row i after task i, column j accuracy on task j, NaN: not tested."""
         matrix = self.classifiers[self.recorded.headline.classifier][self.recorded.headline.matrix]
-        assert matrix is not None  # checked when the record was read
+        if matrix is None:
+            raise ConfigError(
+                f"run.json has no matrix {self.recorded.headline.matrix!r}, which it names as the headline"
+            )
         return matrix
 
     @property

@@ -71,8 +71,8 @@ def _from_file(name: str) -> object:
     if not os.path.isfile(path):
         raise ConfigError(f"strategy {name!r}: there is no file {path}; path/to/file.py:Class is accepted")
     spec = importlib.util.spec_from_file_location(f"clbench_file_{file_digest(path, 'strategy')}", path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"strategy {name!r}: {path} is no Python file; path/to/file.py:Class is accepted")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
