@@ -15,8 +15,10 @@ from clbench.data.scenario import Images, ImageSet, Scenario, Task
 from clbench.scenarios.class_orders import CLASS_ORDERS
 from clbench.scenarios.datasets import Dataset, load_dataset
 from clbench.support.streams import stream
+from clbench.support.surroundings import by_default
 
 
+@by_default()
 def split(
     data: Dataset,
     *,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clbench.config.errors import RunError
+from clbench.support.surroundings import by_default
 
 
 @dataclass
@@ -149,6 +150,7 @@ class Scenario:
             test=self.train,
         )
 
+    @by_default()
     def digest(self) -> str:
         """Return a digest of everything in the scenario, for data that have no public name."""
         state = hashlib.blake2b(digest_size=16)
@@ -158,6 +160,7 @@ class Scenario:
             state.update(tensor.contiguous().numpy().data)
         return state.hexdigest()
 
+    @by_default()
     def describe(self) -> list[dict[str, Any]]:
         """Return a row per task: original classes, their names, head outputs, numbers of images.
 

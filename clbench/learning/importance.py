@@ -11,10 +11,12 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clbench.config.errors import ConfigError, unknown
+from clbench.support.surroundings import by_default
 
 LabelMode = Literal["empirical", "sampled", "exact"]
 
 
+@by_default()
 def fisher_diagonal(
     model: nn.Module,
     images: Tensor,
@@ -181,6 +183,7 @@ def _labels(
         yield (cumulative <= drawn).sum(dim=1).clamp(max=n_outputs - 1).to(labels.device), ones
 
 
+@by_default()
 def mas_importance(
     model: nn.Module, batches: Iterable[Tensor], *, active: slice | None = None, chunk_size: int | None = None
 ) -> dict[str, Tensor]:

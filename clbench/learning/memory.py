@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from clbench.config.errors import ConfigError
+from clbench.support.surroundings import by_default
 
 # Herding distances that differ by less are ties: rounding must not decide between equally good samples.
 _TIE = 1e-12
@@ -52,6 +53,7 @@ def quotas(
     return [total // n_classes + (index < total % n_classes) for index in range(n_classes)]
 
 
+@by_default()
 def herding(features: Tensor | npt.NDArray[np.floating], m: int) -> Tensor:
     """Return the indices of `m` rows of `features` [n, d] in herding order, int64 [min(m, n)].
 
@@ -92,6 +94,7 @@ def herding(features: Tensor | npt.NDArray[np.floating], m: int) -> Tensor:
     return picked
 
 
+@by_default()
 def argmax_herding(features: Tensor | npt.NDArray[np.floating], m: int, steps: int = 1000) -> Tensor:
     """Return the indices of at most `m` rows of `features` [n, d], in the order in which a walk first meets them.
 

@@ -30,6 +30,7 @@ from clbench.running.checkpoint import safe_classes
 from clbench.running.folder import RunFolder
 from clbench.running.resolve import give, prepare, resolve, strategy_class
 from clbench.running.run import Run, execute, runner_of
+from clbench.support.surroundings import undisturbed
 
 SETTINGS = get_args(Setting)
 # Small enough that a strategy is checked in seconds: real digits, 12 of a class, a narrow network.
@@ -452,6 +453,7 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
 }
 
 
+@undisturbed()
 def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None = None) -> list[CheckResult]:
     """Run the checks on a strategy (a class, a registered name, or path.py:Class) and return what each found.
 
