@@ -42,7 +42,8 @@ def fisher_diagonal(
     """
     return fisher_diagonal_of_batches(
         model,
-        [(images, labels)],
+        # Autograd takes no tensor that was made in inference mode.
+        [(images.clone() if images.is_inference() else images, labels)],
         label_mode=label_mode,
         active=active,
         generator=generator,
