@@ -172,10 +172,9 @@ def test_sighup_under_nohup_ends_nothing() -> None:
     assert clbench.Result.load("run").status == "done"
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGUSR1, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGHUP, signal.SIGUSR2))]
-)
-@pytest.mark.parametrize("verb", ["compare", pytest.param("sweep", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", FURTHER)
+@pytest.mark.parametrize("verb", ["compare", "sweep"])
 def test_workers_save_too(verb: str, number: signal.Signals) -> None:
     given = '"sends.py:Sends"\nseeds = 2\nlimit = 8\nmodel = "mlp:8"\nepochs = 2\nbatch_size = 8\nthreads = 1\n'
     options = f"[strategy_options]\nnumber = {int(number)}\nto_parent = true\n"
