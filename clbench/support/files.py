@@ -11,13 +11,12 @@ MOST_BYTES = 10_000_000
 
 def expanded(path: str | os.PathLike[str]) -> Path:
     """Return a path with the home folder in the place of `~` or `~user`; raises ConfigError where there is none."""
-    path = Path(path)
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        if os.path.lexists(path):
-            return path
-        raise ConfigError(f"{path}: there is no such home folder; ./{path} means a file of that name") from None
+    text = os.path.expanduser(os.fspath(path))
+    if text.startswith("~") and not os.path.lexists(text):
+        raise ConfigError(f"{text}: there is no such home folder; ./{text} means a file of that name")
+    found = Path(text)
+    # A file of such a name is itself when its path is read again.
+    return found.absolute() if str(found).startswith("~") else found
 
 
 def write_atomically(
