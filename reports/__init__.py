@@ -13,7 +13,7 @@ from clbench.reports.charts import CHARTS, critical_difference
 from clbench.reports.comparison import Comparison, compare
 from clbench.reports.verdict import all_ranks
 from clbench.results.result import Result
-from clbench.support.files import write_atomically
+from clbench.support.files import expanded, write_atomically
 
 __all__ = ["write_comparisons", "write_figures", "write_report"]
 
@@ -31,7 +31,7 @@ def write_comparisons(parts: Sequence[Comparison], folder: str | Path) -> list[P
 
     A figure that fails is left out and named in report.md and on stderr.
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     written: list[Path] = []
 
     def write(name: str, data: bytes | str) -> None:
@@ -99,8 +99,8 @@ def write_figures(
             raise ConfigError(f"figure {name!r} needs {CHARTS[name].needs}; these runs have none")
         files |= {f"{stem}-{name}.{kind}": (drawing, title) for (stem, title), drawing in drawn.items() if drawing}
     for file, (drawing, title) in files.items():
-        write_atomically(Path(folder) / file, figures.draw(drawing, title, [kind], style)[kind])
-    return [Path(folder) / file for file in files]
+        write_atomically(expanded(folder) / file, figures.draw(drawing, title, [kind], style)[kind])
+    return [expanded(folder) / file for file in files]
 
 
 def _stems(parts: Sequence[Comparison]) -> list[str]:

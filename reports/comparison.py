@@ -1,6 +1,7 @@
 """Comparisons: the runs of one scenario in one setting by strategy, with notes on what limits comparing them."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,6 +22,8 @@ MATRIX_NAMES: dict[MatrixName, str] = {"class_incremental": "class-incremental",
 
 # Runs that differ in these fields alone repeat each other: mean and standard deviation are taken over them.
 REPETITION = {"seed", "class_order", "class_order_seed"}
+# Facts of the machine, which move the last bits of the numbers: such runs are pooled too, and a note says so.
+MACHINE = {"device", "threads", "compile", "deterministic"}
 # The rows and the title of a comparison show these fields already.
 SHOWN = {"strategy", "strategy_options", "scenario"}
 # How many different reasons why runs of a strategy are not finished are spelled out, and letters of each.
@@ -134,7 +137,7 @@ def _variants(results: list[Result]) -> list[tuple[str, list[Result]]]:
     differing = [
         key
         for key in dict.fromkeys(key for of_run in fields for key in of_run)
-        if len({text_of(of_run.get(key)) for of_run in fields}) > 1
+        if key not in MACHINE and len({text_of(of_run.get(key)) for of_run in fields}) > 1
     ]
     variants: dict[str, list[Result]] = {}
     for result, of_run in zip(results, fields, strict=True):
@@ -223,7 +226,7 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
     notes = []
     protocols = {label: protocol(group[0]) for label, group in groups}
     for key in dict.fromkeys(key for protocol in protocols.values() for key in protocol):
-        if key == "memory_policy":
+        if key == "memory_policy" or key in MACHINE:
             continue  # how exemplars are chosen is part of a method
         values = {label: text_of(protocol.get(key)) for label, protocol in protocols.items()}
         if key in MEMORY:
@@ -241,6 +244,8 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
     versions = {f"{label} seed {run.seed}": run.recorded.clbench for label, group in groups for run in group}
     if len(set(versions.values())) > 1:
         notes.append(f"Made by different versions of clbench: {', '.join(sorted(set(versions.values())))}.")
+    if machines := _machines(runs):
+        notes.append(f"Pooled although made differently, which moves only the last bits: {machines}.")
     if single := [label for label, group in groups if len(group) == 1]:
         notes.append(f"One run says little, there is no standard deviation: {', '.join(single)}.")
     for label, group in groups:
@@ -269,6 +274,21 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
             who = "all runs"
         notes.append(f"{text} ({who})")
     return [printable(note) for note in notes]
+
+
+def _machines(runs: list[Result]) -> str:
+    """Return the facts of the machines that differ, as `threads 1 (2 runs), 2 (1 run)`; "" where none does."""
+    facts: dict[str, list[object]] = {name: [run.config.get(name) for run in runs] for name in sorted(MACHINE)}
+    facts |= {"processor": [run.environment.get("device") for run in runs]}
+    facts |= {"torch": [run.environment.get("torch") for run in runs]}
+    told = []
+    for name, values in facts.items():
+        # A run of an older version may not say it.
+        counts = Counter(text_of(value) for value in values if value is not None)
+        if len(counts) > 1:
+            parts = [f"{value} ({n} run{'s' if n > 1 else ''})" for value, n in counts.items()]
+            told.append(f"{name} {', '.join(parts)}")
+    return "; ".join(told)
 
 
 def protocol(run: Result) -> dict[str, Any]:

@@ -126,8 +126,7 @@ def _within_limit(drawing: Panels, left_out: list[str]) -> list[Figure]:
                 f"{drawing.title}: there is no room for {n} strategies, whose numbers are in {drawing.file}."
             )
             break
-        table = svg.heat_table(heat) if heat else numbers
-        assert isinstance(table, NumberTable)
+        table = numbers if isinstance(numbers, NumberTable) else svg.heat_table(numbers)
         picture = svg.draw(chart, small=True) if chart else None
         caption = "; ".join(filter(None, (one.caption, chart.caption if chart else "")))
         figures.append(Figure(one.name, picture, caption, table, heat is not None, one.row, svg.key(one.look)))

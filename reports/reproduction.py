@@ -85,11 +85,10 @@ def judge(claim: Claim, runs: Iterable[Measured]) -> Judgement:
     ours = {run.seed: run for run in runs if run.role == "claim"}
     naive = {run.seed: run for run in runs if run.role == "naive"}
     values = [run.value for _, run in sorted(ours.items())]
-    if not values:
+    mean, sd, n = spread(values)
+    if mean is None:
         empty = (None,) * 9
         return Judgement(claim, 0, *empty, "not run", "no run yet")
-    mean, sd, n = spread(values)
-    assert mean is not None
     bound = _bound(claim, sd, n)
     difference = mean - claim.value
     passes = abs(difference) <= bound

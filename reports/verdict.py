@@ -46,7 +46,8 @@ def verdict(part: Comparison) -> str:
             return "Nothing can be said yet: no competitor has a number."
         return "Nothing competes here: there are references alone."
     mean, _, n = best.spread("average_accuracy")
-    assert mean is not None
+    if mean is None:
+        return f"{best.label} has no average accuracy."
     interval = best.interval("average_accuracy")
     within = "" if interval is None else f", 95 % interval {percent(interval.low)} to {percent(interval.high)}"
     accuracy = f"{part.matrix(part.headline)} average accuracy"

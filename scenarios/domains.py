@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from clbench.scenarios.datasets import Dataset
 from clbench.scenarios.files import require_memory
 from clbench.support.streams import stream
+from clbench.support.surroundings import by_default
 
 Images = NDArray[np.uint8]
 
 CHUNK = 4096  # images rotated at a time; it bounds the memory for their floats
 
 
+@by_default()
 def permuted(data: Dataset, tasks: int, *, seed: int = 0, pad: int = 0) -> Dataset:
     """Return the images of all tasks, each task's pixels in an order of its own; split(..., tasks=tasks) cuts them.
 
@@ -43,6 +45,7 @@ def permuted(data: Dataset, tasks: int, *, seed: int = 0, pad: int = 0) -> Datas
     return _shown(replace(data, mean=mean, std=std), "permuted", names, (c, h + 2 * pad, w + 2 * pad), show)
 
 
+@by_default()
 def rotated(data: Dataset, tasks: int, *, seed: int = 0) -> Dataset:
     """Return the images of all tasks, each task's turned by an angle of its own; split(..., tasks=tasks) cuts them.
 
@@ -51,7 +54,7 @@ def rotated(data: Dataset, tasks: int, *, seed: int = 0) -> Dataset:
     Rotation is bilinear, about the centre, with zeros around; mean and std stay those of the data set.
     Raises ConfigError if the images don't fit into memory.
     """
-    drawn = [float(torch.rand(1, generator=stream(seed, "rotation", t))) for t in range(tasks)]
+    drawn = [float(torch.rand(1, dtype=torch.float32, generator=stream(seed, "rotation", t))) for t in range(tasks)]
     angles = [round(180 * (t + part) / tasks, 1) if t else 0.0 for t, part in enumerate(drawn)]
 
     def show(images: Images, t: int) -> Iterator[Images]:

@@ -16,8 +16,10 @@ from clbench.scenarios.class_orders import CLASS_ORDERS
 from clbench.scenarios.datasets import Dataset, find_dataset, read_dataset
 from clbench.scenarios.files import content_digests
 from clbench.support.streams import stream
+from clbench.support.surroundings import by_default
 
 
+@by_default()
 def split(
     data: Dataset,
     *,

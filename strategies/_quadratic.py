@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
+from clbench.config.errors import RunError
 from clbench.config.space import Log
 from clbench.data.batches import Batch
 from clbench.data.scenario import ImageSet, Task
@@ -54,7 +55,8 @@ class QuadraticAnchor(Strategy):
     def competing(self, data: ImageSet) -> slice:
         """Return the outputs that compete in the loss for samples of one task."""
         active = self.active_outputs(data.ids)
-        assert isinstance(active, slice)  # samples of one task compete among the same outputs
+        if not isinstance(active, slice):
+            raise RunError("these samples are of several tasks, and compete among different outputs")
         return active
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from clbench.config.errors import RunError
 from clbench.data.batches import Batch
 from clbench.data.scenario import Task
 from clbench.learning.losses import binary_cross_entropy, distillation
@@ -22,7 +23,8 @@ class Taught(Strategy):
     @torch.no_grad()
     def teacher_logits(self, images: Tensor) -> Tensor:
         """Return the teacher's logits, float [B, outputs that it has]; there has to be one."""
-        assert self.teacher is not None
+        if self.teacher is None:
+            raise RunError("there is no teacher before the first task is over")
         logits: Tensor = self.teacher(images)
         return logits
 

@@ -15,6 +15,7 @@ from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.losses import cross_entropy, distillation
 from clbench.learning.strategy import Strategy, Traits
+from clbench.models.network import Network
 from clbench.models.vae import VAE
 
 
@@ -71,15 +72,14 @@ class DGR(Strategy):
             "classification": share * self.classification_loss(logits[:n], batch),
             "generator": share * elbo[:n].mean(),
         }
-        if self.old_generator is not None:
-            terms["replay"] = (1 - share) * self._replay_loss(logits[n:], images[n:], batch)
+        if self.teacher is not None:
+            terms["replay"] = (1 - share) * self._replay_loss(self.teacher, logits[n:], images[n:], batch)
             terms["generator_replay"] = (1 - share) * elbo[n:].mean()
         return terms
 
-    def _replay_loss(self, logits: Tensor, images: Tensor, batch: Batch) -> Tensor:
-        assert self.teacher is not None
+    def _replay_loss(self, teacher: Network, logits: Tensor, images: Tensor, batch: Batch) -> Tensor:
         with torch.no_grad():
-            answers = self.teacher(images)
+            answers = teacher(images)
         old = self.old_task_outputs
         groups = old if self.setting == "task" else [slice(0, old[-1].stop)]
         losses = []

@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, RunError
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.strategy import Stage, Strategy, Traits, refuse_single_image
@@ -50,7 +50,8 @@ class GDumb(Strategy):
 
     def begin_task(self, task: Task) -> None:
         """Offer the task's samples to the memory, in random order."""
-        assert self.memory is not None
+        if self.memory is None:
+            raise RunError("gdumb trains on its memory alone, and has none")
         data = task.train.subset(torch.randperm(len(task.train), generator=self.rng("stream")))
         self.memory.update(data.ids, data.classes, self.rng("memory"))
 

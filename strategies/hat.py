@@ -10,7 +10,7 @@ from clbench.config.run import RunConfig
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
-from clbench.learning.strategy import Stage, Strategy, Traits
+from clbench.learning.strategy import Stage, Strategy, Traits, given_task
 from clbench.models.blocks import block_outputs, chain, check_chain, widths
 
 
@@ -97,7 +97,7 @@ class HAT(Strategy):
 
     def scores(self, images: Tensor, task: int | None = None) -> Tensor:
         """The network under the task's gates; a task that is yet to come is scored under the latest ones."""
-        assert task is not None
+        task = given_task(task)
         known = [*self.gates, self._gates(self.smax)] if self.embedding else self.gates
         return self.task_logits(block_outputs(self.model, images, known[min(task, len(known) - 1)])[-1], task)
 

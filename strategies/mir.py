@@ -33,7 +33,8 @@ class MIR(ER):
         if m == 0 or self.memory is None or min(self.candidates, len(self.memory)) <= m:
             return self.replay(m)
         drawn = self.replay(min(self.candidates, len(self.memory)))
-        assert drawn is not None
+        if drawn is None:
+            return None
         weights = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         gradient = torch.autograd.grad(self._losses(weights, batch).mean(), list(weights.values()))
         with torch.no_grad():

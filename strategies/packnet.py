@@ -12,7 +12,7 @@ from torch.func import functional_call
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import Task
-from clbench.learning.strategy import Stage, Strategy, Traits
+from clbench.learning.strategy import Stage, Strategy, Traits, given_task
 
 FREE = -1
 
@@ -95,7 +95,7 @@ class PackNet(Strategy):
 
     def scores(self, images: Tensor, task: int | None = None) -> Tensor:
         """The weights of later tasks are zero; a task that is yet to come is scored by the model as it is."""
-        assert task is not None
+        task = given_task(task)
         earlier = self._weights() if task < self.progress.task else {}
         # A clone keeps the order of dimensions in memory, and with it the kernel and its rounding.
         unused = {n: (self.owner[n] == FREE) | (self.owner[n] > task) for n in earlier}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
-from clbench.learning.strategy import Stage, Strategy, Traits
+from clbench.learning.strategy import Stage, Strategy, Traits, given_task
 from clbench.models.blocks import Layer, check_chain
 from clbench.models.network import Network
 
@@ -107,7 +107,7 @@ class PNN(Strategy):
 
     def scores(self, images: Tensor, task: int | None = None) -> Tensor:
         """The task's column; a task that is yet to come is scored by the latest one."""
-        assert task is not None
+        task = given_task(task)
         columns = [column for column in self.columns if isinstance(column, Column)][:task]
         units = [images] * (len(columns) + 1)
         for index, block in enumerate(self.model.blocks()):

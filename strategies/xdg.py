@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
-from clbench.learning.strategy import Strategy, Traits
+from clbench.learning.strategy import Strategy, Traits, given_task
 from clbench.models.blocks import block_outputs, widths
 from clbench.support.streams import stream
 
@@ -48,5 +48,5 @@ class XdG(Strategy):
 
     def scores(self, images: Tensor, task: int | None = None) -> Tensor:
         """The network under the task's gates."""
-        assert task is not None
+        task = given_task(task)
         return self.task_logits(block_outputs(self.model, images, self.gates(task))[-1], task)

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from clbench.config.errors import ConfigError, unknown
+from clbench.config.errors import ConfigError, RunError, unknown
 from clbench.many.execution import Request, plan_requests, seed_list
 from clbench.many.planned import PlannedRun
 from clbench.results.result import Result
@@ -154,7 +154,8 @@ def as_dict(row: CrossCheck) -> dict[str, Any]:
 
 def _accuracy(run: PlannedRun) -> float:
     value = Result.load(run.folder).metrics["average_accuracy"]
-    assert value is not None
+    if value is None:
+        raise RunError(f"{run.folder}: the run has no average accuracy, so there is nothing to compare")
     return value
 
 

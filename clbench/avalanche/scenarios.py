@@ -21,11 +21,13 @@ from clbench.avalanche.imports import (
 )
 from clbench.config.errors import ConfigError, one_line
 from clbench.data.scenario import Images, ImageSet, Scenario, Task
+from clbench.support.surroundings import undisturbed
 
 # Images that pass the evaluation transforms at a time.
 CHUNK = 1024
 
 
+@undisturbed()
 def from_benchmark(benchmark: Any, *, name: str | None = None) -> Scenario:
     """Return an Avalanche classification benchmark as a scenario; its validation stream, if any, is held out.
 

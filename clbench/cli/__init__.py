@@ -1,5 +1,6 @@
 """The command line: `main`, and the verbs by name. torch is imported by the verbs that train, and by no other."""
 
+import io
 import os
 import signal
 import sys
@@ -19,7 +20,8 @@ from clbench.cli.reproducing import reproduce_verb
 from clbench.cli.running import compare_verb, crosscheck_verb, run_verb
 from clbench.cli.sweeping import sweep_verb
 from clbench.config.errors import ConfigError, RunError
-from clbench.support.endings import ENDINGS, Terminated, interrupt, take_signals
+from clbench.support.endings import ENDINGS, Terminated, interrupt, signals_taken
+from clbench.support.files import expanded
 from clbench.support.text import note
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -81,34 +83,49 @@ def _check_arguments(command: Any, given: Sequence[str]) -> None:
             raise ConfigError(f"{name} is given twice; once is accepted")
 
 
+def _without_tilde(text: str) -> str:
+    """Return an argument with the home folder for its `~`, which a shell leaves in `--out=~/x` and in quotes."""
+    name, equals, value = text.partition("=")
+    if text.startswith("--") and value.startswith("~"):
+        return f"{name}{equals}{expanded(value)}"
+    return str(expanded(text)) if text.startswith("~") else text
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 a run failed, 2 the request can't be met, 130/143 interrupted."""
     # Typer brings its own copy of click, or uses the installed one, by version; the base class tells which.
     click_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
-        take_signals(interrupt)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper) and (stream.errors == "strict" or stream.encoding != "utf-8"):
+                # A terminal that has no sign for a character shows another one.
+                stream.reconfigure(errors="replace")
         command = typer.main.get_command(app)
-        with warnings.catch_warnings():
+        with signals_taken(interrupt), warnings.catch_warnings():
             warnings.showwarning = note
-            given = list(sys.argv[1:] if arguments is None else arguments)
+            given = [_without_tilde(text) for text in (sys.argv[1:] if arguments is None else arguments)]
             _check_arguments(command, given)
             code = command.main(args=given, prog_name="clbench", standalone_mode=False)
         # Typer turns Ctrl-C into this code.
         if code == 130:
             raise KeyboardInterrupt
-        sys.exit(0)
     except (typer.Abort, KeyboardInterrupt):
         end(*ENDINGS[signal.SIGINT])
-    except Terminated:
-        end(*ENDINGS[signal.SIGTERM])
+    except Terminated as ended:
+        end(*ENDINGS[ended.number])
     except ConfigError as error:
         end(str(error), 2)
     except RunError as error:
         end(str(error), 1)
     except SystemExit as ended:
         # Typer and rich end with 1 when nobody reads what is printed any more.
-        sys.exit(0 if isinstance(ended.__context__, BrokenPipeError) else ended.code)
-    except Exception as error:
+        if isinstance(ended.__context__, BrokenPipeError):
+            sys.exit(0)
+        if not isinstance(ended.code, int) or not ended.code:
+            # No verb leaves so; code of the user's did, and what was asked for is not done.
+            end(f"sys.exit({'' if ended.code is None else repr(ended.code)}) was called under way", 1)
+        sys.exit(ended.code)
+    except BaseException as error:  # a user's code may raise what is no Exception
         if not isinstance(error, click_error):
             if os.environ.get("CLBENCH_TRACEBACK"):
                 raise
@@ -124,3 +141,4 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             print(message)
             sys.exit(0)
         end(str(ConfigError(message)), 2)
+    sys.exit(0)

@@ -21,7 +21,7 @@ from clbench.cli.options import (
     pairs,
 )
 from clbench.cli.requests import beginning
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, RunError
 
 
 @config_options()
@@ -111,9 +111,10 @@ def pretrain_verb(
     accuracy = result.metrics["average_accuracy"]
     if as_json:
         told = {"warnings": result.record["warnings"]}
-        print(json.dumps({"weights": str(out), "run": str(folder.path), "accuracy": accuracy} | told))
+        print(json.dumps({"weights": str(out), "run": str(folder), "accuracy": accuracy} | told))
         return
-    assert accuracy is not None
+    if accuracy is None:
+        raise RunError(f"{folder}: the run has no average accuracy; the weights are in {out}")
     n = len(tasks.class_order)
     print(
         f"{out}: a backbone for --model {config.model.name}, trained on {n} classes to {100 * accuracy:.1f} % "

@@ -103,7 +103,7 @@ def run_verb(
 
     stdout = screen()
     stdout.print(render_run(result))
-    stdout.print(f"run folder: {folder.path}", soft_wrap=True, highlight=False, markup=False)
+    stdout.print(f"run folder: {folder}", soft_wrap=True, highlight=False, markup=False)
 
 
 @config_options(without=("seed",))

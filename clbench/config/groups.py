@@ -1,12 +1,15 @@
 """The groups in which a run is described: model, data, training, memory, evaluation, engine."""
 
+import os
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
+# A shell leaves `~` as it is in quotes, and a file of options knows no shell.
+Place = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Group(BaseModel):
@@ -28,7 +31,7 @@ class ModelConfig(Group):
     """The network, where its weights come from, and its head."""
 
     name: str = Field(default="mlp", alias="model", description="network, such as mlp:400-400 or resnet32[shortcut=B]")
-    weights: str | None = Field(
+    weights: Place | None = Field(
         default=None, description="pre-trained weights for the backbone: a file, or torchvision's name of some"
     )
     head: Literal["growing", "full"] = Field(
@@ -50,7 +53,7 @@ class DataConfig(Group):
     augment: Literal["none", "crop-flip", "crop", "flip"] = Field(
         default="none", description="random crop (padding 4) and flip of the training images, or one of them"
     )
-    root: str = Field(default="data", alias="data_root", description="folder in which data sets are looked for")
+    root: Place = Field(default="data", alias="data_root", description="folder in which data sets are looked for")
     offline: bool = Field(default=False, description="never download a data set")
 
 

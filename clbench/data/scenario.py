@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clbench.config.errors import RunError
+from clbench.support.surroundings import by_default
 
 
 @dataclass
@@ -154,6 +155,7 @@ class Scenario:
         """Return the scenario as one of data with this digest; None: of the data that were published under its name."""
         return replace(self, fingerprint=fingerprint, published=fingerprint is None)
 
+    @by_default()
     def digest(self) -> str:
         """Return a digest of everything in the scenario that can change a run's numbers."""
         tensors = [t for part in (self.train, self.test) for t in (part.labels, part.tasks)]
@@ -167,6 +169,7 @@ class Scenario:
         parts = (self.train, self.test)
         return _digest(repr(scale), *(tensor for part in parts for tensor in (part.images, part.classes)))
 
+    @by_default()
     def describe(self) -> list[dict[str, Any]]:
         """Return a row per task: original classes, their names, head outputs, numbers of images.
 

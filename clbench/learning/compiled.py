@@ -65,7 +65,8 @@ class CompiledFeatures:
 
     def _call(self, images: Tensor) -> Tensor:
         self.calls += 1
-        assert self._model is not None
+        if self._model is None:
+            raise RuntimeError("the compiled network was called outside of within()")
         if self.problem is None:
             try:
                 # Above the limit torch would go on uncompiled without raising anything.

@@ -12,10 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from clbench.config.errors import ConfigError, RunError, unknown
 from clbench.support.finite import not_finite
+from clbench.support.surroundings import by_default
 
 LabelMode = Literal["empirical", "sampled", "exact"]
 
 
+@by_default()
 def fisher_diagonal(
     model: nn.Module,
     images: Tensor,
@@ -41,7 +43,8 @@ def fisher_diagonal(
     """
     return fisher_diagonal_of_batches(
         model,
-        [(images, labels)],
+        # Autograd takes no tensor that was made in inference mode.
+        [(images.clone() if images.is_inference() else images, labels)],
         label_mode=label_mode,
         active=active,
         generator=generator,
@@ -182,6 +185,7 @@ def _labels(
         yield (cumulative <= drawn).sum(dim=1).clamp(max=n_outputs - 1).to(labels.device), ones
 
 
+@by_default()
 def mas_importance(
     model: nn.Module, batches: Iterable[Tensor], *, active: slice | None = None, chunk_size: int | None = None
 ) -> dict[str, Tensor]:

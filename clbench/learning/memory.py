@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from clbench.config.errors import ConfigError
+from clbench.support.surroundings import by_default
 
 # Herding distances that differ by less are ties: rounding must not decide between equally good samples.
 _TIE = 1e-12
@@ -53,22 +54,23 @@ def quotas(
             raise ConfigError(f"memory {name} {value!r}; accepted: an integer of 0 or more")
     if per_class is not None:
         return [per_class] * n_classes
-    assert size is not None
+    total = size or 0
     if rounding != "spare":
-        return [size // n_classes if rounding == "floor" else -(-size // n_classes)] * n_classes
-    have = [size] * n_classes if available is None else available
+        return [total // n_classes if rounding == "floor" else -(-total // n_classes)] * n_classes
+    have = [total] * n_classes if available is None else available
     quota, sharing = [0] * n_classes, list(range(n_classes))
     # A class with no more samples than an equal share keeps them all, and leaves the rest to the others.
-    while small := {c for c in sharing if have[c] <= size // len(sharing)}:
+    while small := {c for c in sharing if have[c] <= total // len(sharing)}:
         for c in small:
             quota[c] = have[c]
-        size -= sum(have[c] for c in small)
+        total -= sum(have[c] for c in small)
         sharing = [c for c in sharing if c not in small]
     for place, c in enumerate(sharing):
-        quota[c] = size // len(sharing) + (place < size % len(sharing))
+        quota[c] = total // len(sharing) + (place < total % len(sharing))
     return quota
 
 
+@by_default()
 def herding(features: Tensor | npt.NDArray[np.floating], m: int) -> Tensor:
     """Return the indices of `m` rows of `features` [n, d] in herding order, int64 [min(m, n)].
 
@@ -114,6 +116,7 @@ def _directions(features: Tensor | npt.NDArray[np.floating], m: int) -> Tensor:
     return x / torch.where(norms > 0, norms, 1.0)
 
 
+@by_default()
 def argmax_herding(features: Tensor | npt.NDArray[np.floating], m: int, steps: int = 1000) -> Tensor:
     """Return the indices of at most `m` rows of `features` [n, d], in the order in which a walk first meets them.
 
@@ -262,13 +265,14 @@ class ReservoirMemory(Memory):
         generator: torch.Generator,
         features: Tensor | None,
     ) -> None:
-        assert self.size is not None
+        # The constructor refuses a size per class, so there is one in total.
+        size = self.size or 0
         n_seen = sum(self.seen.values())
         position = np.arange(n_seen, n_seen + len(ids))
         draws = torch.rand(len(ids), dtype=torch.float64, generator=generator).numpy()
-        slot = np.where(position < self.size, position, (draws * (position + 1)).astype(np.int64))
-        kept = slot < self.size
-        n = min(self.size, n_seen + len(ids))
+        slot = np.where(position < size, position, (draws * (position + 1)).astype(np.int64))
+        kept = slot < size
+        n = min(size, n_seen + len(ids))
 
         def put(old: Tensor, new: Tensor) -> Tensor:
             # The last of several samples that fall on one slot stays, as in a loop over them.

@@ -16,8 +16,7 @@ def lr_multiplier(training: TrainingConfig, position: float, step: float, total:
     """
     if position < training.lr_warmup:
         return min((position + step) / training.lr_warmup, 1.0)
-    if training.schedule == "step":
-        assert training.step_epochs is not None
+    if training.schedule == "step" and training.step_epochs is not None:
         return training.lr_factor ** (int(position) // training.step_epochs)
     if training.schedule == "multistep":
         return training.lr_factor ** sum(position >= milestone for milestone in training.milestones or ())

@@ -438,6 +438,13 @@ def spoilt(strategy: Strategy) -> str | None:
     return next(filter(None, found), None)
 
 
+def given_task(task: int | None) -> int:
+    """Return the task of test images, for strategies that need it; raises RunError where `scores` was not given it."""
+    if task is None:
+        raise RunError("scores(images) needs the task of the images here; scores(images, task) is accepted")
+    return task
+
+
 @contextmanager
 def eval_mode(strategy: Strategy) -> Iterator[None]:
     """Put every module of a strategy into eval mode, and each layer's own mode back at the end."""

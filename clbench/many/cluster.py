@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from clbench.config.errors import ConfigError
 from clbench.many.planned import Outcome, PlannedRun
+from clbench.support.interruption import SIGNALS, is_ignored
 
 # A run is begun again this often because its node or its process was lost.
 RETRIES = 5
@@ -114,12 +115,11 @@ def _kept_signals() -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
     if threading.current_thread() is not threading.main_thread():
         yield (lambda: None), (lambda: None)
         return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    handlers = {number: signal.getsignal(number) for number in numbers}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS if not is_ignored(number)}
     kept: list[int] = []
 
     def install() -> None:
-        for number in numbers:
+        for number in handlers:
             signal.signal(number, lambda number, _: kept.append(number))
 
     def restore() -> None:

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextvars import copy_context
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,7 @@ from clbench.running.process import process_settings
 from clbench.running.resolve import give, prepare, resolve, strategy_class
 from clbench.running.run import execute
 from clbench.support.locks import InUseError, Watched, is_held
+from clbench.support.surroundings import undisturbed
 
 # The beginning of a run.json, which identifies a finished run without parsing the file.
 _HEAD = re.compile(rb'\{\s*"schema_version": 1,\s*"clbench": "([^"]*)",\s*"status": "(\w+)",\s*"identity": "(\w+)"')
@@ -47,6 +49,7 @@ class Request:
     place: str = ""
 
 
+@undisturbed()
 def plan_requests(
     requests: Sequence[Request], out: str | os.PathLike[str], *, elsewhere: bool = False
 ) -> list[PlannedRun]:
@@ -206,6 +209,7 @@ def raise_first_failure(outcomes: Sequence[Outcome]) -> None:
         )
 
 
+@undisturbed()
 def _do(
     item: PlannedRun,
     scenario: Scenario | None,
@@ -292,7 +296,11 @@ def _together(items: Sequence[PlannedRun], work: Sequence[Callable[..., Outcome]
         together = Together([item.config.seed for item, _ in group])
         # torch's settings per process are set for the whole group, so a run that ends early restores only these.
         with process_settings(group[0][0].config), ThreadPoolExecutor(len(group)) as threads:
-            begun = [threads.submit(together.run, functools.partial(do, None, together.trainer)) for _, do in group]
+            # A copy of the context for each thread: it belongs to what is under way here.
+            begun = [
+                threads.submit(copy_context().run, together.run, functools.partial(do, None, together.trainer))
+                for _, do in group
+            ]
             try:
                 for ended in as_completed(begun):
                     yield ended.result()

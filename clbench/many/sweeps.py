@@ -29,7 +29,7 @@ from clbench.many.execution import (
 from clbench.many.planned import PlannedRun
 from clbench.results.result import Result
 from clbench.running.resolve import as_text, parse_scenario, scenario_class, strategy_class
-from clbench.support.files import read_small
+from clbench.support.files import expanded, read_small
 
 _FIELDS = [name for name in run_fields() if name not in INTERNAL and name != "seed"]
 _NAMED = ("scenario", "strategy", "seeds")
@@ -71,7 +71,7 @@ def plan_sweep(
     if isinstance(grid, Mapping):
         read, name = grid, "grid"
     else:
-        read, name = read_grid(Path(grid)), str(grid)
+        read, name = read_grid(expanded(grid)), str(grid)
     requests = [_placed(request, cluster) for request in _labelled(expand(read, name))]
     planned = plan_requests(requests, out, elsewhere=cluster is not None)
     return planned if shard is None else planned[shard[0] - 1 :: shard[1]]

@@ -68,8 +68,10 @@ def _start_trackers() -> None:
     """Start the processes that clean up after workers, with their warnings off.
 
     They outlive this process, and after an interruption they would print warnings below our last line. Python's own
-    tracker, which loky starts with the first worker, would also let Ctrl-C through again.
+    tracker, which loky starts with the first worker, would also let Ctrl-C through again. Windows has no such trackers.
     """
+    if os.name != "posix":
+        return
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
     try:

@@ -9,10 +9,12 @@ import torch
 from clbench.config.errors import ConfigError
 from clbench.config.registry import load_entry_point, options_model, parse_spec, validate_options
 from clbench.models.network import Head, Network
+from clbench.support.surroundings import undisturbed
 
 __all__ = ["Head", "Network", "build_model"]
 
 
+@undisturbed()
 def build_model(spec: str, image_shape: tuple[int, int, int], seed: int) -> Network:
     """Build a model for images of shape [C, H, W]; its weights are a function of the arguments alone.
 

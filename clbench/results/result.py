@@ -27,7 +27,7 @@ from clbench.results.record import (
     Rows,
     RunRecord,
 )
-from clbench.support.files import write_atomically
+from clbench.support.files import expanded, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,14 +84,14 @@ class Result:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Result":
         """Read a run folder or a run.json; raises ConfigError, naming the file, for whatever is not one."""
-        file = Path(path)
+        file = expanded(path)
         # os.path takes any text; Path raises for one that is too long for a name.
         if os.path.isdir(file):
             file = file / "run.json"
         if not os.path.isfile(file):
             raise ConfigError(f"{file}: no such file; the folder of a run or its run.json is accepted")
         try:
-            text = file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8-sig")
             record = json.loads(text)
             # A lone surrogate is valid in JSON, but can be neither printed nor written again.
             json.dumps(record, ensure_ascii=False).encode()
@@ -151,7 +151,10 @@ class Result:
     def accuracy(self) -> Floats:
         """The headline matrix [T, T]: row i after task i, column j accuracy on task j, NaN: not tested."""
         matrix = self.classifiers[self.recorded.headline.classifier][self.recorded.headline.matrix]
-        assert matrix is not None  # checked when the record was read
+        if matrix is None:
+            raise ConfigError(
+                f"run.json has no matrix {self.recorded.headline.matrix!r}, which it names as the headline"
+            )
         return matrix
 
     @property
@@ -298,7 +301,7 @@ class Result:
 
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write accuracy.csv, training.csv and run.json, each in one step; raises OSError when it can't."""
-        folder = Path(folder)
+        folder = expanded(folder)
         write_atomically(folder / "accuracy.csv", self._accuracy_csv())
         write_atomically(folder / "training.csv", self._training_csv())
         # Last, so that the tables beside a finished run.json are complete.
@@ -377,7 +380,7 @@ def load_all(paths: str | Path | Iterable[str | Path]) -> list[Result]:
 
 def _read(paths: str | Path | Iterable[str | Path]) -> list[tuple[Path, Result]]:
     """Return all runs with their files; raises ConfigError where none of them is finished."""
-    given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    given = [expanded(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     results: dict[Path, tuple[Path, Result]] = {}
     damage: list[ConfigError] = []
     for path in given:

@@ -10,7 +10,7 @@ from typing import Any
 from clbench.config.errors import ConfigError, RunError
 from clbench.config.run import NOT_IDENTITY, RunConfig, former_names
 from clbench.results.result import Result
-from clbench.support.files import remove_unfinished, write_atomically
+from clbench.support.files import expanded, remove_unfinished, write_atomically
 from clbench.support.locks import held
 
 # Left in every run folder, so that a damaged run is known as one of ours.
@@ -27,7 +27,7 @@ def default_folder(config: RunConfig, root: str | os.PathLike[str] = "runs") -> 
     scenario, strategy = former_names(config)
     if config.data_fingerprint:
         scenario = Path(scenario).resolve().stem
-    return Path(root) / scenario / strategy.rpartition(":")[2] / f"{config.seed}-{config.identity()[:8]}"
+    return expanded(root) / scenario / strategy.rpartition(":")[2] / f"{config.seed}-{config.identity()[:8]}"
 
 
 def announce(config: RunConfig, folder: Path) -> None:
@@ -41,30 +41,34 @@ def announce(config: RunConfig, folder: Path) -> None:
 
 def make_folder(path: str | os.PathLike[str]) -> None:
     """Make a folder where there is none; raises ConfigError when it can't be made."""
-    with _writing(Path(path)):
-        Path(path).mkdir(parents=True, exist_ok=True)
+    path = expanded(path)
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}; a folder that can be written is accepted") from None
+    except (OSError, ValueError) as error:  # no path can hold a NUL
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: {why}; a folder that can be written is accepted") from None
 
 
 class RunFolder:
     """The folder of one run: run.json, accuracy.csv, training.csv, model.pt; two checkpoints while it is unfinished."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self._named = expanded(path)
+        # A hook may change the working folder while the run goes on.
+        self.path = self._named.absolute()
         self._checkpoints = (self.path / "checkpoint.pt", self.path / "checkpoint-previous.pt")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder, also against other hosts; raises ConfigError, locks.InUseError when another process does."""
         with ExitStack() as stack:
-            with _writing(self.path):
+            with _writing(self._named):
                 self.path.mkdir(parents=True, exist_ok=True)
                 (self.path / MARK).touch()
                 stack.enter_context(held(self.path))
@@ -73,14 +77,12 @@ class RunFolder:
 
     def existing(self, config: RunConfig) -> Result | None:
         """Return the run that is there, None for a new folder; raises ConfigError when it is another one's."""
-        if not (self.path / "run.json").exists():
+        if not os.path.exists(self.path / "run.json"):
             return None
         result = Result.load(self.path)
         if result.recorded.identity != config.identity():
             differing = _differences(result.config, config)
-            raise ConfigError(
-                f"{self.path} holds another run: {differing}; name another folder, or --force to overwrite it"
-            )
+            raise ConfigError(f"{self} holds another run: {differing}; name another folder, or --force to overwrite it")
         return result
 
     def clear(self) -> None:
@@ -132,7 +134,7 @@ class RunFolder:
         self._write(self.path / "model.pt", content)
 
     def __str__(self) -> str:
-        return str(self.path)
+        return str(self._named)
 
     def _write(self, path: Path, content: bytes, previous: Path | None = None) -> None:
         try:

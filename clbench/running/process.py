@@ -3,48 +3,39 @@
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from clbench.config.run import RunConfig
+from clbench.support.surroundings import undisturbed
 
 
 @contextmanager
 def process_settings(config: RunConfig) -> Iterator[None]:
-    """Set what torch keeps per process for the time of a run, and put it back."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    devices = [torch.device(config.engine.device)] if config.engine.device.startswith("cuda") else []
-    assert config.engine.threads is not None
-    torch.set_num_threads(config.engine.threads)
-    # Moments of a dead pixel decay into denormal numbers, with which a CPU takes many times as long.
-    flushed = _flushes_denormals()
-    torch.set_flush_denormal(True)
-    torch.use_deterministic_algorithms(config.engine.deterministic or deterministic)
-    # Torch rounds by default what a GPU convolves, and not what it multiplies, to 10 bits. Under bf16 as well, what is
-    # left in float32 (losses, importances, class means) is left so on purpose.
-    products: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    rounded = [backend.allow_tf32 for backend in products]
-    for backend in products:
-        backend.allow_tf32 = config.engine.precision == "tf32"
-    if config.engine.deterministic:
-        # cuBLAS repeats its sums only with a workspace of fixed size.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_flush_denormal(flushed)
-        torch.use_deterministic_algorithms(deterministic)
-        for backend, before in zip(products, rounded, strict=True):
-            backend.allow_tf32 = before
-
-
-def _flushes_denormals() -> bool:
-    return float(torch.tensor(1e-39) * 1) == 0
+    """Set what torch keeps per process for the time of a run, and put it back; see `undisturbed`."""
+    engine = config.engine
+    devices = [torch.device(engine.device)] if engine.device.startswith("cuda") else []
+    if devices and torch.are_deterministic_algorithms_enabled() and not engine.deterministic:
+        warnings.warn(
+            "torch.use_deterministic_algorithms(True) is set, and a run follows its configuration; deterministic=True "
+            "makes it repeatable to the bit",
+            stacklevel=3,
+        )
+    with undisturbed(), torch.random.fork_rng(devices=devices):
+        if engine.threads is not None:
+            torch.set_num_threads(engine.threads)
+        torch.use_deterministic_algorithms(engine.deterministic)
+        # Torch rounds by default what a GPU convolves, and not what it multiplies, to 10 bits. Under bf16 as well, what
+        # is left in float32 (losses, importances, class means) is left so on purpose.
+        for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
+            backend.allow_tf32 = engine.precision == "tf32"  # type: ignore[attr-defined]
+        if engine.deterministic:
+            # cuBLAS repeats its sums only with a workspace of fixed size.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        yield
 
 
 def device_name(device: str) -> str:

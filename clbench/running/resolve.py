@@ -23,6 +23,7 @@ from clbench.config.run import GROUPS, RunConfig, Setting, excludes, fields, fil
 from clbench.data.scenario import Scenario
 from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import LOOSE, Strategy, Traits
+from clbench.support.surroundings import undisturbed
 
 # Classes handed over in Python, by the name their runs carry.
 _given: dict[str, type[Strategy]] = {}
@@ -69,17 +70,17 @@ def give(strategy: type[Strategy]) -> str:
 
 @functools.cache
 def _from_file(name: str) -> object:
-    path, _, attribute = name.rpartition(":")
+    path, _, attribute = os.path.expanduser(name).rpartition(":")
     if not os.path.isfile(path):
         raise ConfigError(f"strategy {name!r}: there is no file {path}; path/to/file.py:Class is accepted")
     spec = importlib.util.spec_from_file_location(f"clbench_file_{file_digest(path, 'strategy')}", path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"strategy {name!r}: {path} is no Python file; path/to/file.py:Class is accepted")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever a user's file raises
+    except (Exception, SystemExit, GeneratorExit) as error:  # whatever a user's file raises
         raise ConfigError(f"strategy {name!r}: {path} can't be imported ({type(error).__name__}: {error})") from error
     if not hasattr(module, attribute):
         classes = [n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == spec.name]
@@ -139,6 +140,7 @@ def resolve(
     scenario = as_text(scenario)
     if not isinstance(scenario, str | Scenario):
         raise ConfigError(f"scenario={scenario!r} given; a name, a path or a clbench.Scenario is accepted")
+    scenario = os.path.expanduser(scenario) if isinstance(scenario, str) else scenario
     name, label, bracket = _named(strategy)
     cls = strategy_class(name)
     asked = {k: v for k, v in options.items() if v is not None and k not in ("strategy_options", "scenario_options")}
@@ -221,7 +223,7 @@ def _named(strategy: "str | type[Strategy]") -> tuple[str, str, dict[str, str]]:
     if isinstance(strategy, type):
         name = give(strategy)
         return name, name, {}
-    name, bracket = parse_spec(strategy)
+    name, bracket = parse_spec(os.path.expanduser(strategy))
     return name, strategy if ".py:" in strategy else strategy.replace(" ", ""), bracket
 
 
@@ -258,6 +260,7 @@ def _of_scenario(scenario: Scenario, asked: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
+@undisturbed()
 def prepare(config: RunConfig) -> tuple[RunConfig, Scenario]:
     """Build the scenario of a config, which gets the digest of the data if they are not published under its name."""
     scenario = _built(config)
@@ -273,7 +276,7 @@ def _built(config: RunConfig) -> Scenario:
         scenario = spec(config.scenario, config.scenario_options).build(config)
     except ConfigError:
         raise
-    except Exception as error:  # whatever a scenario of the user's own raises
+    except (Exception, SystemExit, GeneratorExit) as error:  # whatever a scenario of the user's own raises
         raise ConfigError(f"scenario {config.scenario!r} can't be built ({type(error).__name__}: {error})") from error
     if not isinstance(scenario, Scenario):
         raise ConfigError(f"{spec.__name__}.build() returned {scenario!r}; a clbench.Scenario is accepted")

@@ -36,6 +36,7 @@ from clbench.running.writer import FolderWriter
 from clbench.support.finite import not_finite
 from clbench.support.interruption import Interruption
 from clbench.support.streams import stream
+from clbench.support.surroundings import undisturbed
 
 
 def run(
@@ -64,11 +65,12 @@ def run(
 
     Raises ConfigError for a request that can't be met, before any training, and RunError when the training fails.
     """
-    config = resolve(scenario, strategy, options)
-    if not isinstance(scenario, Scenario):
-        config, scenario = prepare(config)
-    folder = RunFolder(out or default_folder(config))
-    return execute(config, scenario, folder, resume=resume, force=force, observer=observer, track=track, store=store)
+    with undisturbed():
+        config = resolve(scenario, strategy, options)
+        if not isinstance(scenario, Scenario):
+            config, scenario = prepare(config)
+        place = RunFolder(out or default_folder(config))
+        return execute(config, scenario, place, resume=resume, force=force, observer=observer, track=track, store=store)
 
 
 def execute(
@@ -98,7 +100,7 @@ def execute(
     strategy = strategy_class(config.strategy)(**config.strategy_options)
     check(config, scenario, strategy)
     if force and not folder.is_ours():
-        raise ConfigError(f"{folder.path} holds files that no run of clbench left; name another folder")
+        raise ConfigError(f"{folder} holds files that no run of clbench left; name another folder")
     if not force and (found := folder.existing(config)) is not None and found.status == "done":
         # It may be where nothing can be written, not even a lock.
         return _reused(found, folder)
@@ -123,7 +125,7 @@ def execute(
 
 def _reused(found: Result, folder: RunFolder) -> Result:
     if (made_by := found.recorded.clbench) != metadata.version("clbench"):
-        warnings.warn(f"{folder.path}: reused, a run of clbench {made_by}", stacklevel=3)
+        warnings.warn(f"{folder}: reused, a run of clbench {made_by}", stacklevel=3)
     return found
 
 
@@ -131,7 +133,7 @@ def _refuse_to_go_on(
     found: Result, folder: RunFolder, store: Store, config: RunConfig, kind: "type[Run]", *, resume: bool
 ) -> None:
     """Raise ConfigError where an unfinished run can't be continued, or was not asked to be."""
-    what = f"{folder.path} holds an unfinished run"
+    what = f"{folder} holds an unfinished run"
     if not kind.continues and not resume:
         raise ConfigError(f"{what}, which {config.strategy} can't continue; --force begins it again")
     if found.recorded.tasks and not store.checkpoints() and kind.continues:
@@ -197,6 +199,10 @@ class Run:
 
     def go(self, found: Result | None = None) -> Result:
         """Learn the tasks that are left, `found` being what the folder holds of the run; return the result."""
+        with self._staying():
+            return self._from(found)
+
+    def _from(self, found: Result | None) -> Result:
         self._restore(found)
         self._tell("begin", self.config, self.scenario, self.task)
         try:
@@ -235,6 +241,10 @@ class Run:
 
     def learn(self, task: Task) -> None:
         """Learn one task, or what is left of it where a checkpoint within it was taken up."""
+        with self._staying():
+            self._learn(task)
+
+    def _learn(self, task: Task) -> None:
         strategy, scenario, progress = self.strategy, self.scenario, self.context.progress
         if self.context.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.context.device)
@@ -461,6 +471,19 @@ class Run:
                     "learning rate"
                 )
         memory.update(ids, classes, generator, features)
+
+    @contextmanager
+    def _staying(self) -> Iterator[None]:
+        """Make a failure of what would end the program, as if all were done, in the middle of the run."""
+        try:
+            yield
+        except (SystemExit, GeneratorExit) as error:
+            if self._interruption.passing_on:
+                raise
+            raise RunError(
+                f"{type(error).__name__}({error}) was raised in task {self.context.progress.task}; a run ends when its "
+                "tasks are learnt, or with an error"
+            ) from error
 
     @contextmanager
     def _taking_up(self) -> Iterator[None]:

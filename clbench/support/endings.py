@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end the command line with one sentence and an exit code, and no worker process stays behind.
+"""Signals end the command line with one sentence and an exit code, and no worker process stays behind.
 
 This module imports next to nothing, because `clbench.__main__` uses it to handle signals before the slow imports.
 """
@@ -8,27 +8,52 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
+
+from clbench.support.interruption import SIGNALS, is_ignored
 
 # Seconds that interrupted worker processes have to save their state; Slurm gives 30 by default.
 WORKERS_END = 20
 
+_WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+# What is said, and the exit code, which is that of a shell: 128 and the number of the signal.
 ENDINGS: dict[int, tuple[str, int]] = {
-    signal.SIGINT: ("interrupted; what was saved is kept and can be continued", 130),
-    signal.SIGTERM: ("terminated; what was saved is kept and can be continued", 143),
+    number: (
+        f"{_WORDS.get(number, f'ended by {number.name}')}; what was saved is kept and can be continued",
+        128 + number,
+    )
+    for number in SIGNALS
 }
 
 
 class Terminated(BaseException):
-    """SIGTERM came; Slurm and Ray send it before they kill."""
+    """A signal other than Ctrl-C came; Slurm and Ray send one before they kill."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def take_signals(handler: Callable[[int, FrameType | None], NoReturn]) -> None:
-    """Install a handler for SIGTERM and Ctrl-C."""
-    for number in ENDINGS:
-        signal.signal(number, handler)
+    """Install a handler for the signals that end the command; one that nohup has made ignored stays ignored."""
+    for number in SIGNALS:
+        if number in _WORDS or not is_ignored(number):
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def signals_taken(handler: Callable[[int, FrameType | None], NoReturn]) -> Iterator[None]:
+    """Take the signals for a while, and put the former handlers back."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    take_signals(handler)
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            if former is not None:
+                signal.signal(number, former)
 
 
 def end_at_once(number: int, _: FrameType | None = None) -> NoReturn:
@@ -50,7 +75,7 @@ def interrupt(number: int, frame: FrameType | None) -> NoReturn:
     threading.excepthook = lambda _: None
     sys.unraisablehook = lambda _: None
     _end_workers()
-    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
 def _imports(frame: FrameType | None) -> bool:

@@ -1,10 +1,22 @@
-"""Writing files in one step, so that no reader finds half a file, even after a kill at any moment."""
+"""Paths as people type them, and files that are written in one step, so that no reader ever finds half a file."""
 
 import os
 import uuid
 from pathlib import Path
 
+from clbench.config.errors import ConfigError
+
 MOST_BYTES = 10_000_000
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with the home folder in the place of `~` or `~user`; raises ConfigError where there is none."""
+    text = os.path.expanduser(os.fspath(path))
+    if text.startswith("~") and not os.path.lexists(text):
+        raise ConfigError(f"{text}: there is no such home folder; ./{text} means a file of that name")
+    found = Path(text)
+    # A file of such a name is itself when its path is read again.
+    return found.absolute() if str(found).startswith("~") else found
 
 
 def write_atomically(
@@ -14,7 +26,7 @@ def write_atomically(
 
     The old content stays until the new one is on the disk, and is kept as `previous` if that is given.
     """
-    path = Path(path)
+    path = expanded(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # A plain open, not tempfile: its files are readable by their owner only, and the replacement keeps that.
     unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
@@ -44,7 +56,8 @@ def read_small(path: Path) -> str:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise ValueError(f"more than {MOST_BYTES // 10**6} MB")
-    return content.decode("utf-8")
+    # Some editors begin a file with a byte order mark.
+    return content.decode("utf-8-sig")
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C during training: they wait until the run is at a point from which it can be continued."""
+"""Signals during training: they wait until the run is at a point from which it can be continued."""
 
 import contextlib
 import signal
@@ -7,10 +7,27 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+# Signals that ask a process to end: kill and Slurm, Ctrl-C, a terminal that goes away, the warnings that Slurm's
+# --signal sends. Windows lacks the last three.
+SIGNALS: tuple[signal.Signals, ...] = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
+
+
+def is_ignored(number: int) -> bool:
+    """Whether a signal is ignored, as nohup ignores SIGHUP, or has a handler that Python can't put back."""
+    return signal.getsignal(number) in (signal.SIG_IGN, None)
+
 
 @contextlib.contextmanager
 def interruptible(now: bool) -> Iterator[None]:
-    """Let Ctrl-C through (`now`), or hold it back, in this thread and in the processes that it starts inside."""
+    """Let Ctrl-C through (`now`), or hold it back, in this thread and in the processes that it starts inside.
+
+    On a system that can't hold signals back it does nothing.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_UNBLOCK if now else signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -19,22 +36,24 @@ def interruptible(now: bool) -> Iterator[None]:
 
 
 class Interruption:
-    """A context that notes SIGTERM and SIGINT and passes them on when the run allows it; a second Ctrl-C at once.
+    """A context that notes SIGNALS and passes them on when the run allows it; a second Ctrl-C at once.
 
     Outside the main thread, which alone gets signals, it does nothing. An ignored signal stays ignored.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        # Whether a signal is being passed on: what its former handler raises ends the run, SystemExit too.
+        self.passing_on = False
         # Whether the last signal was Ctrl-C.
         self._interrupted = False
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None):
-                    self._handlers[number] = handler
+            for number in SIGNALS:
+                if not is_ignored(number):
+                    self._handlers[number] = signal.getsignal(number)
                     signal.signal(number, self._note)
         return self
 
@@ -44,7 +63,9 @@ class Interruption:
         self._handlers.clear()
         noted, self.signal, self._interrupted = self.signal, None, False
         if noted is not None:
+            self.passing_on = True
             signal.raise_signal(noted)
+            self.passing_on = False
 
     def pass_on(self) -> None:
         """Raise the noted signal under its former handler, which usually ends the run."""
@@ -54,8 +75,8 @@ class Interruption:
     def _note(self, number: int, _: FrameType | None) -> None:
         again = number == signal.SIGINT and self._interrupted
         self._interrupted = number == signal.SIGINT
-        # SIGTERM ends a worker process and Ctrl-C may not, so Ctrl-C does not replace it.
-        if self.signal != signal.SIGTERM:
+        # The other signals end a worker process and Ctrl-C may not, so Ctrl-C does not replace them.
+        if self.signal in (None, signal.SIGINT):
             self.signal = number
         if again:
             self.pass_on()

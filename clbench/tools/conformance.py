@@ -5,6 +5,7 @@ import functools
 import io
 import math
 import pickle
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,7 @@ from clbench.running.checkpoint import safe_classes
 from clbench.running.folder import RunFolder
 from clbench.running.resolve import give, prepare, resolve, strategy_class
 from clbench.running.run import Run, execute, runner_of
+from clbench.support.surroundings import undisturbed
 
 SETTINGS = get_args(Setting)
 # Small enough that a strategy is checked in seconds: real digits, 12 of a class, a narrow network.
@@ -108,6 +110,12 @@ def _call(self: Strategy, hook: Callable[..., Any], original: Callable[..., Any]
     return hook(original, self, *args)
 
 
+def demand(holds: object, otherwise: str) -> None:
+    """Raise AssertionError unless something holds, also under `python -O`, which leaves out assert statements."""
+    if not holds:
+        raise AssertionError(otherwise)
+
+
 def same(one: Result, other: Result) -> bool:
     """Whether two runs have the same matrices, to the byte."""
     return bool(one.record["classifiers"] == other.record["classifiers"])
@@ -120,9 +128,10 @@ def check_declarations(bench: Bench) -> None:
     """The class has a docstring, and each check that it declares not applicable is one of the kit, with a reason."""
     cls = bench.strategy
     for name, reason in cls.traits.not_applicable.items():
-        assert name in CHECKS, f"not_applicable names {name!r}; the checks are {', '.join(CHECKS)}"
-        assert reason, f"not_applicable gives no reason for {name!r}"
-    assert cls.__doc__, "the class needs a docstring that says what the method is"
+        demand(name in CHECKS, f"not_applicable names {name!r}; the checks are {', '.join(CHECKS)}")
+        demand(reason, f"not_applicable gives no reason for {name!r}")
+    # `python -OO` drops docstrings.
+    demand(cls.__doc__ or sys.flags.optimize > 1, "the class needs a docstring that says what the method is")
 
 
 def check_hyper_parameters(bench: Bench) -> None:
@@ -130,7 +139,7 @@ def check_hyper_parameters(bench: Bench) -> None:
     cls = bench.strategy
     made = cls()
     extra = set(vars(made)) - set(cls._options.model_fields)
-    assert not extra, f"the constructor made {', '.join(sorted(extra))}; it may only store hyper-parameters"
+    demand(not extra, f"the constructor made {', '.join(sorted(extra))}; it may only store hyper-parameters")
     wrong: list[dict[str, object]] = [{"no_such_option": 1}, *({name: object()} for name in cls._options.model_fields)]
     for options in wrong:
         try:
@@ -144,7 +153,7 @@ def check_picklable(bench: Bench) -> None:
     """An instance survives pickling with its hyper-parameters."""
     made = bench.strategy()
     again = pickle.loads(pickle.dumps(made))
-    assert vars(again) == vars(made), "an instance is another one after pickling"
+    demand(vars(again) == vars(made), "an instance is another one after pickling")
 
 
 def check_settings(bench: Bench) -> None:
@@ -153,7 +162,7 @@ def check_settings(bench: Bench) -> None:
         sizes = [2, 2, 2, 2, 2]
         if setting in bench.strategy.traits.settings:
             result = bench.run(setting=setting, task_sizes=sizes)
-            assert result.status == "done", f"setting {setting!r} did not finish"
+            demand(result.status == "done", f"setting {setting!r} did not finish")
         else:
             try:
                 bench.config(setting=setting, task_sizes=sizes)
@@ -164,8 +173,8 @@ def check_settings(bench: Bench) -> None:
 
 def check_determinism(bench: Bench) -> None:
     """Two runs of one config give the same matrices to the byte, and another seed gives others."""
-    assert same(bench.plain, bench.run()), "the same config gave another matrix"
-    assert not same(bench.plain, bench.run(seed=1)), "another seed gave the same matrix: the seed is not used"
+    demand(same(bench.plain, bench.run()), "the same config gave another matrix")
+    demand(not same(bench.plain, bench.run(seed=1)), "another seed gave the same matrix: the seed is not used")
 
 
 def check_neutral_at_zero(bench: Bench) -> None:
@@ -175,13 +184,13 @@ def check_neutral_at_zero(bench: Bench) -> None:
     applies = False
     if "strength" in cls._options.model_fields and not cls.traits.needs_memory:
         applies = True
-        assert same(naive, bench.run(strategy_options={"strength": 0.0})), "strength 0 differs from naive"
+        demand(same(naive, bench.run(strategy_options={"strength": 0.0})), "strength 0 differs from naive")
         large = bench.run(strategy_options={"strength": 1e4})
-        assert not same(naive, large), "strength 10000 is the naive run: the term has no effect"
+        demand(not same(naive, large), "strength 10000 is the naive run: the term has no effect")
     if cls.traits.needs_memory:
         applies = True
         off = {"strength": 0.0} if "strength" in cls._options.model_fields else {}
-        assert same(naive, bench.run(memory_size=0, strategy_options=off)), "a memory of budget 0 differs from naive"
+        demand(same(naive, bench.run(memory_size=0, strategy_options=off)), "a memory of budget 0 differs from naive")
     if not applies:
         raise NotApplicableError("it has neither an additive term with a strength nor a memory it lives on")
 
@@ -208,7 +217,7 @@ def check_resume_at_task_boundaries(bench: Bench) -> None:
         except StopHereError:
             pass
         resumed = execute(config, scenario, folder, resume=True)
-        assert same(bench.plain, resumed), f"stopped before task {stop} and continued, the matrix is another one"
+        demand(same(bench.plain, resumed), f"stopped before task {stop} and continued, the matrix is another one")
 
 
 def check_resume_within_a_task(bench: Bench) -> None:
@@ -242,7 +251,7 @@ def check_resume_within_a_task(bench: Bench) -> None:
             raise AssertionError("stopped after every 8 steps, the run does not come to an end")
     if steps < 8:
         raise NotApplicableError("it takes fewer than 8 steps")
-    assert same(whole, resumed), "stopped within tasks and continued, the matrix is another one"
+    demand(same(whole, resumed), "stopped within tasks and continued, the matrix is another one")
 
 
 def check_state_in_the_middle_of_a_stage(bench: Bench) -> None:
@@ -273,8 +282,10 @@ def check_unequal_tasks(bench: Bench) -> None:
     setting = next(s for s in bench.strategy.traits.settings if s != "domain")
     for sizes in ([4, 3, 3], [10]):
         result = bench.run(setting=setting, task_sizes=sizes)
-        assert result.status == "done", f"tasks of {sizes} classes did not finish"
-        assert np.isfinite(result.accuracy[-1]).all(), f"tasks of {sizes} classes leave cells of the last row undefined"
+        demand(result.status == "done", f"tasks of {sizes} classes did not finish")
+        demand(
+            np.isfinite(result.accuracy[-1]).all(), f"tasks of {sizes} classes leave cells of the last row undefined"
+        )
 
 
 def check_one_class_a_task(bench: Bench) -> None:
@@ -282,7 +293,7 @@ def check_one_class_a_task(bench: Bench) -> None:
     if "class" not in bench.strategy.traits.settings:
         raise NotApplicableError("only a class-incremental scenario can have tasks of one class")
     result = bench.run(setting="class", task_sizes=[1] * 10)
-    assert np.isfinite(result.accuracy[-1]).all(), "the last row has undefined cells"
+    demand(np.isfinite(result.accuracy[-1]).all(), "the last row has undefined cells")
 
 
 def check_batch_norm(bench: Bench) -> None:
@@ -298,19 +309,20 @@ def check_batch_norm(bench: Bench) -> None:
         raise NotApplicableError(str(error)) from None
     bench._count += 1
     result = execute(config, scenario, RunFolder(bench.folder / str(bench._count)))
-    assert result.status == "done", "the run did not finish"
+    demand(result.status == "done", "the run did not finish")
 
 
 def check_evaluation_has_no_effect(bench: Bench) -> None:
     """Evaluating after every epoch changes neither the matrices nor a bit of the state."""
-    assert same(bench.plain, bench.run(eval_every="epoch")), "evaluating after each epoch changed the matrix"
+    demand(same(bench.plain, bench.run(eval_every="epoch")), "evaluating after each epoch changed the matrix")
 
 
 def check_evaluation_before_training(bench: Bench) -> None:
     """The untrained strategy can be tested: its accuracies are there before anything is learnt."""
     untrained = bench.plain.untrained
-    assert untrained is not None, "the untrained model's accuracies are missing"
-    assert math.isfinite(untrained[0]), "the untrained model's accuracy on the first task is undefined"
+    if untrained is None:
+        raise AssertionError("the untrained model's accuracies are missing")
+    demand(math.isfinite(untrained[0]), "the untrained model's accuracy on the first task is undefined")
 
 
 def check_no_leak_at_test(bench: Bench) -> None:
@@ -338,7 +350,7 @@ def check_no_leak_at_test(bench: Bench) -> None:
         per_task, shuffled = guesses(ids, 100), guesses(mixed, 37)
     agreement = float((per_task == shuffled)[ids].float().mean())
     # A tie between two outputs can break either way by rounding, which depends on the shape of a product.
-    assert agreement > 0.995, f"only {agreement:.1%} of the predictions stay the same in another order of the images"
+    demand(agreement > 0.995, f"only {agreement:.1%} of the predictions stay the same in another order of the images")
 
 
 def check_memory_budget(bench: Bench) -> None:
@@ -356,16 +368,17 @@ def check_memory_budget(bench: Bench) -> None:
         _check_memory(self)
 
     def _check_memory(self: Strategy) -> None:
-        assert self.memory is not None
-        assert len(self.memory) <= 7, f"{len(self.memory)} exemplars in a memory of 7"
+        if self.memory is None:
+            raise AssertionError("there is no memory, although one of 7 exemplars was asked for")
+        demand(len(self.memory) <= 7, f"{len(self.memory)} exemplars in a memory of 7")
         tasks = self._context.scenario.train.tasks[self.memory.ids]
-        assert bool(((tasks >= 0) & (tasks <= self.progress.task)).all()), "the memory holds samples of no seen task"
+        demand(bool(((tasks >= 0) & (tasks <= self.progress.task)).all()), "the memory holds samples of no seen task")
         kept = torch.cat([t.train.ids for t in self._context.scenario.tasks])
-        assert bool(torch.isin(self.memory.ids, kept).all()), "the memory holds validation samples"
+        demand(bool(torch.isin(self.memory.ids, kept).all()), "the memory holds validation samples")
 
     with bench.patched(after_step=after_step, end_task=end_task):
         result = bench.run(memory_size=7, validation=0.2)
-    assert all(task["n_exemplars"] <= 7 for task in result.record["tasks"]), "the record shows more than the budget"
+    demand(all(task["n_exemplars"] <= 7 for task in result.record["tasks"]), "the record shows more than the budget")
 
 
 def check_no_images_kept(bench: Bench) -> None:
@@ -378,7 +391,7 @@ def check_no_images_kept(bench: Bench) -> None:
         run.learn(task)
         for path, tensor in _tensors(run.strategy.state(), ""):
             same_shape = tensor.dim() >= 3 and tensor.shape[-3:] == shape and len(tensor) > 1
-            assert not same_shape, f"{path} keeps {len(tensor)} images outside the memory"
+            demand(not same_shape, f"{path} keeps {len(tensor)} images outside the memory")
 
 
 def check_losses_are_finite(bench: Bench) -> None:
@@ -388,10 +401,10 @@ def check_losses_are_finite(bench: Bench) -> None:
         run.learn(task)
     for epoch in run.recorder.record.training:
         for name, value in epoch.losses.items():
-            assert math.isfinite(math.nan if value is None else value), f"the {name} loss is {value}"
+            demand(math.isfinite(math.nan if value is None else value), f"the {name} loss is {value}")
     for path, tensor in _tensors(run.strategy.state(), ""):
         if tensor.is_floating_point():
-            assert not bool(tensor.isnan().any()), f"{path} holds NaN"
+            demand(not bool(tensor.isnan().any()), f"{path} holds NaN")
 
 
 def check_model_untouched_by_task_ends(bench: Bench) -> None:
@@ -409,7 +422,7 @@ def check_model_untouched_by_task_ends(bench: Bench) -> None:
 
     with bench.patched(begin_run=watch, begin_task=watch, end_task=watch):
         bench.run()
-    assert not changed, f"changed outside training: {', '.join(sorted(set(changed)))}"
+    demand(not changed, f"changed outside training: {', '.join(sorted(set(changed)))}")
 
 
 def check_optimizer(bench: Bench) -> None:
@@ -431,7 +444,7 @@ def check_optimizer(bench: Bench) -> None:
 
     with mock.patch.object(Trainer, "optimizer", optimizer), bench.patched(after_step=after_step):
         bench.run()
-    assert not problems, f"in the optimizer: {problems[0]}"
+    demand(not problems, f"in the optimizer: {'; '.join(problems[:1])}")
 
 
 CHECKS: dict[str, Callable[[Bench], None]] = {
@@ -441,6 +454,7 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
 }
 
 
+@undisturbed()
 def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None = None) -> list[CheckResult]:
     """Run the checks on a strategy (a class, a registered name, or path.py:Class) and return what each found.
 
@@ -491,18 +505,18 @@ def _tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
 
 def _assert_equal(one: Any, other: Any, path: str) -> None:
     if isinstance(one, Tensor):
-        assert torch.equal(one, other), f"{path} is another tensor after saving"
+        demand(torch.equal(one, other), f"{path} is another tensor after saving")
     elif isinstance(one, nn.Module | Memory):
         left = one.state_dict() if isinstance(one, nn.Module) else vars(one)
         right = other.state_dict() if isinstance(other, nn.Module) else vars(other)
         _assert_equal(dict(left), dict(right), path)
     elif isinstance(one, dict):
-        assert list(one) == list(other), f"{path} has other keys after saving"
+        demand(list(one) == list(other), f"{path} has other keys after saving")
         for key in one:
             _assert_equal(one[key], other[key], f"{path}.{key}")
     elif isinstance(one, list | tuple):
-        assert len(one) == len(other), f"{path} has another length after saving"
+        demand(len(one) == len(other), f"{path} has another length after saving")
         for index, (a, b) in enumerate(zip(one, other, strict=True)):
             _assert_equal(a, b, f"{path}[{index}]")
     else:
-        assert one == other, f"{path} is another value after saving"
+        demand(one == other, f"{path} is another value after saving")

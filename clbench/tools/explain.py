@@ -44,8 +44,8 @@ def explain(folder: Path) -> str:
     where = f"task {at['task']}, stage {at['stage']!r}, epoch {at['epoch']}, step {at['step']}"
     with tempfile.TemporaryDirectory() as copy:
         shutil.copytree(folder, Path(copy) / "run", ignore=shutil.ignore_patterns(".lease*"))
-        command = [sys.executable, "-m", "clbench.tools.explain", str(Path(copy) / "run")]
-        done = subprocess.run(command, capture_output=True, text=True)
+        command = [sys.executable, "-X", "utf8", "-m", "clbench.tools.explain", str(Path(copy) / "run")]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8")
     lines = done.stdout.splitlines()
     found = lines[-1] if done.returncode == 0 and lines else f"the replay failed ({done.stderr.strip()[-200:]})"
     return f"{record['error'].splitlines()[0]} ({where}); on the CPU: {found}"

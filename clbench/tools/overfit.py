@@ -16,6 +16,7 @@ from clbench.running.check import check_model
 from clbench.running.process import process_settings
 from clbench.running.resolve import strategy_class
 from clbench.running.warned import warning
+from clbench.support.surroundings import undisturbed
 
 # Given up after so many epochs in all, or so many in a row in which the loss reached no new low.
 # A new low is one by at least 0.001.
@@ -26,6 +27,7 @@ class _DoneError(Exception):
     """Ends the training from within."""
 
 
+@undisturbed()
 def learn_by_heart(config: RunConfig, scenario: Scenario, n: int) -> dict[str, Any]:
     """Train on n images, spread over the classes of all tasks, until every one of them is right.
 

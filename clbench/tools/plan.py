@@ -23,6 +23,7 @@ from clbench.running.resolve import strategy_class
 from clbench.running.run import execute, runner_of
 from clbench.running.warned import run_warnings, warning
 from clbench.support.streams import stream
+from clbench.support.surroundings import undisturbed
 
 # Steps that are rehearsed in each stage; the first one, which warms up caches, is not timed.
 REHEARSED = 4
@@ -30,6 +31,7 @@ REHEARSED = 4
 TESTED = 200
 
 
+@undisturbed()
 def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
     """Return what a run will do and need, as plain values; goes through all tasks, training a few steps in each stage.
 
@@ -96,6 +98,7 @@ def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
     }
 
 
+@undisturbed()
 def check_plan(config: RunConfig, scenario: Scenario) -> None:
     """Raise ConfigError, before any training, for what plan_run() can't do."""
     kind = strategy_class(config.strategy)

@@ -28,8 +28,9 @@ from clbench.running.observer import Observer
 from clbench.running.process import process_settings
 from clbench.running.resolve import _trainable_fields, parse_fields, prepare, resolve, strategy_class
 from clbench.running.run import Run, execute, runner_of
-from clbench.support.files import write_atomically
+from clbench.support.files import expanded, write_atomically
 from clbench.support.streams import stream_seed
+from clbench.support.surroundings import undisturbed
 
 PROTOCOLS = ("first-k-tasks", "continual", "oracle")
 VALIDATION, TRIALS, FIRST_TASKS = 0.1, 20, 3
@@ -53,6 +54,7 @@ class Tuned:
     folder: Path
 
 
+@undisturbed()
 def tune(
     scenario: str | os.PathLike[str] | Scenario,
     strategy: str | type[Strategy],
@@ -113,7 +115,7 @@ def tune(
     spaces = _spaces(base, protocol, space, fixed)
     key = hashlib.sha256(json.dumps([base.identity(), protocol, first, _texts(spaces)]).encode()).hexdigest()[:8]
     name = base.strategy.rpartition(":")[2]
-    folder = Path(out or Path("tuning", given.name, name, f"{protocol}-{key}"))
+    folder = expanded(out or Path("tuning", given.name, name, f"{protocol}-{key}"))
     search = _Search(base, tasks, spaces, folder, observer, told)
     record: dict[str, Any] = {
         "key": key,

@@ -1,6 +1,7 @@
 """The differences of van de Ven et al. 2022's protocols from the methods: doi:10.1038/s42256-022-00568-3."""
 
 from dataclasses import replace
+from typing import cast
 
 from torch import Tensor
 
@@ -49,8 +50,6 @@ class JointByTasks(Joint):
 
     def stages(self, task: Task) -> list[Stage]:
         """Return one stage on everything seen so far, N times as long in the N-th task."""
-        assert self.config.training.iterations is not None
-        return [
-            replace(stage, iterations=self.config.training.iterations * (task.index + 1))
-            for stage in super().stages(task)
-        ]
+        # check() has refused a budget in epochs.
+        iterations = cast("int", self.config.training.iterations)
+        return [replace(stage, iterations=iterations * (task.index + 1)) for stage in super().stages(task)]
