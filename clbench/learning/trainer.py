@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import reduce
+from functools import cached_property, reduce
 from operator import add
 from typing import Any
 
@@ -19,10 +19,12 @@ from clbench.learning.importance import grown
 from clbench.learning.strategy import Context, Stage, Strategy, Terms
 from clbench.models.network import Network
 from clbench.results.record import EpochRecord
-from clbench.support.streams import stream, stream_seed
+from clbench.support.streams import seed_other_streams, stream, stream_seed
 
 # Steps after which the losses are read, which waits for the device.
 READ_EVERY = 50
+# Modules whose code draws from no global stream but torch's.
+OURS = ("clbench.", "torch.", "builtins", "abc")
 
 AfterStep = Callable[[float | None], None]
 AtRest = Callable[[bool], None]
@@ -103,6 +105,8 @@ class Trainer:
 
     def _prepare(self, before: Callable[[], None]) -> None:
         model = self.strategy.model
+        progress = self.context.progress
+        self.seed(stream_seed(self.config.seed, "hook/before", progress.task, progress.stage))
         before()
         if self.strategy.model is not model:
             # Statistics of another model's weights mean nothing to a fresh one.
@@ -125,6 +129,7 @@ class Trainer:
 
     def _validate(self, fit: Fit, record: EpochRecord) -> None:
         """Judge the epoch by the validation split: lower the rate, count it as progress or not, keep the best state."""
+        self.seed(stream_seed(self.config.seed, "hook/validation", *self._keys(fit)))
         record.validation_loss = loss = validation_loss(self.strategy, self.context)
         fit.plateau.update(loss)
         if self.config.training.patience is not None and fit.waiting.better(loss):
@@ -170,7 +175,7 @@ class Trainer:
         step, progress = fit.tally.steps, self.context.progress
         fit.set_rate(progress, self.config, len(self.context.scenario.tasks))
         batch = self.batch(fit, ids)
-        self._seed_dropout(fit, step)
+        self.seed((stream_seed(self.config.seed, "dropout", *self._keys(fit)) >> 1) + step)
         terms = self._losses(fit, batch)
         taken = self._gradients(fit, batch, terms)
         if taken:
@@ -178,17 +183,26 @@ class Trainer:
             fit.optimizer.step()
             if fit.rows is not None:
                 fit.rows.restore()
-        self._fill_memory(ids, step)
-        if taken:
+            # A step that is left out offers nothing: what a strategy keeps for each exemplar is kept in after_step.
+            self._fill_memory(ids, step)
             self.strategy.after_step(batch)
             fit.tally.add(progress.step, terms)
         fit.count(progress, len(ids), taken=taken)
 
-    def _seed_dropout(self, fit: Fit, step: int) -> None:
-        """Seed torch's global stream, which dropout draws from, so that what else draws from it changes nothing."""
-        seed_global_stream(
-            (stream_seed(self.config.seed, "dropout", *self._keys(fit)) >> 1) + step, self.context.device
-        )
+    @cached_property
+    def _runs_code_of_others(self) -> bool:
+        """Whether strategy or network are not ours; seeding two more streams takes as long as a part of a small step."""
+        parts = [*type(self.strategy).__mro__, *(type(module) for module in self.strategy.model.modules())]
+        return not all(part.__module__.startswith(OURS) for part in parts)
+
+    def seed(self, seed: int) -> None:
+        """Seed the global streams, which dropout and a user's code draw from: what drew before changes nothing.
+
+        That is torch's, and those of Python and NumPy where code that is not ours may draw from them.
+        """
+        seed_global_stream(seed, self.context.device)
+        if self._runs_code_of_others:
+            seed_other_streams(seed)
 
     def _losses(self, fit: Fit, batch: Batch) -> dict[str, Tensor]:
         """Compute the loss terms, through the compiled network where one is asked for."""

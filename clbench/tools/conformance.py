@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import io
 import math
 import pickle
 import tempfile
@@ -25,8 +24,8 @@ from clbench.learning.memory import Memory
 from clbench.learning.strategy import Strategy
 from clbench.learning.trainer import Trainer
 from clbench.results.result import Result
-from clbench.running.checkpoint import safe_classes
 from clbench.running.folder import RunFolder
+from clbench.running.packing import pack, unpack
 from clbench.running.resolve import give, prepare, resolve, strategy_class
 from clbench.running.run import Run, execute, runner_of
 
@@ -252,11 +251,7 @@ def check_state_in_the_middle_of_a_stage(bench: Bench) -> None:
         original(self, batch)
         if self.progress.task == 1 and self.progress.step == 2 and not tried:
             tried.append(True)
-            buffer = io.BytesIO()
-            torch.save(self.state(), buffer)
-            buffer.seek(0)
-            with torch.serialization.safe_globals(list(safe_classes(type(self)))):
-                again = torch.load(buffer, weights_only=True)
+            again = unpack(pack(self.state()), type(self))
             _assert_equal(self.state(), again, "state")
 
     with bench.patched(after_step=after_step):
