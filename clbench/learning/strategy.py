@@ -223,7 +223,11 @@ class Strategy:
         return None
 
     def after_step(self, batch: Batch) -> None:
-        """The weights have moved: restore frozen entries."""
+        """The weights have moved: restore frozen entries, and count what is counted for each step or exemplar.
+
+        A step that is left out (on_nan="skip") offers nothing to the memory and does not come here, though `loss` and
+        perhaps `after_backward` have been called for it. So what these two assign is for the same step alone.
+        """
 
     def end_task(self, task: Task) -> None:
         """The task's data is still readable and the memory is up to date: Fisher, class means."""

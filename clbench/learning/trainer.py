@@ -15,7 +15,7 @@ from clbench.data.batches import Batch
 from clbench.learning.compiled import PAST_FEATURES, CompiledFeatures
 from clbench.learning.early_stopping import validation_loss
 from clbench.learning.fit import Fit, Tally, are_finite
-from clbench.learning.importance import grown
+from clbench.learning.importance import grown, is_part
 from clbench.learning.strategy import Context, Stage, Strategy, Terms
 from clbench.models.network import Network
 from clbench.results.record import EpochRecord
@@ -176,6 +176,7 @@ class Trainer:
         fit.set_rate(progress, self.config, len(self.context.scenario.tasks))
         batch = self.batch(fit, ids)
         self.seed((stream_seed(self.config.seed, "dropout", *self._keys(fit)) >> 1) + step)
+        buffers = self._copied_buffers() if self.config.training.on_nan == "skip" else []
         terms = self._losses(fit, batch)
         taken = self._gradients(fit, batch, terms)
         if taken:
@@ -187,11 +188,14 @@ class Trainer:
             self._fill_memory(ids, step)
             self.strategy.after_step(batch)
             fit.tally.add(progress.step, terms)
+        else:
+            for buffer, before in buffers:
+                buffer.copy_(before)
         fit.count(progress, len(ids), taken=taken)
 
     @cached_property
     def _runs_code_of_others(self) -> bool:
-        """Whether strategy or network are not ours; seeding two more streams takes as long as a part of a small step."""
+        """Whether strategy or network are not ours; for those that are, two streams less are seeded in each step."""
         parts = [*type(self.strategy).__mro__, *(type(module) for module in self.strategy.model.modules())]
         return not all(part.__module__.startswith(OURS) for part in parts)
 
@@ -237,6 +241,11 @@ class Trainer:
             if penalty.requires_grad:
                 penalty.backward()
             return not skips or are_finite(terms, fit.trained)
+
+    def _copied_buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """Return every buffer with a copy: batch norm counts a batch when it goes by, the step taken or not."""
+        modules = [m for m in vars(self.strategy).values() if isinstance(m, nn.Module)]
+        return [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
 
     def _clip(self, fit: Fit) -> None:
         if self.config.training.clip is not None:
@@ -335,11 +344,16 @@ class Trainer:
             kind = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
             optimizer = kind(listed, **shared)
         for name, parameter in trained.items():
-            if name in self.optimizer_state:
+            kept = self.optimizer_state.get(name, {})
+            # Under one name may now be a parameter of another shape, which begins without statistics.
+            if kept and all(key == "step" or is_part(value, parameter) for key, value in kept.items()):
                 optimizer.state[parameter] = {
-                    key: grown(value, parameter.detach()) if value.dim() else value
-                    for key, value in self.optimizer_state[name].items()
+                    key: value if key == "step" else grown(value, parameter.detach()) for key, value in kept.items()
                 }
+        if training.optimizer == "sgd" and training.momentum and optimizer.state:
+            # torch moves all parameters with momentum or none; one that is new begins with a momentum of 0.
+            for parameter in trained.values():
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter.detach()))
         return optimizer
 
 
