@@ -138,6 +138,11 @@ def require_restorable(strategy: Strategy) -> None:
             break
         path, value = path + step, inner
     reason = _problem(value, known)
+    if path == "self":
+        # Each attribute can be restored, and not both of two that share something.
+        alone = ({n: v for n, v in state.items() if n != name} for name in state)
+        shared = (f".{name}" for name, rest in zip(state, alone, strict=True) if _problem(rest, known) is None)
+        path += next(shared, "")
     what = str(reason) if isinstance(reason, _RefusedError) else _described(value)
     # A name in the message is the user's own, and may be long.
     raise RunError(
@@ -170,11 +175,19 @@ class _Rehearsal(Pickler):
     def __init__(self, known: set[Any]) -> None:
         super().__init__(io.BytesIO(), protocol=2)
         self.known = known
+        # The addresses of tensors, and those at which the memory of arrays begins and ends.
+        self._tensors: set[int] = set()
+        self._arrays: list[tuple[int, int]] = []
 
     def reducer_override(self, value: Any) -> Any:
         """Return the call that builds a value again; raises _RefusedError for what reading does not know."""
         if isinstance(value, Tensor):
+            if value.device.type == "cpu" and value.layout is torch.strided:
+                self._tensors.add(value.untyped_storage().data_ptr())
             return _rehearsed(value)
+        if isinstance(value, np.ndarray) and value.base is None:
+            begin = value.__array_interface__["data"][0]
+            self._arrays.append((begin, begin + value.nbytes))
         if isinstance(value, ImageSet) and not value.expired:
             raise _RefusedError("a view of data inside another object (keep its ids)")
         if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
@@ -188,6 +201,12 @@ class _Rehearsal(Pickler):
             raise _RefusedError(f"{_described(value)}, a dict of another kind")
         return NotImplemented
 
+    def rehearse(self, value: Any) -> None:
+        """Raise an exception of some kind for a value that could not be read back."""
+        self.dump(value)
+        if any(begin <= address < end for begin, end in self._arrays for address in self._tensors):
+            raise _RefusedError("an array and a tensor over the same memory (copy it)")
+
     def _named(self, value: Any) -> Any:
         if (call := super().reducer_override(value)) is NotImplemented:
             raise _RefusedError(_described(value))
@@ -197,7 +216,7 @@ class _Rehearsal(Pickler):
 def _problem(value: Any, known: set[Any]) -> Exception | None:
     """Return why a value could not be read back, or None."""
     try:
-        _Rehearsal(known).dump(value)
+        _Rehearsal(known).rehearse(value)
     except Exception as error:  # whatever an object raises that is asked for its state
         return error
     return None

@@ -462,6 +462,7 @@ REFUSED: dict[str, tuple[Callable[[Strategy], Any], str]] = {
     "tensor with a hook": (lambda s: hooked_tensor(), "a tensor with a hook"),
     "array of objects": (lambda s: np.array([None, 1], dtype=object), "object"),
     "record array": (lambda s: np.rec.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f4")]), "numpy.rec"),
+    "array under a tensor": (lambda s: (lambda a: [a, torch.from_numpy(a)[1:]])(np.zeros(3)), "the same memory"),
     "masked array": (lambda s: np.ma.masked_array([1], [True]), "MaskedArray"),
     "default dict of a lambda": (lambda s: collections.defaultdict(lambda: 0), "a lambda"),
     "dict of another kind": (lambda s: Dict(a=1), "Dict"),
@@ -557,6 +558,19 @@ def test_a_function_is_refused_at_the_end_of_the_step_or_hook_that_assigns_it(
     strategy = holding(lambda s: {"a": 1, "b": [0, 1, 2, lambda x: x]}, hook, task)
     assert refusal(run, strategy).startswith("Holds: self.held['b'][3] holds a lambda, which no checkpoint can give")
     assert strategy.reached == reached
+
+
+def test_an_array_whose_memory_another_attribute_shares_is_named(run: Any) -> None:
+    class Shares(Strategy):
+        traits = Traits(family="replay")
+
+        def begin_run(self) -> None:
+            self.other = torch.zeros(3)
+            self.array = np.zeros(3)
+            self.tensor = torch.from_numpy(self.array)
+
+    text = refusal(run, Shares)
+    assert text.startswith("Shares: self.array holds an array and a tensor over the same memory")
 
 
 def test_what_is_put_into_a_container_later_is_named_at_the_next_hook(run: Any) -> None:
