@@ -191,6 +191,8 @@ class Trainer:
         else:
             for buffer, before in buffers:
                 buffer.copy_(before)
+        # A run that is continued between two steps has no gradients either.
+        fit.clear_gradients()
         fit.count(progress, len(ids), taken=taken)
 
     @cached_property
@@ -225,8 +227,8 @@ class Trainer:
 
         It is not taken when a loss or gradient is not finite and on_nan="skip"; the hooks see none of those.
         """
-        for parameter in fit.trained.values():
-            parameter.grad = None
+        # A loss may have had a backward pass of its own.
+        fit.clear_gradients()
         skips = self.config.training.on_nan == "skip"
         # torch compiles the backward pass when it is first asked for.
         with nullcontext() if self._compiled is None else self._compiled.unlogged():

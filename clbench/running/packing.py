@@ -160,6 +160,8 @@ class Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         """Return the call that builds a value again; NotImplemented leaves it to Python."""
+        if isinstance(value, Tensor) and value.is_leaf and value.grad is not None:
+            return _with_gradient, (_Bare(value), value.grad)
         for kind, described in REDUCED.items():
             if isinstance(value, kind):
                 return described(value)
@@ -230,7 +232,7 @@ def _rehearsed(tensor: Tensor) -> Call:
     if tensor._backward_hooks or getattr(tensor, "_post_accumulate_grad_hooks", None):
         raise _RefusedError("a tensor with a hook")
     # Any call would do, as nobody reads it; attributes of the tensor are looked at like all else.
-    return list, ([vars(tensor)],)
+    return list, ([vars(tensor), tensor.grad if tensor.is_leaf else None],)
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
@@ -272,6 +274,21 @@ def _described(value: Any) -> str:
 
 
 # How each kind of value is described, and what builds it again.
+
+
+class _Bare:
+    """A tensor without its gradient, which torch does not save."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.tensor.__reduce_ex__(protocol)
+
+
+def _with_gradient(tensor: Tensor, gradient: Tensor) -> Tensor:
+    tensor.grad = gradient
+    return tensor
 
 
 def _of_array(array: np.ndarray[Any, Any]) -> Call:
@@ -490,5 +507,5 @@ REDUCED: dict[type, Callable[[Any], Any]] = {
 }
 REBUILDING: tuple[Callable[..., Any], ...] = (
     *(_array, _array_of_tensor, _part, _scalar, _dtype, _bit_generator, _seeds, _generator, _random_state, _random),
-    *(_torch_generator, _deque, _defaultdict, _view, _scheduler, _function),
+    *(_with_gradient, _torch_generator, _deque, _defaultdict, _view, _scheduler, _function),
 )

@@ -350,6 +350,41 @@ def test_an_optimizer_of_ones_own_moves_the_parameters_of_the_restored_model(run
     interrupted(run, OwnOptimizer, tmp_path, 1, 1)
 
 
+def test_gradients_that_ones_own_tensors_gather_over_several_steps_are_kept(run: Any, tmp_path: Path) -> None:
+    class Gathers(Strategy):
+        traits = Traits(family="replay")
+
+        def begin_run(self) -> None:
+            self.own = [torch.zeros(2, requires_grad=True)]
+            self.mine = torch.optim.SGD(self.own, lr=0.1)
+
+        def loss(self, batch: Any) -> Any:
+            (self.own[0] - self.progress.step - 1).square().sum().backward()
+            if self.progress.step == 2:
+                self.mine.step()
+                self.mine.zero_grad()
+            factor = 1 + float(self.own[0].detach().sum()) / 10
+            return factor * self.classification_loss(self.model(batch.images), batch)
+
+    interrupted(run, Gathers, tmp_path, 1, 2)
+
+
+def test_the_gradient_of_a_step_is_gone_in_the_next(run: Any) -> None:
+    """So it makes no difference whether a run was continued between the two."""
+
+    class Looks(Strategy):
+        traits = Traits(family="replay")
+
+        def loss(self, batch: Any) -> Any:
+            assert all(p.grad is None for p in self.model.parameters())
+            return super().loss(batch)
+
+        def after_step(self, batch: Any) -> None:
+            assert all(p.grad is not None for p in self.model.parameters())
+
+    assert run(Looks, model="mlp:8").status == "done"
+
+
 def test_a_hyper_parameter_that_a_hook_changes_stays_changed(run: Any, tmp_path: Path) -> None:
     """It is annotated, so it was taken for what the config says."""
 
