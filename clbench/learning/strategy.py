@@ -391,7 +391,8 @@ class Strategy:
 
         The data of the task under way are no part of it.
         """
-        given = self._context.options_in_force()
+        lent = vars(self).get("_context")
+        given = {n: vars(self)[n] for n in self._options.model_fields} if lent is None else lent.options_in_force()
         return {
             name: value
             for name, value in vars(self).items()

@@ -54,6 +54,9 @@ BIT_GENERATORS = {
 # Installed packages whose layers a network of clbench can be made of.
 LAYERS = ("torch.nn.modules.", "torch.optim.", "clbench.", "torchvision.", "timm.")
 
+# Modules whose functions may be named.
+FUNCTIONS: dict[str, types.ModuleType] = {"torch.nn.functional": torch.nn.functional, "torch": torch}
+
 Call = tuple[Any, ...]
 
 
@@ -102,7 +105,7 @@ def safe_classes(kind: type[Strategy]) -> list[type]:
 
 
 @functools.lru_cache(maxsize=4)
-def _known(kind: type[Strategy]) -> set[Any]:
+def _known(kind: Any) -> set[Any]:
     """Return the classes and functions that reading knows; finding them takes as long as many small steps."""
     return {*safe_classes(kind), *REBUILDING}
 
@@ -366,7 +369,7 @@ def _of_bit_generator(generator: Any) -> Call:
 
 def _bit_generator(name: str, state: Any, seeds: Any) -> Any:
     # One that was seeded as NumPy did before 1.17 has no seeds that could be spawned from.
-    made: Any = np.random.RandomState(0)._bit_generator if seeds is None else BIT_GENERATORS[name](seeds)  # type: ignore[attr-defined]
+    made: Any = np.random.RandomState(0)._bit_generator if seeds is None else BIT_GENERATORS[name](seeds)
     made.state = state
     return made
 
@@ -389,7 +392,7 @@ def _generator(bits: Any) -> np.random.Generator:
 
 def _of_random_state(generator: np.random.RandomState) -> Call:
     state: Any = generator.get_state(legacy=False)
-    return _random_state, (generator._bit_generator, state["has_gauss"], state["gauss"])  # type: ignore[attr-defined]
+    return _random_state, (generator._bit_generator, state["has_gauss"], state["gauss"])
 
 
 def _random_state(bits: Any, has_gauss: int, gauss: float) -> np.random.RandomState:
@@ -455,7 +458,8 @@ def _view(ids: Tensor, expired: bool) -> ImageSet:
 
 def _of_optimizer(optimizer: Optimizer) -> Call:
     # Its own __getstate__ leaves out what a subclass keeps besides. A scheduler's wrapper of `step` is made anew.
-    return copyreg.__newobj__, (type(optimizer),), {k: v for k, v in vars(optimizer).items() if k != "step"}  # type: ignore[attr-defined]
+    attributes = {name: value for name, value in vars(optimizer).items() if name != "step"}
+    return copyreg.__newobj__, (type(optimizer),), attributes  # type: ignore[attr-defined]
 
 
 def _of_scheduler(scheduler: LRScheduler) -> Call:
@@ -476,15 +480,15 @@ def _scheduler(kind: type[LRScheduler], attributes: dict[str, Any]) -> LRSchedul
 
 def _of_function(function: Any) -> Any:
     """Describe a function of torch by its name; every other is left to Python."""
-    for module in (torch.nn.functional, torch):
+    for name, module in FUNCTIONS.items():
         if vars(module).get(function.__name__) is function:
-            return _function, (module.__name__, function.__name__)
+            return _function, (name, function.__name__)
     return NotImplemented
 
 
 def _function(module: str, name: str) -> Any:
     """Return a function of torch, which reading does not call."""
-    return vars({"torch": torch, "torch.nn.functional": torch.nn.functional}[module])[name]
+    return vars(FUNCTIONS[module])[name]
 
 
 REDUCED: dict[type, Callable[[Any], Any]] = {
