@@ -27,8 +27,9 @@ import torch._dynamo  # which the first optimizer would import, in each process 
 import clbench.models.mlp
 import clbench.support.files
 from clbench.results.result import Result
-from clbench.running.checkpoint import Checkpoint, newest, unpack
+from clbench.running.checkpoint import Checkpoint, newest
 from clbench.running.folder import RunFolder
+from clbench.running.packing import unpack
 from clbench.running.resolve import prepare, resolve, strategy_class
 from clbench.running.run import Run, execute
 from clbench.tools.conformance import _assert_equal

@@ -41,8 +41,9 @@ from clbench.config.registry import entry_point_names
 from clbench.config.run import INTERNAL
 from clbench.config.run import fields as run_fields
 from clbench.results.result import Result, load_results
-from clbench.running.checkpoint import newest, pack, unpack
+from clbench.running.checkpoint import newest
 from clbench.running.folder import RunFolder
+from clbench.running.packing import pack, unpack
 from clbench.running.resolve import prepare, resolve, scenario_class, strategy_class
 from clbench.running.run import execute
 

@@ -26,17 +26,26 @@ class Images:
 
 
 class ImageSet:
-    """A view of some samples, read-only; the training data of a task expires when the task ends."""
+    """A view of some samples, read-only; the data of a task are lent for the task, and expire when it ends."""
 
-    def __init__(self, source: Images, ids: Tensor, parents: tuple["ImageSet", ...] = ()) -> None:
+    def __init__(
+        self, source: Images, ids: Tensor, parents: tuple["ImageSet", ...] = (), *, for_a_task: bool = False
+    ) -> None:
         self._source, self._ids, self._parents = source, ids, parents
-        self._expired = False
+        self._expired, self._for_a_task = False, for_a_task
+
+    @property
+    def expired(self) -> bool:
+        """Whether its task is over; a part or a sum of expired data is expired too."""
+        return self._expired or any(parent.expired for parent in self._parents)
+
+    @property
+    def lent(self) -> bool:
+        """Whether it holds data of the task under way, which will expire."""
+        return not self.expired and (self._for_a_task or any(parent.lent for parent in self._parents))
 
     def _open(self) -> Images:
-        # A part or a sum of expired data is expired too.
-        for parent in self._parents:
-            parent._open()
-        if self._expired:
+        if self.expired:
             raise RunError(
                 "the data of an earlier task was read after that task had ended; "
                 "keep exemplars in the memory, or declare data_access = 'all'"

@@ -92,6 +92,11 @@ class Fit:
         self.tally.skipped += not taken
         progress.step += 1
 
+    def clear_gradients(self) -> None:
+        """Let go of the gradients of what trains."""
+        for parameter in self.trained.values():
+            parameter.grad = None
+
     def set_rate(self, progress: Progress, config: RunConfig, n_tasks: int) -> None:
         """Set the learning rate of the step to come."""
         training = config.training

@@ -319,6 +319,12 @@ class _QuadraticPenalty(torch.autograd.Function):
         return None, None, *torch._foreach_mul(ctx.pull, 2 * gradient)
 
 
+def is_part(value: Tensor, whole: Tensor) -> bool:
+    """Whether a tensor has the shape of another, or of its first rows."""
+    rows = value.dim() == whole.dim() > 0 and value.shape[1:] == whole.shape[1:] and len(value) <= len(whole)
+    return rows or value.shape == whole.shape
+
+
 def grown(value: Tensor, like: Tensor) -> Tensor:
     """Pad what is known of a parameter with zeros for the rows that it has gained since; `like` has the new shape."""
     if value.shape == like.shape:

@@ -1,11 +1,12 @@
 """The values that hooks of a strategy return, checked where they enter: hook, value and what is accepted are named."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
 from clbench.config.errors import ConfigError, RunError
+from clbench.data.batches import Batch
 from clbench.learning.memory import Memory
 from clbench.learning.strategy import Stage, Strategy
 
@@ -18,6 +19,13 @@ def described(value: object) -> str:
         return repr(value)
     name = type(value).__name__
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def loss_of(strategy: Strategy, stage: Stage) -> tuple[Callable[[Batch], Any], str]:
+    """Return the function that computes the loss in a stage, and its name for errors."""
+    if stage.loss is None:
+        return strategy.loss, hook_of(strategy, "loss")
+    return stage.loss, f"the loss of stage {stage.name!r}"
 
 
 def loss_terms(returned: Any, hook: str) -> dict[str, Tensor]:

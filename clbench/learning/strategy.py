@@ -26,7 +26,7 @@ from clbench.models import build_model
 from clbench.models.network import NEEDS_TWO, Network, takes_one_image
 from clbench.models.weights import load_backbone
 from clbench.support.finite import not_finite
-from clbench.support.streams import stream, stream_seed
+from clbench.support.streams import global_streams, stream, stream_seed
 
 Terms = Tensor | dict[str, Tensor]
 Strength = Annotated[float, Field(ge=0)]
@@ -175,6 +175,11 @@ class Context:
     progress: Progress
     logged: dict[str, float] = field(default_factory=dict)
 
+    def options_in_force(self) -> dict[str, Any]:
+        """Return the hyper-parameters of the strategy that the config gives for the task under way."""
+        of_task = self.config.per_task[self.progress.task] if self.config.per_task and self.progress.task >= 0 else {}
+        return {**self.config.strategy_options, **{name: v for name, v in of_task.items() if name != "lr"}}
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which forward passes run: bf16 autocast, or nothing."""
         if self.config.engine.precision != "bf16":
@@ -255,7 +260,11 @@ class Strategy:
         return None
 
     def after_step(self, batch: Batch) -> None:
-        """The weights have moved: restore frozen entries."""
+        """The weights have moved: restore frozen entries, and count what is counted for each step or exemplar.
+
+        A step that is left out (on_nan="skip") offers nothing to the memory and does not come here, though `loss` and
+        perhaps `after_backward` have been called for it. So what these two assign is for the same step alone.
+        """
 
     def end_task(self, task: Task) -> None:
         """The task's data is still readable and the memory is up to date: Fisher, class means."""
@@ -336,9 +345,8 @@ class Strategy:
 
     @contextmanager
     def seeded(self, name: str) -> Iterator[None]:
-        """Inside it, what draws from torch's own CPU stream, as a new layer does, draws from the stream `name`."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.rng(name).initial_seed())
+        """Inside it, what draws from a global CPU stream, as a new layer does, draws from the stream `name`."""
+        with global_streams(self.rng(name).initial_seed()):
             yield
 
     def normalize(self, originals: Tensor) -> Tensor:
@@ -418,15 +426,35 @@ class Strategy:
         return found
 
     def state(self) -> dict[str, Any]:
-        """Return the learnt state: what was assigned to self, model and memory among it, but views of data."""
-        known = {*self._options.model_fields, *self._lent}
-        return {n: v for n, v in vars(self).items() if n not in known and not isinstance(v, ImageSet | Task)}
+        """Return the learnt state: what was assigned to self, model, memory and changed hyper-parameters among it.
+
+        The data of the task under way are no part of it.
+        """
+        lent = vars(self).get("_context")
+        given = {n: vars(self)[n] for n in self._options.model_fields} if lent is None else lent.options_in_force()
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in self._lent
+            and not is_lent(value)
+            and not (name in given and type(value) is type(given[name]) and value == given[name])
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Put a state() in the place of the present one, in its order, which is that of the optimizer's parameters."""
         for name in self.state():
             del vars(self)[name]
-        vars(self).update(state)
+        vars(self).update({**self._context.options_in_force(), **state})
+        for value in state.values():
+            if isinstance(value, ImageSet):
+                # A checkpoint holds the ids of a view, and not its images.
+                value._source = self._context.scenario.train
+
+
+def is_lent(value: object) -> bool:
+    """Whether a value is data of the task under way."""
+    data = value.train if isinstance(value, Task) else value
+    return isinstance(data, ImageSet) and data.lent
 
 
 def spoilt(strategy: Strategy) -> str | None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import reduce
+from functools import cached_property, reduce
 from operator import add
 from typing import Any
 
@@ -16,15 +16,17 @@ from clbench.data.batches import Batch
 from clbench.learning.compiled import PAST_FEATURES, CompiledFeatures
 from clbench.learning.early_stopping import validation_loss
 from clbench.learning.fit import Fit, Tally, are_finite
-from clbench.learning.importance import grown
-from clbench.learning.returned import decays, hook_of, loss_terms, penalty_term, require_gradient
+from clbench.learning.importance import grown, is_part
+from clbench.learning.returned import decays, loss_of, loss_terms, penalty_term, require_gradient
 from clbench.learning.strategy import Context, Stage, Strategy
 from clbench.models.network import NEEDS_TWO, Network, takes_one_image
 from clbench.results.record import EpochRecord
-from clbench.support.streams import stream, stream_seed
+from clbench.support.streams import seed_other_streams, stream, stream_seed
 
 # Steps after which the losses are read, which waits for the device.
 READ_EVERY = 50
+# Modules whose code draws from no global stream but torch's.
+OURS = ("clbench.", "torch.", "builtins", "abc")
 
 AfterStep = Callable[[float | None], None]
 AtRest = Callable[[bool], None]
@@ -105,6 +107,8 @@ class Trainer:
 
     def _prepare(self, before: Callable[[], None]) -> None:
         model = self.strategy.model
+        progress = self.context.progress
+        self.seed(stream_seed(self.config.seed, "hook/before", progress.task, progress.stage))
         before()
         if self.strategy.model is not model:
             # Statistics of another model's weights mean nothing to a fresh one.
@@ -127,6 +131,7 @@ class Trainer:
 
     def _validate(self, fit: Fit, record: EpochRecord) -> None:
         """Judge the epoch by the validation split: lower the rate, count it as progress or not, keep the best state."""
+        self.seed(stream_seed(self.config.seed, "hook/validation", *self._keys(fit)))
         record.validation_loss = loss = validation_loss(self.strategy, self.context)
         fit.plateau.update(loss)
         if self.config.training.patience is not None and fit.waiting.better(loss):
@@ -172,43 +177,49 @@ class Trainer:
         step, progress = fit.tally.steps, self.context.progress
         fit.set_rate(progress, self.config, len(self.context.scenario.tasks))
         batch = self.batch(fit, ids)
-        self._seed_dropout(fit, step)
-        statistics = self._statistics() if self.config.training.on_nan == "skip" else []
+        self.seed((stream_seed(self.config.seed, "dropout", *self._keys(fit)) >> 1) + step)
+        buffers = self._copied_buffers() if self.config.training.on_nan == "skip" else []
         terms = self._losses(fit, batch)
         taken = self._gradients(fit, batch, terms)
-        for buffer, before in statistics if not taken else []:
-            buffer.copy_(before)
         if taken:
             self._clip(fit)
             fit.optimizer.step()
             if fit.rows is not None:
                 fit.rows.restore()
-        self._fill_memory(ids, step)
-        if taken:
+            # A step that is left out offers nothing: what a strategy keeps for each exemplar is kept in after_step.
+            self._fill_memory(ids, step)
             self.strategy.after_step(batch)
             fit.tally.add(progress.step, terms)
+        else:
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        # A run that is continued between two steps has no gradients either.
+        fit.clear_gradients()
         fit.count(progress, len(ids), taken=taken)
 
-    def _statistics(self) -> list[tuple[Tensor, Tensor]]:
-        """Return what the forward pass of a step moves, as batch norm does, each with a copy to go back to."""
-        modules = [module for module in vars(self.strategy).values() if isinstance(module, nn.Module)]
-        return [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    @cached_property
+    def _runs_code_of_others(self) -> bool:
+        """Whether strategy or network are not ours; for those that are, two streams less are seeded in each step."""
+        parts = [*type(self.strategy).__mro__, *(type(module) for module in self.strategy.model.modules())]
+        return not all(part.__module__.startswith(OURS) for part in parts)
 
-    def _seed_dropout(self, fit: Fit, step: int) -> None:
-        """Seed torch's global stream, which dropout draws from, so that what else draws from it changes nothing."""
-        seed_global_stream(
-            (stream_seed(self.config.seed, "dropout", *self._keys(fit)) >> 1) + step, self.context.device
-        )
+    def seed(self, seed: int) -> None:
+        """Seed the global streams, which dropout and a user's code draw from: what drew before changes nothing.
+
+        That is torch's, and those of Python and NumPy where code that is not ours may draw from them.
+        """
+        seed_global_stream(seed, self.context.device)
+        if self._runs_code_of_others:
+            seed_other_streams(seed)
 
     def _losses(self, fit: Fit, batch: Batch) -> dict[str, Tensor]:
         """Compute the loss terms, through the compiled network where one is asked for."""
-        own = fit.stage.loss
-        hook = hook_of(self.strategy, "loss") if own is None else f"the loss of stage {fit.stage.name!r}"
+        loss, hook = loss_of(self.strategy, fit.stage)
         compiling: AbstractContextManager[None] = nullcontext()
         if self._compiled is not None:
             compiling = self._compiled.within(self.strategy.model)
         with self.context.autocast(), compiling:
-            terms = loss_terms((own or self.strategy.loss)(batch), hook)
+            terms = loss_terms(loss(batch), hook)
         require_gradient(terms, hook)
         if self._compiled is not None:
             self._demand_compiled(self._compiled)
@@ -219,8 +230,8 @@ class Trainer:
 
         It is not taken when a loss or gradient is not finite and on_nan="skip"; the hooks see none of those.
         """
-        for parameter in fit.trained.values():
-            parameter.grad = None
+        # A loss may have had a backward pass of its own.
+        fit.clear_gradients()
         skips = self.config.training.on_nan == "skip"
         # torch compiles the backward pass when it is first asked for.
         with nullcontext() if self._compiled is None else self._compiled.unlogged():
@@ -235,6 +246,11 @@ class Trainer:
             if penalty.requires_grad:
                 penalty.backward()
             return not skips or are_finite(terms, fit.trained)
+
+    def _copied_buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """Return every buffer with a copy: batch norm counts a batch when it goes by, the step taken or not."""
+        modules = [m for m in vars(self.strategy).values() if isinstance(m, nn.Module)]
+        return [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
 
     def _clip(self, fit: Fit) -> None:
         if self.config.training.clip is not None:
@@ -336,11 +352,16 @@ class Trainer:
         listed = [{"params": ps, "lr": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()]
         optimizer = new_optimizer(training, listed, lr, self.context.device)
         for name, parameter in trained.items():
-            if name in self.optimizer_state:
+            kept = self.optimizer_state.get(name, {})
+            # Under one name may now be a parameter of another shape, which begins without statistics.
+            if kept and all(key == "step" or is_part(value, parameter) for key, value in kept.items()):
                 optimizer.state[parameter] = {
-                    key: grown(value, parameter.detach()) if value.dim() else value
-                    for key, value in self.optimizer_state[name].items()
+                    key: value if key == "step" else grown(value, parameter.detach()) for key, value in kept.items()
                 }
+        if training.optimizer == "sgd" and training.momentum and optimizer.state:
+            # torch moves all parameters with momentum or none; one that is new begins with a momentum of 0.
+            for parameter in trained.values():
+                optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter.detach()))
         return optimizer
 
 

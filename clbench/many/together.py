@@ -18,7 +18,7 @@ from clbench.config.errors import ConfigError, one_line
 from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
 from clbench.learning.fit import Fit
-from clbench.learning.returned import hook_of, loss_terms, penalty_term, require_gradient
+from clbench.learning.returned import loss_of, loss_terms, penalty_term, require_gradient
 from clbench.learning.strategy import Context, Strategy
 from clbench.learning.trainer import AfterStep, AtRest, Trainer, new_optimizer
 from clbench.models import build_model
@@ -213,7 +213,7 @@ def _train_epoch(members: Sequence[_Member]) -> None:
             joint["lr"] = single["lr"]
         optimizer.zero_grad()
         terms = _losses(members[0], holders[0], stacked, state, parts)
-        require_gradient(terms, hook_of(members[0].strategy, "loss"))
+        require_gradient(terms, loss_of(members[0].strategy, fits[0].stage)[1])
         reduce(add, terms.values()).sum().backward()
         for index, (member, fit, holder) in enumerate(zip(members, fits, holders, strict=True)):
             own_terms = {name: term[index].detach() for name, term in terms.items()}
@@ -252,7 +252,7 @@ def _losses(
 ) -> Tensors:
     """Return the loss terms of a step by name, float [seeds], from one member's method and all members' tensors."""
     strategy, (form, leaves) = member.strategy, state
-    loss_of = member.fit_under_way.stage.loss or strategy.loss
+    own_loss, hook = loss_of(strategy, member.fit_under_way.stage)
     fields = ("images", "originals", "labels", "tasks", "ids")
     together = {name: torch.stack([getattr(part, name) for part in parts]) for name in fields}
     same = isinstance(parts[0].active, slice) and all(
@@ -264,7 +264,7 @@ def _losses(
     def loss(tensors: Tensors, given: Tensors, own_leaves: list[Tensor]) -> Tensors:
         batch = Batch(**{name: given[name] for name in fields}, active=given.get("active", parts[0].active))
         vars(strategy).update(tree_unflatten(own_leaves, form))
-        return loss_terms(functional_call(holder, tensors, (loss_of, batch)), hook_of(strategy, "loss"))
+        return loss_terms(functional_call(holder, tensors, (own_loss, batch)), hook)
 
     own = dict(vars(strategy))
     try:

@@ -4,11 +4,10 @@ import inspect
 import textwrap
 from collections.abc import Callable
 
-import torch
-
 from clbench.config.errors import ConfigError
 from clbench.config.registry import load_entry_point, options_model, parse_spec, validate_options
 from clbench.models.network import Head, Network
+from clbench.support.streams import global_streams
 from clbench.support.surroundings import undisturbed
 
 __all__ = ["Head", "Network", "build_model"]
@@ -41,9 +40,7 @@ def build_model(spec: str, image_shape: tuple[int, int, int], seed: int) -> Netw
         values["widths"] = widths
     resolved = validate_options(options_model(name, options), values, owner=name)
     build: Callable[..., Network] = model
-    # Seeds only the CPU generator, because torch.manual_seed would move the streams of accelerators too.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with global_streams(seed):
         try:
             return build(image_shape, **resolved)
         except RuntimeError as error:  # torch raises it if there is too little memory

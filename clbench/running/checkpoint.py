@@ -1,11 +1,9 @@
-"""Checkpoint: what is saved of a run under way. The only place that knows its form; reading one executes nothing.
+"""Checkpoint: what is saved of a run under way, packed (see `packing`). The only place that knows its form.
 
 A store keeps checkpoints: the run's own folder by default, or any object with the methods of `Store`.
 """
 
-import io
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,10 +12,9 @@ import torch
 from torch import nn
 
 from clbench.config.errors import ConfigError
-from clbench.learning.memory import MEMORIES
 from clbench.learning.strategy import Progress, Stage, Strategy
 from clbench.results.record import EpochRecord
-from clbench.support.moved import former_name
+from clbench.running.packing import pack, unpack
 
 # The form that is written; that of 0.1.0, form 1, is read as well.
 FORM = 2
@@ -97,7 +94,7 @@ class Checkpoint:
     def from_bytes(cls, content: bytes, kind: type[Strategy]) -> "Checkpoint":
         """Read a checkpoint of a strategy; raises an exception of some kind for what is none, ConfigError for its form.
 
-        Only tensors, plain values, layers and classes of the strategy's own file are unpacked.
+        Only what `packing` knows is unpacked.
         """
         stored = unpack(content, kind)
         form = stored.pop("form", None)
@@ -152,41 +149,6 @@ def newest(store: Store, kind: type[Strategy]) -> Checkpoint | None:
 def learnt(strategy: Strategy, optimizer_state: Mapping[str, Any]) -> bytes:
     """Return what a run has learnt between two tasks: Checkpoint.start."""
     return pack({"strategy": strategy.state(), "optimizer_state": optimizer_state})
-
-
-def pack(payload: Mapping[str, Any]) -> bytes:
-    """Return tensors, plain values and known classes as bytes, with a checksum of each tensor."""
-    buffer = io.BytesIO()
-    torch.save(dict(payload), buffer)
-    return buffer.getvalue()
-
-
-def unpack(content: bytes, kind: type[Strategy]) -> dict[str, Any]:
-    """Return what was packed; raises an exception of some kind for anything else, and executes nothing."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"{damaged} does not match its checksum")
-    classes = safe_classes(kind)
-    known: list[Any] = [*classes, *((cls, former_name(cls)) for cls in classes)]
-    with torch.serialization.safe_globals(known):
-        payload = torch.load(io.BytesIO(content), weights_only=True)
-    if not isinstance(payload, dict):
-        raise ValueError("not a checkpoint of clbench")
-    return payload
-
-
-def safe_classes(kind: type[Strategy]) -> list[type]:
-    """Return the classes that a checkpoint may hold: torch's layers, ours, and those of the strategy's own file."""
-    modules = {kind.__module__, *(c.__module__ for c in kind.__mro__)} - {"builtins"}
-    known: list[type] = [set, slice, *MEMORIES.values()]
-    queue: list[type] = [nn.Module]
-    while queue:
-        cls = queue.pop()
-        queue += cls.__subclasses__()
-        if cls.__module__.startswith(("torch.nn.modules.", "clbench.")) or cls.__module__ in modules:
-            known.append(cls)
-    return known
 
 
 def _trainer_of_form_1(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from clbench.config.run import GROUPS, RunConfig, Setting, excludes, fields, fil
 from clbench.data.scenario import Scenario
 from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import LOOSE, Strategy, Traits
+from clbench.support.streams import global_streams, stream_seed
 from clbench.support.surroundings import undisturbed
 
 # Classes handed over in Python, by the name their runs carry.
@@ -273,7 +274,9 @@ def prepare(config: RunConfig) -> tuple[RunConfig, Scenario]:
 def _built(config: RunConfig) -> Scenario:
     spec = scenario_class(config.scenario)
     try:
-        scenario = spec(config.scenario, config.scenario_options).build(config)
+        # What is drawn from a global stream is the same for every seed, as a scenario is.
+        with global_streams(stream_seed(0, "scenario", config.scenario)):
+            scenario = spec(config.scenario, config.scenario_options).build(config)
     except ConfigError:
         raise
     except (Exception, SystemExit, GeneratorExit) as error:  # whatever a scenario of the user's own raises

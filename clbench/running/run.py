@@ -20,22 +20,23 @@ from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.learning.evaluation import Evaluation, evaluate
 from clbench.learning.memory import MEMORIES
 from clbench.learning.returned import class_features, declared_stages, empty_memory
-from clbench.learning.strategy import Context, Progress, Stage, Strategy, grow_head, new_model, spoilt
+from clbench.learning.strategy import Context, Progress, Stage, Strategy, grow_head, is_lent, new_model, spoilt
 from clbench.learning.trainer import Trainer, backbone_below
 from clbench.models.network import check_network
 from clbench.results.record import EpochRecord
 from clbench.results.result import Result
 from clbench.running.check import check, first_images
-from clbench.running.checkpoint import Checkpoint, Store, Within, learnt, newest, unpack
+from clbench.running.checkpoint import Checkpoint, Store, Within, learnt, newest
 from clbench.running.folder import RunFolder, default_folder
 from clbench.running.observer import Observer
+from clbench.running.packing import require_restorable, unpack
 from clbench.running.process import process_settings
 from clbench.running.recorder import Recorder
 from clbench.running.resolve import prepare, resolve, strategy_class
 from clbench.running.writer import FolderWriter
 from clbench.support.finite import not_finite
 from clbench.support.interruption import Interruption
-from clbench.support.streams import stream
+from clbench.support.streams import stream, stream_seed
 from clbench.support.surroundings import undisturbed
 
 
@@ -189,6 +190,9 @@ class Run:
         self.task = 0
         self._start: bytes | None = None
         self._within: Within | None = None
+        # The attributes of the strategy when they were last looked at, and its views of the task's data.
+        self._assigned: dict[str, type] = {}
+        self._views: dict[str, Any] = {}
         self._saved = time.monotonic()
         self._interruption = Interruption()
 
@@ -255,10 +259,15 @@ class Run:
         view = self._view(task)
         self._evaluating, self._started = 0.0, time.perf_counter()
         if task.index == 0:
+            self._seed("begin_run")
             strategy.begin_run()
+            self._require_restorable()
         if strategy.memory is not None:
             strategy.memory.expect(view.train.classes)
+        self._seed("begin_task")
         strategy.begin_task(view)
+        self._views = self._lent_views()
+        self._require_restorable()
         full = self.config.model.head == "full"
         grow_head(strategy.model, self.context, scenario.n_outputs if full else scenario.seen_outputs(task.index))
         if task.index == 0 and self._within is None:
@@ -267,7 +276,9 @@ class Run:
         trained = time.perf_counter()
         self._demand_finite("after its training; try a smaller learning rate")
         self._fill_memory(view)
+        self._seed("end_task")
         strategy.end_task(view)
+        self._require_restorable()
         remembered = time.perf_counter()
         before = self._evaluating
         evaluation = self.evaluate()
@@ -278,7 +289,7 @@ class Run:
             "evaluation": self._evaluating,
             "memory": remembered - trained,
         }
-        for data in (view.train, view.validation):
+        for data in (view.train, view.validation, view.test):
             data.expire()
         self.recorder.task_done(n_train, epochs, seconds)
         for rule, text in self.trainer.remarks:
@@ -293,6 +304,7 @@ class Run:
     def evaluate(self) -> Evaluation:
         """Test the strategy on the tasks that the config says; its time is counted apart from training."""
         started = time.perf_counter()
+        self._seed("evaluation")
         evaluation = evaluate(self.strategy, self.context, self.context.progress.task)
         self._evaluating += time.perf_counter() - started
         return evaluation
@@ -347,9 +359,9 @@ class Run:
         scenario = self.scenario
         return replace(
             task,
-            train=ImageSet(scenario.train, task.train.ids),
-            validation=ImageSet(scenario.train, task.validation.ids),
-            test=ImageSet(scenario.test, task.test.ids[:0]),
+            train=ImageSet(scenario.train, task.train.ids, for_a_task=True),
+            validation=ImageSet(scenario.train, task.validation.ids, for_a_task=True),
+            test=ImageSet(scenario.test, task.test.ids[:0], for_a_task=True),
         )
 
     def train(self, task: Task) -> tuple[int, list[EpochRecord]]:
@@ -358,7 +370,10 @@ class Run:
         Where the task was interrupted, its stages have been declared again, by the strategy as it was when the task
         began. So data and losses are the same; what was learnt since is put in place now.
         """
+        self._seed("stages")
         stages = declared_stages(self.strategy, self.strategy.stages(task))
+        self._views = self._lent_views()
+        self._require_restorable()
         first, epochs, stored = 0, list[EpochRecord](), None
         if (within := self._within) is not None:
             with self._taking_up():
@@ -366,6 +381,7 @@ class Run:
                 first, epochs = within.stage, [EpochRecord(**epoch) for epoch in within.epochs]
                 stored, self._within = within.trainer, None
         for index, stage in enumerate(stages[first:], first):
+            self._assigned = {}
             epochs += self.trainer.fit(
                 stage,
                 after_step=self.after_step,
@@ -378,7 +394,11 @@ class Run:
 
     def _at_rest(self, stages: list[Stage], index: int, epochs: list[EpochRecord], epoch_is_over: bool) -> None:
         """Between two steps: save where the task is when it is time to, and end where an interruption waits."""
-        if not self._is_due(epoch_is_over):
+        due = self._is_due(epoch_is_over)
+        # Looked at in full where a hook has assigned something new, which a step seldom does.
+        if due or {name: type(value) for name, value in vars(self.strategy).items()} != self._assigned:
+            self._require_restorable()
+        if not due:
             return
         started = time.perf_counter()
         self._within = Within(
@@ -402,6 +422,27 @@ class Run:
         if self._interruption.signal is not None:
             self._interruption.pass_on()
         self._started += time.perf_counter() - started
+
+    def _seed(self, hook: str) -> None:
+        """Let what a hook draws from the global streams be a function of where the run is."""
+        p = self.context.progress
+        self.trainer.seed(stream_seed(self.config.seed, f"hook/{hook}", p.task, p.stage, p.epoch, p.step))
+
+    def _lent_views(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self.strategy).items() if is_lent(value)}
+
+    def _require_restorable(self) -> None:
+        """Raise RunError, by the attribute's name, where a hook has assigned what can't be saved and restored."""
+        if not self.continues:
+            return
+        for name, value in self._lent_views().items():
+            if self._views.get(name) is not value:
+                raise RunError(
+                    f"{type(self.strategy).__name__}: self.{name} is a view of the task's data, which no checkpoint "
+                    "holds; it is accepted where begin_task or stages assigns it, since they are called again"
+                )
+        require_restorable(self.strategy)
+        self._assigned = {name: type(value) for name, value in vars(self.strategy).items()}
 
     def _is_due(self, epoch_is_over: bool) -> bool:
         every = self.config.engine.checkpoint_every
@@ -462,6 +503,7 @@ class Run:
             ids, classes = ids[order], classes[order]
         elif memory.needs_features:
             strategy.model.eval()
+            self._seed("features")
             with torch.no_grad():
                 parts = [class_features(strategy, batch.images).float().cpu() for batch in strategy.passes(task.train)]
             features = torch.cat(parts)

@@ -5,9 +5,9 @@ from torch import Tensor
 from clbench.config.errors import RunError
 from clbench.results.record import RunRecord
 from clbench.results.result import Result
-from clbench.running.checkpoint import pack
 from clbench.running.folder import RunFolder
 from clbench.running.observer import Observer
+from clbench.running.packing import pack
 
 
 class FolderWriter(Observer):

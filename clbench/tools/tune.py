@@ -22,9 +22,10 @@ from clbench.data.scenario import Images, ImageSet, Scenario
 from clbench.learning.strategy import Strategy
 from clbench.results.result import Result
 from clbench.running.check import check
-from clbench.running.checkpoint import newest, pack, unpack
+from clbench.running.checkpoint import newest
 from clbench.running.folder import RunFolder
 from clbench.running.observer import Observer
+from clbench.running.packing import pack, unpack
 from clbench.running.process import process_settings
 from clbench.running.resolve import _trainable_fields, parse_fields, prepare, resolve, strategy_class
 from clbench.running.run import Run, execute, runner_of

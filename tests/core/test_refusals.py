@@ -12,8 +12,8 @@ from clbench import ConfigError
 from clbench.cli.options import read_config
 from clbench.config.errors import unknown
 from clbench.results.result import Result, load_results
-from clbench.running.checkpoint import pack, unpack
 from clbench.running.folder import RunFolder
+from clbench.running.packing import pack, unpack
 from clbench.running.resolve import resolve
 
 OPTIONS = {"model": "mlp:4", "epochs": 1, "threads": 1}

@@ -126,6 +126,25 @@ def _a_function() -> None:
     """Something executable."""
 
 
+class CountsInTheLoss(Healthy):
+    """Counts its steps where the loss is computed, so that it counts those that are left out."""
+
+    def begin_run(self) -> None:
+        self.steps = 0
+
+    def loss(self, batch: Batch) -> Tensor:
+        self.steps += 1
+        return self.classification_loss(self.model(batch.images), batch) / self.steps
+
+
+class DrawsFromASet(Healthy):
+    """Takes the first of a set of texts, which differs from process to process."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        first = next(iter({f"part {n}" for n in range(100)}))
+        return self.classification_loss(self.model(batch.images * int(first.split()[1]) / 10), batch)
+
+
 class TwoClassesOnly(Healthy):
     """Takes it for granted that a task has two classes."""
 
@@ -232,6 +251,8 @@ BROKEN: list[tuple[str, type[Strategy]]] = [
     ("resume_at_task_boundaries", ForgetsItsState),
     ("resume_within_a_task", HoldsOnToTheModel),
     ("state_in_the_middle_of_a_stage", KeepsCode),
+    ("steps_left_out", CountsInTheLoss),
+    ("another_process", DrawsFromASet),
     ("unequal_tasks", TwoClassesOnly),
     ("one_class_a_task", NeedsTwoClasses),
     ("batch_norm", OneSampleAtATime),
