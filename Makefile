@@ -30,7 +30,8 @@ test: lint types
 	$(RUN) -m pytest -m "$(FASTER)"
 
 test-all: lint types
-	$(RUN) -m pytest -m "not soak"
+	$(RUN) -m pytest -m "not soak and not alone" --numprocesses logical --maxprocesses 4 --dist worksteal
+	$(RUN) -m pytest -m "alone and not soak"
 
 soak: setup
 	$(RUN) -m pytest -m soak

@@ -1,8 +1,9 @@
-"""Bad options and bad files by the thousand, in this one process: `fuzz.py options|files CASES SEED`.
+"""Bad inputs by the thousand, in this one process: `fuzz.py options|files|calls|classes CASES SEED`.
 
-CASES is the number for each option or kind of file. Every case must end in success or in a refusal of one short line,
-in seconds, and within MEMORY bytes more than the process had at its start. It prints a line of JSON for each option or
-kind: the figures, and what went wrong. A case depends only on SEED, its target and its number.
+CASES is the number for each option, kind of file, function (fuzz_calls.py) or kind of class (fuzz_classes.py). Every
+case must end in success or in a refusal of one short line, in seconds, and within MEMORY bytes more than the process
+had at its start. It prints a line of JSON for each of them: the figures, and what went wrong. A case depends only on
+SEED, its target and its number.
 """
 
 import contextlib
@@ -30,6 +31,8 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from fuzz_calls import call_targets
+from fuzz_classes import class_targets
 from PIL import Image
 
 import clbench.running.observer
@@ -586,8 +589,11 @@ def fuzz(kind: str, cases: int, seed: int, only: str = "") -> Iterator[dict[str,
             clbench.running.run.Run.go = not_trained  # type: ignore[method-assign]
             # The commands are the same each time, and making them takes half of a case's time.
             cli.typer.main.get_command = functools.cache(cli.typer.main.get_command)
-        else:
+        elif kind == "files":
             targets = file_targets(place)
+        else:
+            tiny_npz(place / "tiny.npz")
+            targets = call_targets(place) if kind == "calls" else class_targets(place)
         process = psutil.Process()
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (process.memory_info().vms + MEMORY, hard))

@@ -137,6 +137,7 @@ def test_the_reports_load_no_torch(tmp_path: Path) -> None:
     assert not {"torch", "torchvision", "avalanche", "typer"} & found
 
 
+@pytest.mark.alone
 def test_the_help_is_shown_in_less_than_four_tenths_of_the_time_that_torch_takes_to_import(tmp_path: Path) -> None:
     """The two take turns, so that what else the machine does slows both."""
     seconds: dict[tuple[str, ...], list[float]] = {("-m", "clbench", "--help"): [], ("-c", "import torch"): []}

@@ -778,6 +778,7 @@ def ten_thousand():
     return split(dataset_from_arrays(images, classes, images[:10], classes[:10]), tasks=1)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["reservoir", "balanced"])
 def test_upkeep_of_a_streaming_memory_is_under_5_percent(policy, tmp_path):
@@ -794,6 +795,7 @@ def test_upkeep_of_a_streaming_memory_is_under_5_percent(policy, tmp_path):
     assert upkeep < 0.05 * result.record["tasks"][0]["seconds"]["train"]
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_herding_is_under_5_percent_at_10_epochs(tmp_path):
     """split-mnist-5k's network, batches and memory; the time is in run.json."""
