@@ -309,7 +309,11 @@ def check_another_process(bench: Bench) -> None:
     # 0 turns the random order of sets off, which this process has unless it was started in the same way.
     surroundings = os.environ | {"PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") == "0" else "0"}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *given], env=surroundings, capture_output=True, text=True
+        [sys.executable, "-W", "ignore", "-c", code, *given],
+        env=surroundings,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     demand(done.returncode == 0, f"another process ends with {(done.stderr.splitlines() or ['no word'])[-1]}")
     demand(same(bench.plain, Result.load(bench.folder / "elsewhere")), "another process gave another matrix")
