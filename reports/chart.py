@@ -70,7 +70,7 @@ class Series:
 
     x, y: positions, NaN where nothing is known; a bar reaches from 0 to x at the height y. dx, dy: one standard
     deviation to both sides. row: place of the strategy in the comparison, -1 for none. steps: what the chart's `step`
-    counts at each point.
+    counts at each point. counts: over how many runs each point is, where that is not the same for all.
     """
 
     name: str
@@ -81,6 +81,7 @@ class Series:
     dy: Sequence[float] = ()
     row: int = -1
     steps: Sequence[int] = ()
+    counts: Sequence[int] = ()
 
     @property
     def known(self) -> list[int]:
@@ -180,7 +181,13 @@ class Chart:
             )
         if self.kind == "lines":
             titles = [f"{self.x.name} {x}" for x in self.series[0].x]
-            lines = [[self.y.text(y, d) for y, d in _pairs(one.y, one.dy)] for one in self.series]
+            lines = [
+                [
+                    f"{self.y.text(y, d)} (n={one.counts[k]})" if one.counts else self.y.text(y, d)
+                    for k, (y, d) in enumerate(_pairs(one.y, one.dy))
+                ]
+                for one in self.series
+            ]
         else:
             titles = [axis.name for axis, _ in self._values(self.series[0], 0)]
             lines = [[text for _, text in self._values(one, 0)] for one in self.series]

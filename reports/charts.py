@@ -89,7 +89,8 @@ def average_accuracy(part: Comparison) -> Chart:
         curves = [average_accuracies(matrix) for matrix in row.matrices]
         at = [spread(curve[k] if k < len(curve) else None for curve in curves) for k in range(n_tasks)]
         band = [100 * (s.sd or 0.0) for s in at] if len(row.runs) > 1 else []
-        series.append(Series(row.label, row.look, range(n_tasks), [_points(s.mean) for s in at], dy=band, row=i))
+        means, counts = [_points(s.mean) for s in at], [s.n for s in at] if row.n < len(row.runs) else []
+        series.append(Series(row.label, row.look, range(n_tasks), means, dy=band, row=i, counts=counts))
     name = part.matrix(part.headline)
     return Chart(
         "Average accuracy after each task",
@@ -117,7 +118,11 @@ def forgetting(part: Comparison) -> Chart:
         "Mean over all tasks but the last; whiskers: ± one sd over the runs; dashed: the references.",
         _runs(part, "whisker"),
         references=[(one.look, one.x[0]) for one, row in zip(series, part.rows, strict=True) if row.is_line],
-        texts=[(0.0, one.y[0], " not defined: needs two tasks", "left") for one in series if not one.known],
+        texts=[
+            (0.0, one.y[0], " not defined: needs two tasks" if row.n else " no run is finished", "left")
+            for one, row in zip(series, part.rows, strict=True)
+            if not one.known
+        ],
     )
 
 
@@ -189,7 +194,7 @@ def accuracy_matrices(part: Comparison) -> Panels:
         "Accuracy matrices",
         "matrices",
         "Mean over the runs, percent.",
-        [Panel(row.label, row.look, i, _accuracy_map(part, row)) for i, row in enumerate(part.rows)],
+        [Panel(row.label, row.look, i, _accuracy_map(part, row), _rows_of(row)) for i, row in enumerate(part.rows)],
         file="matrices.csv",
     )
 
@@ -207,7 +212,7 @@ def task_accuracy(part: Comparison) -> Panels:
         ]
         x, y = steps_axis("after task", n_tasks), percent_axis("test accuracy (%)")
         drawing = Chart(f"Accuracy on each task, {row.label}", "lines", x, y, series, own_numbers=heat)
-        panels.append(Panel(row.label, row.look, i, drawing))
+        panels.append(Panel(row.label, row.look, i, drawing, _rows_of(row)))
     about = (
         "Mean over the runs, percent. Curves: from when a task was learned, dark (the first task) to bright. Table: "
         "the accuracy matrix, row after which task, column on which task."
@@ -236,9 +241,9 @@ def stability_gap(part: Comparison) -> Panels:
     n_tasks = len(part.task_sizes)
     panels, lines = [], []
     for i, row in enumerate(part.rows):
-        if not row.is_headline or not any(run.recorded.evaluations for run in row.runs):
+        if not row.is_headline or not any(run.recorded.evaluations for run in row.finished):
             continue
-        curves = [_course(run) for run in row.runs]
+        curves = [_course(run) for run in row.finished]
         steps = [step for step, _ in curves[0]]
         together = all([step for step, _ in curve] == steps for curve in curves)
         used = curves if together else curves[:1]
@@ -273,7 +278,7 @@ def stability_gap(part: Comparison) -> Panels:
                 single if not together else "one run" if len(used) == 1 else f"mean of {len(used)} runs",
             )
         )
-        falls = [_falls(run) for run in row.runs]
+        falls = [_falls(run) for run in row.finished]
         values = [row.spread("min_accuracy"), row.spread("worst_case_accuracy")]
         values += [spread(fall for fall, _ in falls), spread(regained for _, regained in falls)]
         lines.append((i, [Cell(row.label), *(spread_cell(v) for v in values)]))
@@ -439,13 +444,21 @@ def _points(value: float | None) -> float:
 
 def _runs(part: Comparison, mark: str) -> str:
     """Return the number of runs, with the meaning of the mark (band or whisker) where there are several runs."""
-    counts = sorted({len(row.runs) for row in part.rows})
+    counts = sorted({row.n for row in part.rows})
     number = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     return number if counts[-1] == 1 else f"{mark}: ± sd, {number}"
 
 
 def _task_looks(n_tasks: int) -> list[Look]:
     return [Look("task", task, n_tasks) for task in range(n_tasks)]
+
+
+def _rows_of(row: StrategyRuns) -> str:
+    """Return over how many runs each row of the matrix is, where some of them are not finished; "" otherwise."""
+    if row.n == len(row.runs):
+        return ""
+    counts = (~np.isnan(row.matrices)).any(axis=2).sum(axis=0)
+    return f"runs in each row: {', '.join(map(str, counts))}"
 
 
 def _accuracy_map(part: Comparison, row: StrategyRuns) -> HeatMap:
@@ -457,7 +470,7 @@ def _accuracy_map(part: Comparison, row: StrategyRuns) -> HeatMap:
 
 def _confusion(part: Comparison, row: StrategyRuns) -> tuple[HeatMap, str] | None:
     """Add up the confusion matrices of a row's runs, by class or, where there are many, by task; say which."""
-    known = [(run, counts) for run in row.runs if (counts := run.confusion) is not None and len(counts)]
+    known = [(run, counts) for run in row.finished if (counts := run.confusion) is not None and len(counts)]
     if not known:
         return None
     size = len(known[0][1])

@@ -65,7 +65,7 @@ class Column:
         # A count that is the same in every run needs no deviation.
         if sd is not None and (sd > 0 or self.metric):
             text += f" ± {self.text(sd)}"
-        return text if n == len(row.runs) else f"{text} (n={n})"
+        return text if n == row.n else f"{text} (n={n})"
 
     @property
     def lower_is_better(self) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, one_line
 from clbench.config.run import NOT_IDENTITY
 from clbench.reports.chart import Look
 from clbench.reports.differences import Differences, differences
@@ -23,13 +23,18 @@ MATRIX_NAMES: dict[MatrixName, str] = {"class_incremental": "class-incremental",
 REPETITION = {"seed", "class_order", "class_order_seed"}
 # The rows and the title of a comparison show these fields already.
 SHOWN = {"strategy", "strategy_options", "scenario"}
+# Runs of a strategy that are spelled out where they are not finished.
+MOST_NAMED = 3
 # A strategy without a memory has no budget, so that these fields count only where they are set.
 MEMORY = {"memory_size", "memory_per_class"}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs of one scenario in one setting over tasks of the same sizes, with notes for the reader."""
+    """The runs of one scenario in one setting over tasks of the same sizes, with notes for the reader.
+
+    unfinished: of each strategy with runs that are unfinished or failed a sentence: how many, how far they got and why.
+    """
 
     scenario: str
     setting: str
@@ -37,6 +42,7 @@ class Comparison:
     task_sizes: tuple[int, ...]
     rows: list[StrategyRuns]
     notes: list[str]
+    unfinished: dict[str, str]
 
     @property
     def title(self) -> str:
@@ -110,14 +116,16 @@ def _comparison(key: tuple[str, str, MatrixName, tuple[int, ...]], results: list
     for label, of_label in labels.items():
         for variant, group in _variants(of_label):
             groups.append((label + variant, _latest(label + variant, group, notes)))
-    joints = {repetition(run): run for _, group in groups for run in group if run.recorded.strategy.name == "joint"}
+    finished = [(label, done) for label, group in groups if (done := [run for run in group if run.status == "done"])]
+    joints = {repetition(run): run for _, group in finished for run in group if run.recorded.strategy.name == "joint"}
     strategies = [
         [_row(label, classifier, group, joints) for classifier in group[0].classifiers] for label, group in groups
     ]
     strategies.sort(key=lambda rows: (not rows[0].is_reference, -(rows[0].spread("average_accuracy").mean or 0.0)))
     rows = [row for rows in strategies for row in rows]
-    notes += _remarks(groups)
-    return Comparison(scenario, setting, headline, sizes, rows, notes)
+    notes += _remarks(finished)
+    unfinished = {label: text for label, group in groups if (text := _unfinished(label, group))}
+    return Comparison(scenario, setting, headline, sizes, rows, notes, unfinished)
 
 
 def _variants(results: list[Result]) -> list[tuple[str, list[Result]]]:
@@ -136,17 +144,55 @@ def _variants(results: list[Result]) -> list[tuple[str, list[Result]]]:
 
 
 def _latest(label: str, results: list[Result], notes: list[str]) -> list[Result]:
-    """Keep the newest run of each seed and class order, in order of seeds, and note how many are left out."""
-    newest = {repetition(run): run for run in sorted(results, key=lambda run: run.recorded.created)}
+    """Keep the newest run of each seed and class order, in order of seeds, and note how many are left out.
+
+    A finished run goes before one that is not, here and in the order.
+    """
+    newest = {repetition(run): run for run in sorted(results, key=lambda run: (_is_done(run), run.recorded.created))}
     if len(newest) < len(results):
-        notes.append(f"{label}: {len(results) - len(newest)} older run(s) of the same seed are left out.")
-    return sorted(newest.values(), key=lambda run: (run.seed, run.recorded.class_order))
+        every = all(map(_is_done, results))
+        what = "older run(s)" if every else "run(s) that are older, or not finished,"
+        notes.append(f"{label}: {len(results) - len(newest)} {what} of the same seed are left out.")
+    return sorted(newest.values(), key=lambda run: (not _is_done(run), run.seed, run.recorded.class_order))
+
+
+def _is_done(run: Result) -> bool:
+    return run.status == "done"
+
+
+def _unfinished(label: str, runs: list[Result]) -> str:
+    """Return a sentence on the runs of a strategy that have no numbers: how far each got, and why; "" without any."""
+    left = [run for run in runs if not _is_done(run)]
+    texts = []
+    for run in left[:MOST_NAMED]:
+        done = f"after {len(run.recorded.tasks)} of {len(run.task_classes)} tasks"
+        if run.status == "failed":
+            at = run.recorded.failed_at or {}
+            where = ", ".join(
+                f"{name} {at[name]}" for name in ("task", "stage", "epoch") if at.get(name) not in (None, "")
+            )
+            done = f"failed {done}{f' ({where})' if where else ''}: {one_line(run.recorded.error or 'no reason', 160)}"
+        else:
+            done = f"is not finished, {done}"
+        texts.append(f"seed {run.seed} {done}")
+    more = f"; and {len(left) - MOST_NAMED} more" if len(left) > MOST_NAMED else ""
+    failed = sum(run.status == "failed" for run in left)
+    what = (
+        "failed" if failed == len(left) else "not finished" if not failed else f"not finished, {failed} of them failed"
+    )
+    how = f"{label}: {len(left)} of {len(runs)} runs {what}: {'; '.join(texts)}{more}."
+    return printable(f"{how} Tasks that they finished count in the curves and matrices alone.") if left else ""
 
 
 def _row(label: str, classifier: str, runs: list[Result], joints: dict[Repetition, Result]) -> StrategyRuns:
-    known = [run for run in runs if classifier in run.classifiers]
-    numbers = [_numbers(run, classifier, joints.get(repetition(run))) for run in known]
     headline = classifier == runs[0].recorded.headline.classifier
+    # A run that ended before it was first tested does not know its classifiers yet.
+    known = [
+        run
+        for run in runs
+        if (classifier in run.classifiers if _is_done(run) or run.recorded.classifiers else headline)
+    ]
+    numbers = [_numbers(run, classifier, joints.get(repetition(run))) if _is_done(run) else {} for run in known]
     shown = label if headline else f"{label} ({printable(classifier)})"
     look = Look("upper" if runs[0].is_reference else "lower")
     return StrategyRuns(shown, classifier, known, numbers, look)

@@ -39,8 +39,10 @@ def escape(text: str) -> str:
 
 def _table(part: Comparison) -> str:
     shown = columns_of(part, "latex")
-    counts = sorted({len(row.runs) for row in part.rows})
+    counts = sorted({row.n for row in part.rows})
     runs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    short = "; ".join(f"{row.label} {row.count}" for row in part.rows if row.n < len(row.runs))
+    finished = f" Finished runs: {escape(short)}." if short else ""
     marks = [_marks(part, column) for column in shown]
     lines = [
         escape(row.label)
@@ -56,7 +58,7 @@ def _table(part: Comparison) -> str:
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{escape(part.title)}. Percent, mean $\pm$ standard deviation ($n-1$) over {runs} runs; the "
-            r"best competitor is bold, the second underlined. $^\dagger$Reads the data of all tasks.}",
+            rf"best competitor is bold, the second underlined. $^\dagger$Reads the data of all tasks.{finished}}}",
             r"\begin{tabular}{l" + "r" * len(shown) + "}",
             r"\toprule",
             "Strategy & " + " & ".join(column.titles["latex"] for column in shown) + r" \\",
@@ -88,4 +90,4 @@ def _cell(row: StrategyRuns, column: Column, marks: dict[str, str]) -> str:
     command = None if row.is_reference or row.is_naive or not row.is_headline else marks.get(text)
     text = f"{command}{{{text}}}" if command else text
     spread = "" if sd is None else rf" \pm {column.text(sd)}"
-    return f"${text}{spread}$" + ("" if n == len(row.runs) else f" ($n={n}$)")
+    return f"${text}{spread}$" + ("" if n == row.n else f" ($n={n}$)")

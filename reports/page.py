@@ -71,7 +71,7 @@ def render(parts: Sequence[Comparison]) -> str:
         f".h{i}{{background:{colour};color:{'#000' if i >= svg.BLACK_FROM else '#fff'}}}"
         for i, colour in enumerate(svg.SHADES)
     )
-    runs = [run for part in parts for row in part.rows if row.is_headline for run in row.runs]
+    runs = [run for part in parts for row in part.rows if row.is_headline for run in row.finished]
     shared = {"style_sheet": Markup(source("page.css")), "script": Markup(source("page.js")), "shades": Markup(shades)}
     tables = {"verdict": verdict, "differences": differences, "ledger": ledger, "provenance": provenance}
     template = environment(escaped=True).get_template("page.html")
@@ -161,7 +161,7 @@ def _number(part: Comparison, row: StrategyRuns, column: Column) -> Cell:
         return Cell(f"{mean / 1000:,.1f}" if column.unit == "kB" else column.text(mean), mean)
     ends = row.interval(column.number)
     small = "" if ends is None else f"{percent(ends.low)} to {percent(ends.high)}"
-    if n < len(row.runs):
+    if n < row.n:
         small = f"{small} n={n}".strip()
     return Cell(spread_text(found), mean, small, "best" if column.is_best(part, row) else "")
 
@@ -170,7 +170,7 @@ def _comparison_tables(part: Comparison) -> tuple[NumberTable, NumberTable]:
     """Return the table of the competitors and that of the references, with the same columns."""
     shown = columns_of(part, "page")
     ends = [_ends(row) for row in part.rows]
-    scale = axis("", [min(max(value, 0.0), 100.0) for of_row in ends for value in of_row])
+    scale = axis("", [min(max(value, 0.0), 100.0) for of_row in ends if of_row for value in of_row])
     headings = [Heading("strategy", text=True), Heading("n", note="runs")]
     for column in shown:
         headings.append(Heading(column.titles["page"], note=column.metric.sentence if column.metric else ""))
@@ -179,18 +179,21 @@ def _comparison_tables(part: Comparison) -> tuple[NumberTable, NumberTable]:
             headings.append(Heading(limits, text=True, note="95 % interval"))
     lines: tuple[list[tuple[int, list[Cell]]], ...] = ([], [])
     for i, row in enumerate(part.rows):
-        cells = [_named(row), Cell(str(len(row.runs)), len(row.runs))]
+        cells = [_named(row), Cell(row.count, row.n)]
         for column in shown:
             cells.append(_number(part, row, column))
             if column.number == "average_accuracy":
-                cells.append(Cell(svg.interval(row.look, *ends[i], scale), row.spread(column.number).mean))
+                mark = svg.interval(row.look, *ends[i], scale) if ends[i] else "-"
+                cells.append(Cell(mark, row.spread(column.number).mean))
         lines[row.is_line].append((i, cells))
     return NumberTable(headings, lines[0]), NumberTable(headings, lines[1])
 
 
-def _ends(row: StrategyRuns) -> tuple[float, float, float]:
-    """Return the interval of the average accuracy in percent, with the mean in its middle."""
-    mean, ends = row.spread("average_accuracy").mean or 0.0, row.interval("average_accuracy")
+def _ends(row: StrategyRuns) -> tuple[float, ...]:
+    """Return the interval of the average accuracy in percent, with the mean in its middle; () where it is undefined."""
+    mean, ends = row.spread("average_accuracy").mean, row.interval("average_accuracy")
+    if mean is None:
+        return ()
     return (100 * mean,) * 3 if ends is None else (100 * ends.low, 100 * mean, 100 * ends.high)
 
 

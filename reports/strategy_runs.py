@@ -18,6 +18,7 @@ Repetition = tuple[int, tuple[tuple[int, ...], str]]
 class StrategyRuns:
     """A row of a comparison: the repeated runs of a strategy, by one of its classifiers, and their numbers by name.
 
+    runs: the finished ones, then those that are unfinished or failed, which have no numbers, but rows of the matrix.
     look: how the strategy is drawn, the same in every chart of all comparisons that are made together.
     """
 
@@ -26,6 +27,21 @@ class StrategyRuns:
     runs: list[Result]
     numbers: list[Numbers]
     look: Look
+
+    @property
+    def finished(self) -> list[Result]:
+        """The runs that have numbers."""
+        return [run for run in self.runs if run.status == "done"]
+
+    @property
+    def n(self) -> int:
+        """Number of finished runs, over which the numbers are."""
+        return len(self.finished)
+
+    @property
+    def count(self) -> str:
+        """The number of runs as text; where some are not finished, that of the finished ones among all."""
+        return str(self.n) if self.n == len(self.runs) else f"{self.n} of {len(self.runs)}"
 
     @property
     def is_reference(self) -> bool:
@@ -54,9 +70,17 @@ class StrategyRuns:
 
     @property
     def matrices(self) -> Floats:
-        """Headline matrices of the runs, float [n, T, T]."""
-        found = [run.classifiers[self.classifier][run.recorded.headline.matrix] for run in self.runs]
-        return np.stack([matrix for matrix in found if matrix is not None])
+        """Headline matrices of the runs, float [n, T, T]; rows that a run has not come to are NaN."""
+        return self._matrices(self.runs)
+
+    @property
+    def finished_matrices(self) -> Floats:
+        """Headline matrices of the finished runs, float [n, T, T]."""
+        return self._matrices(self.finished)
+
+    def _matrices(self, runs: list[Result]) -> Floats:
+        found = [(run.classifiers.get(self.classifier), run.recorded.headline.matrix) for run in runs]
+        return np.stack([matrix for of, name in found if of is not None and (matrix := of[name]) is not None])
 
     def spread(self, name: str) -> Spread:
         """Return mean, sd and n of a number over the runs that define it."""

@@ -26,7 +26,8 @@ __all__ = [
 def comparison(parts: Sequence[Comparison]) -> "DataFrame":
     """Return one row a strategy and classifier: the mean of each number under its name, `_sd` (n-1), `_n`.
 
-    `_low` and `_high`, the 95 % confidence interval of the mean, are there for metrics, not for costs.
+    `_low` and `_high`, the 95 % confidence interval of the mean, are there for metrics, not for costs. Where some runs
+    are not finished, two more columns say how many and why.
     """
     import pandas as pd
 
@@ -37,9 +38,11 @@ def comparison(parts: Sequence[Comparison]) -> "DataFrame":
             line = _where(part, row) | {
                 "family": row.runs[0].recorded.strategy.family,
                 "reference": row.is_reference,
-                "n": len(row.runs),
-                "seeds": " ".join(str(run.seed) for run in row.runs),
+                "n": row.n,
+                "seeds": " ".join(str(run.seed) for run in row.finished),
             }
+            if any(one.unfinished for one in parts):
+                line |= {"n_unfinished": len(row.runs) - row.n, "unfinished": part.unfinished.get(row.label)}
             for name in dict.fromkeys(name for numbers in row.numbers for name in numbers):
                 line |= dict(zip((name, f"{name}_sd", f"{name}_n"), row.spread(name), strict=True))
                 if name in metrics:
@@ -50,9 +53,13 @@ def comparison(parts: Sequence[Comparison]) -> "DataFrame":
 
 
 def runs(parts: Sequence[Comparison]) -> "DataFrame":
-    """Return one row a run and classifier, with its seed, class order and every number."""
+    """Return one row a run and classifier, with its seed, class order and every number.
+
+    Where some runs are not finished, there are two more columns: the status, and how many tasks are done.
+    """
     import pandas as pd
 
+    some_are_not_done = any(part.unfinished for part in parts)
     return pd.DataFrame(
         [
             _where(part, row)
@@ -62,6 +69,7 @@ def runs(parts: Sequence[Comparison]) -> "DataFrame":
                 "identity": run.recorded.identity,
                 "created": run.recorded.created,
             }
+            | ({"status": run.status, "tasks_done": len(run.recorded.tasks)} if some_are_not_done else {})
             | numbers
             for part in parts
             for row in part.rows
@@ -146,6 +154,7 @@ def render(parts: Sequence[Comparison]) -> Group:
     """Return the comparison for a terminal: a table for each scenario and setting, then the notes."""
     shown: list[Table | Text] = []
     for part in parts:
+        shown.extend(Text(f"note: {text}", style="yellow") for text in part.unfinished.values())
         shown.append(_terminal_table(part))
         shown.append(Text(f"verdict: {verdict(part)}", style="bold"))
         shown.extend(Text(f"note: {note}", style="yellow") for note in part.notes)
@@ -174,9 +183,9 @@ def _terminal_table(part: Comparison) -> Table:
         cells = []
         for column in shown:
             # Without the spaces, and with the means alone of costs, the columns fit on 100 characters.
-            cost = column.text(row.spread(column.number).mean or 0)
-            text = column.mean(row).replace(" ± ", "±") if column.metric else cost
+            cost = row.spread(column.number).mean
+            text = column.mean(row).replace(" ± ", "±") if column.metric or cost is None else column.text(cost)
             cells.append(Text(text, style="bold" if column.is_best(part, row) else ""))
         name = Text(row.label + row.mark, style="dim" if row.is_reference else "")
-        table.add_row(name, *cells, str(len(row.runs)))
+        table.add_row(name, *cells, row.count)
     return table

@@ -42,6 +42,8 @@ def verdict(part: Comparison) -> str:
     found = part.differences
     best = found.best
     if best is None:
+        if any(not row.is_reference for row in part.rows):
+            return "Nothing can be said yet: no competitor has a number."
         return "Nothing competes here: there are references alone."
     mean, _, n = best.spread("average_accuracy")
     assert mean is not None
@@ -51,8 +53,11 @@ def verdict(part: Comparison) -> str:
     first = f"{best.label} has the highest {accuracy}, {percent(mean)} % (n = {n}{within})"
     if found.against_best:
         second = found.against_best[0]
-        lead = -(second.paired.difference or 0.0)
-        first += f", {percent(lead)} points above {second.ours.label}: {_reality(second, found)}"
+        difference = second.paired.difference
+        if difference is None:
+            first += f"; nothing can be said of its lead over {second.ours.label}: {second.paired.reason}"
+        else:
+            first += f", {percent(-difference)} points above {second.ours.label}: {_reality(second, found)}"
         for other in found.against_best[1:]:
             if other.ours.is_naive and other.p is not None and not found.note:
                 first += f"; its lead over naive is {'real' if other.is_real else 'not shown to be real'}"
@@ -63,8 +68,6 @@ def verdict(part: Comparison) -> str:
 
 def _reality(one: Difference, found: Differences) -> str:
     more = f"; about {one.runs_needed} runs of each would tell" if one.runs_needed else ""
-    if one.paired.difference is None:
-        return "no seed and class order is common to both, so nothing can be said"
     if one.p is None or found.note:
         return f"too few runs to tell whether that is real{more}"
     if one.is_real:
@@ -74,19 +77,23 @@ def _reality(one: Difference, found: Differences) -> str:
 
 def _forgets(row: StrategyRuns) -> str:
     mean = row.spread("forgetting").mean
-    of_runs = [forgetting_by_task(matrix) for matrix in row.matrices]
+    of_runs = [forgetting_by_task(matrix) for matrix in row.finished_matrices]
     # A record may hold the metric without the rows of the matrix, and a matrix may end before the last task.
     n_tasks = max(map(len, of_runs), default=0)
     if mean is None or not n_tasks:
         return "Forgetting is undefined"
     by_task = np.array([[*of_run, *[None] * (n_tasks - len(of_run))] for of_run in of_runs], dtype=np.float64)
-    of_task = np.nan_to_num(mean_over_runs(by_task))
-    worst = int(of_task.argmax())
+    of_task = mean_over_runs(by_task)
+    if np.isnan(of_task).all():
+        return f"It forgets {percent(mean)} points"
+    worst = int(np.nanargmax(of_task))
     where = f", most of it on task {worst} ({percent(of_task[worst])})" if len(of_task) > 1 and mean > 0 else ""
     return f"It forgets {percent(mean)} points{where}"
 
 
 def _costs(row: StrategyRuns) -> str:
-    seconds, extra = row.spread("seconds").mean or 0.0, row.spread("extra_bytes").mean or 0.0
+    seconds, extra = row.spread("seconds").mean, row.spread("extra_bytes").mean
+    if seconds is None or extra is None:
+        return "what it costs was not recorded"
     kept = f"{extra / 1e6:.1f} MB" if extra >= 1e6 else f"{extra / 1e3:.1f} kB"
     return f"takes {seconds:.1f} seconds a run and keeps {kept if extra else 'nothing'} beside the model"

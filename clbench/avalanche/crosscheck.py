@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from clbench.config.errors import ConfigError, unknown
@@ -38,14 +39,35 @@ def pairs() -> dict[str, Pair]:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """The runs of one method: ours and Avalanche's with every seed, and fine-tuning by each with the first seed.
+
+    fine_tuning is empty where the method is fine-tuning itself.
+    """
+
+    ours: list[PlannedRun]
+    theirs: list[PlannedRun]
+    fine_tuning: list[PlannedRun]
+
+    @property
+    def runs(self) -> list[PlannedRun]:
+        """All of them."""
+        return [*self.ours, *self.theirs, *self.fine_tuning]
+
+
+@dataclass(frozen=True)
 class CrossCheck:
-    """One method: average accuracies of both by seed, and their paired difference, ours minus Avalanche's."""
+    """One method: average accuracies of both by seed, and their paired difference, ours minus Avalanche's.
+
+    fine_tuning: those of "ours" and "avalanche" whose weights end as those of fine-tuning, to the bit.
+    """
 
     method: str
     ours: dict[int, float]
     theirs: dict[int, float]
     paired: Paired
     differs: str
+    fine_tuning: list[str]
 
 
 def plan_crosscheck(
@@ -55,8 +77,8 @@ def plan_crosscheck(
     seeds: int | Sequence[int] = 5,
     out: str | os.PathLike[str] = "runs",
     **options: Any,
-) -> dict[str, tuple[list[PlannedRun], list[PlannedRun]]]:
-    """Return for each method the runs of ours and of Avalanche's, all checked; raises ConfigError."""
+) -> dict[str, Planned]:
+    """Return the runs of each method, all checked; raises ConfigError."""
     for method in methods:
         if method not in pairs():
             raise unknown("method to cross-check", method, pairs())
@@ -67,28 +89,51 @@ def plan_crosscheck(
     memory = options.pop("memory_size", None) or _usual_memory(scenario)
     found = {}
     for method in methods:
-        pair = pairs()[method]
-        both = []
-        for spec in (pair.ours, pair.theirs):
-            asked = {"threads": 1} | pair.shared | options
-            requests = [
-                Request(scenario, spec.format(memory=memory), {**asked, "seed": seed}) for seed in seed_list(seeds)
-            ]
-            both.append(plan_requests(requests, out))
-        found[method] = (both[0], both[1])
+        pair, naive = pairs()[method], pairs()["naive"]
+        asked = {"threads": 1} | pair.shared | options
+        ours, theirs = (
+            plan_requests(
+                [Request(scenario, spec.format(memory=memory), {**asked, "seed": seed}) for seed in seed_list(seeds)],
+                out,
+            )
+            for spec in (pair.ours, pair.theirs)
+        )
+        specs = [] if pair is naive else [naive.ours, naive.theirs]
+        first = {**asked, "seed": seed_list(seeds)[0]}
+        found[method] = Planned(ours, theirs, plan_requests([Request(scenario, spec, first) for spec in specs], out))
     return found
 
 
-def rows(planned: dict[str, tuple[list[PlannedRun], list[PlannedRun]]]) -> list[CrossCheck]:
+def rows(planned: dict[str, Planned]) -> list[CrossCheck]:
     """Return a row per method from its finished runs."""
     made = []
-    for method, (ours, theirs) in planned.items():
+    for method, of_method in planned.items():
+        ours, theirs = of_method.ours, of_method.theirs
         own, other = ({run.config.seed: _accuracy(run) for run in runs} for runs in (ours, theirs))
         keys = [{(seed, None): value for seed, value in of.items()} for of in (own, other)]
         pair, config = pairs()[method], ours[0].config
         differs = f"{pair.differs}; {pair.task}" if pair.task and config.setting == "task" else pair.differs
-        made.append(CrossCheck(method, own, other, paired(keys[0], keys[1]), differs))
+        firsts = zip(("ours", "avalanche"), (ours[0], theirs[0]), of_method.fine_tuning, strict=False)
+        same = [side for side, run, naive in firsts if same_weights(run.folder, naive.folder)]
+        if same:
+            who = " and ".join({"ours": "ours", "avalanche": "Avalanche's"}[side] for side in same)
+            end = "end" if len(same) > 1 else "ends"
+            differs = (
+                f"{who} {end} with the weights of fine-tuning, to the bit (seed {config.seed}): nothing was done "
+                "against forgetting, so the difference is no matter of definitions"
+            )
+        made.append(CrossCheck(method, own, other, paired(keys[0], keys[1]), differs, same))
     return made
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two finished runs, given by their folders, end with the same weights, to the bit."""
+    import torch
+
+    weights = [torch.load(folder / "model.pt", map_location="cpu", weights_only=True) for folder in (one, other)]
+    return weights[0].keys() == weights[1].keys() and all(
+        torch.equal(value, weights[1][name]) for name, value in weights[0].items()
+    )
 
 
 def as_dict(row: CrossCheck) -> dict[str, Any]:
@@ -103,6 +148,7 @@ def as_dict(row: CrossCheck) -> dict[str, Any]:
         "low": None if found.interval is None else found.interval.low,
         "high": None if found.interval is None else found.interval.high,
         "differs": row.differs,
+        "fine_tuning": row.fine_tuning,
     }
 
 

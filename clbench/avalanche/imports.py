@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     from avalanche.benchmarks.utils.transforms import flat_transforms_recursive
     from avalanche.core import SupervisedPlugin
     from avalanche.models import MultiTaskModule
-    from avalanche.training.plugins import EvaluationPlugin
+    from avalanche.training.plugins import EvaluationPlugin, SynapticIntelligencePlugin
     from avalanche.training.templates import SupervisedTemplate
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "MultiTaskModule",
     "SupervisedPlugin",
     "SupervisedTemplate",
+    "SynapticIntelligencePlugin",
     "TaskAwareSupervisedClassificationDataset",
     "TransformGroups",
     "_make_taskaware_tensor_classification_dataset",

@@ -2,6 +2,7 @@
 
 import random
 import types
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from clbench.avalanche.imports import (
     DatasetExperience,
     EvaluationPlugin,
     MultiTaskModule,
+    SynapticIntelligencePlugin,
     TaskAwareSupervisedClassificationDataset,
     TransformGroups,
     _make_taskaware_tensor_classification_dataset,
@@ -148,6 +150,29 @@ def optimizer_of(strategy: Strategy) -> torch.optim.Optimizer:
         )
     kind = torch.optim.Adam if config.training.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr=config.training.scaled_lr, weight_decay=config.training.weight_decay)
+
+
+def unprotected(strategy: Any) -> str:
+    """Return a sentence about the weights that Avalanche's synaptic intelligence can't protect; "" where it can.
+
+    In Avalanche 0.6.0 the plugin keeps `param.detach().cpu().flatten()`. On a CPU that is a view of every weight whose
+    memory is in order, so the weights before a step equal those after it, and the path integral and the distance from
+    the old weights are both 0. The installed plugin is asked, since another version may copy.
+    """
+    plugin = next((p for p in strategy.learner.plugins if isinstance(p, SynapticIntelligencePlugin)), None)
+    if plugin is None:
+        return ""
+    kept: dict[str, Any] = defaultdict(types.SimpleNamespace)
+    plugin.extract_weights(strategy.model, kept, plugin.excluded_parameters)
+    weights = dict(strategy.model.named_parameters())
+    views = [name for name, copy in kept.items() if copy.data.data_ptr() == weights[name].data_ptr()]
+    if not views:
+        return ""
+    what = "this run is fine-tuning" if len(views) == len(kept) else f"nothing protects {', '.join(views)}"
+    return (
+        f"{what}: on a CPU Avalanche keeps a view of the weights where it means a copy, so their path integral is "
+        "always 0; a CUDA device, or si, does what the method says"
+    )
 
 
 @contextmanager

@@ -55,6 +55,7 @@ class Recorder(SupervisedPlugin):  # type: ignore[misc]
             epoch=progress.epoch,
             steps=self.steps,
             lr=progress.learning_rate,
+            lr_first=progress.learning_rate,
             seconds=time.perf_counter() - self.started,
             images=self.images,
             replayed=0,

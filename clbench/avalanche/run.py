@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from clbench.avalanche.learner import TaskOutputs, experience, learner_of, optimizer_of, seeded
+from clbench.avalanche.learner import TaskOutputs, experience, learner_of, optimizer_of, seeded, unprotected
 from clbench.avalanche.recorder import Recorder, kept_exemplars, told
 from clbench.data.scenario import Task
 from clbench.models.network import Network
@@ -31,6 +31,8 @@ class AvalancheRun(Run):
             warnings.simplefilter("ignore")
             if task.index == 0:
                 strategy.learner = learner_of(strategy, strategy.template)
+                if text := unprotected(strategy):
+                    self.trainer.remarks.append(("is-fine-tuning", text))
             learner = strategy.learner
             learner.plugins.insert(0, recorder)
             if task.index > 0 and config.training.optimizer_state == "reset":

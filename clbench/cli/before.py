@@ -33,13 +33,21 @@ def plan_verb(
     param: Params = None,
     as_json: Json = False,
 ) -> None:
-    """Tell updates, exemplars, time and bytes of runs before training, from a few timed steps."""
+    """Tell updates, exemplars, time and bytes of runs before training, from a few timed steps.
+
+    The words mean what they mean to run for one strategy, and to compare for several.
+    """
+    from clbench.many.compare import requests
     from clbench.running.resolve import prepare, resolve
     from clbench.support.text import duration
     from clbench.tools.plan import check_plan, plan_run
 
     scenario, names, fields = beginning(like, scenario, strategies or [], fields, pairs(param))
-    configs = [resolve(scenario, name, fields) for name in names]
+    if len(names) == 1:
+        configs = [resolve(scenario, names[0], fields)]
+    else:
+        asked = requests(scenario, names, seeds=[fields.pop("seed", 0)], references=False, **fields)
+        configs = [resolve(one.scenario, one.strategy, one.options, shared=True) for one in asked]
     # The options that cut a scenario are the same for all of them.
     tasks = prepare(configs[0])[1]
     configs = [config.replace(data_fingerprint=tasks.fingerprint) for config in configs]

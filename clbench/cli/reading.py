@@ -30,15 +30,15 @@ def report_verb(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make tables and plots from finished runs, without torch."""
-    from clbench.results.result import load_results
+    """Make tables and plots from finished runs, without torch; those that are not finished are named."""
+    from clbench.results.result import load_all
 
     if not figure and (kind or style):
         raise ConfigError("--format and --style are for --figure NAME; give it too")
     if figure and as_json:
         raise ConfigError("--json prints the table, which --figure leaves out; give one of them")
 
-    results = load_results(folders)
+    results = load_all(folders)
     if not results:
         raise ConfigError(
             f"{', '.join(map(str, folders))}: no finished run there; folders with a run.json are accepted"

@@ -133,7 +133,7 @@ def compare_verb(
     """Compare strategies over seeds: a table on screen, a report on disk."""
     check_tracker(track)
     from clbench.many.compare import plan
-    from clbench.many.execution import raise_first_failure, run_planned
+    from clbench.many.execution import raise_first_failure, recorded, run_planned
 
     scenario, names, fields = beginning(like, scenario, strategies or [], fields, pairs(param))
     wanted = given_seeds(seeds, fields)
@@ -146,9 +146,8 @@ def compare_verb(
         ):
             outcomes.append(outcome)
             progress.finished(outcome)
-    found = {outcome.planned.folder: outcome.result for outcome in outcomes}
-    results = [result for item in planned if (result := found[item.folder]) is not None]
-    if results:
+    results = [result for item in planned if (result := recorded(item)) is not None]
+    if any(result.status == "done" for result in results):
         print_report(results, out / "report", as_json)
     raise_first_failure(outcomes)
 
@@ -171,7 +170,8 @@ def crosscheck_verb(
 
     wanted = given_seeds(seeds, fields)
     planned = plan_crosscheck(methods, scenario, seeds=wanted, out=out, **fields)
-    every = [run for ours, theirs in planned.values() for run in (*ours, *theirs)]
+    # Several methods share their runs of fine-tuning.
+    every = list({run.folder: run for of_method in planned.values() for run in of_method.runs}.values())
     outcomes: list[Outcome] = []
     with RunProgress(messages(quiet or as_json), every) as progress:
         for outcome in run_planned(every, jobs=jobs, force=force):

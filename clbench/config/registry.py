@@ -142,7 +142,18 @@ def validate_options(
     try:
         return dict(model.model_validate(given))
     except pydantic.ValidationError as error:
-        raise ConfigError(f"{owner}: {explain(error, values)}") from None
+        typed = {key: Typed(value) if isinstance(value, str) else value for key, value in values.items()}
+        raise ConfigError(f"{owner}: {explain(error, typed)}") from None
+
+
+class Typed(str):
+    """Text from a command line or from brackets, where everything is text, so that an error shows it without quotes."""
+
+    __slots__ = ()
+
+
+# Types of pydantic's problems with text that has the right type, and another value than is accepted.
+_OF_TEXT = ("literal_error", "string_", "value_error")
 
 
 def explain(error: pydantic.ValidationError, values: Mapping[str, object]) -> str:
@@ -153,9 +164,12 @@ def explain(error: pydantic.ValidationError, values: Mapping[str, object]) -> st
     option = str(problems[0]["loc"][0])
     if missing := [str(p["loc"][0]) for p in problems if p["type"] == "missing"]:
         return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} required"
-    accepted = " or ".join(dict.fromkeys(_accepted(p) for p in problems if p["loc"][0] == option))
+    of_option = [p for p in problems if p["loc"][0] == option]
+    accepted = " or ".join(dict.fromkeys(map(_accepted, of_option)))
     value = values.get(option, problems[0]["input"])
-    shown = value if isinstance(value, str) and value.isprintable() else repr(value)
+    # Text in the place of a number looks like one without its quotes.
+    quoted = not isinstance(value, Typed) and any(not p["type"].startswith(_OF_TEXT) for p in of_option)
+    shown = value if isinstance(value, str) and value.isprintable() and not quoted else repr(value)
     return f"{option}={shown if len(shown) <= 60 else shown[:57] + '...'} given, {accepted} accepted"
 
 
@@ -179,7 +193,7 @@ def read_text(annotation: Any, value: object) -> object:
         converted = [(argument, read_text(argument, value)) for argument in arguments]
         if isinstance(value, str) and str in arguments:
             # Text that reads as nothing else is a name.
-            converted = [(argument, result) for argument, result in converted if _fits(argument, result)]
+            converted = [(argument, result) for argument, result in converted if fits(argument, result)]
         return next((result for _, result in converted if result is not value), value)
     if origin in (list, tuple):
         # JSON and TOML know lists only, and a Python caller may have a tuple: both say the same.
@@ -206,7 +220,8 @@ def text_of(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
-def _fits(annotation: Any, value: object) -> bool:
+def fits(annotation: Any, value: object) -> bool:
+    """Whether a value has an annotated type already."""
     try:
         pydantic.TypeAdapter(annotation).validate_python(value, strict=True)
     except pydantic.ValidationError:

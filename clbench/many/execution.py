@@ -18,6 +18,7 @@ from clbench.learning.strategy import Context, Strategy
 from clbench.learning.trainer import Trainer
 from clbench.many.cluster import Cluster, on_ray
 from clbench.many.planned import Outcome, PlannedRun
+from clbench.results.result import Result
 from clbench.running.check import check, check_model
 from clbench.running.folder import RunFolder, announce, default_folder, make_folder
 from clbench.running.observer import Observer
@@ -184,6 +185,14 @@ def run_status(item: PlannedRun) -> str:
     except ConfigError:
         return "failed"
     return "missing" if stored is None else stored.status
+
+
+def recorded(item: PlannedRun) -> Result | None:
+    """Return what the run's folder holds of it, finished or not; None where it holds nothing of this run."""
+    try:
+        return RunFolder(item.folder).existing(item.config)
+    except ConfigError:
+        return None
 
 
 def raise_first_failure(outcomes: Sequence[Outcome]) -> None:

@@ -103,7 +103,10 @@ class TaskRecord(Part):
 
 
 class EpochRecord(Part):
-    """One epoch of training: task, stage, its number within the stage, and the mean of each loss term by name."""
+    """One epoch of training: task, stage, its number within the stage, and the mean of each loss term by name.
+
+    lr_first, lr: the learning rates of its first and of its last step; 0.1.0 kept the last one alone.
+    """
 
     task: Count
     stage: str
@@ -111,6 +114,7 @@ class EpochRecord(Part):
     steps: int | None = None
     skipped: int = 0
     lr: Number = None
+    lr_first: Number = None
     seconds: Number = None
     images: int | None = None
     replayed: int = 0

@@ -329,12 +329,17 @@ class Result:
     def _training_csv(self) -> str:
         entries = self.recorded.training
         terms = list(dict.fromkeys(term for entry in entries for term in entry.losses))
-        columns: tuple[str, ...] = ("task", "stage", "epoch", "steps", "lr", "seconds", "images")
+        # The column that 0.1.0 called lr holds the rate of the last step, and stays for its readers.
+        columns = {name: name for name in ("task", "stage", "epoch", "steps", "lr", "lr_first")}
+        columns |= {"lr_last": "lr", "seconds": "seconds", "images": "images"}
         if any(entry.validation_loss is not None for entry in entries):
-            columns = (*columns, "validation_loss")
+            columns["validation_loss"] = "validation_loss"
         return _csv(
             (*columns, *(f"loss_{term}" for term in terms)),
-            ((*(getattr(entry, c) for c in columns), *(entry.losses.get(t) for t in terms)) for entry in entries),
+            (
+                (*(getattr(entry, name) for name in columns.values()), *(entry.losses.get(t) for t in terms))
+                for entry in entries
+            ),
         )
 
     def _matrices(self, accuracies: AccuracyRecord) -> Matrices:
@@ -356,8 +361,24 @@ def load_results(paths: str | Path | Iterable[str | Path]) -> list[Result]:
     An unfinished or damaged run is left out with a UserWarning. Raises ConfigError for a path that is not there, and
     when no finished run is left.
     """
+    done = []
+    for file, result in _read(paths):
+        if result.status == "done":
+            done.append(result)
+        else:
+            warnings.warn(f"{file}: left out, the run is not finished ({result.status})", stacklevel=2)
+    return done
+
+
+def load_all(paths: str | Path | Iterable[str | Path]) -> list[Result]:
+    """Read the runs in and below the folders as load_results() does, and those that are unfinished or failed too."""
+    return [result for _, result in _read(paths)]
+
+
+def _read(paths: str | Path | Iterable[str | Path]) -> list[tuple[Path, Result]]:
+    """Return all runs with their files; raises ConfigError where none of them is finished."""
     given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
-    results = {}
+    results: dict[Path, tuple[Path, Result]] = {}
     damage: list[ConfigError] = []
     for path in given:
         files = sorted(path.rglob("run.json"), key=_natural) if os.path.isdir(path) else [path]
@@ -369,17 +390,14 @@ def load_results(paths: str | Path | Iterable[str | Path]) -> list[Result]:
                     raise
                 damage.append(error)
                 continue
-            if result.status == "done":
-                results[file.resolve()] = result
-            else:
-                warnings.warn(f"{file}: left out, the run is not finished ({result.status})", stacklevel=2)
-    if not results:
+            results[file.resolve()] = file, result
+    if not any(result.status == "done" for _, result in results.values()):
         where = ", ".join(map(str, given)) or "no folder"
         raise (
             damage or [ConfigError(f"{where}: no finished run; a folder with a run.json in or below it is accepted")]
         )[0]
     for damaged in damage:
-        warnings.warn(f"left out: {damaged}", stacklevel=2)
+        warnings.warn(f"left out: {damaged}", stacklevel=3)
     return list(results.values())
 
 

@@ -144,9 +144,10 @@ def paired(
     mean, sd, n = spread(differences)
     reason = None
     if n < FEWEST_PAIRS:
-        smallest = f"; the smallest p that an exact test of {n} can give is {smallest_p(n):g}" if n else ""
         pairs = "pair is" if n == 1 else "pairs are"
-        reason = f"{n} {pairs} too few for a test: it takes {FEWEST_PAIRS}{smallest}"
+        reason = f"{n} {pairs} too few for a test: it takes {FEWEST_PAIRS}"
+        reason += f"; the smallest p that an exact test of {n} can give is {smallest_p(n):g}" if n else ""
+        reason += "" if n else f", and {_why_no_pair(ours, theirs)}"
     return Paired(
         n=n,
         difference=mean,
@@ -158,6 +159,15 @@ def paired(
         probability_of_improvement=fmean(1.0 if d > 0 else 0.0 if d else 0.5 for d in differences) if n else None,
         reason=reason,
     )
+
+
+def _why_no_pair(ours: Mapping[Key, float | None], theirs: Mapping[Key, float | None]) -> str:
+    """Return what is missing where no key has a value on both sides."""
+    seeds = [{seed for (seed, _), value in of.items() if _defined([value])} for of in (ours, theirs)]
+    if not all(seeds):
+        return "one side has no value at all"
+    lacking = "the seeds differ" if not seeds[0] & seeds[1] else "with the same seed the class orders differ"
+    return f"no seed and class order is common to both: {lacking}"
 
 
 def sign_flip(differences: "npt.ArrayLike") -> "npt.NDArray[np.float64]":

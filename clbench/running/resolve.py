@@ -11,7 +11,9 @@ from typing import Any, get_args
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.registry import (
     PROTOCOLS,
+    Typed,
     entry_points,
+    fits,
     load_entry_point,
     load_with_protocols,
     parse_spec,
@@ -276,9 +278,12 @@ def parse_fields(texts: Mapping[str, str]) -> dict[str, Any]:
 
     An option of the scenario stays text, for the scenario to read.
     """
-    return {
-        name: read_text(fields()[name].annotation, text) if name in fields() else text for name, text in texts.items()
-    }
+    found: dict[str, Any] = dict(texts)
+    for name in texts.keys() & fields().keys():
+        kind = fields()[name].annotation
+        value = read_text(kind, texts[name])
+        found[name] = Typed(value) if isinstance(value, str) and not fits(kind, value) else value
+    return found
 
 
 def _of_task(cls: type[Strategy], config: RunConfig, values: Mapping[str, Any]) -> dict[str, Any]:
