@@ -183,7 +183,7 @@ class Chart:
             titles = [f"{self.x.name} {x}" for x in self.series[0].x]
             lines = [
                 [
-                    f"{self.y.text(y, d)} (n={one.counts[k]})" if one.counts else self.y.text(y, d)
+                    f"{self.y.text(y, d)} (n={one.counts[k]})" if one.counts and one.counts[k] else self.y.text(y, d)
                     for k, (y, d) in enumerate(_pairs(one.y, one.dy))
                 ]
                 for one in self.series

@@ -7,7 +7,7 @@ then on the page, in report.md and a name for `clbench report --figure`.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 
 import numpy as np
 
@@ -454,11 +454,14 @@ def _task_looks(n_tasks: int) -> list[Look]:
 
 
 def _rows_of(row: StrategyRuns) -> str:
-    """Return over how many runs each row of the matrix is, where some of them are not finished; "" otherwise."""
+    """Return over how many runs the rows of the matrix are, as "n = 3 (0-2), 2 (3-4)"; "" where all are finished."""
     if row.n == len(row.runs):
         return ""
-    counts = (~np.isnan(row.matrices)).any(axis=2).sum(axis=0)
-    return f"runs in each row: {', '.join(map(str, counts))}"
+    counts = (~np.isnan(row.matrices)).any(axis=2).sum(axis=0).tolist()
+    groups = [(n, [k for k, _ in group]) for n, group in groupby(enumerate(counts), key=lambda pair: pair[1])]
+    if len(groups) > 3:
+        return f"n = {max(counts)} to {min(counts)}"
+    return "n = " + ", ".join(f"{n} ({rows[0]}-{rows[-1]})" for n, rows in groups)
 
 
 def _accuracy_map(part: Comparison, row: StrategyRuns) -> HeatMap:

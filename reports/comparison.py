@@ -23,8 +23,8 @@ MATRIX_NAMES: dict[MatrixName, str] = {"class_incremental": "class-incremental",
 REPETITION = {"seed", "class_order", "class_order_seed"}
 # The rows and the title of a comparison show these fields already.
 SHOWN = {"strategy", "strategy_options", "scenario"}
-# Runs of a strategy that are spelled out where they are not finished.
-MOST_NAMED = 3
+# How many different reasons why runs of a strategy are not finished are spelled out, and letters of each.
+MOST_NAMED, MOST_REASON = 3, 160
 # A strategy without a memory has no budget, so that these fields count only where they are set.
 MEMORY = {"memory_size", "memory_per_class"}
 
@@ -163,25 +163,26 @@ def _is_done(run: Result) -> bool:
 def _unfinished(label: str, runs: list[Result]) -> str:
     """Return a sentence on the runs of a strategy that have no numbers: how far each got, and why; "" without any."""
     left = [run for run in runs if not _is_done(run)]
-    texts = []
-    for run in left[:MOST_NAMED]:
-        done = f"after {len(run.recorded.tasks)} of {len(run.task_classes)} tasks"
+    if not left:
+        return ""
+    seeds: dict[str, list[str]] = {}
+    for run in left:
+        text = f"got through {len(run.recorded.tasks)} of {len(run.task_classes)} tasks"
         if run.status == "failed":
-            at = run.recorded.failed_at or {}
-            where = ", ".join(
-                f"{name} {at[name]}" for name in ("task", "stage", "epoch") if at.get(name) not in (None, "")
-            )
-            done = f"failed {done}{f' ({where})' if where else ''}: {one_line(run.recorded.error or 'no reason', 160)}"
-        else:
-            done = f"is not finished, {done}"
-        texts.append(f"seed {run.seed} {done}")
-    more = f"; and {len(left) - MOST_NAMED} more" if len(left) > MOST_NAMED else ""
+            at = (run.recorded.failed_at or {}).items()
+            where = ", ".join(f"{name} {value}" for name, value in at if value not in (None, ""))
+            reason = one_line(run.recorded.error or "for a reason that was not recorded", MOST_REASON)
+            text += f" and failed{f' in {where}' if where else ''}: {reason}"
+        seeds.setdefault(text, []).append(str(run.seed))
+    texts = [f"seed{'s' if len(of) > 1 else ''} {', '.join(of)} {text}" for text, of in seeds.items()]
+    more = f"; and others, {len(texts) - MOST_NAMED} in number" if len(texts) > MOST_NAMED else ""
     failed = sum(run.status == "failed" for run in left)
-    what = (
-        "failed" if failed == len(left) else "not finished" if not failed else f"not finished, {failed} of them failed"
+    what = "failed" if failed == len(left) else f"are not finished ({failed} failed)" if failed else "are not finished"
+    counted = " What they got through counts in the curves and the matrices alone."
+    counted = counted if any(run.recorded.tasks for run in left) else ""
+    return printable(
+        f"{label}: {len(left)} of {len(runs)} runs {what}: {'; '.join(texts[:MOST_NAMED])}{more}.{counted}"
     )
-    how = f"{label}: {len(left)} of {len(runs)} runs {what}: {'; '.join(texts)}{more}."
-    return printable(f"{how} Tasks that they finished count in the curves and matrices alone.") if left else ""
 
 
 def _row(label: str, classifier: str, runs: list[Result], joints: dict[Repetition, Result]) -> StrategyRuns:
