@@ -52,7 +52,7 @@ class Axis:
         """Return a value with its deviation as it is printed; an unknown value is printed as -."""
         if not math.isfinite(value):
             return "-"
-        spread = "" if deviation is None else f" ± {self.text(deviation)}"
+        spread = "" if deviation is None or math.isnan(deviation) else f" ± {self.text(deviation)}"
         # Adding 0.0 turns a rounded -0.0 into 0.0.
         return (f"{value:,.0f}" if self.whole else f"{round(value, 1) + 0.0:.1f}") + spread
 
@@ -69,8 +69,8 @@ class Series:
     """The marks of one strategy or one task in a chart: the points of a line, a single point, or a bar.
 
     x, y: positions, NaN where nothing is known; a bar reaches from 0 to x at the height y. dx, dy: one standard
-    deviation to both sides. row: place of the strategy in the comparison, -1 for none. steps: what the chart's `step`
-    counts at each point. counts: over how many runs each point is, where that is not the same for all.
+    deviation to both sides, NaN where there is none. row: place of the strategy in the comparison, -1 for none. steps:
+    what the chart's `step` counts at each point. counts: over how many runs each point is, where that differs.
     """
 
     name: str

@@ -88,7 +88,7 @@ def average_accuracy(part: Comparison) -> Chart:
     for i, row in enumerate(part.rows):
         curves = [average_accuracies(matrix) for matrix in row.matrices]
         at = [spread(curve[k] if k < len(curve) else None for curve in curves) for k in range(n_tasks)]
-        band = [100 * (s.sd or 0.0) for s in at] if len(row.runs) > 1 else []
+        band = [_points(s.sd) for s in at] if len(row.runs) > 1 else []
         means, counts = [_points(s.mean) for s in at], [s.n for s in at] if row.n < len(row.runs) else []
         series.append(Series(row.label, row.look, range(n_tasks), means, dy=band, row=i, counts=counts))
     name = part.matrix(part.headline)

@@ -205,13 +205,15 @@ def _numbers(run: Result, classifier: str, joint: Result | None) -> Numbers:
     numbers: Numbers = dict(run.summary(reference, classifier=classifier))
     for name in MATRIX_NAMES:
         numbers[f"{name}_accuracy"] = run.summary(classifier=classifier, matrix=name)["average_accuracy"]
-    numbers["steps"] = run.steps
-    numbers["seconds"] = sum(run.seconds.values())
+    # What was not recorded is unknown, and not 0.
+    numbers["steps"] = run.steps if run.recorded.tasks else None
+    numbers["seconds"] = sum(run.seconds.values()) if run.seconds else None
     numbers |= {f"{purpose}_seconds": value for purpose, value in run.seconds.items()}
     numbers |= {f"{kind}_items": value for kind, value in run.stored_items.items()}
     numbers |= {f"{kind}_bytes": value for kind, value in run.stored_bytes.items()}
-    numbers["all_bytes"] = sum(run.stored_bytes.values())
-    numbers["extra_bytes"] = sum(value for kind, value in run.stored_bytes.items() if kind != "model")
+    kept = run.stored_bytes
+    numbers["all_bytes"] = sum(kept.values()) if kept else None
+    numbers["extra_bytes"] = sum(value for kind, value in kept.items() if kind != "model") if kept else None
     return numbers
 
 

@@ -231,7 +231,8 @@ def _draw(chart: Chart, panel: "Axes") -> None:
             style = _line(one.look, joined=False)
             panel.errorbar(xs, ys, yerr=dy, xerr=dx, **style, elinewidth=0.8, capsize=2, clip_on=False)
         elif known:
-            # Markers of no point would stretch the panel to the figure's corner. References lie on top, where their dashes show what they cover.
+            # Markers of no point would stretch the panel to the figure's corner.
+            # References lie on top, where their dashes show what they cover.
             line = _line(one.look) | ({} if chart.marked else {"marker": ""})
             panel.plot(xs, ys, **line, zorder=3 if one.look.kind in ("upper", "lower") else 2, clip_on=False)
             if dy is not None:

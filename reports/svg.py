@@ -145,7 +145,7 @@ def _lines(chart: Chart, frame: _Frame, small: bool) -> list[str]:
     for one in chart.series:
         if not (places := one.known):
             continue
-        known = [(one.x[k], one.y[k], one.dy[k] if one.dy else 0.0) for k in places]
+        known = [(one.x[k], one.y[k], one.dy[k] if one.dy and math.isfinite(one.dy[k]) else 0.0) for k in places]
         look = css(one.look)
         # A line of one point is drawn as a dot, since its ends are round.
         dot = " dot" if len(known) == 1 else ""
