@@ -9,6 +9,7 @@ from clbench.config.errors import ConfigError, MissingDataError
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario
 from clbench.learning.compiled import refuse_compiled
+from clbench.many.execution import seed_list
 from clbench.many.planned import PlannedRun
 from clbench.reports.published import Claim
 from clbench.reports.reproduction import Role
@@ -27,11 +28,12 @@ class Needed:
 
 
 def needed(
-    wanted: Sequence[Claim], *, out: str | Path, seeds: int | None = None, **options: Any
+    wanted: Sequence[Claim], *, out: str | Path, seeds: int | Sequence[int] | None = None, **options: Any
 ) -> tuple[list[Needed], dict[str, ConfigError]]:
     """Return the runs that claims need, each once, and why some claims can't run here, by id.
 
-    seeds: how many instead of each claim's own number. options: fields of the machine, such as device and data_root.
+    seeds: a number of them, or the seeds, instead of each claim's own number.
+    options: fields of the machine, such as device and data_root.
     The data of claims have public names, so none are read for this; startable() does.
     """
 
@@ -49,7 +51,7 @@ def needed(
             for role, strategy, given, own, seconds in roles:
                 first = resolve(claim.scenario, strategy, {**given, **options, "strategy_options": own})
                 refuse_compiled(first, strategy_class(strategy))
-                for seed in range(seeds or claim.seeds):
+                for seed in seed_list(claim.seeds if seeds is None else seeds):
                     config = first.replace(seed=seed)
                     of_claim.append((role, PlannedRun(config, default_folder(config, out)), seconds))
         except ConfigError as error:

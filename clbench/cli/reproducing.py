@@ -14,6 +14,7 @@ from clbench.cli.options import (
     config_options,
 )
 from clbench.cli.options import seconds as read_seconds
+from clbench.cli.options import seeds as read_seeds
 from clbench.config.errors import LONGEST, ConfigError, MissingDataError, RunError, one_line
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def reproduce_verb(
         typer.Option(metavar="TIME", help="Run what fits into a time such as 10m, by estimate; of every tier."),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="So many seeds, instead of each claim's own number.")
+        str | None, typer.Option(help="A number of seeds, or the seeds: 0,1,2 (default: each claim's own number).")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
@@ -62,7 +63,7 @@ def reproduce_verb(
 
     limit = None if budget is None else read_seconds(budget)
     wanted = chosen(names or [], tier or ("A" if not names and budget is None else None))
-    runs, refused = needed(wanted, out=out, seeds=seeds, **fields)
+    runs, refused = needed(wanted, out=out, seeds=None if seeds is None else read_seeds(seeds), **fields)
     console = messages(quiet or as_json)
     if dry_run:
         todo = runs if limit is None else within(runs, limit, jobs)

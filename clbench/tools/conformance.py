@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.config.errors import ConfigError
+from clbench.config.registry import parse_spec
 from clbench.config.run import RunConfig, Setting
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.memory import Memory
@@ -445,6 +446,9 @@ def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None =
 
     A strategy may declare a check not applicable: `Traits(..., not_applicable={"neutral_at_zero": "the reason"})`.
     """
+    if isinstance(strategy, str) and (bracket := parse_spec(strategy)[1]):
+        name = strategy.partition("[")[0]
+        raise ConfigError(f"{', '.join(bracket)} given for {name}, and the kit chooses the options; {name} is accepted")
     cls = strategy_class(strategy if isinstance(strategy, str) else give(strategy))
     if not runner_of(cls).continues:
         raise ConfigError(f"{strategy} trains by its own loop; the kit checks strategies that the engine trains")
