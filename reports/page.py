@@ -169,7 +169,7 @@ def _comparison_tables(part: Comparison) -> tuple[NumberTable, NumberTable]:
     """Return the table of the competitors and that of the references, with the same columns."""
     shown = columns_of(part, "page")
     ends = [_ends(row) for row in part.rows]
-    scale = axis("", [min(max(value, 0.0), 100.0) for of_row in ends if of_row for value in of_row])
+    scale = axis("", [min(max(value, 0.0), 100.0) for of_row in ends for value in of_row or ()])
     headings = [Heading("strategy", text=True), Heading("n", note="runs")]
     for column in shown:
         headings.append(Heading(column.titles["page"], note=column.metric.sentence if column.metric else ""))
@@ -182,17 +182,18 @@ def _comparison_tables(part: Comparison) -> tuple[NumberTable, NumberTable]:
         for column in shown:
             cells.append(_number(part, row, column))
             if column.number == "average_accuracy":
-                mark = svg.interval(row.look, *ends[i], scale) if ends[i] else "-"
+                at = ends[i]
+                mark = "-" if at is None else svg.interval(row.look, *at, scale)
                 cells.append(Cell(mark, row.spread(column.number).mean))
         lines[row.is_line].append((i, cells))
     return NumberTable(headings, lines[0]), NumberTable(headings, lines[1])
 
 
-def _ends(row: StrategyRuns) -> tuple[float, ...]:
-    """Return the interval of the average accuracy in percent, with the mean in its middle; () where it is undefined."""
+def _ends(row: StrategyRuns) -> tuple[float, float, float] | None:
+    """Return the interval of the average accuracy in percent, with the mean in its middle; None where undefined."""
     mean, ends = row.spread("average_accuracy").mean, row.interval("average_accuracy")
     if mean is None:
-        return ()
+        return None
     return (100 * mean,) * 3 if ends is None else (100 * ends.low, 100 * mean, 100 * ends.high)
 
 

@@ -213,6 +213,7 @@ def test_a_function_that_holds_what_one_seed_has_does_not_serve_the_others(tmp_p
     assert all("the loss of stage 'own' is no method of the strategy" in str(error) for error in errors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp:8[batch_norm=true]", "mlp:8[activation=tanh]", "conv:4-8", "resnet18[width=4]"])
 def test_models_train_together(model: str, tmp_path: Path) -> None:
     options = FIXED | {"model": model, "epochs": 1, "limit": 4, "batch_size": 4}

@@ -255,6 +255,7 @@ def clbench_verb(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.slow
 def test_compare_and_report_have_the_row_of_a_competitor_that_failed_in_all_runs(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(FAILS)
     ended = clbench_verb(tmp_path, "compare", "split-mnist-5k", "naive", "mine.py:Fails", "--seeds", "2", *FAST)
@@ -274,6 +275,7 @@ def test_compare_and_report_have_the_row_of_a_competitor_that_failed_in_all_runs
     assert (failed["n"], failed["n_unfinished"], failed["average_accuracy"]) == (0, 2, None)
 
 
+@pytest.mark.slow
 def test_report_names_a_run_that_was_interrupted_and_counts_its_finished_tasks(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(FAILS)
     ended = clbench_verb(tmp_path, "compare", "split-mnist-5k", "mine.py:Stops", "--seeds", "2", *FAST)
