@@ -22,7 +22,7 @@ from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.learning.losses import cross_entropy
 from clbench.learning.memory import MEMORIES, Memory
 from clbench.models import build_model
-from clbench.models.network import NEEDS_TWO, Network, takes_one_image
+from clbench.models.network import Network
 from clbench.models.weights import load_backbone
 from clbench.support.finite import not_finite
 from clbench.support.streams import stream, stream_seed
@@ -422,12 +422,6 @@ def initial_model(config: RunConfig, image_shape: tuple[int, int, int], task: in
     if config.model.weights is not None:
         load_backbone(model, config.model.weights, offline=config.data.offline)
     return model
-
-
-def refuse_single_image(config: RunConfig, scenario: Scenario, where: str) -> None:
-    """Raise ConfigError where the network can't train on one image at a time; `where` says what leads to one."""
-    if not takes_one_image(initial_model(config, scenario.image_shape, 0), scenario.image_shape):
-        raise ConfigError(f"{where}, and {config.model.name!r} can't train on one image at a time: {NEEDS_TWO}")
 
 
 def new_model(context: Context, task: int) -> Network:

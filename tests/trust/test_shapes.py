@@ -99,6 +99,15 @@ def test_classifiers_stay_the_same(later: set[str], run: Any, small: Any) -> Non
     assert text.startswith(f"Mine.scores returned the classifiers {', '.join(sorted(later))}, and a, b before;")
 
 
+def test_classifiers_stay_the_same_within_a_task(run: Any, small: Any) -> None:
+    """Only the headline one is recorded there, so another order would record another classifier."""
+
+    def scores(self: Strategy, images: Tensor) -> Any:
+        return {name: logits(self, images) for name in ("ba" if self.progress.step else "ab")}
+
+    assert "the classifiers b, a, and a, b before" in refusal(returning("scores", scores), run, small, eval_every=1)
+
+
 def test_classifiers_are_the_same_for_all_images_of_an_evaluation(run: Any, cut: Any) -> None:
     """The task is told, so that each task's images come in a pass of their own."""
 
