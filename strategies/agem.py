@@ -8,7 +8,8 @@ from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario
 from clbench.learning.projection import gradient_of, gradients, project, replace_gradients
-from clbench.learning.strategy import Strategy, Traits, refuse_single_image
+from clbench.learning.strategy import Strategy, Traits
+from clbench.learning.trainer import refuse_single_image
 
 
 class AGEM(Strategy):

@@ -11,7 +11,8 @@ from clbench.config.run import RunConfig
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import ImageSet, Scenario, Task
-from clbench.learning.strategy import Stage, Traits, refuse_single_image
+from clbench.learning.strategy import Stage, Traits
+from clbench.learning.trainer import refuse_single_image
 from clbench.strategies._teacher import Taught, in_proportion
 
 

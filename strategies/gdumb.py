@@ -9,7 +9,8 @@ from pydantic import Field
 from clbench.config.errors import ConfigError, RunError
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario, Task
-from clbench.learning.strategy import Stage, Strategy, Traits, refuse_single_image
+from clbench.learning.strategy import Stage, Strategy, Traits
+from clbench.learning.trainer import refuse_single_image
 
 
 class GDumb(Strategy):

@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from clbench.config.errors import ConfigError, RunError, one_line, unknown
+from clbench.config.errors import ConfigError, RunError, unknown
 from clbench.config.registry import options_model, validate_options
 from clbench.config.run import RunConfig, Setting
 from clbench.data.batches import CONVOLVING_PASS_SIZE, Batch, Pipeline
@@ -23,7 +22,7 @@ from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.learning.losses import cross_entropy
 from clbench.learning.memory import MEMORIES, Memory
 from clbench.models import build_model
-from clbench.models.network import NEEDS_TWO, Network, takes_one_image
+from clbench.models.network import Network
 from clbench.models.weights import load_backbone
 from clbench.support.finite import not_finite
 from clbench.support.streams import global_streams, stream, stream_seed
@@ -111,41 +110,6 @@ class Stage:
     loss: Callable[[Batch], Terms] | None = None
     before: Callable[[], None] | None = None
     watched: bool = True
-
-    def __post_init__(self) -> None:
-        """Raise RunError for a value that no stage can have."""
-        length = "a whole number above 0, or None for the config's,"
-        kinds: tuple[tuple[str, bool, str], ...] = (
-            ("data", isinstance(self.data, ImageSet), "an ImageSet, such as task.train,"),
-            ("name", isinstance(self.name, str), "text"),
-            (
-                "parameters",
-                self.parameters is None or _are_parameters(self.parameters),
-                "a list of nn.Parameter, or None,",
-            ),
-            ("head_rows", isinstance(self.head_rows, slice | None), "a slice, or None,"),
-            ("epochs", _is_length(self.epochs), length),
-            ("iterations", _is_length(self.iterations), length),
-            ("lr", self.lr is None or _is_rate(self.lr), "a finite number above 0, or None for the config's,"),
-            ("loss", self.loss is None or callable(self.loss), "a function, or None,"),
-            ("before", self.before is None or callable(self.before), "a function, or None,"),
-        )
-        for name, fits, accepted in kinds:
-            if not fits:
-                shown = one_line(repr(getattr(self, name)), 60)
-                raise RunError(f"a stage with {name}={shown} can't be fitted; {accepted} is accepted")
-
-
-def _are_parameters(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(parameter, nn.Parameter) for parameter in value)
-
-
-def _is_length(value: object) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
-
-
-def _is_rate(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 @dataclass
@@ -493,12 +457,6 @@ def initial_model(config: RunConfig, image_shape: tuple[int, int, int], task: in
     if config.model.weights is not None:
         load_backbone(model, config.model.weights, offline=config.data.offline)
     return model
-
-
-def refuse_single_image(config: RunConfig, scenario: Scenario, where: str) -> None:
-    """Raise ConfigError where the network can't train on one image at a time; `where` says what leads to one."""
-    if not takes_one_image(initial_model(config, scenario.image_shape, 0), scenario.image_shape):
-        raise ConfigError(f"{where}, and {config.model.name!r} can't train on one image at a time: {NEEDS_TWO}")
 
 
 def new_model(context: Context, task: int) -> Network:

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from clbench.config.errors import ConfigError, RunError
 from clbench.config.groups import TrainingConfig
+from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
+from clbench.data.scenario import Scenario
 from clbench.learning.compiled import PAST_FEATURES, CompiledFeatures
 from clbench.learning.early_stopping import validation_loss
 from clbench.learning.fit import Fit, Tally, are_finite
 from clbench.learning.importance import grown, is_part
 from clbench.learning.returned import decays, loss_of, loss_terms, penalty_term, require_gradient
-from clbench.learning.strategy import Context, Stage, Strategy
-from clbench.models.network import NEEDS_TWO, Network, takes_one_image
+from clbench.learning.strategy import Context, Stage, Strategy, initial_model
+from clbench.models.network import NEEDS_TWO, Network, blocks_of, takes_one_image
 from clbench.results.record import EpochRecord
 from clbench.support.streams import seed_other_streams, stream, stream_seed
 
@@ -401,13 +403,22 @@ def backbone_below(model: Network, train: str) -> list[nn.Parameter]:
 
     Raises ConfigError for more blocks than there are.
     """
-    blocks = model.blocks()
+    blocks = blocks_of(model, type(model).__name__)
     if train.startswith("last-") and int(train.removeprefix("last-")) > len(blocks):
         raise ConfigError(
             f"train={train}: the model has {len(blocks)} blocks; all, head, last-1 to last-{len(blocks)} are accepted"
         )
     moving = len(blocks) if train == "all" else 0 if train == "head" else int(train.removeprefix("last-"))
     return [p for block in blocks[: len(blocks) - moving] for p in block.parameters()]
+
+
+def refuse_single_image(config: RunConfig, scenario: Scenario, where: str) -> None:
+    """Raise ConfigError where the network can't train on one image at a time; `where` says what leads to one."""
+    model = initial_model(config, scenario.image_shape, 0)
+    below = {id(p) for p in backbone_below(model, config.training.train)}
+    train_mode(model, {id(p) for p in model.parameters()} - below)
+    if not takes_one_image(model, scenario.image_shape):
+        raise ConfigError(f"{where}, and {config.model.name!r} can't train on one image at a time: {NEEDS_TWO}")
 
 
 def train_mode(module: nn.Module, trained: set[int]) -> None:

@@ -11,8 +11,8 @@ from clbench.config.run import RunConfig
 from clbench.data.batches import Pipeline
 from clbench.data.scenario import Images, Scenario
 from clbench.learning.compiled import refuse_compiled
-from clbench.learning.strategy import Strategy, initial_model, refuse_single_image
-from clbench.learning.trainer import backbone_below
+from clbench.learning.strategy import Strategy, initial_model
+from clbench.learning.trainer import backbone_below, refuse_single_image
 from clbench.models.network import check_network
 
 
@@ -99,8 +99,7 @@ def _refuse_single_images(config: RunConfig, scenario: Scenario, strategy: Strat
     single = [task for task, n in enumerate(sizes) if n == 1 and not (task and joined)]
     if config.training.batch_size > 1 and not single:
         return
-    # Given features are frozen, and so is batch norm in a backbone that doesn't train.
-    if config.training.train == "head" or (traits.family == "frozen" and config.model.weights is not None):
-        return
+    if traits.family == "frozen" and config.model.weights is not None:
+        return  # given features are not trained
     where = f"task {single[0]} has one training image" if single else "batch_size=1 given"
     refuse_single_image(config, scenario, where)

@@ -59,6 +59,7 @@ class Recorder(Observer):
 
     def evaluated(self, progress: Progress, evaluation: Evaluation) -> None:
         """Record an evaluation within a task, of the headline classifier."""
+        self._name_classifiers(evaluation)
         headline = next(iter(evaluation.classifiers))
         rows = {matrix: evaluation.row(headline, matrix) for matrix in MATRICES}
         at = {"task": progress.task, "stage": progress.stage, "epoch": progress.epoch, "step": progress.step}
