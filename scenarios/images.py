@@ -295,7 +295,7 @@ def _on_white(path: Path, image: Any) -> tuple[Any, str]:
     image = image.convert("RGBA")
     if image.getchannel("A").getextrema()[0] == 255:
         return image.convert("RGB"), ""
-    shown = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    shown: Any = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if all(low == high for low, high in shown.getextrema()) and any(low < high for low, high in image.getextrema()):
         raise ConfigError(f"{path} shows nothing once its transparent parts are white; save it without transparency")
     return shown, TRANSPARENT

@@ -66,7 +66,9 @@ class RunConfig(Group):
         default=None, description="for each task a table of lr and options of the strategy that hold in it"
     )
     label: str = Field(default="", description="the name in tables; the strategy with its bracketed options")
-    data_fingerprint: str | None = Field(default=None, description="digest of data that has no public name")
+    data_fingerprint: str | None = Field(
+        default=None, description="digest of data that the scenario's name does not identify"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="seed of every random stream of the run")
     tuned_by: str | None = Field(default=None, description="how the hyper-parameters were chosen, for the report")
     model: ModelConfig = ModelConfig()
