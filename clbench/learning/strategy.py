@@ -169,6 +169,8 @@ class Strategy:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if vars(cls).get("__slots__"):
+            raise ConfigError(f"{cls.__name__} has __slots__, which no checkpoint holds; plain attributes are accepted")
         base = get_type_hints(Strategy, include_extras=True)
         hints = {
             name: hint

@@ -123,11 +123,12 @@ def _modules_of_the_user() -> Iterator[str]:
 def require_restorable(strategy: Strategy) -> None:
     """Raise RunError for the first attribute of a strategy that a checkpoint could not give back, by its name."""
     state = {name: value for name, value in strategy.state().items() if not isinstance(value, ImageSet)}
-    if _problem(state, _known(type(strategy))) is None:
+    kind: Any = type(strategy)
+    if _problem(state, _known(kind)) is None:
         return
     # A class may have been defined since.
     _known.cache_clear()
-    known = _known(type(strategy))
+    known = _known(kind)
     if _problem(state, known) is None:
         return
     path, value = "self", types.SimpleNamespace(**state)
@@ -480,10 +481,9 @@ def _scheduler(kind: type[LRScheduler], attributes: dict[str, Any]) -> LRSchedul
 
 def _of_function(function: Any) -> Any:
     """Describe a function of torch by its name; every other is left to Python."""
-    for name, module in FUNCTIONS.items():
-        if vars(module).get(function.__name__) is function:
-            return _function, (name, function.__name__)
-    return NotImplemented
+    name = function.__name__
+    homes = [home for home, module in FUNCTIONS.items() if vars(module).get(name) is function]
+    return (_function, (homes[0], name)) if homes else NotImplemented
 
 
 def _function(module: str, name: str) -> Any:

@@ -726,6 +726,13 @@ def test_the_path_in_a_refusal_leads_to_what_is_refused(seed: int) -> None:
         tried += 1
 
 
+def test_a_strategy_with_slots_is_refused_where_it_is_defined(refused: Any) -> None:
+    with refused("Hidden has __slots__", "plain attributes are accepted"):
+
+        class Hidden(Strategy):
+            __slots__ = ("hidden",)
+
+
 # Views of data
 
 
