@@ -116,8 +116,13 @@ def _within_limit(drawing: Panels, left_out: list[str]) -> list[Figure]:
     figures: list[Figure] = []
     cells = 0
     for one in drawing.panels:
-        chart = one.drawing.thinned(MOST_POINTS) if isinstance(one.drawing, Chart) else None
-        numbers = chart.numbers if chart else one.drawing
+        chart: Chart | None = None
+        numbers: NumberTable | HeatMap
+        if isinstance(one.drawing, HeatMap):
+            numbers = one.drawing
+        else:
+            chart = one.drawing.thinned(MOST_POINTS)
+            numbers = chart.numbers
         heat = numbers if isinstance(numbers, HeatMap) else None
         cells += heat.values.size if heat else 0
         if figures and cells > MOST_CELLS:

@@ -77,9 +77,9 @@ class DGR(Strategy):
             terms["generator_replay"] = (1 - share) * elbo[n:].mean()
         return terms
 
-    def _replay_loss(self, teacher: Network, logits: Tensor, images: Tensor, batch: Batch) -> Tensor:
+    def _replay_loss(self, model: Network, logits: Tensor, images: Tensor, batch: Batch) -> Tensor:
         with torch.no_grad():
-            answers = teacher(images)
+            answers = model(images)
         old = self.old_task_outputs
         groups = old if self.setting == "task" else [slice(0, old[-1].stop)]
         losses = []

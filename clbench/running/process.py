@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -30,8 +31,9 @@ def process_settings(config: RunConfig) -> Iterator[None]:
         torch.use_deterministic_algorithms(engine.deterministic)
         # Torch rounds by default what a GPU convolves, and not what it multiplies, to 10 bits. Under bf16 as well, what
         # is left in float32 (losses, importances, class means) is left so on purpose.
-        for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
-            backend.allow_tf32 = engine.precision == "tf32"  # type: ignore[attr-defined]
+        products: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+        for backend in products:
+            backend.allow_tf32 = engine.precision == "tf32"
         if engine.deterministic:
             # cuBLAS repeats its sums only with a workspace of fixed size.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
