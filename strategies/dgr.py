@@ -8,14 +8,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, RunError
 from clbench.config.run import RunConfig
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.losses import cross_entropy, distillation
 from clbench.learning.strategy import Strategy, Traits
-from clbench.models.network import Network
 from clbench.models.vae import VAE
 
 
@@ -72,14 +71,16 @@ class DGR(Strategy):
             "classification": share * self.classification_loss(logits[:n], batch),
             "generator": share * elbo[:n].mean(),
         }
-        if self.teacher is not None:
-            terms["replay"] = (1 - share) * self._replay_loss(self.teacher, logits[n:], images[n:], batch)
+        if self.old_generator is not None:
+            terms["replay"] = (1 - share) * self._replay_loss(logits[n:], images[n:], batch)
             terms["generator_replay"] = (1 - share) * elbo[n:].mean()
         return terms
 
-    def _replay_loss(self, model: Network, logits: Tensor, images: Tensor, batch: Batch) -> Tensor:
+    def _replay_loss(self, logits: Tensor, images: Tensor, batch: Batch) -> Tensor:
+        if self.teacher is None:
+            raise RunError("there is no model to replay from before the first task is over")
         with torch.no_grad():
-            answers = model(images)
+            answers = self.teacher(images)
         old = self.old_task_outputs
         groups = old if self.setting == "task" else [slice(0, old[-1].stop)]
         losses = []

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import clbench
-from clbench import Observer, RunError, Strategy, Traits
+from clbench import ConfigError, Observer, RunError, ScenarioSpec, Strategy, Traits
 from clbench.cli import main
 from clbench.models.mlp import MLP
 from clbench.support.interruption import SIGNALS
@@ -321,3 +321,16 @@ def test_a_run_in_another_thread_takes_no_signal() -> None:
     thread.start()
     thread.join()
     assert found == [before]
+
+
+@pytest.mark.parametrize("error", RAISED, ids=repr)
+def test_a_scenario_that_would_end_the_program_while_it_is_built_is_refused(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Leaves(ScenarioSpec):
+        def build(self, config: Any) -> Any:
+            raise error
+
+    monkeypatch.setattr("clbench.running.resolve.scenario_class", lambda name: Leaves)
+    with pytest.raises(ConfigError, match=rf"can't be built \({type(error).__name__}"):
+        clbench.run(SCENARIO, "naive", out="run", epochs=1)
