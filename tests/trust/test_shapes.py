@@ -1,6 +1,7 @@
 """What hooks of a strategy and of a network return: the wrong kind or shape is refused in one sentence."""
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,36 @@ def test_a_new_memory_is_a_memory(value: Any, returned: str, run: Any, small: An
 def test_whether_weight_decay_acts_is_yes_or_no(value: Any, returned: str, run: Any, small: Any) -> None:
     text = refusal(returning("decays", value), run, small, weight_decay=0.1)
     assert text == f"Mine.decays returned {returned}; True or False is accepted"
+
+
+ODD: list[Any] = [
+    *(None, 0, 1.5, math.nan, math.inf, "x", b"x", True, [], {}, (), set(), object(), range(3), np.zeros(3)),
+    *(torch.zeros(()), torch.zeros(3), torch.tensor(math.nan), torch.zeros(8, 2), torch.zeros(8, 8).long()),
+    *(torch.full((8, 4), math.nan), torch.zeros(0), {"a": 1.0}, {"a": torch.zeros(())}, {1: 2}, [torch.zeros(2)]),
+    *(np.float32(2), nn.Linear(2, 2), lambda *given: 1),
+]
+
+
+@pytest.mark.slow
+def test_whatever_a_hook_returns_at_some_place_the_run_is_done_or_ends_in_a_sentence(run: Any, small: Any) -> None:
+    """200 strategies: a hook that returns something odd from some task and step on."""
+    draw = random.Random(0)
+    for _ in range(200):
+        hook, value = draw.choice(["loss", "penalty", "scores", "features", "stages", "decays"]), draw.choice(ODD)
+        task, step = draw.choice([0, 1]), draw.choice([0, 1])
+
+        def replaced(self: Strategy, *given: Any, hook: str = hook, value: Any = value, at: Any = (task, step)) -> Any:
+            now = self.progress.task == at[0] and self.progress.step >= (hook in ("loss", "penalty", "scores")) * at[1]
+            return value if now else getattr(Strategy, hook)(self, *given)
+
+        members = {hook: replaced, "traits": Traits(family="replay"), "__module__": __name__}
+        options = {"model": draw.choice(["mlp:4", "mlp:4[batch_norm=true]"]), "on_nan": draw.choice(["stop", "skip"])}
+        try:
+            run(type("Mine", (Strategy,), members), small, memory_size=4, batch_size=4, weight_decay=0.1, **options)
+        except (RunError, ConfigError) as error:
+            sentence = str(error)
+            assert len(sentence) < 300, sentence
+            assert sentence.isprintable()
 
 
 # Networks that are not what they say
