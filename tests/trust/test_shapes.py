@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import clbench
 from clbench import ConfigError, RunError, Stage, Strategy, Traits
 from clbench.models.network import Head, Network, check_network
-from clbench.running.resolve import strategy_class
 
 
 @pytest.fixture
@@ -532,10 +531,3 @@ def test_the_networks_here_are_what_they_say_and_stay_as_they_are(name: str, sha
     from clbench.models import build_model
 
     check_network(build_model(name, shape, 0), torch.randn(2, *shape), name)
-
-
-def test_a_run_of_the_strategies_here_is_one_of_a_subclass_that_changes_nothing(run: Any, small: Any) -> None:
-    class Same(strategy_class("icarl")):  # type: ignore[misc]
-        pass
-
-    assert run(Same, small, memory_size=4).record["accuracy"] == run("icarl", small, memory_size=4).record["accuracy"]
