@@ -1,7 +1,7 @@
 """The values that hooks of a strategy return, checked where they enter: hook, value and what is accepted are named."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ def described(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if value is None or isinstance(value, bool | int | float | str):
-        return repr(value)
+        return one_line(repr(value), 60)
     name = type(value).__name__
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
@@ -76,8 +76,9 @@ def class_scores(strategy: Strategy, images: Tensor, task: int) -> dict[str, Ten
 def same_classifiers(strategy: Strategy, now: Iterable[str], before: Iterable[str]) -> None:
     """Raise RunError where scores have other classifiers, or in another order, than they had before."""
     if list(now) != list(before):
-        hook, names = hook_of(strategy, "scores"), f"the classifiers {', '.join(now)}, and {', '.join(before)} before"
-        raise _refused(hook, names, "the same ones in the same order")
+        names = [one_line(", ".join(classifiers), 80) for classifiers in (now, before)]
+        what = f"the classifiers {names[0]}, and {names[1]} before"
+        raise _refused(hook_of(strategy, "scores"), what, "the same ones in the same order")
 
 
 def class_features(strategy: Strategy, images: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ def class_features(strategy: Strategy, images: Tensor) -> Tensor:
 def declared_stages(strategy: Strategy, returned: Any) -> list[Stage]:
     """Return what `stages` returned as a list; raises RunError for anything but stages that can be fitted."""
     hook = hook_of(strategy, "stages")
-    if not isinstance(returned, Iterable) or isinstance(returned, str):
+    if not isinstance(returned, list | tuple | Iterator):
         raise _refused(hook, described(returned), "a list of Stage")
     stages = list(returned)
     for stage in stages:
@@ -157,7 +158,8 @@ def _is_scalar(value: object) -> bool:
 
 def _of(value: object, name: object, returned: object) -> str:
     """Say what a value is, with its name where it stands in a dict."""
-    return f"{described(value)} under the name {name!r}" if isinstance(returned, dict) else described(value)
+    named = f" under the name {one_line(repr(name), 60)}" if isinstance(returned, dict) else ""
+    return described(value) + named
 
 
 def _refused(hook: str, returned: str, accepted: str) -> RunError:
