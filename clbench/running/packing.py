@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from clbench.config.errors import RunError, one_line
+from clbench.data.batches import Batch
 from clbench.data.scenario import Images, ImageSet, Task
 from clbench.learning.memory import MEMORIES
 from clbench.learning.strategy import Strategy
@@ -45,7 +46,7 @@ PLAIN: tuple[type, ...] = (
     *(OrderedDict, Counter, defaultdict, deque, decimal.Decimal, fractions.Fraction, uuid.UUID),
     *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone),
     *(pathlib.PurePosixPath, pathlib.PureWindowsPath, type(pathlib.Path())),
-    *(torch.Size, torch.device, Task, types.SimpleNamespace),
+    *(torch.Size, torch.device, Batch, Task, types.SimpleNamespace),
 )
 BIT_GENERATORS = {
     kind.__name__: kind

@@ -385,6 +385,18 @@ def test_the_gradient_of_a_step_is_gone_in_the_next(run: Any) -> None:
     assert run(Looks, model="mlp:8").status == "done"
 
 
+def test_the_last_batch_can_be_kept(run: Any, tmp_path: Path) -> None:
+    class Looks(Strategy):
+        traits = Traits(family="replay")
+
+        def loss(self, batch: Any) -> Any:
+            factor = float(self.last.images.mean() + len(self.last)) if "last" in vars(self) else 1.0
+            self.last = batch
+            return factor / 10 * self.classification_loss(self.model(batch.images), batch)
+
+    interrupted(run, Looks, tmp_path, 1, 2)
+
+
 def test_a_hyper_parameter_that_a_hook_changes_stays_changed(run: Any, tmp_path: Path) -> None:
     """It is annotated, so it was taken for what the config says."""
 
