@@ -138,6 +138,10 @@ class _Here:
             if self._made is None or self._made[0] != _cut(config):
                 self._made = None  # not two at a time
                 self._made = _cut(config), prepare(config)[1]
+            if self._made[1].fingerprint is not None:
+                raise ConfigError(
+                    f"{config.scenario}: the claim is of the published data, and those in {config.data.root} are others"
+                )
             check(config, self._made[1], strategy_class(config.strategy)(**config.strategy_options))
         except ConfigError as error:
             if isinstance(error, MissingDataError):

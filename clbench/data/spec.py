@@ -57,4 +57,7 @@ class ScenarioSpec(ABC):
 
     @abstractmethod
     def build(self, config: RunConfig) -> "Scenario":
-        """Make the tasks; of the config it may read `data`, `seed` and `scenario`. Raises ConfigError."""
+        """Make the tasks; of the config it may read `data`, `seed` and `scenario`. Raises ConfigError.
+
+        The images, as they are made for seed 0, belong to the identity of the scenario's runs, whatever the seed is.
+        """

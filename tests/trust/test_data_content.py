@@ -188,6 +188,14 @@ def test_the_published_digits_have_no_fingerprint_and_the_identity_of_0_1_0() ->
         assert config.identity() == asked.identity()
 
 
+def test_the_protocol_that_tests_on_training_images_keeps_its_identity_of_0_1_0() -> None:
+    folder = os.environ.get("CLBENCH_TEST_DATA")
+    if not folder:
+        pytest.skip("CLBENCH_TEST_DATA is not set to a folder with MNIST, cifar10.npz and cifar100.npz")
+    asked = resolve("zenke2017-split-mnist", "naive", {"data_root": folder, "threads": 1})
+    assert prepare(asked)[0].identity() == asked.identity()
+
+
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100"])
 def test_the_published_files_have_no_fingerprint(name: str) -> None:
     folder = os.environ.get("CLBENCH_TEST_DATA")
@@ -308,6 +316,22 @@ def test_a_folder_whose_run_had_other_weights_names_their_file(tmp_path: Path, r
     torch.save(build_model("mlp:4", (1, 28, 28), 1).state_dict(), "w.pt")
     with refused("the content of the file w.pt differs"):
         RunFolder("here").existing(config)
+
+
+def test_a_published_number_is_not_compared_with_runs_of_other_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from clbench.cli import main
+    from clbench.reports.published import claims
+
+    claim = next(name for name, claim in claims().items() if claim.scenario == "split-mnist")
+    idx(tmp_path / "data", drawn((28, 28)))
+    with pytest.raises(SystemExit) as ended:
+        quietly(lambda: main(["reproduce", claim, "--data-root", "data", "--offline"]))
+    told = capsys.readouterr()
+    assert ended.value.code != 0
+    assert "the claim is of the published data, and those in data are others" in " ".join((told.out + told.err).split())
+    assert not list(Path("runs").rglob("run.json"))
 
 
 # Files of one's own, in one process and in another

@@ -355,6 +355,13 @@ def test_the_validation_folder_serves_early_stopping_and_tuning(tmp_path: Path) 
         clbench.run(folder, "naive", validation=0.5, **options)
 
 
+@pytest.mark.parametrize("watching", [{"patience": 1}, {"schedule": "plateau"}])
+def test_what_watches_a_validation_split_needs_one(watching: dict[str, Any], tmp_path: Path, refused: Any) -> None:
+    folder = laid_out(tmp_path / "own", "train", "test")
+    with refused("watches a validation split, and task 0 has none; give validation, such as 0.1", min(watching)):
+        clbench.run(folder, "naive", tasks=1, **watching)
+
+
 def damage(folder: Path, how: str) -> None:
     if how == "a folder in a class":
         (folder / "train/a/sub").mkdir()
