@@ -56,7 +56,10 @@ def refuse_together(config: RunConfig, kind: type[Strategy], possible: Sequence[
             beside = " with patience" if name == "optimizer_state" else ""
             raise ConfigError(f"--seeds-together: {name}={given}{beside} needs runs one by one; leave out one of them")
     # Built only for its layers, which don't depend on the images.
-    if any(isinstance(m, _DropoutNd) and m.p > 0 for m in build_model(config.model.name, (3, 32, 32), 0).modules()):
+    if any(
+        isinstance(m, _DropoutNd) and m.p > 0
+        for m in build_model(config.model.name, (3, 32, 32), 0, config.code).modules()
+    ):
         raise ConfigError(f"--seeds-together: {config.model.name} has dropout, which draws for each seed on its own")
 
 

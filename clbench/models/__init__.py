@@ -2,35 +2,36 @@
 
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from torch import nn
 
-from clbench.config.errors import ConfigError
-from clbench.config.registry import load_entry_point, options_model, parse_spec, validate_options
+from clbench.config.classes import load_class
+from clbench.config.errors import ConfigError, one_line
+from clbench.config.registry import options_model, parse_spec, path_of, validate_options
 from clbench.models.network import Head, Network
 
 __all__ = ["Head", "Network", "build_model"]
 
 
-def build_model(spec: str, image_shape: tuple[int, int, int], seed: int) -> Network:
+def build_model(
+    spec: str, image_shape: tuple[int, int, int], seed: int, code: Mapping[str, str] | None = None
+) -> Network:
     """Build a model for images of shape [C, H, W]; its weights are a function of the arguments alone.
 
-    `spec` is `NAME`, `NAME:400-400` (the widths of an mlp or conv), `NAME[key=value,...]`, or the last two
-    together; names come from the entry-point group `clbench.models`. The random streams of torch do not move.
-    Raises ConfigError for an unknown name or option and for a value out of range.
+    spec: `NAME`, `NAME:400-400` (the widths of an mlp or conv), `NAME[key=value,...]`, or the last two together; names
+        come from the entry-point group `clbench.models`. Or `path/to/net.py:Net`, options in brackets too.
+    code: `RunConfig.code` of the run.
+
+    The random streams of torch do not move. Raises ConfigError for an unknown name or option, for a value out of range
+    and for what can't be built.
     """
-    text, values = parse_spec(spec)
-    name, colon, widths = (part.strip() for part in text.partition(":"))
-    model = load_entry_point("clbench.models", "model", name)
-    if not (isinstance(model, type) and issubclass(model, Network)):
-        raise ConfigError(f"model {name!r} is {model!r}; a subclass of clbench.models.Network is accepted")
-    options = {
-        option: (parameter.annotation, parameter.default)
-        for option, parameter in inspect.signature(model, eval_str=True).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    if colon:
+    name, widths, values = _parsed(spec)
+    model = model_class(spec, code)
+    options = model_options(model)
+    if widths is not None:
         if "widths" not in options:
             accepted = ", ".join(options) or "none"
             raise ConfigError(f"{name}:{widths} given, but {name} has no widths; options accepted: {accepted}")
@@ -44,6 +45,56 @@ def build_model(spec: str, image_shape: tuple[int, int, int], seed: int) -> Netw
         torch.default_generator.manual_seed(seed)
         try:
             return build(image_shape, **resolved)
+        except ConfigError:
+            raise
         except RuntimeError as error:  # torch raises it if there is too little memory
             reason = textwrap.shorten(str(error).rpartition("] ")[2], 120)
             raise ConfigError(f"model {spec!r} can't be built ({reason}); a smaller one is accepted") from None
+        except Exception as error:  # whatever a user's class raises
+            raise ConfigError(
+                f"model {spec!r} can't be built for images of {list(image_shape)} ({type(error).__name__}: {error}); "
+                f"it is called as {name}(image_shape, *, options)"
+            ) from error
+
+
+def model_class(spec: str, code: Mapping[str, str] | None = None) -> type[Network]:
+    """Return the class that a spec names, see build_model(); raises ConfigError where it names none."""
+    name = _parsed(spec)[0]
+    return as_network(load_class("model", name, code), f"model {name!r} is")
+
+
+def as_network(model: object, said: str) -> type[Network]:
+    """Return what is given if it is the class of a network; raises ConfigError, which begins with what is `said`."""
+    if isinstance(model, type) and issubclass(model, Network):
+        return model
+    accepted = "a subclass of clbench.models.Network is accepted"
+    if isinstance(model, Network):
+        accepted = f"the class {type(model).__name__} itself is accepted, since each run builds a network of its own"
+    elif isinstance(model, nn.Module) or (isinstance(model, type) and issubclass(model, nn.Module)):
+        accepted = f"it has no features() and no head that grows; {accepted}"
+    raise ConfigError(f"{said} {one_line(repr(model), 80)}; {accepted}")
+
+
+def model_options(model: type[Network]) -> dict[str, tuple[Any, Any]]:
+    """Return the options of a network, `{name: (type, default)}`: the keyword-only parameters of its constructor.
+
+    Raises ConfigError for one without a type.
+    """
+    found = {}
+    for name, parameter in inspect.signature(model, eval_str=True).parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            if parameter.annotation is inspect.Parameter.empty:
+                raise ConfigError(
+                    f"{model.__name__}: option {name} has no type; one such as {name}: int = 8 is accepted"
+                )
+            found[name] = (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
+    return found
+
+
+def _parsed(spec: str) -> tuple[str, str | None, dict[str, str]]:
+    """Split a spec into the model's name, the widths after a colon if there is one, and the options in brackets."""
+    text, values = parse_spec(spec)
+    if path_of(text):
+        return text, None, values
+    name, colon, widths = (part.strip() for part in text.partition(":"))
+    return name, widths if colon else None, values

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clbench.config.classes import give
 from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig, Setting
 from clbench.data.scenario import Scenario, Task
@@ -27,7 +28,7 @@ from clbench.learning.trainer import Trainer
 from clbench.results.result import Result
 from clbench.running.checkpoint import safe_classes
 from clbench.running.folder import RunFolder
-from clbench.running.resolve import give, prepare, resolve, strategy_class
+from clbench.running.resolve import prepare, resolve, strategy_class
 from clbench.running.run import Run, execute, runner_of
 
 SETTINGS = get_args(Setting)
@@ -63,7 +64,7 @@ class Bench:
 
     def __init__(self, strategy: type[Strategy], folder: Path) -> None:
         self.strategy, self.folder = strategy, folder
-        self.name = give(strategy)
+        self.name = give("strategy", strategy)
         self.setting = strategy.traits.settings[0]
         self._count = 0
 
@@ -445,7 +446,7 @@ def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None =
 
     A strategy may declare a check not applicable: `Traits(..., not_applicable={"neutral_at_zero": "the reason"})`.
     """
-    cls = strategy_class(strategy if isinstance(strategy, str) else give(strategy))
+    cls = strategy_class(strategy if isinstance(strategy, str) else give("strategy", strategy))
     if not runner_of(cls).continues:
         raise ConfigError(f"{strategy} trains by its own loop; the kit checks strategies that the engine trains")
     outcomes = []

@@ -30,6 +30,7 @@ from clbench.running.resolve import _trainable_fields, parse_fields, prepare, re
 from clbench.running.run import Run, execute, runner_of
 from clbench.support.files import write_atomically
 from clbench.support.streams import stream_seed
+from clbench.support.text import tell
 
 PROTOCOLS = ("first-k-tasks", "continual", "oracle")
 VALIDATION, TRIALS, FIRST_TASKS = 0.1, 20, 3
@@ -141,6 +142,9 @@ def tune(
         write_record(folder, record)
     else:
         record = kept
+        tell(f"{folder}: reused, a search that is done; another folder begins one anew")
+    if search.reused:
+        tell(f"{folder}: {search.reused} of {len(search.trials)} trials reused; another folder begins a search anew")
     chosen = _chosen_options(base, record, options)
     write_atomically(folder / "best.toml", f"# {record['tuned_by']}\n" + _toml(chosen))
     if protocol == "continual":
@@ -202,6 +206,7 @@ class _Search:
         self.kind = strategy_class(base.strategy)
         self.folder, self.observer, self.told = folder / "trials", observer, told
         self.trials: list[Trial] = []
+        self.reused = 0
         # What a reader should know about the trials: of each rule the first one's.
         self.warnings: dict[str, dict[str, str]] = {}
 
@@ -266,7 +271,11 @@ class _Search:
         folder = RunFolder(self.folder / config.identity()[:8])
         started = time.perf_counter()
         try:
-            result = execute(config, self.scenario, folder, resume=True, observer=self.observer)
+            result = folder.existing(config)
+            if result is not None and result.status == "done":
+                self.reused += 1
+            else:
+                result = execute(config, self.scenario, folder, resume=True, observer=self.observer)
         except ConfigError:
             raise
         except Exception as error:  # whatever a strategy raises: other values may do
