@@ -4,8 +4,9 @@ import hashlib
 import os
 import sys
 from collections.abc import Mapping
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from clbench.config.code import OF_FILE
 from clbench.config.errors import ConfigError, unknown
@@ -69,25 +70,35 @@ def _from_file(kind: str, name: str, code: Mapping[str, str]) -> object:
     return getattr(module, attribute)
 
 
-def _loaded(path: str, digest: str, what: str) -> ModuleType:
-    """Execute a file as the module that its digest names.
+class _Loader(SourceFileLoader):
+    """Executes a file if it has the content that is wanted, and never what Python compiled of it before.
 
-    Python's own import would take compiled code from a cache, which it believes to be of this file if the size and the
-    second of the last change are the same.
+    Python takes that for the file's own if the file's size and the second of its last change are the same.
     """
-    module = ModuleType(f"{OF_FILE}{digest}")
-    module.__file__, module.__package__ = path, ""
+
+    def __init__(self, path: str, digest: str) -> None:
+        super().__init__(f"{OF_FILE}{digest}", path)
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compile the file; raises ConfigError where it has changed."""
+        content = self.get_data(self.path)
+        if f"{OF_FILE}{hashlib.sha256(content).hexdigest()}" != self.name:
+            raise ConfigError(f"{self.path} has changed since the run was planned; the same request plans it anew")
+        code: CodeType = compile(content, self.path, "exec")
+        return code
+
+
+def _loaded(path: str, digest: str, what: str) -> ModuleType:
+    loader = _Loader(path, digest)
+    module = ModuleType(loader.name)
+    module.__file__, module.__package__, module.__loader__ = path, "", loader
     folder = os.path.dirname(os.path.abspath(path))
     if folder not in sys.path:
         # Last, so that it finds the files beside this one, as Python does for a script, and hides nothing.
         sys.path.append(folder)
     sys.modules[module.__name__] = module
     try:
-        with open(path, "rb") as file:
-            content = file.read()
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise ConfigError(f"{path} has changed since the run was planned; the same request plans it anew")
-        exec(compile(content, path, "exec"), vars(module))
+        loader.exec_module(module)
     except BaseException as error:
         del sys.modules[module.__name__]
         if isinstance(error, ConfigError) or not isinstance(error, Exception | SystemExit):
