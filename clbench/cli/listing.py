@@ -120,12 +120,13 @@ def _list_scenarios() -> list[dict[str, Any]]:
 
 
 def _list_models() -> list[dict[str, Any]]:
+    from clbench.config.classes import load_class
     from clbench.config.registry import entry_point_names
-    from clbench.models import model_class, model_options
+    from clbench.models import as_network, model_options
 
     rows = []
     for name in entry_point_names("clbench.models"):
-        model = model_class(name)
+        model = as_network(load_class("model", name), f"model {name!r} is")
         rows.append(
             {
                 "name": name,

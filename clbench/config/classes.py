@@ -3,7 +3,7 @@
 import hashlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint
 from types import CodeType, ModuleType
@@ -18,6 +18,8 @@ GROUPS = {"strategy": "clbench.strategies", "scenario": "clbench.scenarios", "mo
 
 # Classes handed over in Python, by kind and name.
 _given: dict[tuple[str, str], type] = {}
+# The digest of each file as it was loaded last, by its path.
+_files: dict[str, str] = {}
 
 
 def give(kind: str, cls: type) -> str:
@@ -54,6 +56,11 @@ def load_class(kind: str, name: str, code: Mapping[str, str] | None = None) -> o
     return load_with_protocols(GROUPS[kind], kind, name)
 
 
+def digests_of_files(names: Iterable[str]) -> dict[str, str]:
+    """Return the digest of each file that is named, as path/to/file.py:Class is, as load_class() found it last."""
+    return {path: _files[path] for path in map(path_of, names) if path}
+
+
 def _registered(kind: str, name: str) -> list[EntryPoint]:
     return [*entry_points(GROUPS[kind], name), *entry_points(PROTOCOLS, name)]
 
@@ -64,6 +71,7 @@ def _from_file(kind: str, name: str, code: Mapping[str, str]) -> object:
         raise ConfigError(f"{kind} {name!r}: there is no file {path}; path/to/file.py:Class is accepted")
     digest = code.get(path) or file_digest(path, kind)
     module = sys.modules.get(f"{OF_FILE}{digest}") or _loaded(path, digest, f"{kind} {name!r}")
+    _files[path] = digest
     if not hasattr(module, attribute):
         classes = [n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__]
         raise unknown(f"class in {path}", attribute, classes)

@@ -28,17 +28,7 @@ def build_model(
     The random streams of torch do not move. Raises ConfigError for an unknown name or option, for a value out of range
     and for what can't be built.
     """
-    name, widths, values = _parsed(spec)
-    model = model_class(spec, code)
-    options = model_options(model)
-    if widths is not None:
-        if "widths" not in options:
-            accepted = ", ".join(options) or "none"
-            raise ConfigError(f"{name}:{widths} given, but {name} has no widths; options accepted: {accepted}")
-        if "widths" in values:
-            raise ConfigError(f"{spec} gives widths twice; they are accepted once, after the colon or in the brackets")
-        values["widths"] = widths
-    resolved = validate_options(options_model(name, options), values, owner=name)
+    model, resolved = _asked(spec, code)
     build: Callable[..., Network] = model
     # Seeds only the CPU generator, because torch.manual_seed would move the streams of accelerators too.
     with torch.random.fork_rng(devices=[]):
@@ -53,14 +43,13 @@ def build_model(
         except Exception as error:  # whatever a user's class raises
             raise ConfigError(
                 f"model {spec!r} can't be built for images of {list(image_shape)} ({type(error).__name__}: {error}); "
-                f"it is called as {name}(image_shape, *, options)"
+                f"it is called as {model.__name__}(image_shape, *, options)"
             ) from error
 
 
 def model_class(spec: str, code: Mapping[str, str] | None = None) -> type[Network]:
-    """Return the class that a spec names, see build_model(); raises ConfigError where it names none."""
-    name = _parsed(spec)[0]
-    return as_network(load_class("model", name, code), f"model {name!r} is")
+    """Return the class that a spec names, see build_model(); raises ConfigError for what it would refuse."""
+    return _asked(spec, code)[0]
 
 
 def as_network(model: object, said: str) -> type[Network]:
@@ -89,6 +78,21 @@ def model_options(model: type[Network]) -> dict[str, tuple[Any, Any]]:
                 )
             found[name] = (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
     return found
+
+
+def _asked(spec: str, code: Mapping[str, str] | None) -> tuple[type[Network], dict[str, Any]]:
+    """Return the class that a spec names, and all its options."""
+    name, widths, values = _parsed(spec)
+    model = as_network(load_class("model", name, code), f"model {name!r} is")
+    options = model_options(model)
+    if widths is not None:
+        if "widths" not in options:
+            accepted = ", ".join(options) or "none"
+            raise ConfigError(f"{name}:{widths} given, but {name} has no widths; options accepted: {accepted}")
+        if "widths" in values:
+            raise ConfigError(f"{spec} gives widths twice; they are accepted once, after the colon or in the brackets")
+        values["widths"] = widths
+    return model, validate_options(options_model(name, options), values, owner=name)
 
 
 def _parsed(spec: str) -> tuple[str, str | None, dict[str, str]]:

@@ -16,6 +16,7 @@ from torch import nn
 from clbench.config.errors import ConfigError
 from clbench.learning.memory import MEMORIES
 from clbench.learning.strategy import Progress, Stage, Strategy
+from clbench.models import Network
 from clbench.results.record import EpochRecord
 from clbench.support.moved import former_name
 
@@ -177,8 +178,14 @@ def unpack(content: bytes, kind: type[Strategy]) -> dict[str, Any]:
 
 
 def safe_classes(kind: type[Strategy]) -> list[type]:
-    """Return the classes that a checkpoint may hold: torch's layers, ours, and those of the strategy's own file."""
-    modules = {kind.__module__, *(c.__module__ for c in kind.__mro__)} - {"builtins"}
+    """Return the classes that a checkpoint may hold: torch's layers, ours, and those of some files of the user's.
+
+    These are the file of the strategy and those of all networks that are loaded.
+    """
+    networks = [Network]
+    for network in networks:
+        networks += network.__subclasses__()
+    modules = {c.__module__ for c in (*kind.__mro__, *networks)} - {"builtins"}
     known: list[type] = [set, slice, *MEMORIES.values()]
     queue: list[type] = [nn.Module]
     while queue:

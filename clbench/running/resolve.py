@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, get_args
 
-from clbench.config.classes import give, is_known, load_class
+from clbench.config.classes import digests_of_files, give, is_known, load_class
 from clbench.config.code import digests
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.registry import load_entry_point, parse_spec, path_of, read_text
-from clbench.config.run import GROUPS, RunConfig, Setting, excludes, fields, file_digest, make_config
+from clbench.config.run import GROUPS, RunConfig, Setting, excludes, fields, make_config
 from clbench.data.scenario import Scenario
 from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import LOOSE, Strategy, Traits
@@ -152,8 +152,8 @@ def resolve(
         raise ConfigError(
             f"{name} can't work in a {config.setting}-incremental scenario; supported: {', '.join(cls.traits.settings)}"
         )
-    named = {path: file_digest(path, kind) for kind, path in _files(config).items()}
-    config = config.replace(code=digests(classes_of(config.replace(code=named)), named))
+    classes = classes_of(config)
+    config = config.replace(code=digests(classes, digests_of_files([config.strategy, config.model.name])))
     if elsewhere:
         return config
     config = config.replace(device=find_device(config.engine.device))
@@ -170,12 +170,6 @@ def classes_of(config: RunConfig) -> list[type]:
     if is_known("scenario", config.scenario):
         found.append(scenario_class(config.scenario))
     return found
-
-
-def _files(config: RunConfig) -> dict[str, str]:
-    """Return the files that strategy and model are named by, as path/to/file.py:Class is."""
-    named = {"strategy": path_of(config.strategy), "model": path_of(config.model.name)}
-    return {kind: path for kind, path in named.items() if path}
 
 
 def _named(strategy: "str | type[Strategy]") -> tuple[str, str, dict[str, str]]:
