@@ -3,6 +3,7 @@
 docs/identity.md says what a digest covers and what it can't see.
 """
 
+import copyreg
 import dis
 import functools
 import hashlib
@@ -14,7 +15,7 @@ import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 from clbench.config.errors import ConfigError
@@ -159,11 +160,12 @@ class _Survey:
         if type(value) in _PLAIN:
             return f"{type(value).__name__} {value!r}"
         if isinstance(value, type):
-            if _is_own_class(value):
-                self._enqueue(value.__module__, value.__qualname__, value)
+            module = _module_of(value)
+            if _is_own_class(value, module):
+                self._enqueue(module, value.__qualname__, value)
                 return f"class {value.__qualname__}"
-            self._use(value.__module__)
-            return f"class {value.__module__}.{value.__qualname__}"
+            self._use(module)
+            return f"class {module}.{value.__qualname__}"
         if id(value) not in self._seen:
             self._seen[id(value)] = value, f"itself {type(value).__qualname__}"
             self._depth += 1
@@ -189,27 +191,28 @@ class _Survey:
             return [type(value).__name__, *map(self._of, value)]
         if type(value) in (set, frozenset):
             return [type(value).__name__, *sorted(map(self._of, value))]
-        if type(value) is dict:
+        if type(value) in (dict, MappingProxyType):
             return ["dict", *(self._of(part) for pair in value.items() for part in pair)]
         if torch is not None and isinstance(value, torch.Tensor):
             content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
             return ["tensor", str(value.dtype), str(tuple(value.shape)), hashlib.sha256(content).hexdigest()]
-        if isinstance(wrapped := getattr(value, "__wrapped__", None), FunctionType):
-            return ["wrapped", type(value).__qualname__, self._of(wrapped)]
         return [self._of(type(value)), *self._reduced(value)]
 
     def _reduced(self, value: Any) -> list[str]:
-        """Describe an object by what pickle would keep of it; one that can't be pickled counts by its type alone."""
+        """Describe an object by what pickle would keep of it, or else by its attributes."""
         try:
-            reduced = value.__reduce_ex__(4)
+            if isinstance(wrapped := getattr(value, "__wrapped__", None), FunctionType):
+                return [self._of(wrapped)]  # as a cache does
+            known = copyreg.dispatch_table.get(type(value))
+            reduced = value.__reduce_ex__(4) if known is None else known(value)
+            if isinstance(reduced, str):
+                self._use(_module_of(value))
+                return [reduced]
+            made, arguments, state, *iterators = (*reduced, None)[:5]
+            items = [list(iterator) for iterator in iterators if iterator is not None]
         except Exception:  # whatever a class raises
-            return []
-        if isinstance(reduced, str):
-            self._use(getattr(value, "__module__", None) or "builtins")
-            return [reduced]
-        made, arguments, state, *iterators = (*reduced, None)[:5]
-        items = [self._of(list(iterator)) for iterator in iterators if iterator is not None]
-        return [self._of(made), self._of(arguments), self._of(state), *items]
+            return [self._of(_attributes(value))]
+        return [self._of(made), self._of(arguments), self._of(state), *map(self._of, items)]
 
     def _class(self, cls: type) -> list[str]:
         own = [(name, value) for name, value in sorted(vars(cls).items()) if name not in _IGNORED]
@@ -220,11 +223,19 @@ class _Survey:
 
     def _function(self, function: FunctionType) -> list[str]:
         cells = [_content(cell) for cell in function.__closure__ or ()]
-        around = [self._of(part) for part in (*cells, *(part for item in vars(function).items() for part in item))]
         module = function.__globals__.get("__name__")
-        if module is not None and not _is_own(module):
+        foreign = module is not None and not _is_own(module)
+        if foreign and isinstance(wrapped := vars(function).get("__wrapped__"), FunctionType):
+            # What else a library's decorator keeps may be another thing in each process.
+            self._use(str(module))
+            filled = (dict, list, tuple, MappingProxyType)
+            kept = [cell for cell in cells if type(cell) in (*_PLAIN, *filled)]
+            kept += [part for part in vars(function).values() if type(part) in filled]
+            return [str(module), function.__qualname__, *map(self._of, (wrapped, *kept))]
+        around = [self._of(part) for part in (*cells, *(part for item in vars(function).items() for part in item))]
+        if foreign:
             self._use(module)
-            return ["function", module, function.__qualname__, *around]
+            return [module, function.__qualname__, *around]
         text, names, imports = _compiled(function.__code__)
         named = [f"{name[0]} {self._named(function.__globals__, name)}" for name in names]
         package = str(function.__globals__.get("__package__") or "")
@@ -319,6 +330,13 @@ def _constant(value: object) -> str:
     return f"{type(value).__name__} {value!r}"
 
 
+def _attributes(value: object) -> dict[str, object]:
+    try:
+        return dict(vars(value))
+    except Exception:  # there are none, or a class raises
+        return {}
+
+
 def _content(cell: Any) -> object:
     try:
         return cell.cell_contents
@@ -330,10 +348,16 @@ def _digest(parts: list[str]) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def _is_own_class(cls: type) -> bool:
+def _module_of(value: object) -> str:
+    # Classes and objects of C extensions may have anything there, or nothing.
+    module = getattr(value, "__module__", None)
+    return module if isinstance(module, str) else "builtins"
+
+
+def _is_own_class(cls: type, module: str) -> bool:
     # What was executed without a name of its module is of builtins, where classes are not made at run time.
-    made_here = cls.__module__ == "builtins" and bool(cls.__flags__ & 1 << 9)
-    return made_here or _is_own(cls.__module__)
+    made_here = module == "builtins" and bool(cls.__flags__ & 1 << 9)
+    return made_here or _is_own(module)
 
 
 def _is_own(module: str) -> bool:

@@ -119,6 +119,51 @@ DOORS = {
     ),
     "a generator": "class Mine(Base):\n    def loss(self, batch): yield VALUE",
     "an option's default": "class Mine(Base):\n    def penalty(self, _f=(VALUE,)): return _f",
+    "a helper that torch scripts": (
+        "import torch\n@torch.jit.script\ndef f(x: str):\n    return x + str(VALUE)\nRETURN f('1')"
+    ),
+    "a dispatched helper": (
+        "import functools\n@functools.singledispatch\ndef f(x): return 1\n@f.register(int)\ndef _(x): return VALUE\n"
+        "RETURN f(1)"
+    ),
+    "a vectorised helper": "import numpy as np\n@np.vectorize\ndef f(x): return VALUE\nRETURN f(1)",
+    "a partial method": (
+        "import functools\nclass Mine(Base):\n    def g(self, x): return x\n    h = functools.partialmethod(g, VALUE)"
+    ),
+    "a pattern": "import re\nR = re.compile(re.escape(str(VALUE)))\nRETURN R",
+    "a read-only mapping": "import types\nD = types.MappingProxyType({'a': VALUE})\nRETURN D",
+    "a factory of defaults": "import collections\nD = collections.defaultdict(lambda: VALUE)\nRETURN D[1]",
+    "an object that refuses to be pickled": (
+        "class G:\n    def __reduce_ex__(self, protocol): raise RuntimeError\nX = G()\nX.k = VALUE\nRETURN X.k"
+    ),
+    "an object whose attributes raise": (
+        "class G:\n    k = VALUE\n    def __getattr__(self, name): raise RuntimeError(name)\nX = G()\nRETURN X"
+    ),
+    "an object with a lock": (
+        "import threading\nclass G:\n    def __init__(self): self.lock, self.k = threading.Lock(), VALUE\n"
+        "X = G()\nRETURN X.k"
+    ),
+    "a method that is bound": (
+        "class H:\n    def __init__(self, k): self.k = k\n    def f(self, x): return self.k\n"
+        "f = H(VALUE).f\nRETURN f(1)"
+    ),
+    "a decorator of the class": (
+        "def deco(k):\n    def around(cls):\n        cls.k = k\n        return cls\n    return around\n"
+        "@deco(VALUE)\nclass Mine(Base): pass"
+    ),
+    "an argument of the class": (
+        "class Own(Base):\n    def __init_subclass__(cls, k=0, **more):\n        super().__init_subclass__(**more)\n"
+        "        cls.k = k\nclass Mine(Own, k=VALUE): pass"
+    ),
+    "a descriptor": (
+        "class D:\n    def __init__(self, k): self.k = k\n    def __get__(self, owner, kind=None): return self.k\n"
+        "class Mine(Base):\n    d = D(VALUE)"
+    ),
+    "an attribute of a helper": "def f(): return f.k\nf.k = VALUE\nRETURN f()",
+    "a helper made from text": (
+        "scope = {}\nexec('def f(x): return ' + repr(VALUE), scope)\nf = scope['f']\nRETURN f(1)"
+    ),
+    "all names of a module": ("from losses import *\nRETURN kd(1)", "def kd(x): return VALUE"),
     "an imported constant": (
         "from losses import F\nRETURN F",
         "F = VALUE",
