@@ -1,5 +1,6 @@
 """Comparisons: the runs of one scenario in one setting by strategy, with notes on what limits comparing them."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -292,8 +293,10 @@ def _machines(runs: list[Result]) -> str:
 
 
 def protocol(run: Result) -> dict[str, Any]:
-    """Return the configuration fields beside the strategy that can change the numbers."""
-    return {k: v for k, v in run.config.items() if k not in NOT_IDENTITY | REPETITION | SHOWN}
+    """Return the configuration fields beside the strategy that can change the numbers; code as one digest."""
+    found = {k: v for k, v in run.config.items() if k not in NOT_IDENTITY | REPETITION | SHOWN | {"code"}}
+    code = sorted((run.config.get("code") or {}).values())
+    return found | ({"code": hashlib.sha256(repr(code).encode()).hexdigest()[:8]} if code else {})
 
 
 def _by_value(values: dict[str, str]) -> str:

@@ -46,6 +46,7 @@ def title_of(code: str) -> str:
 CLAIMED: dict[str, tuple[str, dict[str, str]]] = {
     "Anchor": (r"-?\d\.\d+\n", {}),
     "SplitStripes": ("", {}),
+    "Narrowing": (r"\d\.\d+\n", {}),
     "shades": ("", {}),
     "Database": (r"interrupted after task 2\n\[\[.*", {}),
     # 0.9 - 0.6 in float64.

@@ -93,9 +93,9 @@ def pretrain_verb(
 ) -> None:
     """Train a backbone on some classes as one task, and write its weights."""
     from clbench.models.weights import save_backbone
-    from clbench.running.folder import RunFolder, default_folder, make_folder
+    from clbench.running.folder import make_folder
     from clbench.running.resolve import prepare, resolve
-    from clbench.running.run import execute
+    from clbench.running.run import execute, folder_of
 
     if not re.fullmatch(r"\d+(,\d+)*", classes.replace(" ", "")):
         raise ConfigError(f"--classes {classes}: classes such as 0,1,2 are accepted")
@@ -104,7 +104,7 @@ def pretrain_verb(
     if os.path.isdir(out):
         raise ConfigError(f"--out {out}: this is a folder; the file of the weights is accepted")
     make_folder(out.parent)
-    folder = RunFolder(default_folder(config))
+    folder = folder_of(config)
     with RunProgress(messages(quiet or as_json)) as progress:
         result = execute(config, tasks, folder, resume=not force, force=force, observer=progress.observer())
     save_backbone(folder.path / "model.pt", out)

@@ -62,6 +62,8 @@ def list_verb(
                 "avalanche:NAME is Avalanche's own strategy, such as avalanche:LwF\\[alpha=1,temperature=2]",
                 highlight=False,
             )
+        if kind == "models":
+            screen().print("path/to/net.py:Net is a network of your own, with options in brackets too", highlight=False)
 
 
 def _listed(name: str, value: Any) -> str:
@@ -118,16 +120,20 @@ def _list_scenarios() -> list[dict[str, Any]]:
 
 
 def _list_models() -> list[dict[str, Any]]:
-    from clbench.config.registry import entry_point_names, load_entry_point
+    from clbench.config.classes import load_class
+    from clbench.config.registry import entry_point_names
+    from clbench.models import as_network, model_options
 
     rows = []
     for name in entry_point_names("clbench.models"):
-        model: Any = load_entry_point("clbench.models", "model", name)
-        parameters = [p for p in inspect.signature(model).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        model = as_network(load_class("model", name), f"model {name!r} is")
         rows.append(
             {
                 "name": name,
-                "options": [f"{p.name}={text_of(p.default)}" for p in parameters],
+                "options": [
+                    option if default is ... else f"{option}={text_of(default)}"
+                    for option, (_, default) in model_options(model).items()
+                ],
                 "summary": (inspect.getdoc(model) or "").split("\n")[0],
             }
         )

@@ -61,9 +61,8 @@ def run_verb(
             "--overfit leaves no run behind; give it without --out, --resume, --force, --explain-on-cpu, --track"
         )
     check_tracker(track)
-    from clbench.running.folder import RunFolder, default_folder
     from clbench.running.resolve import prepare, resolve
-    from clbench.running.run import execute
+    from clbench.running.run import execute, folder_of
 
     scenario, names, fields = beginning(like, scenario, [] if strategy is None else [strategy], fields, pairs(param))
     if len(names) > 1:
@@ -82,7 +81,7 @@ def run_verb(
         )
         print_notes(learnt["warnings"])
         return
-    folder = RunFolder(out or default_folder(config))
+    folder = folder_of(config, out)
     console = messages(quiet or as_json)
     try:
         with RunProgress(console) as progress:

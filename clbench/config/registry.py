@@ -108,6 +108,12 @@ def parse_spec(text: str) -> tuple[str, dict[str, str]]:
     return name, options
 
 
+def path_of(name: str) -> str:
+    """Return the file of path/to/file.py:Class, "" for any other name."""
+    before, colon, _ = name.partition(".py:")
+    return f"{before}.py" if colon else ""
+
+
 def options_model(name: str, fields: Mapping[str, tuple[Any, Any]]) -> type[pydantic.BaseModel]:
     """Return a strict pydantic model of options from `{option: (annotation, default)}`.
 
@@ -217,6 +223,8 @@ def text_of(value: object) -> str:
     """Return a default as one would type it."""
     if isinstance(value, list):
         return ",".join(map(str, value))
+    if isinstance(value, type):
+        return value.__name__
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 

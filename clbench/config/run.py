@@ -29,7 +29,7 @@ from clbench.config.groups import (
     ModelConfig,
     TrainingConfig,
 )
-from clbench.config.registry import PROTOCOLS, entry_points, explain
+from clbench.config.registry import PROTOCOLS, entry_points, explain, path_of
 
 Setting = Literal["class", "task", "domain"]
 
@@ -38,7 +38,10 @@ EXCLUSIVE = (("epochs", "iterations"), ("memory_size", "memory_per_class"))
 # Recorded with a run, but no part of its identity: they can't change its numbers (on_nan: but whether there are any).
 NOT_IDENTITY = frozenset({"data_root", "offline", "label", "checkpoint_every", "on_nan", "tuned_by"})
 # Fields of a run that no option of the command line sets.
-INTERNAL = {"scenario", "scenario_options", "strategy", "strategy_options", "per_task", "label", "data_fingerprint"}
+INTERNAL = {"scenario", "scenario_options", "strategy", "strategy_options", "per_task", "label"} | {
+    "data_fingerprint",
+    "code",
+}
 # Those of them that a file of options may hold.
 IN_FILES = {"scenario_options", "strategy_options", "per_task"}
 # Weights that torchvision knows by name, such as ResNet18_Weights.IMAGENET1K_V1; anything else is a file.
@@ -69,6 +72,7 @@ class RunConfig(Group):
     data_fingerprint: str | None = Field(
         default=None, description="digest of data that the scenario's name does not identify"
     )
+    code: dict[str, str] = Field(default={}, description="digests of the user's own code, by the name of each piece")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="seed of every random stream of the run")
     tuned_by: str | None = Field(default=None, description="how the hyper-parameters were chosen, for the report")
     model: ModelConfig = ModelConfig()
@@ -124,6 +128,11 @@ class RunConfig(Group):
         own = groups.pop("", {})
         changed = {group: getattr(self, group).model_copy(update=values) for group, values in groups.items()}
         return self.model_copy(update={**own, **changed})
+
+    def without_content(self) -> Self:
+        """Return the config as it would be with other code of the user's and other data."""
+        files = [path for path in (path_of(self.strategy), path_of(self.model.name)) if path]
+        return self.replace(code=dict.fromkeys(files, "any"), data_fingerprint=None)
 
     def identity(self, *, without_seed: bool = False) -> str:
         """Return a hash of what can change the numbers; without the seed it names the group of runs that are pooled."""
@@ -200,9 +209,18 @@ def identity_fields(config: RunConfig) -> dict[str, Any]:
     found |= {"strategy": strategy["strategy"], "strategy_options": options | strategy["options"], **strategy["fields"]}
     if config.model.weights is not None and not NAMED_WEIGHTS.fullmatch(config.model.weights):
         found["weights"] = file_digest(config.model.weights, "weights")
-    if ".py:" in config.strategy:
-        path, _, name = config.strategy.rpartition(":")
-        found["strategy"] = f"{file_digest(path, 'strategy')}:{name}"
+    code = dict(config.code)
+    for option, name in (("strategy", config.strategy), ("model", config.model.name)):
+        if path := path_of(name):
+            # Runs of 0.1.0 recorded no code.
+            digest = config.code.get(path) or file_digest(path, option)
+            found[option] = f"{digest}{name.removeprefix(path)}"
+            code.pop(path, None)
+    if code:
+        # Without the names, since a file may get another one.
+        found["code"] = sorted(code.values())
+    else:
+        found.pop("code", None)
     if config.data_fingerprint is not None:
         found["scenario"] = Path(config.scenario).name
     return found

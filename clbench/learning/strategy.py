@@ -456,7 +456,8 @@ def eval_mode(strategy: Strategy) -> Iterator[None]:
 
 def initial_model(config: RunConfig, image_shape: tuple[int, int, int], task: int) -> Network:
     """Return a model as initialised by the stream of `task` or by given weights, without outputs."""
-    model = build_model(config.model.name, image_shape, stream_seed(config.seed, "initialisation", task))
+    seed = stream_seed(config.seed, "initialisation", task)
+    model = build_model(config.model.name, image_shape, seed, config.code)
     if config.model.weights is not None:
         load_backbone(model, config.model.weights, offline=config.data.offline)
     return model

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from clbench.config.classes import give
 from clbench.config.errors import ConfigError, RunError
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario
@@ -22,13 +23,15 @@ from clbench.many.cluster import Cluster, on_ray
 from clbench.many.planned import Outcome, PlannedRun
 from clbench.results.result import Result
 from clbench.running.check import check, check_model
-from clbench.running.folder import RunFolder, announce, default_folder, make_folder
+from clbench.running.folder import RunFolder, announce, default_folder, make_folder, superseded
 from clbench.running.observer import Observer
 from clbench.running.process import process_settings
-from clbench.running.resolve import give, prepare, resolve, strategy_class
+from clbench.running.recorder import other_packages
+from clbench.running.resolve import prepare, resolve, strategy_class
 from clbench.running.run import execute
 from clbench.support.locks import InUseError, Watched, is_held
 from clbench.support.surroundings import undisturbed
+from clbench.support.text import tell
 
 # The beginning of a run.json, which identifies a finished run without parsing the file.
 _HEAD = re.compile(rb'\{\s*"schema_version": 1,\s*"clbench": "([^"]*)",\s*"status": "(\w+)",\s*"identity": "(\w+)"')
@@ -77,7 +80,7 @@ def plan_requests(
                 config = config.replace(data_fingerprint=tasks.fingerprint)
             kind = config.identity(without_seed=True)
             if kind not in checked:
-                check(config, tasks, strategy_class(config.strategy)(**config.strategy_options))
+                check(config, tasks, strategy_class(config.strategy, config.code)(**config.strategy_options))
                 checked.add(kind)
                 model = (config.model.name, config.model.weights, config.training.train, tasks.image_shape)
                 if model not in models:
@@ -89,7 +92,8 @@ def plan_requests(
             owner[identity] = config.label
         except ConfigError as error:
             raise ConfigError(f"{request.place}: {error}" if request.place else str(error)) from None
-        given = request.strategy if isinstance(request.strategy, type) else None
+        named = {"scenario": request.scenario, "strategy": request.strategy, "model": request.options.get("model")}
+        given = {kind: cls for kind, cls in named.items() if isinstance(cls, type)}
         planned.append(PlannedRun(config, default_folder(config, out), given))
     make_folder(out)
     return planned
@@ -142,19 +146,17 @@ def run_planned(
     if seeds_together:
         _refuse_together(planned, scenario, jobs, cluster)
     left: list[PlannedRun] = []
-    versions: dict[str, int] = {}
+    reused: list[PlannedRun] = []
     for item in planned:
         # A finished run needs neither a worker process nor its data.
-        version = None if force else _finished(item)
-        if version is None:
+        if force or not _finished(item):
             left.append(item)
             announce(item.config, item.folder)
         else:
-            versions[version] = versions.get(version, 0) + 1
+            reused.append(item)
             yield Outcome(item, source="before")
-    versions.pop(metadata.version("clbench"), None)
-    for version, n in versions.items():
-        warnings.warn(f"{n} finished runs of clbench {version} are reused", stacklevel=2)
+    _tell_of_reuse(reused, planned)
+    _tell_of_changes(left)
     waiting: dict[Path, tuple[PlannedRun, Watched]] = {}
     seen = {item.folder: _stamp(item.folder) for item in left}
     while left or waiting:
@@ -209,6 +211,30 @@ def raise_first_failure(outcomes: Sequence[Outcome]) -> None:
         )
 
 
+def _tell_of_reuse(reused: Sequence[PlannedRun], planned: Sequence[PlannedRun]) -> None:
+    """Say in one line how many runs are reused, from when, and what of them is of another version than here."""
+    if not reused:
+        return
+    others: dict[str, int] = {}
+    for item in reused:
+        # A record is only read where more than its head can matter.
+        if item.config.code or _finished(item) != metadata.version("clbench"):
+            named = other_packages(Result.load(item.folder).recorded)
+            others[named] = others.get(named, 0) + 1
+    versions = "".join(f", {n} with {named}" for named, n in others.items() if named)
+    times = sorted({RunFolder(item.folder).finished_at() for item in reused})
+    when = times[0] if len(times) == 1 else f"{times[0]} to {times[-1]}"
+    counted = f"{len(reused)} of {len(planned)} runs"
+    tell(f"{counted} reused, finished at {when}{versions}; --force (force=True) begins them again")
+
+
+def _tell_of_changes(left: Sequence[PlannedRun]) -> None:
+    """Say of how many new runs another one lies beside them that has other code or data, and what has changed."""
+    told = [text for item in left if (text := superseded(item.config, item.folder))]
+    if told:
+        tell(f"{len(told)} of {len(left)} runs are new, {told[0]}")
+
+
 @undisturbed()
 def _do(
     item: PlannedRun,
@@ -221,8 +247,8 @@ def _do(
 ) -> Outcome:
     """Do one run; `seen` is the stamp that its run.json had before the first of all runs began."""
     try:
-        if item.given is not None:
-            give(item.given)  # to a worker process, which has not seen it
+        for kind, cls in item.given.items():
+            give(kind, cls)  # to a worker process, which has not seen it
         if not force and seen != _stamp(item.folder):
             if _finished(item) is not None:
                 return Outcome(item, source="elsewhere")
@@ -279,7 +305,8 @@ def _refuse_together(
     # Once for all seeds.
     for item in {item.config.identity(without_seed=True): item for item in planned}.values():
         tasks = scenario or prepare(item.config)[1]
-        refuse_together(item.config, item.given or strategy_class(item.config.strategy), tasks.image_shape, possible)
+        strategy = strategy_class(item.config.strategy, item.config.code)
+        refuse_together(item.config, strategy, tasks.image_shape, possible)
 
 
 def _together(items: Sequence[PlannedRun], work: Sequence[Callable[..., Outcome]]) -> Iterator[Outcome]:

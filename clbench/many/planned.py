@@ -1,21 +1,21 @@
 """A planned run, and its outcome."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from clbench.config.run import RunConfig
-from clbench.learning.strategy import Strategy
 from clbench.results.result import Result
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One complete, checked run, its folder, and the strategy's class if the caller passed a class."""
+    """One complete, checked run, its folder, and the classes that the caller handed over, by kind ("strategy")."""
 
     config: RunConfig
     folder: Path
-    given: type[Strategy] | None = None
+    given: Mapping[str, type] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

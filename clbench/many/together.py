@@ -60,12 +60,13 @@ def refuse_together(
         if given is not None and given != accepted:
             beside = " with patience" if name == "optimizer_state" else ""
             raise ConfigError(f"--seeds-together: {name}={given}{beside} needs runs one by one; leave out one of them")
-    _refuse_model(config.model.name, image_shape)
+    _refuse_model(config, image_shape)
 
 
-def _refuse_model(name: str, image_shape: tuple[int, int, int]) -> None:
+def _refuse_model(config: RunConfig, image_shape: tuple[int, int, int]) -> None:
     """Raise ConfigError unless copies of a network can train in one batch; two of them try, on two images each."""
-    model = build_model(name, image_shape, 0)
+    name = config.model.name
+    model = build_model(name, image_shape, 0, config.code)
     if any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules()):
         raise ConfigError(f"--seeds-together: {name} has dropout, which draws for each seed on its own")
     holder = _Holder(SimpleNamespace(model=model))

@@ -2,10 +2,14 @@
 
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from clbench.config.errors import ConfigError
-from clbench.config.registry import load_entry_point, options_model, parse_spec, validate_options
+from torch import nn
+
+from clbench.config.classes import load_class
+from clbench.config.errors import ConfigError, one_line
+from clbench.config.registry import options_model, parse_spec, path_of, validate_options
 from clbench.models.network import Head, Network
 from clbench.support.streams import global_streams
 from clbench.support.surroundings import undisturbed
@@ -14,35 +18,87 @@ __all__ = ["Head", "Network", "build_model"]
 
 
 @undisturbed()
-def build_model(spec: str, image_shape: tuple[int, int, int], seed: int) -> Network:
+def build_model(
+    spec: str, image_shape: tuple[int, int, int], seed: int, code: Mapping[str, str] | None = None
+) -> Network:
     """Build a model for images of shape [C, H, W]; its weights are a function of the arguments alone.
 
-    `spec` is `NAME`, `NAME:400-400` (the widths of an mlp or conv), `NAME[key=value,...]`, or the last two
-    together; names come from the entry-point group `clbench.models`. The random streams of torch do not move.
-    Raises ConfigError for an unknown name or option and for a value out of range.
+    spec: `NAME`, `NAME:400-400` (the widths of an mlp or conv), `NAME[key=value,...]`, or the last two together; names
+        come from the entry-point group `clbench.models`. Or `path/to/net.py:Net`, options in brackets too.
+    code: `RunConfig.code` of the run.
+
+    The random streams of torch do not move. Raises ConfigError for an unknown name or option, for a value out of range
+    and for what can't be built.
     """
-    text, values = parse_spec(spec)
-    name, colon, widths = (part.strip() for part in text.partition(":"))
-    model = load_entry_point("clbench.models", "model", name)
-    if not (isinstance(model, type) and issubclass(model, Network)):
-        raise ConfigError(f"model {name!r} is {model!r}; a subclass of clbench.models.Network is accepted")
-    options = {
-        option: (parameter.annotation, parameter.default)
-        for option, parameter in inspect.signature(model, eval_str=True).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    if colon:
+    model, resolved = _asked(spec, code)
+    build: Callable[..., Network] = model
+    with global_streams(seed):
+        try:
+            return build(image_shape, **resolved)
+        except ConfigError:
+            raise
+        except RuntimeError as error:  # torch raises it if there is too little memory
+            reason = textwrap.shorten(str(error).rpartition("] ")[2], 120)
+            raise ConfigError(f"model {spec!r} can't be built ({reason}); a smaller one is accepted") from None
+        except Exception as error:  # whatever a user's class raises
+            raise ConfigError(
+                f"model {spec!r} can't be built for images of {list(image_shape)} ({type(error).__name__}: {error}); "
+                f"it is called as {model.__name__}(image_shape, *, options)"
+            ) from error
+
+
+def model_class(spec: str, code: Mapping[str, str] | None = None) -> type[Network]:
+    """Return the class that a spec names, see build_model(); raises ConfigError for what it would refuse."""
+    return _asked(spec, code)[0]
+
+
+def as_network(model: object, said: str) -> type[Network]:
+    """Return what is given if it is the class of a network; raises ConfigError, which begins with what is `said`."""
+    if isinstance(model, type) and issubclass(model, Network):
+        return model
+    accepted = "a subclass of clbench.models.Network is accepted"
+    if isinstance(model, Network):
+        accepted = f"the class {type(model).__name__} itself is accepted, since each run builds a network of its own"
+    elif isinstance(model, nn.Module) or (isinstance(model, type) and issubclass(model, nn.Module)):
+        accepted = f"it has no features() and no head that grows; {accepted}"
+    raise ConfigError(f"{said} {one_line(repr(model), 80)}; {accepted}")
+
+
+def model_options(model: type[Network]) -> dict[str, tuple[Any, Any]]:
+    """Return the options of a network, `{name: (type, default)}`: the keyword-only parameters of its constructor.
+
+    Raises ConfigError for one without a type.
+    """
+    found = {}
+    for name, parameter in inspect.signature(model, eval_str=True).parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            if parameter.annotation is inspect.Parameter.empty:
+                raise ConfigError(
+                    f"{model.__name__}: option {name} has no type; one such as {name}: int = 8 is accepted"
+                )
+            found[name] = (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
+    return found
+
+
+def _asked(spec: str, code: Mapping[str, str] | None) -> tuple[type[Network], dict[str, Any]]:
+    """Return the class that a spec names, and all its options."""
+    name, widths, values = _parsed(spec)
+    model = as_network(load_class("model", name, code), f"model {name!r} is")
+    options = model_options(model)
+    if widths is not None:
         if "widths" not in options:
             accepted = ", ".join(options) or "none"
             raise ConfigError(f"{name}:{widths} given, but {name} has no widths; options accepted: {accepted}")
         if "widths" in values:
             raise ConfigError(f"{spec} gives widths twice; they are accepted once, after the colon or in the brackets")
         values["widths"] = widths
-    resolved = validate_options(options_model(name, options), values, owner=name)
-    build: Callable[..., Network] = model
-    with global_streams(seed):
-        try:
-            return build(image_shape, **resolved)
-        except RuntimeError as error:  # torch raises it if there is too little memory
-            reason = textwrap.shorten(str(error).rpartition("] ")[2], 120)
-            raise ConfigError(f"model {spec!r} can't be built ({reason}); a smaller one is accepted") from None
+    return model, validate_options(options_model(name, options), values, owner=name)
+
+
+def _parsed(spec: str) -> tuple[str, str | None, dict[str, str]]:
+    """Split a spec into the model's name, the widths after a colon if there is one, and the options in brackets."""
+    text, values = parse_spec(spec)
+    if path_of(text):
+        return text, None, values
+    name, colon, widths = (part.strip() for part in text.partition(":"))
+    return name, widths if colon else None, values

@@ -47,7 +47,8 @@ def widths(model: Network) -> list[int]:
 def check_chain(config: RunConfig, scenario: Scenario) -> None:
     """Raise ConfigError unless each block of the run's model holds exactly one linear or convolutional layer."""
     with torch.device("meta"):
-        blocks = blocks_of(build_model(config.model.name, scenario.image_shape, 0), config.model.name)
+        model = build_model(config.model.name, scenario.image_shape, 0, config.code)
+        blocks = blocks_of(model, config.model.name)
     most = max(len(layers_of(block)) for block in blocks)
     if most != 1:
         raise ConfigError(

@@ -184,8 +184,13 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """The metrics of the headline matrix by name, as recorded; None is undefined."""
-        return dict(self.recorded.metrics)
+        """The metrics of the headline matrix by name, as recorded; None is undefined.
+
+        Metrics of the user's own are computed anew, since their functions may have changed since the run.
+        """
+        own = [name for name, known in metrics.METRICS.items() if not known.function.__module__.startswith("clbench.")]
+        now = self.summary() if own and self.recorded.metrics else {}
+        return self.recorded.metrics | {name: now[name] for name in own if name in now}
 
     @property
     def task_classes(self) -> list[list[int]]:

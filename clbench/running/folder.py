@@ -1,14 +1,18 @@
 """Run folders: what is already there, locks, checkpoints. No file of a run folder can run code."""
 
+import functools
 import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from clbench.config.code import changed
 from clbench.config.errors import ConfigError, RunError
-from clbench.config.run import NOT_IDENTITY, RunConfig, former_names
+from clbench.config.registry import path_of
+from clbench.config.run import NOT_IDENTITY, RunConfig, config_of_record, former_names
 from clbench.results.result import Result
 from clbench.support.files import expanded, remove_unfinished, write_atomically
 from clbench.support.locks import held
@@ -28,6 +32,41 @@ def default_folder(config: RunConfig, root: str | os.PathLike[str] = "runs") -> 
     if config.data_fingerprint:
         scenario = Path(scenario).resolve().stem
     return expanded(root) / scenario / strategy.rpartition(":")[2] / f"{config.seed}-{config.identity()[:8]}"
+
+
+def superseded(config: RunConfig, folder: Path) -> str:
+    """Say which run beside a new one differs from it in nothing but the user's code or the data; "" where none does.
+
+    The latest of them is named, and what has changed.
+    """
+    if (folder / "run.json").exists() or folder.name != default_folder(config).name:
+        return ""
+    asked = config.without_content().identity()
+    beside = {
+        file: stat.st_mtime_ns for file in folder.parent.glob(f"{config.seed}-*/run.json") if (stat := _stat(file))
+    }
+    for file, stamp in sorted(beside.items(), key=lambda item: item[1], reverse=True):
+        if _asked_of(file, stamp) == asked:
+            there = Result.load(file)
+            unfinished = "" if there.status == "done" else "unfinished "
+            return f"as the {unfinished}run in {file.parent} is of other content: {_differences(there.config, config)}"
+    return ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _asked_of(file: Path, stamp: int) -> str | None:
+    """Return what the run of a run.json was asked for, as an identity without content; None for what can't be read."""
+    try:
+        return config_of_record(Result.load(file).config).without_content().identity()
+    except ConfigError:
+        return None
+
+
+def _stat(file: Path) -> os.stat_result | None:
+    try:
+        return file.stat()
+    except OSError:
+        return None
 
 
 def announce(config: RunConfig, folder: Path) -> None:
@@ -84,6 +123,10 @@ class RunFolder:
             differing = _differences(result.config, config)
             raise ConfigError(f"{self} holds another run: {differing}; name another folder, or --force to overwrite it")
         return result
+
+    def finished_at(self) -> str:
+        """Return when the run here was written last, in local time to the minute."""
+        return datetime.fromtimestamp((self.path / "run.json").stat().st_mtime).strftime("%Y-%m-%d %H:%M")
 
     def clear(self) -> None:
         """Remove what a run left here, and nothing else."""
@@ -155,14 +198,20 @@ def _differences(stored: dict[str, Any], config: RunConfig) -> str:
     """Return in which fields a stored run differs, options of one strategy each by itself, at most four."""
     ours = config.flat()
     read, told = ours.pop("data_fingerprint"), stored.get("data_fingerprint")
-    named = {k: (stored.get(k), ours[k]) for k in ours if k not in NOT_IDENTITY and k != "strategy_options"}
+    beside = {*NOT_IDENTITY, "strategy_options", "code"}
+    named = {k: (stored.get(k), ours[k]) for k in ours if k not in beside}
     if stored.get("strategy") == config.strategy:
         options = stored.get("strategy_options") or {}
         named |= {k: (options.get(k), v) for k, v in config.strategy_options.items()}
     differing = [f"{k} is {there!r} there and {here!r} here" for k, (there, here) in named.items() if there != here]
+    if code := changed(stored.get("code") or {}, config.code):
+        more = f" and {len(code) - 3} more" if len(code) > 3 else ""
+        differing.insert(
+            0, f"{', '.join(code[:3])}{more} {'is' if len(code) == 1 else 'are'} not what it was made with"
+        )
     if read != told:
         there, here = (f"have the digest {value}" if value else "count as the published ones" for value in (told, read))
         differing.insert(0, f"its data {there} there and {here} here")
     files = [f"the file {config.model.weights}"] if config.model.weights else []
-    files += [f"the file {config.strategy.rpartition(':')[0]}"] if ".py:" in config.strategy else []
+    files += [f"the file {path}" for path in (path_of(config.strategy), path_of(config.model.name)) if path]
     return "; ".join(differing[:4]) or f"the content of {' or '.join(files) or 'what it was made of'} differs"

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
+from clbench.config.code import other_versions, packages
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario
 from clbench.learning.evaluation import Evaluation
@@ -29,6 +30,7 @@ from clbench.results.record import (
 from clbench.running.ledger import above_budget, measure
 from clbench.running.observer import Observer
 from clbench.running.process import device_name, peak_memory
+from clbench.running.resolve import classes_of
 from clbench.running.warned import run_warnings, warning
 
 PACKAGES = ("torch", "torchvision", "numpy", "avalanche-lib")
@@ -175,6 +177,16 @@ def differences(begun: RunRecord, here: RunRecord) -> str:
     return "; ".join(f"{name} {then}, here {now}" for name, (then, now) in named.items() if then != now)
 
 
+def other_packages(found: RunRecord) -> str:
+    """Return in what of clbench and the packages that the user's own code uses a run is of another version than here.
+
+    As "clbench 0.1.0 (here 0.2.0)"; "" where there is nothing.
+    """
+    named = {"clbench": found.clbench, **found.environment.get("packages", {})}
+    recorded = {name: version for name, version in named.items() if name not in PACKAGES}
+    return ", ".join(f"{name} {recorded[name]} (here {here})" for name, here in other_versions(recorded).items())
+
+
 def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> RunRecord:
     """Return the record of a run that has not learnt anything yet."""
     traits, n = strategy.traits, len(scenario.tasks)
@@ -201,7 +213,7 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> Run
             "platform": platform.platform(),
             "device": device_name(config.engine.device),
             "threads": config.engine.threads,
-            "packages": {name: metadata.version(name) for name in PACKAGES},
+            "packages": packages(classes_of(config)) | {name: metadata.version(name) for name in PACKAGES},
         },
         scenario=ScenarioRecord.model_validate(
             {

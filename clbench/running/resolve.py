@@ -1,53 +1,38 @@
 """Turns a user's request into a complete RunConfig: specs, presets, defaults; everything wrong is refused here."""
 
 import functools
-import importlib.util
 import os
-import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, get_args
 
+from clbench.config.classes import digests_of_files, give, is_known, load_class
+from clbench.config.code import digests
 from clbench.config.errors import ConfigError, unknown
-from clbench.config.registry import (
-    PROTOCOLS,
-    Typed,
-    entry_points,
-    fits,
-    load_entry_point,
-    load_with_protocols,
-    parse_spec,
-    read_text,
-)
-from clbench.config.run import GROUPS, RunConfig, Setting, excludes, fields, file_digest, make_config
+from clbench.config.registry import Typed, fits, load_entry_point, parse_spec, path_of, read_text
+from clbench.config.run import GROUPS, RunConfig, Setting, excludes, fields, make_config
 from clbench.data.scenario import Scenario
 from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import LOOSE, Strategy, Traits
+from clbench.models import as_network, model_class
 from clbench.support.streams import global_streams, stream_seed
 from clbench.support.surroundings import undisturbed
 
-# Classes handed over in Python, by the name their runs carry.
-_given: dict[str, type[Strategy]] = {}
 
-
-def strategy_class(name: str) -> type[Strategy]:
+def strategy_class(name: str, code: Mapping[str, str] | None = None) -> type[Strategy]:
     """Return a strategy: a registered one, path/to/file.py:Class, SOURCE:NAME of other software, or one handed over.
 
     A class that was handed over in Python goes by its own name. What one published protocol alone needs is registered
     in the group `clbench.protocols`, which is looked at after `clbench.strategies`, and which no list shows. A source
     ("avalanche") is an entry point of the group `clbench.strategy_sources`: a function that returns the strategy of a
-    name.
+    name. code: see load_class().
     """
     source, colon, inner = name.partition(":")
-    if name in _given:
-        loaded: Any = _given[name]
-    elif ".py:" in name:
-        loaded = _from_file(name)
-    elif colon:
+    if colon and not path_of(name):
         made: Any = load_entry_point("clbench.strategy_sources", "source of strategies", source)
         loaded = made(inner)
     else:
-        loaded = load_with_protocols("clbench.strategies", "strategy", name)
+        loaded = load_class("strategy", name, code)
     if not (isinstance(loaded, type) and issubclass(loaded, Strategy)):
         raise ConfigError(f"strategy {name!r} is {loaded!r}; a subclass of clbench.Strategy is accepted")
     loose = {n: v for cls in reversed(loaded.__mro__) for n, v in vars(cls).items() if n in LOOSE}
@@ -63,40 +48,13 @@ def strategy_class(name: str) -> type[Strategy]:
     return loaded
 
 
-def give(strategy: type[Strategy]) -> str:
-    """Make a class that was handed over in Python known under its name; return the name."""
-    _given[strategy.__name__] = strategy
-    return strategy.__name__
-
-
-@functools.cache
-def _from_file(name: str) -> object:
-    path, _, attribute = os.path.expanduser(name).rpartition(":")
-    if not os.path.isfile(path):
-        raise ConfigError(f"strategy {name!r}: there is no file {path}; path/to/file.py:Class is accepted")
-    spec = importlib.util.spec_from_file_location(f"clbench_file_{file_digest(path, 'strategy')}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"strategy {name!r}: {path} is no Python file; path/to/file.py:Class is accepted")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit, GeneratorExit) as error:  # whatever a user's file raises
-        raise ConfigError(f"strategy {name!r}: {path} can't be imported ({type(error).__name__}: {error})") from error
-    if not hasattr(module, attribute):
-        classes = [n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == spec.name]
-        raise unknown(f"class in {path}", attribute, classes)
-    return getattr(module, attribute)
-
-
 def scenario_class(name: str) -> type[ScenarioSpec]:
     """Return a scenario by its registered name, or that of an .npz file or a folder of images.
 
     A scenario of one published protocol is found as such a strategy is; see strategy_class().
     """
     own = name.endswith(".npz") or os.sep in name or os.path.isdir(name)
-    registered = not own or any(entry_points(group, name) for group in ("clbench.scenarios", PROTOCOLS))
-    loaded = load_with_protocols("clbench.scenarios", "scenario", name if registered else "files")
+    loaded = load_class("scenario", name if not own or is_known("scenario", name) else "files")
     if not (isinstance(loaded, type) and issubclass(loaded, ScenarioSpec)):
         raise ConfigError(f"scenario {name!r} is {loaded!r}; a subclass of clbench.ScenarioSpec is accepted since 0.2")
     return loaded
@@ -142,6 +100,10 @@ def resolve(
     if not isinstance(scenario, str | Scenario):
         raise ConfigError(f"scenario={scenario!r} given; a name, a path or a clbench.Scenario is accepted")
     scenario = os.path.expanduser(scenario) if isinstance(scenario, str) else scenario
+    if isinstance(model := options.get("model"), str):
+        options = {**options, "model": os.path.expanduser(model)}
+    elif model is not None:
+        options = {**options, "model": give("model", as_network(model, "model is given as"))}
     name, label, bracket = _named(strategy)
     cls = strategy_class(name)
     asked = {k: v for k, v in options.items() if v is not None and k not in ("strategy_options", "scenario_options")}
@@ -209,6 +171,8 @@ def resolve(
         raise ConfigError(
             f"{name} can't work in a {config.setting}-incremental scenario; supported: {', '.join(cls.traits.settings)}"
         )
+    classes = classes_of(config)
+    config = config.replace(code=digests(classes, digests_of_files([config.strategy, config.model.name])))
     if elsewhere:
         return config
     config = config.replace(device=find_device(config.engine.device))
@@ -219,10 +183,18 @@ def resolve(
     return config
 
 
+def classes_of(config: RunConfig) -> list[type]:
+    """Return the classes that a run is made of: strategy, model, and the scenario where it is registered."""
+    found: list[type] = [strategy_class(config.strategy, config.code), model_class(config.model.name, config.code)]
+    if is_known("scenario", config.scenario):
+        found.append(scenario_class(config.scenario))
+    return found
+
+
 def _named(strategy: "str | type[Strategy]") -> tuple[str, str, dict[str, str]]:
     """Return a strategy's name, its label in tables, and the options in its brackets."""
     if isinstance(strategy, type):
-        name = give(strategy)
+        name = give("strategy", strategy)
         return name, name, {}
     name, bracket = parse_spec(os.path.expanduser(strategy))
     return name, strategy if ".py:" in strategy else strategy.replace(" ", ""), bracket

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from importlib import metadata
 from typing import Any, ClassVar
 
 import torch
 
+from clbench.config.code import confirm, settle
 from clbench.config.errors import ConfigError, RunError
 from clbench.config.run import RunConfig
 from clbench.data.batches import Pipeline
@@ -27,17 +27,18 @@ from clbench.results.record import EpochRecord
 from clbench.results.result import Result
 from clbench.running.check import check, first_images
 from clbench.running.checkpoint import Checkpoint, Store, Within, learnt, newest
-from clbench.running.folder import RunFolder, default_folder
+from clbench.running.folder import RunFolder, default_folder, superseded
 from clbench.running.observer import Observer
 from clbench.running.packing import require_restorable, unpack
 from clbench.running.process import process_settings
-from clbench.running.recorder import Recorder
-from clbench.running.resolve import prepare, resolve, strategy_class
+from clbench.running.recorder import Recorder, other_packages
+from clbench.running.resolve import classes_of, prepare, resolve, strategy_class
 from clbench.running.writer import FolderWriter
 from clbench.support.finite import not_finite
 from clbench.support.interruption import Interruption
 from clbench.support.streams import stream, stream_seed
 from clbench.support.surroundings import undisturbed
+from clbench.support.text import tell
 
 
 def run(
@@ -70,8 +71,16 @@ def run(
         config = resolve(scenario, strategy, options)
         if not isinstance(scenario, Scenario):
             config, scenario = prepare(config)
-        place = RunFolder(out or default_folder(config))
+        place = folder_of(config, out)
         return execute(config, scenario, place, resume=resume, force=force, observer=observer, track=track, store=store)
+
+
+def folder_of(config: RunConfig, out: str | os.PathLike[str] | None = None) -> RunFolder:
+    """Return a run's folder, by default that of its identity; tells where a run beside it has other code or data."""
+    folder = RunFolder(out or default_folder(config))
+    if other := superseded(config, folder.path):
+        tell(f"{folder}: a new run, {other}")
+    return folder
 
 
 def execute(
@@ -98,7 +107,9 @@ def execute(
     methods = ("save_checkpoint", "checkpoints", "drop_checkpoint")
     if isinstance(store, type) or not all(callable(getattr(store, method, None)) for method in methods):
         raise ConfigError(f"store={store!r} given; an object with the methods {', '.join(methods)} is accepted")
-    strategy = strategy_class(config.strategy)(**config.strategy_options)
+    classes = classes_of(config)
+    code = confirm(config.code, classes)
+    strategy = strategy_class(config.strategy, config.code)(**config.strategy_options)
     check(config, scenario, strategy)
     if force and not folder.is_ours():
         raise ConfigError(f"{folder} holds files that no run of clbench left; name another folder")
@@ -120,13 +131,16 @@ def execute(
             *([observer] if observer else []),
             *([tracker(folder.path)] if tracker else []),
         ]
-        made = kind(config, scenario, strategy, observers=observers, store=store, trainer=trainer)
-        return made.go(found)
+        try:
+            made = kind(config, scenario, strategy, observers=observers, store=store, trainer=trainer)
+            return made.go(found)
+        finally:
+            settle(code, classes)
 
 
 def _reused(found: Result, folder: RunFolder) -> Result:
-    if (made_by := found.recorded.clbench) != metadata.version("clbench"):
-        warnings.warn(f"{folder}: reused, a run of clbench {made_by}", stacklevel=3)
+    with_others = f", with {others}" if (others := other_packages(found.recorded)) else ""
+    tell(f"{folder}: reused, finished at {folder.finished_at()}{with_others}; --force (force=True) begins it again")
     return found
 
 

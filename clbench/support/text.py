@@ -1,6 +1,7 @@
 """Text for people to read."""
 
 import sys
+import warnings
 from typing import Any
 
 
@@ -20,3 +21,14 @@ def duration(seconds: float) -> str:
 def note(message: Warning | str, *_: Any, **__: Any) -> None:
     """Show a warning as the command line does, in the place of `warnings.showwarning`."""
     print(f"note: {message}", file=sys.stderr)
+
+
+def tell(text: str) -> None:
+    """Warn at the caller's line outside clbench, each time anew.
+
+    Python's default filter shows a warning only the first time that a line of a program gives it.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("clbench."):
+        frame = frame.f_back
+    warnings.warn_explicit(text, UserWarning, frame.f_code.co_filename, frame.f_lineno, registry={})

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clbench.config.classes import give
 from clbench.config.errors import ConfigError
 from clbench.config.registry import parse_spec
 from clbench.config.run import RunConfig, Setting
@@ -32,7 +33,7 @@ from clbench.learning.trainer import Trainer
 from clbench.results.result import Result
 from clbench.running.folder import RunFolder
 from clbench.running.packing import pack, unpack
-from clbench.running.resolve import give, prepare, resolve, strategy_class
+from clbench.running.resolve import prepare, resolve, strategy_class
 from clbench.running.run import Run, execute, runner_of
 from clbench.support.surroundings import undisturbed
 
@@ -69,7 +70,7 @@ class Bench:
 
     def __init__(self, strategy: type[Strategy], folder: Path) -> None:
         self.strategy, self.folder = strategy, folder
-        self.name = give(strategy)
+        self.name = give("strategy", strategy)
         self.setting = strategy.traits.settings[0]
         self._count = 0
 
@@ -507,7 +508,7 @@ def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None =
     if isinstance(strategy, str) and (bracket := parse_spec(strategy)[1]):
         name = strategy.partition("[")[0]
         raise ConfigError(f"{', '.join(bracket)} given for {name}, and the kit chooses the options; {name} is accepted")
-    cls = strategy_class(strategy if isinstance(strategy, str) else give(strategy))
+    cls = strategy_class(strategy if isinstance(strategy, str) else give("strategy", strategy))
     if not runner_of(cls).continues:
         raise ConfigError(f"{strategy} trains by its own loop; the kit checks strategies that the engine trains")
     outcomes = []

@@ -32,6 +32,7 @@ from clbench.running.run import Run, execute, runner_of
 from clbench.support.files import expanded, write_atomically
 from clbench.support.streams import stream_seed
 from clbench.support.surroundings import undisturbed
+from clbench.support.text import tell
 
 PROTOCOLS = ("first-k-tasks", "continual", "oracle")
 VALIDATION, TRIALS, FIRST_TASKS = 0.1, 20, 3
@@ -145,6 +146,9 @@ def tune(
         write_record(folder, record)
     else:
         record = kept
+        tell(f"{folder}: reused, a search that is done; another folder begins one anew")
+    if search.reused:
+        tell(f"{folder}: {search.reused} of {len(search.trials)} trials reused; another folder begins a search anew")
     chosen = _chosen_options(base, record, options)
     write_atomically(folder / "best.toml", f"# {record['tuned_by']}\n" + _toml(chosen))
     if protocol == "continual":
@@ -212,6 +216,7 @@ class _Search:
         self.kind = strategy_class(base.strategy)
         self.folder, self.observer, self.told = folder / "trials", observer, told
         self.trials: list[Trial] = []
+        self.reused = 0
         # The first warning of each rule, for a reader of the trials.
         self.warnings: dict[str, dict[str, str]] = {}
 
@@ -276,7 +281,11 @@ class _Search:
         folder = RunFolder(self.folder / config.identity()[:8])
         started = time.perf_counter()
         try:
-            result = execute(config, self.scenario, folder, resume=True, observer=self.observer)
+            result = folder.existing(config)
+            if result is not None and result.status == "done":
+                self.reused += 1
+            else:
+                result = execute(config, self.scenario, folder, resume=True, observer=self.observer)
         except ConfigError:
             raise
         except Exception as error:  # whatever a strategy raises: other values may do

@@ -344,7 +344,7 @@ def test_widths_may_be_written_three_ways():
     assert same(states[0], states[2])
 
 
-def test_a_third_party_class_must_be_a_network(monkeypatch):
-    monkeypatch.setattr("clbench.models.load_entry_point", lambda group, kind, name: nn.Linear)
+def test_a_class_of_the_users_own_must_be_a_network(tmp_path):
+    (tmp_path / "net.py").write_text("from torch.nn import Linear\n")
     with pytest.raises(ConfigError, match=r"a subclass of clbench\.models\.Network is accepted"):
-        build_model("linear", (1, 8, 8), seed=0)
+        build_model(f"{tmp_path / 'net.py'}:Linear", (1, 8, 8), seed=0)
