@@ -7,11 +7,12 @@ import types
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from importlib.metadata import EntryPoint, EntryPoints
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pydantic
 
-from clbench.config.errors import ConfigError, unknown
+from clbench.config.errors import ConfigError, shown, unknown
+from clbench.config.plain import as_text, listed, plain
 
 # The entry-point group of what one published protocol alone needs.
 PROTOCOLS = "clbench.protocols"
@@ -119,7 +120,7 @@ def options_model(name: str, fields: Mapping[str, tuple[Any, Any]]) -> type[pyda
     # The overloads of create_model can't express fields that are only known at run time.
     try:
         model: type[pydantic.BaseModel] = pydantic.create_model(name, __config__=config, **dict(fields))  # type: ignore[call-overload]
-    except pydantic.errors.PydanticSchemaGenerationError as error:
+    except Exception as error:  # pydantic has one of its own for each way in which an annotation is none
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{name}: {reason}; an annotated attribute is a hyper-parameter, state needs none") from None
     return model
@@ -153,13 +154,12 @@ def explain(error: pydantic.ValidationError, values: Mapping[str, object]) -> st
     option = str(problems[0]["loc"][0])
     if missing := [str(p["loc"][0]) for p in problems if p["type"] == "missing"]:
         return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} required"
-    accepted = " or ".join(dict.fromkeys(_accepted(p) for p in problems if p["loc"][0] == option))
+    wanted = " or ".join(dict.fromkeys(accepted(p) for p in problems if p["loc"][0] == option))
     value = values.get(option, problems[0]["input"])
-    shown = value if isinstance(value, str) and value.isprintable() else repr(value)
-    return f"{option}={shown if len(shown) <= 60 else shown[:57] + '...'} given, {accepted} accepted"
+    return f"{option}={shown(value)} given, {wanted} accepted"
 
 
-def _accepted(problem: Any) -> str:
+def accepted(problem: Any) -> str:
     """Return what is accepted out of pydantic's message ("Input should be a valid number, unable ...")."""
     message: str = problem["msg"]
     if found := re.search(r"should have (.+?)(?: after validation.*)?$", message):
@@ -169,7 +169,11 @@ def _accepted(problem: Any) -> str:
 
 
 def read_text(annotation: Any, value: object) -> object:
-    """Read text as the annotated type where it can be; everything else is left for the strict validation."""
+    """Read text as the annotated type where it can be, and plain values from what a Python caller has.
+
+    Everything else is left for the strict validation.
+    """
+    value = plain(value)
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return read_text(arguments[0], value)
@@ -183,12 +187,12 @@ def read_text(annotation: Any, value: object) -> object:
         return next((result for _, result in converted if result is not value), value)
     if origin in (list, tuple):
         # JSON and TOML know lists only, and a Python caller may have a tuple: both say the same.
-        entries = _split(arguments, value) if isinstance(value, str) else value
+        entries = _split(arguments, value) if isinstance(value, str) else listed(value)
         if isinstance(entries, (list, tuple)):
-            return origin(read_text(arguments[0], e) if isinstance(value, str) else e for e in entries)
+            return origin(read_text(arguments[0], e) if isinstance(value, str) else plain(e) for e in entries)
         return value
     if not isinstance(value, str):
-        return value
+        return as_text(value) if annotation is str else value
     if origin is Literal:
         return next((choice for choice in arguments if str(choice) == value), value)
     if annotation in (bool, int, float):
@@ -219,14 +223,3 @@ def _split(arguments: tuple[Any, ...], text: str) -> list[str]:
     entry = get_args(arguments[0])[0] if get_origin(arguments[0]) is Annotated else arguments[0]
     dashes = entry is int and re.fullmatch(r"\d+(-\d+)+", text)
     return [part.strip() for part in text.split("-" if dashes else ",")] if text else []
-
-
-def declared_options(cls: type, base: type) -> type[pydantic.BaseModel]:
-    """Return the options that a class declares: its annotated attributes, without those of `base`, and defaults."""
-    known = get_type_hints(base, include_extras=True)
-    hints = {
-        name: hint
-        for name, hint in get_type_hints(cls, include_extras=True).items()
-        if name not in known and not name.startswith("_") and get_origin(hint) is not ClassVar
-    }
-    return options_model(cls.__name__, {name: (hint, getattr(cls, name, ...)) for name, hint in hints.items()})

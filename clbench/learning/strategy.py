@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from clbench.config.errors import ConfigError, RunError, unknown
-from clbench.config.registry import options_model, validate_options
+from clbench.config.contract import Declared
+from clbench.config.errors import ConfigError, RunError, shown, unknown
+from clbench.config.registry import validate_options
 from clbench.config.run import RunConfig, Setting
 from clbench.data.batches import CONVOLVING_PASS_SIZE, Batch, Pipeline
 from clbench.data.scenario import ImageSet, Scenario, Task
@@ -158,18 +159,11 @@ class Strategy:
     model: Network
     memory: Memory | None = None
     _context: Context
-    _options: ClassVar[Any]
+    _options: ClassVar[Any] = Declared()
     _lent: ClassVar[frozenset[str]] = frozenset({"_context"})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        base = get_type_hints(Strategy, include_extras=True)
-        hints = {
-            name: hint
-            for name, hint in get_type_hints(cls, include_extras=True).items()
-            if name not in base and not name.startswith("_") and get_origin(hint) is not ClassVar
-        }
-        cls._options = options_model(cls.__name__, {n: (h, getattr(cls, n, ...)) for n, h in hints.items()})
         own = (n for n, v in vars(cls).items() if isinstance(v, FunctionType) and n not in vars(Strategy))
         for name in (n for n in own if not n.startswith("_")):
             # A hook under a wrong name would never be called, and nobody would know.
@@ -388,6 +382,14 @@ class Strategy:
         for name in self.state():
             del vars(self)[name]
         vars(self).update(state)
+
+
+def nothing(returned: object, who: object, hook: str) -> None:
+    """Refuse what a hook returned whose result has no use; raises RunError."""
+    if returned is not None:
+        raise RunError(
+            f"{type(who).__name__}.{hook} returned {shown(returned)}, which has no effect; it returns nothing"
+        )
 
 
 @contextmanager

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, RunError, shown
 from clbench.data.batches import Batch
 from clbench.learning.compiled import PAST_FEATURES, CompiledFeatures
 from clbench.learning.early_stopping import validation_loss
 from clbench.learning.fit import Fit, Tally, are_finite
 from clbench.learning.importance import grown
-from clbench.learning.strategy import Context, Stage, Strategy, Terms
+from clbench.learning.strategy import Context, Stage, Strategy, Terms, nothing
 from clbench.models.network import Network
 from clbench.results.record import EpochRecord
 from clbench.support.streams import stream, stream_seed
@@ -103,7 +103,7 @@ class Trainer:
 
     def _prepare(self, before: Callable[[], None]) -> None:
         model = self.strategy.model
-        before()
+        nothing(before(), self.strategy, "stages, before of a stage,")
         if self.strategy.model is not model:
             # Statistics of another model's weights mean nothing to a fresh one.
             self.optimizer_state.clear()
@@ -180,7 +180,7 @@ class Trainer:
                 fit.rows.restore()
         self._fill_memory(ids, step)
         if taken:
-            self.strategy.after_step(batch)
+            nothing(self.strategy.after_step(batch), self.strategy, "after_step")
             fit.tally.add(progress.step, terms)
         fit.count(progress, len(ids), taken=taken)
 
@@ -215,10 +215,13 @@ class Trainer:
             reduce(add, terms.values()).backward()
             if skips and not are_finite(terms, fit.trained):
                 return False
-            self.strategy.after_backward(batch)
+            nothing(self.strategy.after_backward(batch), self.strategy, "after_backward")
             penalty = self.strategy.penalty()
             if penalty is None:
                 return True
+            if not isinstance(penalty, Tensor) or penalty.numel() != 1:
+                who = type(self.strategy).__name__
+                raise RunError(f"{who}.penalty returned {shown(penalty)}; a scalar tensor or None is accepted")
             terms["penalty"] = penalty
             if penalty.requires_grad:
                 penalty.backward()

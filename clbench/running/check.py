@@ -1,11 +1,12 @@
 """Checks that refuse a run before any training, once config, scenario and strategy are known together."""
 
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, shown
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario
 from clbench.learning.compiled import refuse_compiled
 from clbench.learning.strategy import Strategy, initial_model
 from clbench.learning.trainer import backbone_below
+from clbench.running.blame import place_of
 
 
 def check_model(config: RunConfig, scenario: Scenario) -> None:
@@ -15,7 +16,23 @@ def check_model(config: RunConfig, scenario: Scenario) -> None:
 
 def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
     """Refuse, before any training, what only scenario and config together show; raises ConfigError."""
-    strategy.check(config, scenario)
+    try:
+        returned = strategy.check(config, scenario)  # type: ignore[func-returns-value]
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a strategy raises
+        raise ConfigError(f"{type(error).__name__}: {error} ({place_of(error)})") from error
+    if returned is not None:
+        raise ConfigError(
+            f"{type(strategy).__name__}.check returned {shown(returned)}, which has no effect; raise ConfigError for "
+            "what the strategy can't work with"
+        )
+    for name, value in config.strategy_options.items():
+        if getattr(strategy, name, None) != value:
+            raise ConfigError(
+                f"{type(strategy).__name__}.__init__ does not keep {name}={shown(value)}; super().__init__(**options) "
+                "does, and what is learnt begins in begin_run"
+            )
     refuse_compiled(config, type(strategy))
     if config.per_task is not None and len(config.per_task) != len(scenario.tasks):
         n = len(scenario.tasks)

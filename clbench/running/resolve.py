@@ -2,13 +2,15 @@
 
 import functools
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, get_args
 
-from clbench.config.errors import ConfigError, unknown
+from clbench.config.errors import ConfigError, shown, unknown
+from clbench.config.plain import as_text, plain
 from clbench.config.registry import (
     PROTOCOLS,
     entry_points,
@@ -21,9 +23,11 @@ from clbench.config.run import GROUPS, RunConfig, Setting, excludes, fields, fil
 from clbench.data.scenario import Scenario
 from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import LOOSE, Strategy, Traits
+from clbench.running.blame import place_of
 
 # Classes handed over in Python, by the name their runs carry.
 _given: dict[str, type[Strategy]] = {}
+_given_scenarios: dict[str, type[ScenarioSpec]] = {}
 
 
 def strategy_class(name: str) -> type[Strategy]:
@@ -59,10 +63,13 @@ def strategy_class(name: str) -> type[Strategy]:
     return loaded
 
 
-def give(strategy: type[Strategy]) -> str:
+def give(cls: type[Strategy] | type[ScenarioSpec]) -> str:
     """Make a class that was handed over in Python known under its name; return the name."""
-    _given[strategy.__name__] = strategy
-    return strategy.__name__
+    if issubclass(cls, ScenarioSpec):
+        _given_scenarios[cls.__name__] = cls
+    else:
+        _given[cls.__name__] = cls
+    return cls.__name__
 
 
 @functools.cache
@@ -77,6 +84,8 @@ def _from_file(name: str) -> object:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
+    except ConfigError as error:  # of a declaration such as Traits(...)
+        raise ConfigError(f"strategy {name!r}: {error}") from error
     except (Exception, SystemExit) as error:  # whatever a user's file raises
         raise ConfigError(f"strategy {name!r}: {path} can't be imported ({type(error).__name__}: {error})") from error
     if not hasattr(module, attribute):
@@ -90,12 +99,35 @@ def scenario_class(name: str) -> type[ScenarioSpec]:
 
     A scenario of one published protocol is found as such a strategy is; see strategy_class().
     """
-    own = name.endswith(".npz") or os.sep in name or os.path.isdir(name)
-    registered = not own or any(entry_points(group, name) for group in ("clbench.scenarios", PROTOCOLS))
-    loaded = load_with_protocols("clbench.scenarios", "scenario", name if registered else "files")
+    if name in _given_scenarios:
+        loaded: Any = _given_scenarios[name]
+    else:
+        own = name.endswith(".npz") or os.sep in name or os.path.isdir(name)
+        registered = not own or any(entry_points(group, name) for group in ("clbench.scenarios", PROTOCOLS))
+        loaded = load_with_protocols("clbench.scenarios", "scenario", name if registered else "files")
     if not (isinstance(loaded, type) and issubclass(loaded, ScenarioSpec)):
         raise ConfigError(f"scenario {name!r} is {loaded!r}; a subclass of clbench.ScenarioSpec is accepted since 0.2")
+    if inspect.isabstract(loaded):
+        raise ConfigError(f"scenario {name!r} has no build; def build(self, config), which makes a Scenario, is needed")
+    if not isinstance(loaded.preset, Mapping):
+        raise ConfigError(f"the preset of scenario {name!r} is {shown(loaded.preset)}; a mapping is accepted")
     return loaded
+
+
+def scenario_given(scenario: Any) -> "str | Scenario":
+    """Return a scenario as it is named, or a Scenario; raises ConfigError for what is neither.
+
+    A path is a name, and a class that is handed over gets one.
+    """
+    if isinstance(scenario, type) and issubclass(scenario, ScenarioSpec) and scenario is not ScenarioSpec:
+        return give(scenario)
+    found = as_text(scenario)
+    if isinstance(found, str | Scenario):
+        return found
+    raise ConfigError(
+        f"scenario={shown(scenario)} given; a name, a path or a clbench.Scenario is accepted (scenarios.split() makes "
+        "one of data), and so is a subclass of clbench.ScenarioSpec"
+    )
 
 
 def parse_scenario(spec: str) -> tuple[str, dict[str, str]]:
@@ -121,16 +153,24 @@ def resolve(
 
     Raises ConfigError.
     """
-    if not isinstance(scenario, str | Scenario):
-        raise ConfigError(f"scenario={scenario!r} given; a name, a path or a clbench.Scenario is accepted")
+    scenario = scenario_given(scenario)
     name, label, bracket = _named(strategy)
     cls = strategy_class(name)
-    asked = {k: v for k, v in options.items() if v is not None and k not in ("strategy_options", "scenario_options")}
-    for key, value in (options.get("scenario_options") or {}).items():
+    asked = {
+        k: v if isinstance(v, str) or k not in fields() else read_text(fields()[k].annotation, v)
+        for k, v in options.items()
+        if v is not None and k not in ("strategy_options", "scenario_options")
+    }
+    for key, value in _table(options, "scenario_options").items():
         if key in asked:
             raise ConfigError(f"{key} is given in scenario_options and outside; once is accepted")
-        asked[key] = value
-    own: dict[str, Any] = dict(options.get("strategy_options") or {})
+        asked[key] = plain(value)
+    own = _table(options, "strategy_options")
+    for key, value in own.items():
+        if key in _trainable_fields() and key not in cls._options.model_fields:
+            raise ConfigError(
+                f"strategy_options has {key}, a field of the run; {key}={shown(value)} beside it is accepted"
+            )
     special = _bracketed(cls, name, bracket, own, {} if shared else asked)
     own |= {key: value for key, value in bracket.items() if key not in special}
     if isinstance(scenario, Scenario):
@@ -150,6 +190,9 @@ def resolve(
     asked = {k: v for k, v in asked.items() if not any(excludes(k, key, pairs) for key in special)} | special
     for key in asked:
         own_options = list(kind._options.model_fields)
+        if key in cls._options.model_fields and key not in fields() and key not in own_options:
+            shape = f"strategy_options={{{key!r}: {shown(asked[key], 30)}}}"
+            raise ConfigError(f"{key} is an option of {name}, not of the run; {shape} is accepted")
         if key not in fields() and key not in own_options:
             # A field of the run may be meant; where none is near, the scenario's own options are named.
             near = get_close_matches(key, fields(), n=1, cutoff=0.6)
@@ -200,11 +243,29 @@ def resolve(
     return config
 
 
+def _table(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the options of a strategy or a scenario by themselves; raises ConfigError for what is no mapping."""
+    given = options.get(name)
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        raise ConfigError(f"{name}={shown(given)} given; a mapping such as {{'strength': 2}} is accepted")
+    return dict(given)
+
+
 def _named(strategy: "str | type[Strategy]") -> tuple[str, str, dict[str, str]]:
     """Return a strategy's name, its label in tables, and the options in its brackets."""
-    if isinstance(strategy, type):
+    if isinstance(strategy, type) and issubclass(strategy, Strategy):
         name = give(strategy)
         return name, name, {}
+    strategy = as_text(strategy)
+    if not isinstance(strategy, str):
+        hint = (
+            f"the class {type(strategy).__name__} itself"
+            if isinstance(strategy, Strategy)
+            else "a subclass of Strategy"
+        )
+        raise ConfigError(f"strategy={shown(strategy)} given; a name or {hint} is accepted")
     name, bracket = parse_spec(strategy)
     return name, strategy if ".py:" in strategy else strategy.replace(" ", ""), bracket
 
@@ -249,9 +310,11 @@ def prepare(config: RunConfig) -> tuple[RunConfig, Scenario]:
     except ConfigError:
         raise
     except Exception as error:  # whatever a scenario of the user's own raises
-        raise ConfigError(f"scenario {config.scenario!r} can't be built ({type(error).__name__}: {error})") from error
+        raise ConfigError(
+            f"scenario {config.scenario!r} can't be built ({type(error).__name__}: {error}); see {place_of(error)}"
+        ) from error
     if not isinstance(scenario, Scenario):
-        raise ConfigError(f"{spec.__name__}.build() returned {scenario!r}; a clbench.Scenario is accepted")
+        raise ConfigError(f"{spec.__name__}.build() returned {shown(scenario)}; a clbench.Scenario is accepted")
     return config.replace(data_fingerprint=scenario.fingerprint), scenario
 
 

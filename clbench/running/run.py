@@ -12,16 +12,20 @@ from typing import Any, ClassVar
 
 import torch
 
-from clbench.config.errors import ConfigError, RunError
+from clbench.config.arguments import checked
+from clbench.config.contract import check_hooks
+from clbench.config.errors import ConfigError, RunError, shown
 from clbench.config.run import RunConfig
 from clbench.data.batches import Pipeline
 from clbench.data.scenario import ImageSet, Scenario, Task
+from clbench.data.spec import ScenarioSpec
 from clbench.learning.evaluation import Evaluation, evaluate
-from clbench.learning.memory import MEMORIES
-from clbench.learning.strategy import Context, Progress, Stage, Strategy, grow_head, new_model
+from clbench.learning.memory import MEMORIES, Memory
+from clbench.learning.strategy import Context, Progress, Stage, Strategy, grow_head, new_model, nothing
 from clbench.learning.trainer import Trainer, backbone_below
 from clbench.results.record import EpochRecord
 from clbench.results.result import Result
+from clbench.running.blame import run_error
 from clbench.running.check import check
 from clbench.running.checkpoint import Checkpoint, Store, Within, learnt, newest, unpack
 from clbench.running.folder import RunFolder, default_folder
@@ -34,8 +38,9 @@ from clbench.support.interruption import Interruption
 from clbench.support.streams import stream
 
 
+@checked
 def run(
-    scenario: str | Scenario,
+    scenario: str | os.PathLike[str] | Scenario | type[ScenarioSpec],
     strategy: str | type[Strategy],
     *,
     out: str | os.PathLike[str] | None = None,
@@ -50,7 +55,7 @@ def run(
 
     A finished run is not repeated; an unfinished one is continued with `resume` and begun again with `force`.
 
-    scenario: a name, perhaps with options in brackets, or a Scenario.
+    scenario: a name, perhaps with options in brackets, a path, a Scenario, or a subclass of ScenarioSpec.
     strategy: a name, perhaps with options in brackets, or a class.
     out: the run's folder; by default runs/SCENARIO/STRATEGY/SEED-HASH.
     observer: is told how the run goes on.
@@ -61,10 +66,12 @@ def run(
     Raises ConfigError for a request that can't be met, before any training, and RunError when the training fails.
     """
     config = resolve(scenario, strategy, options)
-    if isinstance(scenario, str):
-        config, scenario = prepare(config)
+    if isinstance(scenario, Scenario):
+        tasks = scenario
+    else:
+        config, tasks = prepare(config)
     folder = RunFolder(out or default_folder(config))
-    return execute(config, scenario, folder, resume=resume, force=force, observer=observer, track=track, store=store)
+    return execute(config, tasks, folder, resume=resume, force=force, observer=observer, track=track, store=store)
 
 
 def execute(
@@ -91,6 +98,9 @@ def execute(
     methods = ("save_checkpoint", "checkpoints", "drop_checkpoint")
     if isinstance(store, type) or not all(callable(getattr(store, method, None)) for method in methods):
         raise ConfigError(f"store={store!r} given; an object with the methods {', '.join(methods)} is accepted")
+    check_hooks(type(store), Store)
+    if observer is not None:
+        check_hooks(type(observer), Observer)
     strategy = strategy_class(config.strategy)(**config.strategy_options)
     check(config, scenario, strategy)
     if force and not folder.is_ours():
@@ -113,8 +123,14 @@ def execute(
             *([observer] if observer else []),
             *([tracker(folder.path)] if tracker else []),
         ]
-        made = kind(config, scenario, strategy, observers=observers, store=store, trainer=trainer)
-        return made.go(found)
+        try:
+            made = kind(config, scenario, strategy, observers=observers, store=store, trainer=trainer)
+            return made.go(found)
+        except Exception as error:  # of a strategy, an observer or a store, before or after the tasks
+            failure = run_error(error, -1)
+            if failure is error:
+                raise
+            raise failure from error
 
 
 def _reused(found: Result, folder: RunFolder) -> Result:
@@ -175,6 +191,10 @@ class Run:
         if config.memory.policy is not None:
             kind = MEMORIES[config.memory.policy]
             strategy.memory = strategy.new_memory(kind, config.memory.size, config.memory.per_class)
+            if not isinstance(strategy.memory, Memory):
+                raise ConfigError(
+                    f"{type(strategy).__name__}.new_memory returned {shown(strategy.memory)}; a Memory is accepted"
+                )
         self.recorder = Recorder(self.context, strategy)
         self.observers: list[Observer] = [self.recorder, *observers]
         # The task to learn next; what was learnt before it, packed; and where in it a checkpoint was taken.
@@ -215,10 +235,12 @@ class Run:
                 if self._interruption.signal is not None:
                     self._interruption.pass_on()
         except Exception as error:  # whatever a strategy raises
-            kind = "" if isinstance(error, RunError | ConfigError) else f"{type(error).__name__}: "
-            self.recorder.failed(f"{kind}{error}", self.context.progress)
+            failure = run_error(error, self.context.progress.task)
+            self.recorder.failed(str(failure), self.context.progress)
             self._tell("written", record)
-            raise
+            if failure is error:
+                raise
+            raise failure from error
         record.status = "done"
         self._tell("finished", self.strategy.model.state_dict())
         self._tell("written", record)
@@ -239,8 +261,8 @@ class Run:
         view = self._view(task)
         self._evaluating, self._started = 0.0, time.perf_counter()
         if task.index == 0:
-            strategy.begin_run()
-        strategy.begin_task(view)
+            nothing(strategy.begin_run(), strategy, "begin_run")
+        nothing(strategy.begin_task(view), strategy, "begin_task")
         full = self.config.model.head == "full"
         grow_head(strategy.model, self.context, scenario.n_outputs if full else scenario.seen_outputs(task.index))
         if task.index == 0 and self._within is None:
@@ -248,7 +270,7 @@ class Run:
         n_train, epochs = self.train(view)
         trained = time.perf_counter()
         self._fill_memory(view)
-        strategy.end_task(view)
+        nothing(strategy.end_task(view), strategy, "end_task")
         remembered = time.perf_counter()
         before = self._evaluating
         self.recorder.learnt(task.index, self.evaluate())
@@ -327,6 +349,10 @@ class Run:
         began. So data and losses are the same; what was learnt since is put in place now.
         """
         stages = self.strategy.stages(task)
+        if not isinstance(stages, list) or not all(isinstance(stage, Stage) for stage in stages):
+            raise RunError(
+                f"{type(self.strategy).__name__}.stages returned {shown(stages)}; a list of clbench.Stage is accepted"
+            )
         first, epochs, stored = 0, list[EpochRecord](), None
         if (within := self._within) is not None:
             with self._taking_up():
@@ -415,7 +441,7 @@ class Run:
 
     def _tell(self, event: str, *what: Any) -> None:
         for observer in self.observers:
-            getattr(observer, event)(*what)
+            nothing(getattr(observer, event)(*what), observer, event)
 
     def _fill_memory(self, task: Task) -> None:
         """Offer the task's samples to the memory, unless it was filled while they went by."""
