@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.registry import entry_point_names, load_entry_point
 from clbench.scenarios.files import Raw, check_labels, read_npz, require_memory, to_nchw
@@ -46,6 +47,7 @@ class Dataset:
     origin: str
 
 
+@checked
 def load_dataset(
     name_or_path: str, data_root: str | Path, *, offline: bool = False, image_size: int | None = None
 ) -> Dataset:
@@ -89,6 +91,7 @@ def _of_package(name: str, data_root: Path, offline: bool, image_size: int | Non
     return data
 
 
+@checked
 def dataset_from_arrays(
     x_train: Any,
     y_train: Any,
@@ -113,6 +116,7 @@ def dataset_from_arrays(
     return _build(raw, name, name)
 
 
+@checked
 def fingerprint(dataset: Dataset) -> str:
     """Return 32 hexadecimal digits that identify a dataset's images and labels (BLAKE2b)."""
     digest = hashlib.blake2b(digest_size=16)

@@ -25,12 +25,20 @@ class _UnfitError(Exception):
     """A value is of no accepted kind; the text says which are accepted."""
 
 
+class _UnknownError(_UnfitError):
+    """A name is none of some choices."""
+
+    def __init__(self, choices: tuple[Any, ...]) -> None:
+        super().__init__(" or ".join(map(repr, choices)))
+        self.choices = [str(choice) for choice in choices]
+
+
 def checked(function: Checked) -> Checked:
     """Check the arguments of a function, or of a class's constructor, against its annotations when it is called.
 
-    Numbers of numpy and torch serve as Python's, and what has an order as a list; text and sets never do. A number
-    given alone is finite; among others NaN may stand for a missing one. Raises ConfigError that names function,
-    argument, value and what is accepted, also for an argument that is missing or unknown.
+    Numbers of numpy and torch serve as Python's, and what has an order as a list; text and sets never do. None of
+    several numbers is infinite. Raises ConfigError that names function, argument, value and what is accepted, also for
+    an argument that is missing or unknown.
     """
     if isinstance(function, type):
         made: Any = function
@@ -65,6 +73,8 @@ def checked(function: Checked) -> Checked:
             for name, value in kwargs.items():
                 if name in acceptors:
                     kwargs[name] = acceptors[name](value)
+        except _UnknownError as nameless:
+            raise unknown(name.replace("_", " "), value, nameless.choices) from None
         except _UnfitError as unfit:
             raise ConfigError(f"{owner}: {name}={shown(value)} given, {unfit} accepted") from None
         return function(*fit, **kwargs)
@@ -124,7 +134,7 @@ def _acceptors(function: Callable[..., Any]) -> dict[str, Accept]:
 def _acceptor(annotation: Any, *, inside: bool = False) -> Accept | None:
     """Return what gives a value of the annotated kind, or raises _UnfitError; None where every value may do.
 
-    inside: the value is one of several, so a number may be NaN.
+    inside: the value is one of several.
     """
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -133,6 +143,8 @@ def _acceptor(annotation: Any, *, inside: bool = False) -> Accept | None:
         return _any_of(annotation, inside=inside)
     if origin is Literal:
         return functools.partial(_one_of, parts)
+    if annotation is Any:
+        return None
     if annotation is None or annotation is types.NoneType:
         return _none
     if annotation is bool:
@@ -236,6 +248,8 @@ def _one_of(choices: tuple[Any, ...], value: Any) -> Any:
     for choice in choices:
         if type(value) is type(choice) and value == choice:
             return value
+    if isinstance(value, str):
+        raise _UnknownError(choices)
     raise _UnfitError(" or ".join(map(repr, choices)))
 
 
@@ -269,7 +283,7 @@ def _number(inside: bool, value: Any) -> float:
             float(value)
         except OverflowError:
             raise _UnfitError("a number below 1e308") from None
-    if not (math.isfinite(value) or (inside and value != value)):
+    if inside and math.isinf(value):
         raise _UnfitError("a finite number")
     return typing.cast(float, value)
 

@@ -8,14 +8,15 @@ its slots empty.
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, shown, unknown
+from clbench.config.plain import plain
 
 # Herding distances that differ by less are ties: rounding must not decide between equally good samples.
 _TIE = 1e-12
@@ -41,6 +42,11 @@ def quotas(
         raise ConfigError(
             f"a memory got {given}; accepted: a size in total or a size per class, which exclude each other"
         )
+    size, per_class, n_classes = plain(size), plain(per_class), plain(n_classes)
+    if not isinstance(n_classes, int) or n_classes < 0:
+        raise ConfigError(f"a memory of {shown(n_classes)} classes; accepted: 0 or more")
+    if rounding not in get_args(Rounding):
+        raise unknown("rounding", str(rounding), get_args(Rounding))
     for name, value in (("size", size), ("size per class", per_class)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
             raise ConfigError(f"memory {name} {value!r}; accepted: an integer of 0 or more")
@@ -67,13 +73,7 @@ def herding(features: Tensor | npt.NDArray[np.floating], m: int) -> Tensor:
     than [n, d] and values that are not finite. Rebuffi et al. 2017, arXiv:1611.07725, algorithm 4, which
     leaves repeats open.
     """
-    x = torch.as_tensor(features).detach().to(device="cpu", dtype=torch.float64)
-    if x.ndim != 2:
-        raise ConfigError(f"herding got features of shape {tuple(x.shape)}; accepted: [samples, features]")
-    if m < 0:
-        raise ConfigError(f"herding was asked for {m} samples; accepted: 0 or more")
-    if not x.isfinite().all():
-        raise ConfigError("herding got features that are NaN or infinite; accepted: finite values")
+    x, m = _rows(features), _count(m, "samples asked of herding")
     norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     x = x / torch.where(norms > 0, norms, 1.0)
     squared_norms = (norms[:, 0] > 0).double()
@@ -100,7 +100,7 @@ def argmax_herding(features: Tensor | npt.NDArray[np.floating], m: int, steps: i
     it has met before, and adds mu - row to w; it ends with m different rows or after `steps` steps. So there can be
     fewer than m. Computed in float64 on the CPU. Rebuffi et al. 2017, arXiv:1611.07725.
     """
-    x = torch.as_tensor(features).detach().to(device="cpu", dtype=torch.float64)
+    x, m, steps = _rows(features), _count(m, "samples asked of herding"), _count(steps, "steps of herding")
     norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     x = x / torch.where(norms > 0, norms, 1.0)
     mean = x.mean(dim=0)
@@ -112,6 +112,35 @@ def argmax_herding(features: Tensor | npt.NDArray[np.floating], m: int, steps: i
         met[best] = None
         w += mean - x[best]
     return torch.tensor(list(met), dtype=torch.int64)
+
+
+def _rows(features: object) -> Tensor:
+    """Return features [n, d] as float64 on the CPU; raises ConfigError."""
+    try:
+        x = torch.as_tensor(features).detach().to(device="cpu", dtype=torch.float64)
+    except Exception:  # of any kind, as it may be any object
+        raise ConfigError(f"herding got features={shown(features)}; accepted: numbers [samples, features]") from None
+    if x.ndim != 2:
+        raise ConfigError(f"herding got features of shape {tuple(x.shape)}; accepted: [samples, features]")
+    if not x.isfinite().all():
+        raise ConfigError("herding got features that are NaN or infinite; accepted: finite values")
+    return x
+
+
+def _count(given: object, what: str) -> int:
+    """Return a number of samples or steps; raises ConfigError."""
+    n = plain(given)
+    if not isinstance(n, int) or isinstance(n, bool) or n < 0:
+        raise ConfigError(f"{shown(given)} {what}; accepted: an integer of 0 or more")
+    return n
+
+
+def _integers(name: str, given: object) -> Tensor:
+    """Return ids or classes as a tensor on the CPU; raises ConfigError for what is none."""
+    try:
+        return torch.as_tensor(given).cpu()
+    except Exception:  # of any kind, as it may be any object
+        raise ConfigError(f"a memory got {name}={shown(given)}; accepted: int64 [n]") from None
 
 
 class Memory(ABC):
@@ -129,10 +158,10 @@ class Memory(ABC):
 
     def __init__(self, size: int | None = None, per_class: int | None = None, rounding: Rounding = "spare") -> None:
         """Raise ConfigError unless exactly one budget is given, as an integer of 0 or more."""
-        quotas(1, size, per_class)
-        self.size = size
+        quotas(1, size, per_class, rounding)
+        self.size: int | None = plain(size)
         self.rounding = rounding
-        self.per_class = per_class
+        self.per_class: int | None = plain(per_class)
         self.ids = torch.empty(0, dtype=torch.int64)
         self.classes = torch.empty(0, dtype=torch.int64)
         self.seen: dict[int, int] = {}
@@ -150,7 +179,9 @@ class Memory(ABC):
         `generator` is a CPU generator. Raises ConfigError, and leaves the memory as it was, for tensors
         that don't fit each other or are not int64, and for features that are missing or not finite.
         """
-        ids, classes = ids.cpu(), classes.cpu()
+        ids, classes = _integers("ids", ids), _integers("classes", classes)
+        if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+            raise ConfigError(f"a memory got generator={shown(generator)}; accepted: a torch.Generator on the CPU")
         if ids.shape != classes.shape or ids.ndim != 1 or {ids.dtype, classes.dtype} != {torch.int64}:
             raise ConfigError(
                 f"a memory got ids {ids.dtype} {tuple(ids.shape)} and classes {classes.dtype} "
@@ -185,6 +216,9 @@ class Memory(ABC):
         Each id then comes n // len(self) times or once more. Raises ConfigError where there is nothing to
         draw from.
         """
+        n = _count(n, "samples asked of a memory")
+        if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+            raise ConfigError(f"a memory got generator={shown(generator)}; accepted: a torch.Generator on the CPU")
         if n > 0 and len(self) == 0:
             raise ConfigError(f"{n} samples asked of a memory that is empty")
         rounds = [torch.randperm(len(self), generator=generator) for _ in range(-(-n // max(len(self), 1)))]
@@ -308,8 +342,8 @@ class HerdingMemory(_QuotaMemory):
     needs_features = True
 
     def _keys(self, groups: Tensor, quota: Tensor, generator: torch.Generator, features: Tensor | None) -> Tensor:
-        if features is None or len(features) != len(groups):
-            got = "none" if features is None else f"{len(features)} rows"
+        if not isinstance(features, Tensor) or len(features) != len(groups):
+            got = "none" if not isinstance(features, Tensor) else f"{len(features)} rows"
             raise ConfigError(f"a herded memory got {len(groups)} samples and {got} of features; accepted: one each")
         if int(groups.min()) < len(self.seen):
             again = list(self.seen)[int(groups.min())]

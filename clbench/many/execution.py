@@ -12,8 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from clbench.config.errors import ConfigError, RunError
+from clbench.config.errors import ConfigError, RunError, shown
+from clbench.config.plain import listed
 from clbench.data.scenario import Scenario
+from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import Context, Strategy
 from clbench.learning.trainer import Trainer
 from clbench.many.cluster import Cluster, on_ray
@@ -39,7 +41,7 @@ MOST_RUNS = 100_000
 class Request:
     """One requested run, and the words that name it in an error."""
 
-    scenario: str | Scenario
+    scenario: str | os.PathLike[str] | Scenario | type[ScenarioSpec]
     strategy: str | type[Strategy]
     options: Mapping[str, Any]
     place: str = ""
@@ -84,7 +86,7 @@ def plan_requests(
             owner[identity] = config.label
         except ConfigError as error:
             raise ConfigError(f"{request.place}: {error}" if request.place else str(error)) from None
-        given = request.strategy if isinstance(request.strategy, type) else None
+        given = tuple(part for part in (request.strategy, request.scenario) if isinstance(part, type))
         planned.append(PlannedRun(config, default_folder(config, out), given))
     make_folder(out)
     return planned
@@ -92,16 +94,17 @@ def plan_requests(
 
 def seed_list(seeds: Any) -> Sequence[int]:
     """Return the given seeds, or 0, 1, ... for a number of seeds; raises ConfigError."""
+    seeds = listed(seeds)
     if isinstance(seeds, int):
         if isinstance(seeds, bool) or not 1 <= seeds <= MOST_RUNS:
             raise ConfigError(f"seeds={seeds}: a number from 1 to {MOST_RUNS:,}, or a list of seeds, is accepted")
         return range(seeds)
-    if not isinstance(seeds, list | tuple | range):
-        raise ConfigError(f"seeds={seeds!r}: a number of seeds, or a list of them, is accepted")
+    if not isinstance(seeds, list) or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
+        raise ConfigError(f"seeds={shown(seeds)}: a number of seeds, or a list of them, is accepted")
     if len(set(seeds)) != len(seeds) or not seeds:
-        shown = ",".join(map(str, seeds)) or "[]"
-        raise ConfigError(f"seeds={shown}: at least one seed, each once, is accepted")
-    return list(seeds)
+        listing = ",".join(map(str, seeds)) or "[]"
+        raise ConfigError(f"seeds={listing}: at least one seed, each once, is accepted")
+    return seeds
 
 
 def lives_on_memory(strategy: str | type[Strategy]) -> bool:
@@ -130,6 +133,8 @@ def run_planned(
     seeds_together: train the runs that differ only in the seed in one batched model, or raise ConfigError.
     A run that another process is doing is waited for at the end, and taken over if that process is gone.
     """
+    if jobs < 1:
+        raise ConfigError(f"jobs={jobs} given, 1 or more accepted")
     if track is not None:
         from clbench.running.tracking import require_tracker
 
@@ -207,8 +212,8 @@ def _do(
 ) -> Outcome:
     """Do one run; `seen` is the stamp that its run.json had before the first of all runs began."""
     try:
-        if item.given is not None:
-            give(item.given)  # to a worker process, which has not seen it
+        for part in item.given:
+            give(part)  # to a worker process, which has not seen it
         if not force and seen != _stamp(item.folder):
             if _finished(item) is not None:
                 return Outcome(item, source="elsewhere")
@@ -254,7 +259,7 @@ def _refuse_together(planned: Sequence[PlannedRun], jobs: int, cluster: Cluster 
     possible = [name for name in entry_point_names("clbench.strategies") if strategy_class(name).traits.seeds_together]
     # Once for all seeds.
     for item in {item.config.identity(without_seed=True): item for item in planned}.values():
-        refuse_together(item.config, item.given or strategy_class(item.config.strategy), possible)
+        refuse_together(item.config, strategy_class(item.config.strategy), possible)
 
 
 def _together(items: Sequence[PlannedRun], work: Sequence[Callable[..., Outcome]]) -> Iterator[Outcome]:

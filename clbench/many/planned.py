@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Literal
 
 from clbench.config.run import RunConfig
+from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import Strategy
 from clbench.results.result import Result
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One complete, checked run, its folder, and the strategy's class if the caller passed a class."""
+    """One complete, checked run, its folder, and the classes that the caller passed: strategy, scenario."""
 
     config: RunConfig
     folder: Path
-    given: type[Strategy] | None = None
+    given: tuple[type[Strategy] | type[ScenarioSpec], ...] = ()
 
 
 @dataclass(frozen=True)

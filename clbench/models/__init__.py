@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError
 from clbench.config.registry import load_entry_point, options_model, parse_spec, validate_options
 from clbench.models.network import Head, Network
@@ -13,6 +14,7 @@ from clbench.models.network import Head, Network
 __all__ = ["Head", "Network", "build_model"]
 
 
+@checked
 def build_model(spec: str, image_shape: tuple[int, int, int], seed: int) -> Network:
     """Build a model for images of shape [C, H, W]; its weights are a function of the arguments alone.
 

@@ -136,7 +136,7 @@ def parse_scenario(spec: str) -> tuple[str, dict[str, str]]:
 
 
 def resolve(
-    scenario: "str | Scenario",
+    scenario: "str | os.PathLike[str] | Scenario | type[ScenarioSpec]",
     strategy: "str | type[Strategy]",
     options: Mapping[str, Any],
     *,

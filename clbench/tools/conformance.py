@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clbench.config.errors import ConfigError
+from clbench.config.arguments import checked
+from clbench.config.errors import ConfigError, unknown
+from clbench.config.registry import parse_spec
 from clbench.config.run import RunConfig, Setting
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.memory import Memory
@@ -440,16 +442,26 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
 }
 
 
+@checked
 def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None = None) -> list[CheckResult]:
     """Run the checks on a strategy (a class, a registered name, or path.py:Class) and return what each found.
 
+    A name may carry options of the strategy in brackets. checks: those that are done, by name; by default all.
     A strategy may declare a check not applicable: `Traits(..., not_applicable={"neutral_at_zero": "the reason"})`.
     """
-    cls = strategy_class(strategy if isinstance(strategy, str) else give(strategy))
+    name, bracket = parse_spec(strategy) if isinstance(strategy, str) else (give(strategy), {})
+    cls = strategy_class(name)
+    if bracket:
+        values = cls.validate(bracket, name)
+        named = {"__doc__": cls.__doc__, "__module__": cls.__module__}
+        cls = type(cls.__name__, (cls,), named | {option: values[option] for option in bracket})
+    for check in checks or ():
+        if check not in CHECKS:
+            raise unknown("check", check, CHECKS)
     if not runner_of(cls).continues:
         raise ConfigError(f"{strategy} trains by its own loop; the kit checks strategies that the engine trains")
     outcomes = []
-    for name in checks or CHECKS:
+    for name in CHECKS if checks is None else checks:
         if name in cls.traits.not_applicable:
             outcomes.append(CheckResult(name, "not applicable", cls.traits.not_applicable[name]))
             continue

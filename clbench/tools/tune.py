@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, RunError, unknown
+from clbench.config.plain import plain
 from clbench.config.registry import parse_spec
 from clbench.config.run import RunConfig, make_config
 from clbench.config.space import Choices, Log, Space, declared, read_space
 from clbench.data.scenario import Images, ImageSet, Scenario
+from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import Strategy
 from clbench.results.result import Result
 from clbench.running.check import check
@@ -53,8 +56,9 @@ class Tuned:
     folder: Path
 
 
+@checked
 def tune(
-    scenario: str | Scenario,
+    scenario: str | os.PathLike[str] | Scenario | type[ScenarioSpec],
     strategy: str | type[Strategy],
     *,
     protocol: str = "first-k-tasks",
@@ -88,10 +92,10 @@ def tune(
     if trials is not None and trials < 1:
         raise ConfigError(f"trials={trials}: 1 or more is accepted")
     _refuse(options)
-    if isinstance(scenario, str):
+    if not isinstance(scenario, Scenario):
         if options.get("validation") is None:
             options["validation"] = VALIDATION
-        if not options["validation"]:
+        if plain(options["validation"]) in (0, False):
             raise ConfigError("validation=0 holds nothing out to choose by; a share such as 0.1 is accepted")
         _, given = prepare(resolve(scenario, strategy, options))
     else:
@@ -100,7 +104,7 @@ def tune(
     if protocol == "first-k-tasks":
         first = _first_tasks(FIRST_TASKS if first_tasks is None else first_tasks, given)
     tasks = held_out(given, first)
-    if isinstance(scenario, str):
+    if not isinstance(scenario, Scenario):
         base = resolve(scenario, strategy, options).replace(data_fingerprint=tasks.fingerprint)
     else:
         base = resolve(tasks, strategy, options)
