@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from clbench.config.errors import ConfigError, shown, unknown
-from clbench.config.plain import as_text, listed, plain
+from clbench.config.plain import listed, plain
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
 Accept = Callable[[Any], Any]
@@ -28,9 +28,9 @@ class _UnfitError(Exception):
 class _UnknownError(_UnfitError):
     """A name is none of some choices."""
 
-    def __init__(self, choices: tuple[Any, ...]) -> None:
+    def __init__(self, name: str, choices: tuple[Any, ...]) -> None:
         super().__init__(" or ".join(map(repr, choices)))
-        self.choices = [str(choice) for choice in choices]
+        self.name, self.choices = name, [str(choice) for choice in choices]
 
 
 def checked(function: Checked) -> Checked:
@@ -74,7 +74,7 @@ def checked(function: Checked) -> Checked:
                 if name in acceptors:
                     kwargs[name] = acceptors[name](value)
         except _UnknownError as nameless:
-            raise unknown(name.replace("_", " "), value, nameless.choices) from None
+            raise unknown(name.replace("_", " "), nameless.name, nameless.choices) from None
         except _UnfitError as unfit:
             raise ConfigError(f"{owner}: {name}={shown(value)} given, {unfit} accepted") from None
         return function(*fit, **kwargs)
@@ -159,7 +159,8 @@ def _acceptor(annotation: Any, *, inside: bool = False) -> Accept | None:
         return functools.partial(_class, parts[0])
     if origin in (list, tuple, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection):
         fixed = origin is tuple and parts[-1] is not ...
-        entry = None if fixed else _acceptor(parts[0], inside=True)
+        same = not fixed or len(set(parts)) == 1
+        entry = _acceptor(parts[0], inside=True) if same else None
         if origin is collections.abc.Iterable:
             return functools.partial(_some, entry, _says(parts[0]), _is_scalar(parts[0]))
         return functools.partial(_entries, entry, _says(parts[0]), origin is tuple, len(parts) if fixed else None)
@@ -178,7 +179,7 @@ def _acceptor(annotation: Any, *, inside: bool = False) -> Accept | None:
 def _says(annotation: Any) -> str:
     """Return an annotated kind in words."""
     origin, parts = get_origin(annotation), get_args(annotation)
-    words = {int: "an integer", float: "a number", bool: "True or False", str: "text", types.NoneType: "None"}
+    words = {int: "an integer", float: "a number", bool: "True and False", str: "text", types.NoneType: "None"}
     if annotation in words:
         return words[annotation]
     if origin is Annotated:
@@ -249,7 +250,7 @@ def _one_of(choices: tuple[Any, ...], value: Any) -> Any:
         if type(value) is type(choice) and value == choice:
             return value
     if isinstance(value, str):
-        raise _UnknownError(choices)
+        raise _UnknownError(value, choices)
     raise _UnfitError(" or ".join(map(repr, choices)))
 
 
@@ -262,16 +263,16 @@ def _flag(value: Any) -> bool:
     value = plain(value)
     if value is True or value is False:
         return bool(value)
-    raise _UnfitError("True or False")
+    raise _UnfitError("True and False")
 
 
 def _integer(value: Any) -> int:
-    if type(value) is int:
-        return value
     value = plain(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return int(value)
-    raise _UnfitError("an integer")
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _UnfitError("an integer")
+    if not -(2**63) <= value < 2**63:
+        raise _UnfitError("an integer of 64 bits")
+    return int(value)
 
 
 def _number(inside: bool, value: Any) -> float:
@@ -295,7 +296,7 @@ def _text(value: Any) -> str:
 
 
 def _path(value: Any) -> Any:
-    path = as_text(value)
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
     if isinstance(path, str) and path and "\0" not in path:
         return value
     raise _UnfitError("a path")
@@ -326,6 +327,8 @@ def _each(accept: Accept | None, said: str, values: Iterable[Any]) -> Iterator[A
     for value in values:
         try:
             yield value if accept is None else accept(value)
+        except _UnknownError:
+            raise
         except _UnfitError as unfit:
             raise _UnfitError(f"{unfit or said} for each entry") from None
 

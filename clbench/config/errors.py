@@ -37,10 +37,8 @@ def one_line(text: str, longest: int) -> str:
 
 
 def shown(value: object, longest: int = 60) -> str:
-    """Return a value as a sentence shows it: text as it is, an array by its shape, all else as Python writes it."""
-    if isinstance(value, str) and value.isprintable():
-        text = value
-    elif (shape := getattr(value, "shape", None)) and not isinstance(value, type):
+    """Return a value as a sentence shows it: an array by its shape, all else as Python writes it, cut if it is long."""
+    if (shape := getattr(value, "shape", None)) and not isinstance(value, type):
         text = f"<{type(value).__name__} of shape {tuple(shape)}>"
     else:
         try:

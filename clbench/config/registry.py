@@ -156,7 +156,9 @@ def explain(error: pydantic.ValidationError, values: Mapping[str, object]) -> st
         return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} required"
     wanted = " or ".join(dict.fromkeys(accepted(p) for p in problems if p["loc"][0] == option))
     value = values.get(option, problems[0]["input"])
-    return f"{option}={shown(value)} given, {wanted} accepted"
+    # What was typed is text, and shown as it was typed.
+    text = value[:60] if isinstance(value, str) and value.isprintable() else shown(value)
+    return f"{option}={text} given, {wanted} accepted"
 
 
 def accepted(problem: Any) -> str:

@@ -38,18 +38,16 @@ def quotas(
     ConfigError unless exactly one of `size` (in total) and `per_class` is given, as an integer of 0 or more.
     """
     if (size is None) == (per_class is None):
-        given = "neither" if size is None else f"both {size} in total and {per_class} per class"
+        given = "neither" if size is None else f"both {shown(size)} in total and {shown(per_class)} per class"
         raise ConfigError(
             f"a memory got {given}; accepted: a size in total or a size per class, which exclude each other"
         )
-    size, per_class, n_classes = plain(size), plain(per_class), plain(n_classes)
-    if not isinstance(n_classes, int) or n_classes < 0:
-        raise ConfigError(f"a memory of {shown(n_classes)} classes; accepted: 0 or more")
-    if rounding not in get_args(Rounding):
-        raise unknown("rounding", str(rounding), get_args(Rounding))
+    size, per_class, n_classes = plain(size), plain(per_class), _count(n_classes, "classes of a memory")
+    if not isinstance(rounding, str) or rounding not in get_args(Rounding):
+        raise unknown("rounding", shown(rounding), get_args(Rounding))
     for name, value in (("size", size), ("size per class", per_class)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            raise ConfigError(f"memory {name} {value!r}; accepted: an integer of 0 or more")
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63):
+            raise ConfigError(f"memory {name} {shown(value)}; accepted: an integer of 0 or more")
     if per_class is not None:
         return [per_class] * n_classes
     assert size is not None
@@ -118,11 +116,12 @@ def _rows(features: object) -> Tensor:
     """Return features [n, d] as float64 on the CPU; raises ConfigError."""
     try:
         x = torch.as_tensor(features).detach().to(device="cpu", dtype=torch.float64)
+        finite = bool(x.isfinite().all())
     except Exception:  # of any kind, as it may be any object
         raise ConfigError(f"herding got features={shown(features)}; accepted: numbers [samples, features]") from None
     if x.ndim != 2:
         raise ConfigError(f"herding got features of shape {tuple(x.shape)}; accepted: [samples, features]")
-    if not x.isfinite().all():
+    if not finite:
         raise ConfigError("herding got features that are NaN or infinite; accepted: finite values")
     return x
 
@@ -130,8 +129,8 @@ def _rows(features: object) -> Tensor:
 def _count(given: object, what: str) -> int:
     """Return a number of samples or steps; raises ConfigError."""
     n = plain(given)
-    if not isinstance(n, int) or isinstance(n, bool) or n < 0:
-        raise ConfigError(f"{shown(given)} {what}; accepted: an integer of 0 or more")
+    if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n <= 10**7:
+        raise ConfigError(f"{shown(given)} {what}; accepted: an integer of 0 or more, at most 10,000,000")
     return n
 
 
@@ -237,11 +236,13 @@ class ReservoirMemory(Memory):
     streaming = True
 
     def __init__(self, size: int | None = None, per_class: int | None = None, rounding: Rounding = "spare") -> None:
-        if rounding != "spare":
-            raise ConfigError(f"a reservoir memory knows no classes, so no rounding {rounding!r}; 'spare' is accepted")
+        if not isinstance(rounding, str) or rounding != "spare":
+            raise ConfigError(
+                f"a reservoir memory knows no classes, so no rounding {shown(rounding)}; 'spare' is accepted"
+            )
         if per_class is not None:
             raise ConfigError(
-                f"a reservoir memory can't keep {per_class} samples per class; accepted: a size in "
+                f"a reservoir memory can't keep {shown(per_class)} samples per class; accepted: a size in "
                 "total, or the memory 'balanced' for a size per class"
             )
         super().__init__(size)
@@ -342,9 +343,9 @@ class HerdingMemory(_QuotaMemory):
     needs_features = True
 
     def _keys(self, groups: Tensor, quota: Tensor, generator: torch.Generator, features: Tensor | None) -> Tensor:
-        if not isinstance(features, Tensor) or len(features) != len(groups):
-            got = "none" if not isinstance(features, Tensor) else f"{len(features)} rows"
-            raise ConfigError(f"a herded memory got {len(groups)} samples and {got} of features; accepted: one each")
+        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(groups):
+            got = f"those of shape {tuple(features.shape)}" if isinstance(features, Tensor) else shown(features)
+            raise ConfigError(f"a herded memory got {len(groups)} samples and as features {got}; accepted: a row each")
         if int(groups.min()) < len(self.seen):
             again = list(self.seen)[int(groups.min())]
             raise ConfigError(f"class {again} was offered to a herded memory before; accepted: each class once")

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FunctionType
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from clbench.config.arguments import checked
 from clbench.config.contract import Declared
 from clbench.config.errors import ConfigError, RunError, shown, unknown
 from clbench.config.registry import validate_options
@@ -42,6 +43,7 @@ LOOSE = {
 }
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Traits:
     """What a strategy declares about itself; raises ConfigError for a value that is not accepted.
@@ -76,19 +78,11 @@ class Traits:
     def __post_init__(self) -> None:
         if not self.settings:
             raise ConfigError(f"settings=() given; one or more of {', '.join(get_args(Setting))} are accepted")
-        for name, hint in get_type_hints(Traits).items():
-            given = getattr(self, name)
-            if hint is bool and not isinstance(given, bool):
-                raise ConfigError(f"{name}={given!r} given; True and False are accepted")
-            accepted = (
-                get_args(Setting) if name == "settings" else MEMORIES if name == "memory_policy" else get_args(hint)
-            )
-            if name in ("settings", "memory_policy") or get_origin(hint) is Literal:
-                for value in given if name == "settings" else [given]:
-                    if value not in accepted:
-                        raise unknown(name, str(value), accepted)
+        if self.memory_policy not in MEMORIES:
+            raise unknown("memory_policy", self.memory_policy, MEMORIES)
 
 
+@checked
 @dataclass(frozen=True)
 class Stage:
     """One fit on one set of samples: a declaration, so it can be repeated after an interruption.
@@ -110,6 +104,13 @@ class Stage:
     loss: Callable[[Batch], Terms] | None = None
     before: Callable[[], None] | None = None
     watched: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.epochs or 0, self.iterations or 0) < 0 or not (self.lr is None or 0 < self.lr < float("inf")):
+            raise ConfigError(
+                f"a stage got epochs={self.epochs}, iterations={self.iterations}, lr={self.lr}; numbers of 0 or more and "
+                "a rate above 0 are accepted"
+            )
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from clbench.config.arguments import checked
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, shown
 from clbench.config.registry import load_entry_point, options_model, parse_spec, validate_options
 from clbench.models.network import Head, Network
 
@@ -22,6 +22,8 @@ def build_model(spec: str, image_shape: tuple[int, int, int], seed: int) -> Netw
     together; names come from the entry-point group `clbench.models`. The random streams of torch do not move.
     Raises ConfigError for an unknown name or option and for a value out of range.
     """
+    if min(image_shape) < 1:
+        raise ConfigError(f"image_shape={shown(image_shape)} given; [C, H, W] of 1 or more each is accepted")
     text, values = parse_spec(spec)
     name, colon, widths = (part.strip() for part in text.partition(":"))
     model = load_entry_point("clbench.models", "model", name)

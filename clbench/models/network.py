@@ -15,6 +15,8 @@ class Head(nn.Linear):
 
     @checked
     def __init__(self, in_features: int, out_features: int = 0) -> None:
+        if in_features < 1 or out_features < 0 or in_features * (out_features or 1) > 10**10:
+            raise ConfigError(f"a head of {in_features} features and {out_features} outputs; 1 and 0 or more accepted")
         super().__init__(in_features, out_features)
 
     def reset_parameters(self) -> None:

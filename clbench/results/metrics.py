@@ -58,8 +58,8 @@ def metric(sentence: str, *, better: Direction = "higher", unit: Unit = "%") -> 
     if not isinstance(sentence, str) or not sentence.strip():
         raise ConfigError(f"metric({shown(sentence)}) given; @metric('A sentence that defines it.') is accepted")
     for what, given, accepted in (("better", better, get_args(Direction)), ("unit", unit, get_args(Unit))):
-        if given not in accepted:
-            raise unknown(what, str(given), accepted)
+        if not isinstance(given, str) or given not in accepted:
+            raise unknown(what, shown(given), accepted)
 
     def register(function: Formula) -> Formula:
         if not isfunction(function) or iscoroutinefunction(function) or isgeneratorfunction(function):
@@ -102,9 +102,7 @@ def _value(name: str, metric: Metric, given: Mapping[str, Any]) -> float | None:
     value = plain(metric.function(**{key: given[key] for key in metric.inputs}))
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)):
         return value
-    raise ConfigError(
-        f"the metric {name} returned {shown(value)}; a finite number or None is accepted"
-    )
+    raise ConfigError(f"the metric {name} returned {shown(value)}; a finite number or None is accepted")
 
 
 def completed(R: npt.ArrayLike) -> Floats:
@@ -306,9 +304,10 @@ def minima(R: npt.ArrayLike, evaluations: Iterable[tuple[int, Sequence[float | N
     within = list(evaluations)
     if not within:
         return None
-    if not all(len(row) == np.shape(R)[0] for _, row in within):
-        raise ConfigError("an evaluation has another number of accuracies than the matrix has tasks")
+    completed(R)
     matrix = _numbers("the accuracy matrix", R)
+    if not all(isinstance(row, Sequence) and len(row) == len(matrix) for _, row in within):
+        raise ConfigError("an evaluation has another number of accuracies than the matrix has tasks")
     lowest = np.full(len(matrix) - 1, np.nan)
     for j in range(len(lowest)):
         seen = [value for task, row in within if task > j and (value := row[j]) is not None]
@@ -349,9 +348,14 @@ def confusion_matrix(targets: npt.ArrayLike, predictions: npt.ArrayLike, n_class
 
     Raises ConfigError where the two differ in length or hold anything but integers in 0..n_classes-1.
     """
-    rows, columns = np.asarray(plain(targets)), np.asarray(plain(predictions))
-    if n_classes < 1:
-        raise ConfigError(f"n_classes={n_classes}; accepted: 1 or more")
+    if not 1 <= n_classes <= 30_000:
+        raise ConfigError(f"n_classes={n_classes}; accepted: 1 to 30,000")
+    try:
+        rows, columns = np.asarray(plain(targets)), np.asarray(plain(predictions))
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"targets={shown(targets)} and predictions={shown(predictions)} given; integers [n] are accepted"
+        ) from None
     if rows.shape != columns.shape or rows.ndim != 1:
         raise ConfigError(f"targets of shape {rows.shape} and predictions of shape {columns.shape}; accepted: both [n]")
     for name, values in (("targets", rows), ("predictions", columns)):

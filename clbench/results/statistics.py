@@ -179,9 +179,7 @@ def sign_flip(differences: "npt.ArrayLike") -> "npt.NDArray[np.float64]":
     except (TypeError, ValueError, OverflowError):
         columns = np.empty(0)
     if columns.ndim < 1 or not len(columns) or not np.isfinite(columns).all():
-        raise ConfigError(
-            f"differences={shown(differences)} given; one or more finite numbers [n, ...] are accepted"
-        )
+        raise ConfigError(f"differences={shown(differences)} given; one or more finite numbers [n, ...] are accepted")
     signs = _signs(len(columns))
     # Sums that differ only by rounding count as equally extreme.
     observed = np.abs(columns.sum(axis=0)) * (1 - 1e-9)
