@@ -29,8 +29,10 @@ def plain(value: Any) -> Any:
         raise ConfigError(f"an array of {count:,} entries is given where an option belongs; at most 1,000,000 accepted")
     try:
         return value.tolist()
-    except Exception:  # an array without values, such as one on the device "meta"
-        return value
+    except Exception:  # of its own kind in each library
+        raise ConfigError(
+            "an array is given whose values can't be read, such as a sparse one; a list is accepted"
+        ) from None
 
 
 def listed(value: Any) -> Any:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, shown, unknown
 from clbench.config.plain import plain
 
@@ -56,7 +57,8 @@ def quotas(
     return [size // n_classes + (index < size % n_classes) for index in range(n_classes)]
 
 
-def herding(features: Tensor | npt.NDArray[np.floating], m: int) -> Tensor:
+@checked
+def herding(features: Tensor | npt.ArrayLike, m: int) -> Tensor:
     """Return the indices of `m` rows of `features` [n, d] in herding order, int64 [min(m, n)].
 
     The rule: every row is divided by its L2 norm (zero rows stay zero); mu is the mean of these rows, not
@@ -90,7 +92,8 @@ def herding(features: Tensor | npt.NDArray[np.floating], m: int) -> Tensor:
     return picked
 
 
-def argmax_herding(features: Tensor | npt.NDArray[np.floating], m: int, steps: int = 1000) -> Tensor:
+@checked
+def argmax_herding(features: Tensor | npt.ArrayLike, m: int, steps: int = 1000) -> Tensor:
     """Return the indices of at most `m` rows of `features` [n, d], in the order in which a walk first meets them.
 
     The rule of the iCaRL authors' code: rows are divided by their L2 norm, mu is their mean, not normalised again, and

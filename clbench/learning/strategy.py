@@ -108,8 +108,8 @@ class Stage:
     def __post_init__(self) -> None:
         if min(self.epochs or 0, self.iterations or 0) < 0 or not (self.lr is None or 0 < self.lr < float("inf")):
             raise ConfigError(
-                f"a stage got epochs={self.epochs}, iterations={self.iterations}, lr={self.lr}; numbers of 0 or more and "
-                "a rate above 0 are accepted"
+                f"a stage got epochs={self.epochs}, iterations={self.iterations}, lr={self.lr}; numbers of 0 or more "
+                "and a rate above 0 are accepted"
             )
 
 

@@ -58,6 +58,8 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        with _writing(self.path):
+            self.path.exists()  # of a name that is too long it can't be said
         self._checkpoints = (self.path / "checkpoint.pt", self.path / "checkpoint-previous.pt")
 
     @contextmanager

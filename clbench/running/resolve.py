@@ -200,7 +200,8 @@ def resolve(
     tuned: dict[str, Any] = dict(preset.pop("strategies", {}).get(name, {}))
     by_setting = {setting: tuned.pop(setting, {}) for setting in get_args(Setting)}
     # A caller may pass any object here, a list too.
-    tuned |= by_setting.get(str({**preset, **cuts, **asked}.get("setting", "class")), {})
+    setting = {**preset, **cuts, **asked}.get("setting", "class")
+    tuned |= by_setting.get(setting, {}) if isinstance(setting, str) else {}
     own = {k: v for k, v in tuned.items() if k in cls._options.model_fields} | own
     preset |= {k: v for k, v in tuned.items() if k not in cls._options.model_fields}
     if not cls.traits.needs_memory:

@@ -97,7 +97,7 @@ def execute(
     store = folder if store is None else store
     methods = ("save_checkpoint", "checkpoints", "drop_checkpoint")
     if isinstance(store, type) or not all(callable(getattr(store, method, None)) for method in methods):
-        raise ConfigError(f"store={store!r} given; an object with the methods {', '.join(methods)} is accepted")
+        raise ConfigError(f"store={shown(store)} given; an object with the methods {', '.join(methods)} is accepted")
     check_hooks(type(store), Store)
     if observer is not None:
         check_hooks(type(observer), Observer)

@@ -1,9 +1,11 @@
 """Wrong kinds of argument to every public function: accepted where the meaning is plain, or refused in one sentence."""
 
 import decimal
+import importlib
 import inspect
+import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +16,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 import clbench
-from clbench import ConfigError, augment, importance, losses, memory, metrics, models, scenarios, statistics
+from clbench import ConfigError, RunError, augment, importance, losses, memory, metrics, models, scenarios, statistics
+from clbench.config.arguments import check_shapes, checked
 from clbench.learning.strategy import Strategy, Traits
 
 FAST = {"model": "mlp:4", "iterations": 1, "threads": 1, "batch_size": 4}
@@ -387,3 +390,287 @@ def test_right_arguments_are_right(name: str, tmp_path: Path, monkeypatch: pytes
             function(**right)
     else:
         function(**right)
+
+
+def counting() -> Any:
+    return scenarios.split(DATA, tasks=2, name="counting")
+
+
+RUNS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "run": (
+        clbench.run,
+        {
+            "scenario": counting(),
+            "strategy": "naive",
+            "out": None,
+            "resume": False,
+            "force": False,
+            "observer": None,
+            "track": None,
+            "store": None,
+        },
+    ),
+    "compare": (
+        clbench.compare,
+        {
+            "scenario": counting(),
+            "strategies": ["naive"],
+            "seeds": 1,
+            "out": "runs",
+            "jobs": 1,
+            "references": False,
+            "force": False,
+            "track": None,
+            "seeds_together": False,
+        },
+    ),
+    "tune": (
+        clbench.tune,
+        {
+            "scenario": scenarios.split(DATA, tasks=4, validation=0.25, name="counting"),
+            "strategy": "lwf",
+            "protocol": "oracle",
+            "first_tasks": None,
+            "trials": 1,
+            "space": None,
+            "out": None,
+        },
+    ),
+    "sweep": (
+        clbench.sweep,
+        {
+            "grid": {"scenario": "no-such", "strategy": "naive", "seeds": 1},
+            "out": "runs",
+            "jobs": 1,
+            "shard": None,
+            "force": False,
+            "track": None,
+            "cluster": None,
+        },
+    ),
+    "check_strategy": (clbench.testing.check_strategy, {"strategy": "no-such", "checks": None}),
+}
+# Values that mean something there, and cost time: worker processes, or thousands of runs.
+COSTLY = {("compare", "jobs"), ("compare", "seeds"), ("tune", "trials"), ("sweep", "jobs")}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", RUNS)
+def test_each_argument_of_a_run_is_taken_or_refused_in_a_sentence(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The odd values in the place of each argument: about 2,000 calls."""
+    monkeypatch.chdir(tmp_path)
+    function, right = RUNS[name]
+    wrong = []
+    for argument in right:
+        for kind, made in ODD.items():
+            value = made()
+            if (name, argument) in COSTLY and str(value).strip("tensor()") in ("3", str(2**63)):
+                continue
+            try:
+                function(**right | {argument: value}, **({} if name in ("sweep", "check_strategy") else FAST))
+            except (ConfigError, RunError) as error:
+                if not is_sentence(error):
+                    wrong.append(f"{argument} = {kind}: {str(error)[:200]!r}")
+            except Exception as error:
+                wrong.append(f"{argument} = {kind}: {type(error).__name__}: {str(error)[:100]}")
+    assert wrong == []
+
+
+OPTIONS = (
+    *(
+        "seed",
+        "tasks",
+        "task_sizes",
+        "class_order",
+        "class_order_seed",
+        "setting",
+        "limit",
+        "validation",
+        "epochs",
+        "lr",
+    ),
+    *("model", "optimizer", "milestones", "memory_size", "device", "data_root", "weights", "per_task", "eval_every"),
+    *("strategy_options", "scenario_options", "threads", "checkpoint_every", "drop_last", "label", "tuned_by"),
+)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_each_option_of_a_run_is_taken_or_refused_in_a_sentence(option: str) -> None:
+    """The odd values for 26 options, of the run, the scenario and the strategy: about 1,600 configurations."""
+    from clbench.running.resolve import resolve
+
+    wrong = []
+    for kind, made in ODD.items():
+        try:
+            resolve("split-mnist-5k", "lwf", {option: made()})
+        except ConfigError as error:
+            if not is_sentence(error):
+                wrong.append(f"{kind}: {str(error)[:200]!r}")
+        except Exception as error:
+            wrong.append(f"{kind}: {type(error).__name__}: {str(error)[:100]}")
+    assert wrong == []
+
+
+PERMUTATION = [3, 1, 4, 5, 9, 2, 6, 8, 7, 0]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "plain"),
+    [
+        ("seed", np.int64(3), 3),
+        ("seed", np.uint8(3), 3),
+        ("seed", torch.tensor(3), 3),
+        ("task_sizes", (5, 5), [5, 5]),
+        ("task_sizes", np.array([5, 5]), [5, 5]),
+        ("task_sizes", torch.tensor([5, 5]), [5, 5]),
+        ("task_sizes", (n for n in (5, 5)), [5, 5]),
+        ("task_sizes", [np.int64(5), np.int32(5)], [5, 5]),
+        ("task_sizes", deque([5, 5]), [5, 5]),
+        ("class_order", np.array(PERMUTATION), PERMUTATION),
+        ("class_order", torch.tensor(PERMUTATION), PERMUTATION),
+        ("class_order", tuple(PERMUTATION), PERMUTATION),
+        ("class_order", range(10), list(range(10))),
+        ("lr", np.float32(0.5), 0.5),
+        ("lr", np.float64(0.25), 0.25),
+        ("lr", 1, 1.0),
+        ("lr", np.array(0.5), 0.5),
+        ("epochs", np.int16(2), 2),
+        ("drop_last", np.bool_(True), True),
+        ("tasks", np.int64(5), 5),
+        ("memory_size", np.int64(20), 20),
+        ("data_root", Path("some/where"), "some/where"),
+        ("device", torch.device("cpu"), "cpu"),
+        ("strategy_options", {"share": np.float64(0.25)}, {"share": 0.25}),
+    ],
+)
+def test_what_is_plainly_meant_is_the_same_run(option: str, value: Any, plain: Any) -> None:
+    """The plain value is written beside each; the configurations are equal, and so are their identities."""
+    from clbench.running.resolve import resolve
+
+    meant, said = (resolve("split-mnist-5k", "er", {option: given}) for given in (value, plain))
+    assert meant == said
+    assert meant.identity() == said.identity()
+
+
+def test_a_set_has_no_order_and_text_is_no_list(refused: Any) -> None:
+    from clbench.running.resolve import resolve
+
+    for value in ({5}, "five"):
+        with refused("task_sizes"):
+            resolve("split-mnist-5k", "naive", {"task_sizes": value})
+
+
+def test_one_strategy_is_a_comparison(tmp_path: Path) -> None:
+    """A single name, a class, and a generator of both."""
+    options: dict[str, Any] = {"seeds": 1, "references": False, **FAST}
+    names = [
+        [result.strategy for result in clbench.compare(counting(), given, out=tmp_path / str(place), **options)]
+        for place, given in enumerate(["lwf", Mine, (s for s in ("lwf", Mine)), ("lwf",)])
+    ]
+    assert names == [["lwf"], ["Mine"], ["lwf", "Mine"], ["lwf"]]
+
+
+def test_a_scenario_is_a_name_a_path_a_scenario_or_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez(
+        "mine.npz",
+        x_train=Counting.images,
+        y_train=Counting.labels,
+        x_test=Counting.images,
+        y_test=Counting.labels,
+    )
+    options: dict[str, Any] = {**FAST, "tasks": 2}
+    by_path, by_name = (
+        clbench.run(given, "naive", out=f"run-{n}", **options) for n, given in enumerate([Path("mine.npz"), "mine.npz"])
+    )
+    np.testing.assert_array_equal(by_path.accuracy, by_name.accuracy)
+    assert clbench.run(TwoStripes, "naive", n=8).scenario == "TwoStripes"
+    compared = clbench.compare(TwoStripes, "naive", seeds=2, out="compared", references=False, n=4)
+    assert [result.seed for result in compared] == [0, 1]
+    grid = {"scenario": TwoStripes, "strategy": [Mine, "naive"], "seeds": 1, "n": [4, 5]}
+    assert len(clbench.sweep(grid, out="swept")) == 4
+    assert len(clbench.sweep({"scenario": Path("mine.npz"), "strategy": "naive", "tasks": 2, "seeds": 1, **FAST})) == 1
+
+
+@pytest.mark.slow
+def test_a_scenario_class_reaches_worker_processes(tmp_path: Path) -> None:
+    # A worker can't import this file, so its classes are sent whole, as those of a notebook are.
+    importlib.import_module("cloudpickle").register_pickle_by_value(sys.modules[__name__])
+    results = clbench.compare(TwoStripes, Mine, seeds=2, out=tmp_path, references=False, jobs=2)
+    assert [result.status for result in results] == ["done", "done"]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: clbench.run("split-mnist-5k", "lwf", strength=2), ("strategy_options={'strength': 2}",)),
+        (lambda: clbench.run("split-mnist-5k", "lwf", strategy_options={"lr": 2}), ("lr", "field of the run", "lr=2")),
+        (lambda: clbench.run("split-mnist-5k", "lwf", strategy_options=2), ("strategy_options=2", "{'strength': 2}")),
+        (lambda: clbench.run(TensorDataset(torch.zeros(2)), "lwf"), ("scenario=", "a path or a Scenario")),
+        (lambda: clbench.run(counting(), Mine()), ("strategy=", "the class Mine itself")),
+        (lambda: clbench.run(counting(), NoTraits), ("'NoTraits'", "declares no traits")),
+        (lambda: clbench.run(counting(), int), ("strategy=", "Strategy")),
+        (
+            lambda: clbench.run(counting(), "naive", observer=clbench.Observer),
+            ("observer", "object of the class Observer"),
+        ),
+        (lambda: clbench.run(TwoStripes("x", {}), "naive"), ("scenario=", "the class TwoStripes itself")),
+        (lambda: clbench.compare(counting(), []), ("no strategy",)),
+        (lambda: clbench.compare(counting(), {"naive", "lwf"}), ("strategies", "a list of which each entry is text")),
+        (lambda: clbench.compare(counting(), "naive", seeds="5"), ("seeds='5'", "an integer")),
+        (lambda: clbench.compare(counting(), "naive", jobs=0), ("jobs=0", "1 or more")),
+        (lambda: clbench.Result("runs/x"), ("Result.load(path)",)),
+        (lambda: clbench.Result.load(TwoStripes), ("path", "a path")),
+        (lambda: clbench.load(5), ("paths=5",)),
+        (lambda: clbench.reports.write_report("runs", "report"), ("results='runs'", "Result")),
+        (lambda: memory.herding(torch.eye(3)), ("missing a required argument: 'm'",)),
+        (lambda: losses.distillation(torch.eye(3), torch.eye(3), temprature=2), ("'temprature'", "'temperature'")),
+        (lambda: losses.cross_entropy(torch.zeros(4, 3), torch.tensor([0, 1])), ("[B]", "B = 4")),
+        (lambda: losses.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 5])), ("labels 0 to 5", "0 to 2")),
+        (lambda: losses.cross_entropy(torch.zeros(2, 3), torch.zeros(2)), ("float32", "int64")),
+        (lambda: augment.crop(torch.zeros(8, 8), seeded()), ("(8, 8)", "[B, C, H, W]")),
+        (lambda: importance.fisher_diagonal(LINEAR, torch.zeros(2, 9), torch.tensor([0, 1])), ("can't work on these",)),
+        (lambda: clbench.testing.check_strategy("naive", checks=["neutral"]), ("unknown check 'neutral'",)),
+        (lambda: scenarios.split(counting(), tasks=2), ("data=", "a Dataset")),
+        (lambda: scenarios.split(DATA, tasks=2.0), ("tasks=2.0", "an integer")),
+        (lambda: scenarios.split(DATA, task_sizes="22"), ("task_sizes='22'", "a list")),
+    ],
+)
+def test_a_refusal_names_what_was_given_and_what_is_accepted(
+    call: Callable[[], Any], words: tuple[str, ...], refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with refused(*words):
+        call()
+
+
+def test_the_parts_of_a_check_by_hand(refused: Any) -> None:
+    """Each accepted value is written beside what was given; a generator of tensors is read one by one."""
+
+    @checked
+    def function(
+        n: int, *, sizes: list[int] | None = None, name: str = "", parts: Iterator[Any] | None = None
+    ) -> tuple[Any, ...]:
+        return n, sizes, name
+
+    assert function(np.int64(2), sizes=(1, 2), name="x") == (2, [1, 2], "x")
+    assert function(n=True + 1) == (2, None, "")
+    for wrong in (
+        {"n": True},
+        {"n": 2.0},
+        {"n": "2"},
+        {"n": 2**64},
+        {"n": 1, "sizes": [1, None]},
+        {"n": 1, "name": b""},
+    ):
+        with refused("function: "):
+            function(**wrong)
+    with refused("function", "'n'"):
+        function()
+    with refused("too many positional"):
+        function(1, 2)
+    check_shapes("f", x=(np.zeros((2, 3)), "B d"), y=(np.zeros(2), "B"), z=(np.zeros((2, 7, 7)), "B ..."))
+    with refused("f: y has shape (3,); [B] is accepted, where B = 2"):
+        check_shapes("f", x=(np.zeros((2, 3)), "B d"), y=(np.zeros(3), "B"))
