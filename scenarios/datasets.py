@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clbench.config.arguments import checked
-from clbench.config.errors import ConfigError, unknown
+from clbench.config.errors import ConfigError, shown, unknown
 from clbench.config.registry import entry_point_names, load_entry_point
 from clbench.scenarios.files import Raw, check_labels, read_npz, require_memory, to_nchw
 from clbench.scenarios.images import read_image_folder
@@ -81,9 +81,16 @@ def load_dataset(
 def _of_package(name: str, data_root: Path, offline: bool, image_size: int | None) -> Dataset:
     """Return a data set that another package brings."""
     read: Any = load_entry_point("clbench.datasets", "dataset", name)
-    data = read(data_root, offline)
+    if not callable(read):
+        raise ConfigError(f"dataset {name!r} is {shown(read)}; a function of data_root and offline is accepted")
+    try:
+        data = read(data_root, offline)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a package raises
+        raise ConfigError(f"dataset {name!r} can't be read ({type(error).__name__}: {error})") from error
     if not isinstance(data, Dataset):
-        raise ConfigError(f"dataset {name!r} is {data!r:.60}; a Dataset, as of dataset_from_arrays(), is accepted")
+        raise ConfigError(f"dataset {name!r} is {shown(data)}; a Dataset, as of dataset_from_arrays(), is accepted")
     if image_size is not None and (size := data.x_train.shape[2:]) != (image_size, image_size):
         raise ConfigError(
             f"{name}: --image-size {image_size} is for folders of images; these images are {_sizes(size)}"

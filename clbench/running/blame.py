@@ -32,8 +32,9 @@ def run_error(error: Exception, task: int) -> Exception:
     kind = f"{type(error).__name__}: {error}".removesuffix(": ")
     where = f"task {task}, " if task >= 0 else ""
     text = one_line(f"{one_line(kind, LONGEST - 100)} ({where}{place_of(error)})", LONGEST)
+    named = {"__module__": RunError.__module__, "__str__": RuntimeError.__str__}
     try:
-        failure: Exception = type("RunError", (RunError, type(error)), {"__module__": RunError.__module__})(text)
+        failure: Exception = type("RunError", (RunError, type(error)), named)(text)
     except TypeError:  # the two kinds can't be one
         return RunError(text)
     vars(failure).update(vars(error))
