@@ -83,6 +83,8 @@ def run_verb(
         print_notes(learnt["warnings"])
         return
     folder = RunFolder(out or default_folder(config))
+    if resume:
+        folder.note_nothing_to_continue()
     console = messages(quiet or as_json)
     try:
         with RunProgress(console) as progress:

@@ -197,7 +197,8 @@ def read_text(annotation: Any, value: object) -> object:
         return as_text(value) if annotation is str else value
     if origin is Literal:
         return next((choice for choice in arguments if str(choice) == value), value)
-    if annotation in (bool, int, float):
+    # Python reads digits of every script, and 1_0 as 10; who types them means something else.
+    if annotation in (bool, int, float) and value.isascii() and "_" not in value:
         try:
             return pydantic.TypeAdapter(annotation).validate_python(value, strict=False)
         except pydantic.ValidationError:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -84,6 +85,11 @@ class RunFolder:
                 f"{self.path} holds another run: {differing}; name another folder, or --force to overwrite it"
             )
         return result
+
+    def note_nothing_to_continue(self) -> None:
+        """Warn where a run is asked to go on and there is none."""
+        if not (self.path / "run.json").exists() and not self.has_checkpoint():
+            warnings.warn(f"{self.path}: there is no run to continue, so one begins", stacklevel=3)
 
     def clear(self) -> None:
         """Remove what a run left here, and nothing else."""

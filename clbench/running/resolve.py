@@ -194,6 +194,9 @@ def resolve(
             shape = f"strategy_options={{{key!r}: {shown(asked[key], 30)}}}"
             raise ConfigError(f"{key} is an option of {name}, not of the run; {shape} is accepted")
         if key not in fields() and key not in own_options:
+            if key in _scenario_options():
+                # It is spelt right, so the nearest name would be a wrong one.
+                raise ConfigError(f"unknown option of {scenario} {key!r}; accepted: {', '.join(own_options)}")
             # A field of the run may be meant; where none is near, the scenario's own options are named.
             near = get_close_matches(key, fields(), n=1, cutoff=0.6)
             raise unknown(f"option of {scenario}", key, [*own_options, *near])
@@ -352,6 +355,12 @@ def _of_task(cls: type[Strategy], config: RunConfig, values: Mapping[str, Any]) 
     rate = {"lr": values["lr"]} if "lr" in values else {}
     make_config({"scenario": config.scenario, "strategy": config.strategy, **rate})
     return rate | {name: checked[name] for name in own}
+
+
+def _scenario_options() -> set[str]:
+    """Return the options of all scenarios that come with clbench."""
+    built_in = (entry for entry in entry_points("clbench.scenarios") if entry.value.startswith("clbench."))
+    return {name for entry in built_in for name in entry.load()._options.model_fields}
 
 
 @functools.cache

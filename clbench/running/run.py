@@ -71,6 +71,8 @@ def run(
     else:
         config, tasks = prepare(config)
     folder = RunFolder(out or default_folder(config))
+    if resume and store is None:
+        folder.note_nothing_to_continue()
     return execute(config, tasks, folder, resume=resume, force=force, observer=observer, track=track, store=store)
 
 

@@ -1,16 +1,12 @@
 """Wrong usage of every verb of the command line: exit code 2 and one line on stderr, within a second or two."""
 
 import json
-import os
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from clbench.cli import VERBS, main
-
-HERE = "{here}"
 
 
 @pytest.fixture
@@ -42,100 +38,98 @@ def ended(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int
     return int(left.value.code or 0), out, err
 
 
-SCENARIO = "split-mnist-5k"
-# Values that no option takes; each goes to options of other kinds below.
-NUMBERS = ["", " ", "abc", "-1", "1e400", "nan", "inf", "--", "9" * 400, "1,2", "[1]", "１２", "0x10", "1_0", "\u0663"]
-WRONG: list[tuple[str, ...]] = [
+# Values that an option of numbers does not take.
+NUMBERS = (
+    *("", " ", "abc", "-1", "1e400", "nan", "inf", "--", "9" * 400, "1,2", "[1]", "0x10", "1_0"),
+    *("\uff11\uff12", "\u0663"),
+)
+
+
+def each(begin: str, *values: str) -> list[list[str]]:
+    """Return a command line for each value, which is its last argument."""
+    return [[*begin.split(), value] for value in values]
+
+
+RUN = "run split-mnist-5k naive"
+TUNE = "tune split-mnist-5k lwf"
+WRONG: list[list[str]] = [
     # Names.
-    *((verb, name, "naive") for verb in ("run", "compare", "plan") for name in ("", " ", "no-such", "split-mnist-5k[", "[]")),
-    *((verb, SCENARIO, name) for verb in ("run", "compare", "plan", "tune") for name in ("", "nave", "naive[", "naive[[a=1]]")),
-    *(("run", SCENARIO, name) for name in ("lwf[strength]", "lwf[strength=]", "lwf[=1]", "lwf[strength=1,strength=2]")),
-    *(("run", SCENARIO, name) for name in ("lwf[strength=a]", "lwf[strength=-1]", "lwf[strenght=1]", "lwf[strength=nan]")),
-    *(("run", SCENARIO, name) for name in ("mine.py:Mine", "mine.py:None", "none.py:Mine", "mine.py:", ":Mine", "folder:Mine")),
-    *(("run", SCENARIO, name) for name in ("naivе", "lwf[strength＝1]", "lwf；", "no:such", "avalanche:NoSuch")),
-    *(("run", name, "naive") for name in ("mine.npz", "none.npz", "folder", "text.txt", "/", "..", "split-mnist-5k[tasks=a]")),
-    *(("run", name, "naive") for name in ("split-mnist-5k[tasks=0]", "split-mnist-5k[tasks]", "split-mnist-5k[[tasks=2]]")),
-    ("run", SCENARIO),
-    ("run",),
-    ("run", SCENARIO, "naive", "lwf"),
-    ("compare", SCENARIO),
-    ("compare", SCENARIO, "naive", "naive"),
-    ("plan",),
-    ("tune", SCENARIO),
+    *([verb, name, "naive"] for verb in ("run", "compare", "plan") for name in ("", " ", "no-such", "split-mnist-5k[")),
+    *(["run", name, "naive"] for name in ("[]", "mine.npz", "none.npz", "folder", "text.txt", "/", "..")),
+    *(["run", f"split-mnist-5k[{options}]", "naive"] for options in ("tasks=a", "tasks=0", "tasks", "[tasks=2]")),
+    *(
+        one
+        for verb in ("run", "plan", "tune")
+        for one in each(f"{verb} split-mnist-5k", "", "nave", "naive[", "naive[[a=1]]")
+    ),
+    *each("run split-mnist-5k", "lwf[strength]", "lwf[strength=]", "lwf[=1]", "lwf[strength=1,strength=2]"),
+    *each("run split-mnist-5k", "lwf[strength=a]", "lwf[strength=-1]", "lwf[strenght=1]", "lwf[strength=nan]"),
+    *each("run split-mnist-5k", "mine.py:Mine", "mine.py:None", "none.py:Mine", "mine.py:", ":Mine", "folder:Mine"),
+    *each("run split-mnist-5k", "naiv\u0435", "lwf[strength\uff1d1]", "lwf\uff1b", "no:such"),
+    *(text.split() for text in ("run", "run split-mnist-5k", f"{RUN} lwf", "compare split-mnist-5k", "plan", "tune x")),
+    *(
+        text.split()
+        for text in ("compare split-mnist-5k naive naive", "describe", "report", "check", "crosscheck", "sweep")
+    ),
     # Options.
-    *(("run", SCENARIO, "naive", "--lr", value) for value in NUMBERS),
-    *(("run", SCENARIO, "naive", "--epochs", value) for value in (*NUMBERS, "0", "2.5", "1e3")),
-    *(("run", SCENARIO, "naive", "--seed", value) for value in (*NUMBERS, "2.5")),
-    *(("run", SCENARIO, "naive", "--task-sizes", value) for value in ("", "5", "5,", "5,,5", "a", "5;5", "-5,15", "11")),
-    *(("run", SCENARIO, "naive", "--class-order", value) for value in ("", "1,1", "0,99", "a", "-1")),
-    *(("run", SCENARIO, "naive", "--optimizer", value) for value in ("", "SGD", "sgdd", "ѕgd")),
-    *(("run", SCENARIO, "naive", "--model", value) for value in ("", "mlpp", "mlp:", "mlp:0", "mlp:a", "mlp[", "mlp:9999999")),
-    *(("run", SCENARIO, "naive", "--device", value) for value in ("", "gpu", "cuda:99", "CPU")),
-    *(("run", SCENARIO, "naive", "--weights", value) for value in ("", "none.pt", "folder", "text.txt")),
-    *(("run", SCENARIO, "naive", "-p", value) for value in ("", "a", "=1", "a=", "strength=1", "a=1=2")),
-    *(("run", SCENARIO, "naive", "--config", value) for value in ("", "none.toml", "folder", "binary.toml", "binary.json")),
-    *(("run", SCENARIO, "naive", "--config", value) for value in ("broken.toml", "broken.json", "list.json", "unknown.toml")),
-    *(("run", SCENARIO, "naive", "--config", value) for value in ("typed.toml", "options.toml", "text.txt", "mine.npz")),
-    *(("run", SCENARIO, "naive", "--out", value) for value in ("", "text.txt", "text.txt/below", "x" * 300, "/proc/none")),
-    *(("run", SCENARIO, "naive", "--track", value) for value in ("", "tensorbord")),
-    *(("run", SCENARIO, "naive", "--overfit", value) for value in ("", "0", "-1", "a")),
-    ("run", SCENARIO, "naive", "--lr"),
-    ("run", SCENARIO, "naive", "--lr", "1", "--lr", "2"),
-    ("run", SCENARIO, "naive", "--lr=1", "--lr=2"),
-    ("run", SCENARIO, "naive", "--learning-rate", "1"),
-    ("run", SCENARIO, "naive", "-lr", "1"),
-    ("run", SCENARIO, "naive", "—lr", "1"),
-    ("run", SCENARIO, "naive", "--resume", "--force"),
-    ("run", SCENARIO, "naive", "--epochs", "1", "--iterations", "2"),
-    ("run", SCENARIO, "naive", "--like", "no-such"),
-    ("run", SCENARIO, "naive", "--overfit", "3", "--out", "x"),
-    *(("compare", SCENARIO, "naive", "--seeds", value) for value in ("", "0", "-1", "a", "0,0", "1,", "1.5", "1;2", "9" * 30)),
-    *(("compare", SCENARIO, "naive", "--jobs", value) for value in ("", "0", "-1", "a", "1.5")),
-    *(("compare", SCENARIO, "naive", "--out", value) for value in ("", "text.txt", "text.txt/below")),
-    ("compare", SCENARIO, "naive", "--seed", "1"),
-    ("compare", SCENARIO, "naive", "--memory-size", "5"),
-    *(("sweep", value) for value in ("", "none.toml", "folder", "binary.toml", "empty.toml", "broken.toml", "bad-grid.toml")),
-    *(("sweep", "grid.toml", "--shard", value) for value in ("", "a", "1", "0/2", "3/2", "1/0", "-1/2", "1/2/3")),
-    *(("sweep", "grid.toml", "--backend", value) for value in ("", "rays")),
-    ("sweep",),
-    ("sweep", "grid.toml", "--address", "x:1"),
-    ("sweep", "grid.toml", "--out", "text.txt"),
-    *(("report", value) for value in ("", "none", "folder", "text.txt", "binary.json")),
-    ("report",),
-    ("report", "folder", "--format", "pdf"),
-    ("report", "folder", "--figure", "no_such"),
-    *(("describe", value) for value in ("", "no-such", "folder", "text.txt", "mine.npz", "split-mnist-5k[")),
-    ("describe",),
-    ("describe", SCENARIO, "--tasks", "99"),
-    ("describe", SCENARIO, "--epochs", "1"),
-    *(("list", value) for value in ("", "strategy", "no")),
-    *(("check", value) for value in ("", "no-such", "mine.py:Mine", "ewc[strength=a]", "ewc[strenght=1]", "ewc[", "ewc[lr=1]")),
-    ("check",),
-    *(("reproduce", value) for value in ("", "no-such")),
-    *(("reproduce", "--tier", value) for value in ("", "D", "a")),
-    *(("reproduce", "--budget", value) for value in ("", "10", "m", "-1m", "nanm", "1e9h")),
-    ("reproduce", "--seeds", "0"),
-    *(("tune", SCENARIO, "lwf", "--space", value) for value in ("", "a", "strength", "strength=", "strength=log:1", "a=1|2")),
-    *(("tune", SCENARIO, "lwf", "--space", value) for value in ("strength=log:2:1", "strength=log:a:b", "strength=a|b")),
-    *(("tune", SCENARIO, "lwf", "--protocol", value) for value in ("", "first")),
-    *(("tune", SCENARIO, "lwf", "--trials", value) for value in ("", "0", "-1", "a")),
-    *(("tune", SCENARIO, "lwf", "--first-tasks", value) for value in ("", "0", "1", "5", "99", "a")),
-    ("tune", SCENARIO, "lwf", "--validation", "0"),
-    *(("pretrain", SCENARIO, "--out", "b.pt", "--classes", value) for value in ("", "a", "0,", "0;1", "99", "0,0", "-1")),
-    ("pretrain", SCENARIO, "--classes", "0,1"),
-    ("pretrain", SCENARIO, "--classes", "0,1", "--out", "folder"),
-    ("pretrain", SCENARIO, "--classes", "0,1", "--out", "text.txt/b.pt"),
-    *(("crosscheck", value) for value in ("", "no-such", "gem")),
-    ("crosscheck", "ewc", "--seeds", "0"),
-    ("crosscheck", "ewc", "--scenario", "no-such"),
-    ("crosscheck",),
-    *(("watch", value) for value in ("", "none", "text.txt")),
-    ("watch", "folder", "--onc"),
-    # No verb at all.
-    ("",),
-    ("runn", SCENARIO, "naive"),
-    ("--lr", "1"),
-    ("RUN", SCENARIO, "naive"),
+    *each(f"{RUN} --lr", *NUMBERS),
+    *each(f"{RUN} --epochs", *NUMBERS, "0", "2.5", "1e3"),
+    *each(f"{RUN} --seed", *NUMBERS, "2.5"),
+    *each(f"{RUN} --task-sizes", "", "5", "5,", "5,,5", "a", "5;5", "-5,15", "11"),
+    *each(f"{RUN} --class-order", "", "1,1", "0,99", "a", "-1"),
+    *each(f"{RUN} --optimizer", "", "SGD", "sgdd", "\u0455gd"),
+    *each(f"{RUN} --model", "", "mlpp", "mlp:", "mlp:0", "mlp:a", "mlp[", "mlp:9999999"),
+    *each(f"{RUN} --device", "", "gpu", "cuda:99", "CPU"),
+    *each(f"{RUN} --weights", "", "none.pt", "folder", "text.txt"),
+    *each(f"{RUN} -p", "", "a", "=1", "a=", "strength=1", "a=1=2"),
+    *each(f"{RUN} --config", "", "none.toml", "folder", "binary.toml", "binary.json", "broken.toml", "broken.json"),
+    *each(f"{RUN} --config", "list.json", "unknown.toml", "typed.toml", "options.toml", "text.txt", "mine.npz"),
+    *each(f"{RUN} --out", "", "text.txt", "text.txt/below", "x" * 300, "/proc/none"),
+    *each(f"{RUN} --track", "", "tensorbord"),
+    *each(f"{RUN} --overfit", "", "0", "-1", "a"),
+    *(
+        f"{RUN} {options}".split()
+        for options in ("--lr", "--lr 1 --lr 2", "--lr=1 --lr=2", "--learning-rate 1", "-lr 1")
+    ),
+    *(f"{RUN} {options}".split() for options in ("\u2014lr 1", "--resume --force", "--epochs 1 --iterations 2")),
+    *(f"{RUN} {options}".split() for options in ("--like no-such", "--overfit 3 --out x", "--no-lr")),
+    *each("compare split-mnist-5k naive --seeds", "", "0", "-1", "a", "0,0", "1,", "1.5", "1;2", "9" * 30),
+    *each("compare split-mnist-5k naive --jobs", "", "0", "-1", "a", "1.5"),
+    *each("compare split-mnist-5k naive --out", "", "text.txt", "text.txt/below"),
+    *each("compare split-mnist-5k naive --seed", "1"),
+    *each("compare split-mnist-5k naive --memory-size", "5"),
+    *each("sweep", "", "none.toml", "folder", "binary.toml", "empty.toml", "broken.toml", "bad-grid.toml"),
+    *each("sweep grid.toml --shard", "", "a", "1", "0/2", "3/2", "1/0", "-1/2", "1/2/3"),
+    *each("sweep grid.toml --backend", "", "rays"),
+    *each("sweep grid.toml --address", "x:1"),
+    *each("sweep grid.toml --out", "text.txt"),
+    *each("report", "", "none", "folder", "text.txt", "binary.json"),
+    *each("report folder --format", "pdf"),
+    *each("describe", "", "no-such", "folder", "text.txt", "mine.npz", "split-mnist-5k["),
+    *each("describe split-mnist-5k --tasks", "99", "0", "a"),
+    *each("describe split-mnist-5k --epochs", "1"),
+    *each("list", "", "strategy", "no"),
+    *each("check", "", "no-such", "mine.py:Mine", "ewc[strength=a]", "ewc[strenght=1]", "ewc[", "ewc[lr=1]"),
+    *each("reproduce", "", "no-such"),
+    *each("reproduce --tier", "", "D", "a"),
+    *each("reproduce --budget", "", "10", "m", "-1m", "nanm", "1e9h"),
+    *each("reproduce --seeds", "0"),
+    *each(f"{TUNE} --space", "", "a", "strength", "strength=", "strength=log:1", "a=1|2", "strength=log:2:1"),
+    *each(f"{TUNE} --space", "strength=log:a:b", "strength=a|b"),
+    *each(f"{TUNE} --protocol", "", "first"),
+    *each(f"{TUNE} --trials", "", "0", "-1", "a"),
+    *each(f"{TUNE} --first-tasks", "", "0", "1", "5", "99", "a"),
+    *each(f"{TUNE} --validation", "0"),
+    *each("pretrain split-mnist-5k --out b.pt --classes", "", "a", "0,", "0;1", "99", "0,0", "-1"),
+    *each("pretrain split-mnist-5k --classes 0,1 --out", "", "folder", "text.txt/b.pt"),
+    *each("pretrain split-mnist-5k --classes", "0,1"),
+    *each("crosscheck", "", "no-such", "gem"),
+    *each("crosscheck ewc --seeds", "0"),
+    *each("crosscheck ewc --scenario", "no-such"),
+    *each("watch", "", "none", "text.txt"),
+    *each("watch folder", "--onc"),
+    # No verb.
+    *([""], ["runn", "split-mnist-5k", "naive"], ["--lr", "1"], ["RUN", "split-mnist-5k", "naive"]),
 ]
 
 
@@ -144,9 +138,14 @@ def test_the_table_has_every_verb() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_wrong_usage_is_one_line_and_exit_code_2(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("cases", [WRONG[::9], pytest.param(WRONG, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    cases: list[list[str]], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """About 330 command lines; a ninth of them in each test run."""
     wrong = []
-    for arguments in WRONG:
+    ended(["list", "no"], capsys)  # the first command imports what all of them need
+    for arguments in cases:
         started = time.monotonic()
         code, out, err = ended(list(arguments), capsys)
         took = time.monotonic() - started
@@ -156,8 +155,57 @@ def test_wrong_usage_is_one_line_and_exit_code_2(place: Path, capsys: pytest.Cap
             wrong.append(f"{shown}: {code}, {out[:80]!r}, {err[-300:]!r}")
         elif len(lines[0]) > 300 and arguments[0] != "reproduce":
             wrong.append(f"{shown}: {len(lines[0])} characters: {lines[0]}")
-        elif took > 10:  # alone it takes a tenth of a second; a machine may be busy
+        elif took > 20:  # alone it takes a tenth of a second; a machine may be busy
             wrong.append(f"{shown}: {took:.1f} s")
     left = sorted(path.name for path in place.iterdir())
     assert wrong == []
     assert not {"runs", "report", "tuning"} & set(left), left
+
+
+TINY = ["--limit", "2", "--epochs", "1", "--model", "mlp:4", "--threads", "1"]
+
+
+def test_a_run_json_names_scenario_and_strategy_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ended(["run", "split-mnist-5k", "lwf", *TINY, "-p", "strength=2", "--out", "first"], capsys)[0] == 0
+    assert ended(["run", "--config", "first/run.json", "--out", "second"], capsys)[0] == 0
+    first, second = (json.loads((place / name / "run.json").read_text()) for name in ("first", "second"))
+    assert second["identity"] == first["identity"]
+    assert second["config"]["strategy_options"]["strength"] == 2.0
+    # What stands on the line comes first, and a verb that asks for a scenario still does.
+    code, out, _ = ended(["run", "split-mnist-5k", "naive", "--config", "first/run.json", "--json"], capsys)
+    assert code == 2
+    assert not out
+    code, out, _ = ended(["describe", "split-mnist-5k", "--json"], capsys)
+    assert code == 0
+    assert json.loads(out)["scenario"] == "split-mnist-5k"
+
+
+def test_to_resume_nothing_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = ended(["run", "split-mnist-5k", "naive", *TINY, "--out", "new", "--resume", "--quiet"], capsys)
+    assert code == 0
+    assert err.splitlines() == ["note: new: there is no run to continue, so one begins"]
+
+
+def test_an_option_of_another_scenario_is_no_misspelling(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = ended(["describe", "permuted-mnist-5k", "--task-sizes", "5,5"], capsys)
+    assert code == 2
+    assert err.startswith("clbench: unknown option of permuted-mnist-5k 'task_sizes'; accepted: setting, tasks, ")
+
+
+def test_what_would_be_reproduced_is_json_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The runs of the table are counted here from the claims: each run of a claim is done or to do."""
+    code, out, _ = ended(["reproduce", "--dry-run", "--json", "--quiet"], capsys)
+    assert code == 0
+    told = json.loads(out)
+    assert all(row["runs"] == row["done"] + row["to do"] for row in told["claims"])
+    # A run that two claims share stands in both rows.
+    assert told["seconds"] <= sum(row["seconds"] for row in told["claims"]) + 1e-6
+    code, out, _ = ended(["reproduce", "--dry-run", "--quiet"], capsys)
+    assert "done once" in out
+
+
+def test_check_takes_options_in_brackets() -> None:
+    from clbench.testing import check_strategy
+
+    (found,) = check_strategy("lwf[strength=2,temperature=1]", checks=["declarations"])
+    assert found.status == "passed"
