@@ -12,7 +12,7 @@ import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from clbench.config.errors import ConfigError, shown, unknown
 from clbench.config.plain import listed, plain
@@ -43,7 +43,7 @@ def checked(function: Checked) -> Checked:
     if isinstance(function, type):
         made: Any = function
         made.__init__ = checked(made.__init__)
-        return made
+        return function
     owner = function.__qualname__.rpartition("<locals>.")[2].removesuffix(".__init__")
     signature = inspect.signature(function)
     parameters = signature.parameters.values()
@@ -137,8 +137,6 @@ def _acceptor(annotation: Any, *, inside: bool = False) -> Accept | None:
     inside: the value is one of several.
     """
     origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _bounded(annotation)
     if origin in (Union, types.UnionType):
         return _any_of(annotation, inside=inside)
     if origin is Literal:
@@ -182,8 +180,6 @@ def _says(annotation: Any) -> str:
     words = {int: "an integer", float: "a number", bool: "True and False", str: "text", types.NoneType: "None"}
     if annotation in words:
         return words[annotation]
-    if origin is Annotated:
-        return _says(parts[0])
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(_says, parts)))
     if origin is Literal:
@@ -205,35 +201,16 @@ def _is_scalar(annotation: Any) -> bool:
     return annotation in (int, float, bool) or bool(parts and any(_is_scalar(part) for part in parts))
 
 
-def _bounded(annotation: Any) -> Accept:
-    """Return what checks a kind with bounds, as those of hyper-parameters: pydantic, in strict mode."""
-    import pydantic
-
-    from clbench.config.registry import accepted
-
-    inner = _acceptor(get_args(annotation)[0])
-    adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(annotation)
-
-    def accept(value: Any) -> Any:
-        value = value if inner is None else inner(value)
-        try:
-            return adapter.validate_python(value, strict=True)
-        except pydantic.ValidationError as error:
-            raise _UnfitError(accepted(error.errors()[0])) from None
-
-    return accept
-
-
 def _any_of(annotation: Any, *, inside: bool) -> Accept | None:
     parts = get_args(annotation)
     if any(get_origin(part) is os.PathLike for part in parts):
         parts = tuple(part for part in parts if part is not str)  # a path may be given as text, but not an empty one
-    wanted = [accept for part in parts if (accept := _acceptor(part, inside=inside)) is not None]
+    wanted = [found for part in parts if (found := _acceptor(part, inside=inside)) is not None]
     if len(wanted) < len(parts):
         return None
 
     def accept(value: Any) -> Any:
-        problems = {}
+        problems: dict[str, None] = {}
         for one in wanted:
             try:
                 return one(value)
