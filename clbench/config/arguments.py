@@ -74,7 +74,8 @@ def checked(function: Checked) -> Checked:
                 if name in acceptors:
                     kwargs[name] = acceptors[name](value)
         except _UnknownError as nameless:
-            raise unknown(name.replace("_", " "), nameless.name, nameless.choices) from None
+            hint = unknown(name.replace("_", " "), nameless.name, nameless.choices)
+            raise ConfigError(f"{hint} ({name} of {owner})") from None
         except _UnfitError as unfit:
             raise ConfigError(f"{owner}: {name}={shown(value)} given, {unfit} accepted") from None
         return function(*fit, **kwargs)
