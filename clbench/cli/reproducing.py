@@ -128,7 +128,7 @@ def _plan_rows(
     wanted: "Sequence[Claim]", runs: "Sequence[Needed]", todo: "Sequence[Needed]"
 ) -> list[dict[str, str | int | float]]:
     """Return for each claim how many runs it needs, how many are done and to do, and the seconds of the latter."""
-    rows = []
+    rows: list[dict[str, str | int | float]] = []
     for claim in wanted:
         own = [run for run in runs if any(c.id == claim.id for c, _ in run.serves)]
         coming = [run for run in own if run in todo and run.seconds]

@@ -41,8 +41,7 @@ def checked(function: Checked) -> Checked:
     an argument that is missing or unknown.
     """
     if isinstance(function, type):
-        made: Any = function
-        made.__init__ = checked(made.__init__)
+        function.__init__ = checked(function.__init__)  # type: ignore[misc]
         return function
     owner = function.__qualname__.rpartition("<locals>.")[2].removesuffix(".__init__")
     signature = inspect.signature(function)

@@ -385,8 +385,9 @@ class Strategy:
         vars(self).update(state)
 
 
-def nothing(returned: object, who: object, hook: str) -> None:
-    """Refuse what a hook returned whose result has no use; raises RunError."""
+def call_hook(who: object, hook: str, *given: object) -> None:
+    """Call a hook whose result has no use; raises RunError for one that returns something."""
+    returned = getattr(who, hook)(*given)
     if returned is not None:
         raise RunError(
             f"{type(who).__name__}.{hook} returned {shown(returned)}, which has no effect; it returns nothing"

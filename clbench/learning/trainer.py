@@ -16,7 +16,7 @@ from clbench.learning.compiled import PAST_FEATURES, CompiledFeatures
 from clbench.learning.early_stopping import validation_loss
 from clbench.learning.fit import Fit, Tally, are_finite
 from clbench.learning.importance import grown
-from clbench.learning.strategy import Context, Stage, Strategy, Terms, nothing
+from clbench.learning.strategy import Context, Stage, Strategy, Terms, call_hook
 from clbench.models.network import Network
 from clbench.results.record import EpochRecord
 from clbench.support.streams import stream, stream_seed
@@ -103,7 +103,7 @@ class Trainer:
 
     def _prepare(self, before: Callable[[], None]) -> None:
         model = self.strategy.model
-        nothing(before(), self.strategy, "stages, before of a stage,")
+        before()
         if self.strategy.model is not model:
             # Statistics of another model's weights mean nothing to a fresh one.
             self.optimizer_state.clear()
@@ -180,7 +180,7 @@ class Trainer:
                 fit.rows.restore()
         self._fill_memory(ids, step)
         if taken:
-            nothing(self.strategy.after_step(batch), self.strategy, "after_step")
+            call_hook(self.strategy, "after_step", batch)
             fit.tally.add(progress.step, terms)
         fit.count(progress, len(ids), taken=taken)
 
@@ -215,7 +215,7 @@ class Trainer:
             reduce(add, terms.values()).backward()
             if skips and not are_finite(terms, fit.trained):
                 return False
-            nothing(self.strategy.after_backward(batch), self.strategy, "after_backward")
+            call_hook(self.strategy, "after_backward", batch)
             penalty = self.strategy.penalty()
             if penalty is None:
                 return True

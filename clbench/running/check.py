@@ -4,9 +4,9 @@ from clbench.config.errors import ConfigError, shown
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario
 from clbench.learning.compiled import refuse_compiled
-from clbench.learning.strategy import Strategy, initial_model
+from clbench.learning.strategy import Strategy, call_hook, initial_model
 from clbench.learning.trainer import backbone_below
-from clbench.running.blame import place_of
+from clbench.running.blame import run_error
 
 
 def check_model(config: RunConfig, scenario: Scenario) -> None:
@@ -17,16 +17,11 @@ def check_model(config: RunConfig, scenario: Scenario) -> None:
 def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
     """Refuse, before any training, what only scenario and config together show; raises ConfigError."""
     try:
-        returned = strategy.check(config, scenario)  # type: ignore[func-returns-value]
+        call_hook(strategy, "check", config, scenario)
     except ConfigError:
         raise
     except Exception as error:  # whatever a strategy raises
-        raise ConfigError(f"{type(error).__name__}: {error} ({place_of(error)})") from error
-    if returned is not None:
-        raise ConfigError(
-            f"{type(strategy).__name__}.check returned {shown(returned)}, which has no effect; raise ConfigError for "
-            "what the strategy can't work with"
-        )
+        raise ConfigError(str(run_error(error, -1))) from error
     for name, value in config.strategy_options.items():
         if getattr(strategy, name, None) != value:
             raise ConfigError(

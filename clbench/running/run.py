@@ -21,7 +21,7 @@ from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.data.spec import ScenarioSpec
 from clbench.learning.evaluation import Evaluation, evaluate
 from clbench.learning.memory import MEMORIES, Memory
-from clbench.learning.strategy import Context, Progress, Stage, Strategy, grow_head, new_model, nothing
+from clbench.learning.strategy import Context, Progress, Stage, Strategy, call_hook, grow_head, new_model
 from clbench.learning.trainer import Trainer, backbone_below
 from clbench.results.record import EpochRecord
 from clbench.results.result import Result
@@ -263,8 +263,8 @@ class Run:
         view = self._view(task)
         self._evaluating, self._started = 0.0, time.perf_counter()
         if task.index == 0:
-            nothing(strategy.begin_run(), strategy, "begin_run")
-        nothing(strategy.begin_task(view), strategy, "begin_task")
+            call_hook(strategy, "begin_run")
+        call_hook(strategy, "begin_task", view)
         full = self.config.model.head == "full"
         grow_head(strategy.model, self.context, scenario.n_outputs if full else scenario.seen_outputs(task.index))
         if task.index == 0 and self._within is None:
@@ -272,7 +272,7 @@ class Run:
         n_train, epochs = self.train(view)
         trained = time.perf_counter()
         self._fill_memory(view)
-        nothing(strategy.end_task(view), strategy, "end_task")
+        call_hook(strategy, "end_task", view)
         remembered = time.perf_counter()
         before = self._evaluating
         self.recorder.learnt(task.index, self.evaluate())
@@ -443,7 +443,7 @@ class Run:
 
     def _tell(self, event: str, *what: Any) -> None:
         for observer in self.observers:
-            nothing(getattr(observer, event)(*what), observer, event)
+            call_hook(observer, event, *what)
 
     def _fill_memory(self, task: Task) -> None:
         """Offer the task's samples to the memory, unless it was filled while they went by."""
