@@ -207,3 +207,22 @@ def test_check_takes_options_in_brackets() -> None:
 
     (found,) = check_strategy("lwf[strength=2,temperature=1]", checks=["declarations"])
     assert found.status == "passed"
+
+
+def test_a_hook_that_raises_ends_the_command_in_one_line_and_shows_more_when_asked(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "raising.py").write_text(
+        "import clbench\n\n\nclass Mine(clbench.Strategy):\n    traits = clbench.Traits(family='reference')\n\n"
+        "    def end_task(self, task):\n        return 1 / 0\n"
+    )
+    typed = ["run", "split-mnist-5k", "raising.py:Mine", *TINY, "--quiet"]
+    code, _, err = ended([*typed, "--out", "one"], capsys)
+    assert code == 1
+    assert err == (
+        "clbench: ZeroDivisionError: division by zero (task 0, Mine.end_task, raising.py line 8); "
+        "CLBENCH_TRACEBACK=1 shows where it came from\n"
+    )
+    monkeypatch.setenv("CLBENCH_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        main([*typed, "--out", "two"])
