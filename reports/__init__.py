@@ -1,12 +1,14 @@
 """Tables and figures, made from finished runs alone."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from clbench.config.errors import ConfigError, unknown
+from clbench.config.arguments import checked
+from clbench.config.errors import ConfigError, RunError, unknown
 from clbench.reports import figures, latex, markdown, page, tables
 from clbench.reports.chart import Chart, Panels
 from clbench.reports.charts import CHARTS, critical_difference
@@ -21,21 +23,23 @@ __all__ = ["write_comparisons", "write_figures", "write_report"]
 OVERVIEW = "critical_difference"
 
 
-def write_report(results: Sequence[Result], folder: str | Path) -> list[Path]:
+@checked
+def write_report(results: Sequence[Result], folder: str | os.PathLike[str]) -> list[Path]:
     """Write the report of these runs; see `write_comparisons`. Raises ConfigError for no results."""
     return write_comparisons(compare(results), folder)
 
 
-def write_comparisons(parts: Sequence[Comparison], folder: str | Path) -> list[Path]:
+@checked
+def write_comparisons(parts: Sequence[Comparison], folder: str | os.PathLike[str]) -> list[Path]:
     """Write report.html, report.md, report.tex, the tables as CSV and the figures; return their paths.
 
-    A figure that fails is left out and named in report.md and on stderr.
+    Raises RunError where they can't be written. A figure that fails is left out and named in report.md and on stderr.
     """
     folder = expanded(folder)
     written: list[Path] = []
 
     def write(name: str, data: bytes | str) -> None:
-        write_atomically(folder / name, data)
+        _write(folder / name, data)
         written.append(folder / name)
 
     def pictures(stem: str, name: str, make: Callable[[], Chart | Panels | None], above: str = "") -> list[str]:
@@ -72,12 +76,19 @@ def write_comparisons(parts: Sequence[Comparison], folder: str | Path) -> list[P
     return written
 
 
+@checked
 def write_figures(
-    results: Sequence[Result], folder: str | Path, names: Sequence[str], *, kind: str = "pdf", style: str = "paper"
+    results: Sequence[Result],
+    folder: str | os.PathLike[str],
+    names: Sequence[str],
+    *,
+    kind: str = "pdf",
+    style: str = "paper",
 ) -> list[Path]:
     """Write the named figures of every comparison as pdf, svg or png, for a paper or a talk; return their paths.
 
-    Raises ConfigError for an unknown name, kind or style, and for a figure for which every comparison lacks the data.
+    Raises ConfigError for an unknown name, kind or style, and for a figure for which every comparison lacks the data,
+    and RunError where they can't be written.
     """
     for what, given, accepted in (
         *(("figure", name, [*CHARTS, OVERVIEW]) for name in names),
@@ -99,8 +110,15 @@ def write_figures(
             raise ConfigError(f"figure {name!r} needs {CHARTS[name].needs}; these runs have none")
         files |= {f"{stem}-{name}.{kind}": (drawing, title) for (stem, title), drawing in drawn.items() if drawing}
     for file, (drawing, title) in files.items():
-        write_atomically(expanded(folder) / file, figures.draw(drawing, title, [kind], style)[kind])
+        _write(expanded(folder) / file, figures.draw(drawing, title, [kind], style)[kind])
     return [expanded(folder) / file for file in files]
+
+
+def _write(path: Path, data: bytes | str) -> None:
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise RunError(f"{path.parent}: {error.strerror or error}; the runs themselves are kept") from None
 
 
 def _stems(parts: Sequence[Comparison]) -> list[str]:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.config.errors import ConfigError, unknown
+from clbench.config.arguments import checked
+from clbench.config.errors import ConfigError, shown, unknown
 from clbench.config.registry import entry_point_names, load_entry_point
 from clbench.scenarios.files import Found, Raw, check_labels, chunks, digest, find_npz, require_memory, to_nchw
 from clbench.scenarios.images import find_image_folder
@@ -65,6 +66,7 @@ class Dataset:
         return fingerprint(self) if self.published is None or self.differences else None
 
 
+@checked
 def load_dataset(
     name_or_path: str | os.PathLike[str],
     data_root: str | os.PathLike[str],
@@ -138,9 +140,16 @@ def _note_shared(data: Dataset) -> None:
 def _of_package(name: str, data_root: Path, offline: bool, image_size: int | None) -> Dataset:
     """Return a data set that another package brings."""
     read: Any = load_entry_point("clbench.datasets", "dataset", name)
-    data = read(data_root, offline)
+    if not callable(read):
+        raise ConfigError(f"dataset {name!r} is {shown(read)}; a function of data_root and offline is accepted")
+    try:
+        data = read(data_root, offline)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a package raises
+        raise ConfigError(f"dataset {name!r} can't be read ({type(error).__name__}: {error})") from error
     if not isinstance(data, Dataset):
-        raise ConfigError(f"dataset {name!r} is {data!r:.60}; a Dataset, as of dataset_from_arrays(), is accepted")
+        raise ConfigError(f"dataset {name!r} is {shown(data)}; a Dataset, as of dataset_from_arrays(), is accepted")
     if image_size is not None and (size := data.x_train.shape[2:]) != (image_size, image_size):
         raise ConfigError(
             f"{name}: --image-size {image_size} is for folders of images; these images are {_sizes(size)}"
@@ -148,6 +157,7 @@ def _of_package(name: str, data_root: Path, offline: bool, image_size: int | Non
     return data
 
 
+@checked
 def dataset_from_arrays(
     x_train: Any,
     y_train: Any,
@@ -195,6 +205,7 @@ def _given_names(names: object, labels: list[int], what: str) -> tuple[str, ...]
     return tuple(map(str, names))
 
 
+@checked
 def fingerprint(dataset: Dataset) -> str:
     """Return 32 hexadecimal digits that identify a dataset's images and labels."""
     held = [np.array([dataset.n_validation])] if dataset.n_validation else []

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clbench.config.arguments import checked
 from clbench.scenarios.datasets import Dataset
 from clbench.scenarios.files import require_memory
 from clbench.support.streams import stream
@@ -19,6 +20,7 @@ Images = NDArray[np.uint8]
 CHUNK = 4096  # images rotated at a time; it bounds the memory for their floats
 
 
+@checked
 @by_default()
 def permuted(data: Dataset, tasks: int, *, seed: int = 0, pad: int = 0) -> Dataset:
     """Return the images of all tasks, each task's pixels in an order of its own; split(..., tasks=tasks) cuts them.
@@ -45,6 +47,7 @@ def permuted(data: Dataset, tasks: int, *, seed: int = 0, pad: int = 0) -> Datas
     return _shown(replace(data, mean=mean, std=std), "permuted", names, (c, h + 2 * pad, w + 2 * pad), show)
 
 
+@checked
 @by_default()
 def rotated(data: Dataset, tasks: int, *, seed: int = 0) -> Dataset:
     """Return the images of all tasks, each task's turned by an angle of its own; split(..., tasks=tasks) cuts them.

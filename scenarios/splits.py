@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, unknown
 from clbench.data.scenario import Images, ImageSet, Scenario, Task
 from clbench.scenarios.class_orders import CLASS_ORDERS
@@ -19,6 +20,7 @@ from clbench.support.streams import stream
 from clbench.support.surroundings import by_default
 
 
+@checked
 @by_default()
 def split(
     data: Dataset,
@@ -55,6 +57,8 @@ def split(
     Test images are always those of the task's own classes. Raises ConfigError for a value that doesn't fit the data or
     the setting.
     """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit={limit} training images of each class; 1 or more are accepted")
     order = _class_order(data, class_order, class_order_seed)
     sizes = _task_sizes(order, tasks, task_sizes)
     _check_setting(setting, sizes)
@@ -144,9 +148,11 @@ def _check_setting(setting: str, sizes: list[int]) -> None:
 def _check_training_images(
     setting: str, sizes: list[int], validation: float, blurry: float, imbalance: float | None, shots: int | None
 ) -> None:
+    if not 0 <= validation < 1:
+        raise ConfigError(f"validation={validation:g} is a share; 0 up to below 1 is accepted")
     if not 0 <= blurry < 1:
         raise ConfigError(f"blurry={blurry:g} is a share; 0 up to below 1 is accepted")
-    if (imbalance is not None and imbalance < 1) or (shots is not None and shots < 1):
+    if (imbalance is not None and not imbalance >= 1) or (shots is not None and shots < 1):
         raise ConfigError(f"imbalance={imbalance} and shots={shots} were given; 1 or more is accepted")
     if blurry and len(sizes) == 1:
         raise ConfigError(f"blurry={blurry:g} deals images out over several tasks, and there is one; two are accepted")

@@ -19,6 +19,7 @@ from clbench.avalanche.imports import (
     with_classes_timeline,
     with_task_labels,
 )
+from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, one_line
 from clbench.data.scenario import Images, ImageSet, Scenario, Task
 from clbench.support.surroundings import undisturbed
@@ -90,6 +91,7 @@ def from_benchmark(benchmark: Any, *, name: str | None = None) -> Scenario:
     return scenario
 
 
+@checked
 def to_benchmark(scenario: Scenario) -> Any:
     """Return a scenario as an Avalanche benchmark with the streams train, test and, if any is held out, valid.
 

@@ -116,7 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except ConfigError as error:
         end(str(error), 2)
     except RunError as error:
-        end(str(error), 1)
+        # Of another kind too: an exception of the user's code.
+        if type(error) is RunError:
+            end(str(error), 1)
+        if os.environ.get("CLBENCH_TRACEBACK"):
+            raise
+        end(f"{error}; CLBENCH_TRACEBACK=1 shows where it came from", 1)
     except SystemExit as ended:
         # Typer and rich end with 1 when nobody reads what is printed any more.
         if isinstance(ended.__context__, BrokenPipeError):

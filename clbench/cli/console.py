@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from clbench.config.errors import RunError, one_line
+from clbench.config.errors import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,10 +111,7 @@ def print_report(results: "list[Result]", folder: Path, as_json: bool) -> None:
     from clbench.reports.comparison import compare
 
     parts = compare(results)
-    try:
-        write_comparisons(parts, folder)
-    except OSError as error:
-        raise RunError(f"{folder}: {error.strerror or error}; the runs themselves are kept") from None
+    write_comparisons(parts, folder)
     if as_json:
         print(tables.comparison(parts).to_json(orient="records"))
         return

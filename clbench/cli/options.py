@@ -100,7 +100,9 @@ def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Calla
             texts = {p.name: value for p in added if (value := given.pop(p.name)) is not None}
             flags = {name: value for name, value in texts.items() if isinstance(value, bool)}
             asked = parse_fields({k: v for k, v in texts.items() if k not in flags}) | flags
-            verb(**given, fields=over({} if config is None else read_config(config), asked))
+            kept = {} if config is None else read_config(config)
+            _name_from_file(given, kept)
+            verb(**given, fields=over(kept, asked))
 
         if not fields:
             own.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile))
@@ -113,6 +115,18 @@ def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Calla
         return wrapped
 
     return decorate
+
+
+def _name_from_file(given: dict[str, Any], kept: dict[str, Any]) -> None:
+    """Take scenario and strategy out of what a run.json holds, and into the arguments that were left out."""
+    named = {name: kept.pop(name) for name in ("scenario", "strategy") if name in kept}
+    if given.get("like") is not None:
+        return
+    for name, value in named.items():
+        several = name == "strategy" and "strategies" in given
+        argument = "strategies" if several else name
+        if argument in given and not given[argument]:
+            given[argument] = [value] if several else value
 
 
 def over(kept: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +163,7 @@ def pairs(texts: list[str] | None) -> dict[str, str]:
 def seeds(text: str) -> int | list[int]:
     """Read a number of seeds, or the seeds; raises ConfigError."""
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")] if text.isascii() and "_" not in text else [-1]
     except ValueError:
         numbers = [-1]
     if min(numbers) < 0:
@@ -172,7 +186,10 @@ def metavar(annotation: Any) -> str:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read options from a TOML or JSON file, or from a run.json; raises ConfigError naming what is wrong in it."""
+    """Read options from a TOML or JSON file, or from a run.json, which names scenario and strategy too.
+
+    Raises ConfigError naming what is wrong in it.
+    """
     from clbench.support.files import read_small
 
     try:
@@ -184,7 +201,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: {error}; a TOML or JSON file is accepted") from None
     if isinstance(found, dict) and isinstance(found.get("config"), dict):
         found = without_removed(found["config"])
-        found = {k: v for k, v in found.items() if k not in INTERNAL or k in IN_FILES}
+        named = {k: found[k] for k in ("scenario", "strategy") if isinstance(found.get(k), str)}
+        return named | {k: v for k, v in found.items() if k not in INTERNAL or k in IN_FILES}
     if not isinstance(found, dict):
         raise ConfigError(f"--config {path}: a table of options is accepted")
     if not isinstance(found.get("strategy_options", {}), dict):

@@ -46,10 +46,7 @@ def report_verb(
     if figure:
         from clbench.reports import write_figures
 
-        try:
-            paths = write_figures(results, out, figure, kind=kind or "pdf", style=style or "paper")
-        except OSError as error:
-            raise RunError(f"{out}: {error.strerror or error}") from None
+        paths = write_figures(results, out, figure, kind=kind or "pdf", style=style or "paper")
         print(*paths, sep="\n")
         return
     print_report(results, out, as_json)

@@ -84,9 +84,13 @@ def reproduce_verb(
             )
         return
     _say_why(console, refused)
+    rows_of_plan = _plan_rows(wanted, runs, todo)
+    left = sum(run.seconds for run in todo) / jobs
     if not as_json:
-        screen().print(_plan_table(wanted, runs, todo, jobs))
+        screen().print(_plan_table(rows_of_plan, left, jobs))
     if dry_run:
+        if as_json:
+            print(json.dumps({"seconds": left, "jobs": jobs, "claims": rows_of_plan}))
         return
     from clbench.many.execution import raise_first_failure, run_planned
 
@@ -121,27 +125,35 @@ def _say_why(console: "Console", refused: "Mapping[str, ConfigError]") -> None:
         console.print(one_line(text, LONGEST), markup=False, highlight=False, soft_wrap=True)
 
 
-def _plan_table(wanted: "Sequence[Claim]", runs: "Sequence[Needed]", todo: "Sequence[Needed]", jobs: int) -> "Table":
-    from rich.table import Table
-
-    from clbench.support.text import duration
-
-    left = sum(run.seconds for run in todo)
-    table = Table(title=f"about {duration(left / jobs)} to go with {jobs} job(s), by estimate")
-    for column, justify in (
-        ("claim", "left"),
-        ("runs", "right"),
-        ("done", "right"),
-        ("to do", "right"),
-        ("time", "right"),
-    ):
-        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+def _plan_rows(
+    wanted: "Sequence[Claim]", runs: "Sequence[Needed]", todo: "Sequence[Needed]"
+) -> list[dict[str, str | int | float]]:
+    """Return for each claim how many runs it needs, how many are done and to do, and the seconds of the latter."""
+    rows: list[dict[str, str | int | float]] = []
     for claim in wanted:
         own = [run for run in runs if any(c.id == claim.id for c, _ in run.serves)]
         coming = [run for run in own if run in todo and run.seconds]
         done = sum(not run.seconds for run in own)
-        time = duration(sum(run.seconds for run in coming))
-        table.add_row(claim.id, str(len(own)), str(done), str(len(coming)), time)
+        seconds = sum(run.seconds for run in coming)
+        rows.append({"claim": claim.id, "runs": len(own), "done": done, "to do": len(coming), "seconds": seconds})
+    return rows
+
+
+def _plan_table(rows: list[dict[str, str | int | float]], left: float, jobs: int) -> "Table":
+    from rich.table import Table
+
+    from clbench.support.text import duration
+
+    table = Table(
+        title=f"about {duration(left)} to go with {jobs} job(s), by estimate",
+        caption="a run that several claims share stands in each of their rows, and is done once",
+    )
+    table.add_column("claim", overflow="fold")
+    for column in ("runs", "done", "to do", "time"):
+        table.add_column(column, justify="right", overflow="fold")
+    for row in rows:
+        *counts, seconds = row.values()
+        table.add_row(*map(str, counts), duration(float(seconds)))
     return table
 
 

@@ -82,6 +82,8 @@ def run_verb(
         print_notes(learnt["warnings"])
         return
     folder = folder_of(config, out)
+    if resume:
+        folder.note_nothing_to_continue()
     console = messages(quiet or as_json)
     try:
         with RunProgress(console) as progress:

@@ -91,7 +91,7 @@ def sweep_verb(
 
 def _shard(text: str) -> tuple[int, int]:
     k, _, n = text.partition("/")
-    if not (k.isdecimal() and n.isdecimal()):
+    if not (text.isascii() and k.isdecimal() and n.isdecimal()):
         raise ConfigError(f"--shard {text}: K/N such as 1/10 is accepted")
     return int(k), int(n)
 

@@ -234,8 +234,8 @@ class _Survey:
             return [str(module), function.__qualname__, *map(self._of, (wrapped, *kept))]
         around = [self._of(part) for part in (*cells, *(part for item in vars(function).items() for part in item))]
         if foreign:
-            self._use(module)
-            return [module, function.__qualname__, *around]
+            self._use(str(module))
+            return [str(module), function.__qualname__, *around]
         text, names, imports = _compiled(function.__code__)
         named = [f"{name[0]} {self._named(function.__globals__, name)}" for name in names]
         package = str(function.__globals__.get("__package__") or "")

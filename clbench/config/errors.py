@@ -36,9 +36,21 @@ def one_line(text: str, longest: int) -> str:
     return f"{line[: longest - tail - 5]} ... {line[-tail:]}"
 
 
+def shown(value: object, longest: int = 60) -> str:
+    """Return a value as a sentence shows it: an array by its shape, all else as Python writes it, cut if it is long."""
+    if (shape := getattr(value, "shape", None)) and not isinstance(value, type):
+        text = f"<{type(value).__name__} of shape {tuple(shape)}>"
+    else:
+        try:
+            text = repr(value)
+        except Exception:  # of a class of the user's, or a number too long to be written
+            text = f"<{type(value).__name__}>"
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
 def unknown(kind: str, name: str, choices: Iterable[str], *, prefix: str = "") -> ConfigError:
     """Return the error for an unknown name: the nearest valid one, or those there are; `prefix` goes before each."""
-    known = list(choices)
+    known, name = list(choices), str(name)
     by_lower = {choice.lower(): choice for choice in reversed(known)}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     shown = _some([prefix + choice for choice in known])

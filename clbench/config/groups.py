@@ -2,9 +2,11 @@
 
 import os
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from clbench.config.registry import read_text
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -18,6 +20,16 @@ class Group(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_by_name=True, validate_by_alias=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plainly(cls, given: Any) -> Any:
+        """Take what a Python caller plainly means: numbers and arrays of numpy and torch, tuples, paths."""
+        if not isinstance(given, dict):
+            return given
+        named = {alias: f.annotation for name, f in cls.model_fields.items() for alias in (name, f.alias or name)}
+        # Text stays text: it is read where the command line is, which knows no types.
+        return {k: v if isinstance(v, str) else read_text(named.get(k), v) for k, v in given.items()}
 
 
 def _refuse_without_effect(group: Group, *rules: tuple[str, bool, str]) -> None:

@@ -7,11 +7,12 @@ import types
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from importlib.metadata import EntryPoint, EntryPoints
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pydantic
 
-from clbench.config.errors import ConfigError, unknown
+from clbench.config.errors import ConfigError, shown, unknown
+from clbench.config.plain import as_text, listed, plain
 
 # The entry-point group of what one published protocol alone needs.
 PROTOCOLS = "clbench.protocols"
@@ -125,7 +126,7 @@ def options_model(name: str, fields: Mapping[str, tuple[Any, Any]]) -> type[pyda
     # The overloads of create_model can't express fields that are only known at run time.
     try:
         model: type[pydantic.BaseModel] = pydantic.create_model(name, __config__=config, **dict(fields))  # type: ignore[call-overload]
-    except pydantic.errors.PydanticSchemaGenerationError as error:
+    except Exception as error:  # pydantic has one of its own for each way in which an annotation is none
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{name}: {reason}; an annotated attribute is a hyper-parameter, state needs none") from None
     return model
@@ -171,15 +172,15 @@ def explain(error: pydantic.ValidationError, values: Mapping[str, object]) -> st
     if missing := [str(p["loc"][0]) for p in problems if p["type"] == "missing"]:
         return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} required"
     of_option = [p for p in problems if p["loc"][0] == option]
-    accepted = " or ".join(dict.fromkeys(map(_accepted, of_option)))
+    wanted = " or ".join(dict.fromkeys(map(accepted, of_option)))
     value = values.get(option, problems[0]["input"])
     # Text in the place of a number looks like one without its quotes.
     quoted = not isinstance(value, Typed) and any(not p["type"].startswith(_OF_TEXT) for p in of_option)
-    shown = value if isinstance(value, str) and value.isprintable() and not quoted else repr(value)
-    return f"{option}={shown if len(shown) <= 60 else shown[:57] + '...'} given, {accepted} accepted"
+    text = value if isinstance(value, str) and value.isprintable() and not quoted else shown(value)
+    return f"{option}={text if len(text) <= 60 else text[:57] + '...'} given, {wanted} accepted"
 
 
-def _accepted(problem: Any) -> str:
+def accepted(problem: Any) -> str:
     """Return what is accepted out of pydantic's message ("Input should be a valid number, unable ...")."""
     message: str = problem["msg"]
     if found := re.search(r"should have (.+?)(?: after validation.*)?$", message):
@@ -189,7 +190,11 @@ def _accepted(problem: Any) -> str:
 
 
 def read_text(annotation: Any, value: object) -> object:
-    """Read text as the annotated type where it can be; everything else is left for the strict validation."""
+    """Read text as the annotated type where it can be, and plain values from what a Python caller has.
+
+    Everything else is left for the strict validation.
+    """
+    value = plain(value)
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return read_text(arguments[0], value)
@@ -203,15 +208,16 @@ def read_text(annotation: Any, value: object) -> object:
         return next((result for _, result in converted if result is not value), value)
     if origin in (list, tuple):
         # JSON and TOML know lists only, and a Python caller may have a tuple: both say the same.
-        entries = _split(arguments, value) if isinstance(value, str) else value
+        entries = _split(arguments, value) if isinstance(value, str) else listed(value)
         if isinstance(entries, (list, tuple)):
-            return origin(read_text(arguments[0], e) if isinstance(value, str) else e for e in entries)
+            return origin(read_text(arguments[0], e) if isinstance(value, str) else plain(e) for e in entries)
         return value
     if not isinstance(value, str):
-        return value
+        return as_text(value) if annotation is str else value
     if origin is Literal:
         return next((choice for choice in arguments if str(choice) == value), value)
-    if annotation in (bool, int, float):
+    # Python reads digits of every script, and 1_0 as 10; who types them means something else.
+    if annotation in (bool, int, float) and value.isascii() and "_" not in value:
         try:
             return pydantic.TypeAdapter(annotation).validate_python(value, strict=False)
         except pydantic.ValidationError:
@@ -242,14 +248,3 @@ def _split(arguments: tuple[Any, ...], text: str) -> list[str]:
     entry = get_args(arguments[0])[0] if get_origin(arguments[0]) is Annotated else arguments[0]
     dashes = entry is int and re.fullmatch(r"\d+(-\d+)+", text)
     return [part.strip() for part in text.split("-" if dashes else ",")] if text else []
-
-
-def declared_options(cls: type, base: type) -> type[pydantic.BaseModel]:
-    """Return the options that a class declares: its annotated attributes, without those of `base`, and defaults."""
-    known = get_type_hints(base, include_extras=True)
-    hints = {
-        name: hint
-        for name, hint in get_type_hints(cls, include_extras=True).items()
-        if name not in known and not name.startswith("_") and get_origin(hint) is not ClassVar
-    }
-    return options_model(cls.__name__, {name: (hint, getattr(cls, name, ...)) for name, hint in hints.items()})

@@ -6,11 +6,13 @@ from typing import Any
 
 import pydantic
 
+from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError
 
 ACCEPTED = "NAME=log:LOW:HIGH or NAME=A|B|C, separated by commas, is accepted"
 
 
+@checked
 @dataclass(frozen=True)
 class Log:
     """Values from low to high, both above 0, uniform in the logarithm: `Annotated[float, Field(ge=0), Log(0.1, 10)]`.

@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clbench.config.arguments import check_shapes, checked
+from clbench.config.errors import ConfigError
 
+
+@checked
 def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
     """Crop as `crop` does, then mirror each image with probability 1/2 (arXiv:1512.03385, section 4.2)."""
     return _resampled(images, generator, padding, mirror=True)
 
 
+@checked
 def crop(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
     """Zero-pad images [B, C, H, W] of any dtype on all sides and cut H x W back out, uniformly at random.
 
@@ -23,12 +28,19 @@ def crop(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor
     return _resampled(images, generator, padding, mirror=False)
 
 
+@checked
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each image of [B, C, H, W], any dtype, left to right with probability 1/2 (CPU generator)."""
     return _resampled(images, generator, padding=0, mirror=True)
 
 
 def _resampled(images: Tensor, generator: torch.Generator, padding: int, *, mirror: bool) -> Tensor:
+    check_shapes("augment", images=(images, "B C H W"))
+    if padding < 0 or generator.device.type != "cpu":
+        where = generator.device
+        raise ConfigError(
+            f"padding={padding} and a generator on {where} given; 0 or more, and one on cpu, are accepted"
+        )
     batch, channels, height, width = images.shape
     spans = (2 * padding + 1, 2 * padding + 1, 2 if mirror else 1)
     # Stacked, so that they reach an accelerator in one transfer.

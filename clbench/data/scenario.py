@@ -1,13 +1,15 @@
 """Task, Scenario and ImageSet: what is learnt, in which order, from which images."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clbench.config.errors import RunError
+from clbench.config.arguments import checked
+from clbench.config.errors import ConfigError, RunError, shown
 from clbench.support.surroundings import by_default
 
 
@@ -82,9 +84,15 @@ class ImageSet:
         """The task that each sample belongs to, int64 [n]."""
         return self._open().tasks[self._ids]
 
-    def subset(self, index: Tensor) -> "ImageSet":
-        """Return the samples at these positions of the set, int64 [m]."""
-        return ImageSet(self._open(), self.ids[index], (self,))
+    @checked
+    def subset(self, index: Tensor | Sequence[int]) -> "ImageSet":
+        """Return the samples at these positions of the set, int64 [m], or bool [n]; raises ConfigError for others."""
+        n, places = len(self), torch.as_tensor(index, dtype=None if isinstance(index, Tensor) else torch.int64)
+        if places.dtype == torch.bool and places.shape == (n,):
+            places = places.nonzero().flatten()
+        if places.ndim != 1 or places.dtype != torch.int64 or bool(((places < -n) | (places >= n)).any()):
+            raise ConfigError(f"positions={shown(index)} of {n} samples; int64 [m] below {n} are accepted")
+        return ImageSet(self._open(), self.ids[places], (self,))
 
     def __len__(self) -> int:
         return len(self._ids)

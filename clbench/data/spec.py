@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from clbench.config.contract import Declared
 from clbench.config.errors import ConfigError
-from clbench.config.registry import declared_options, validate_options
-from clbench.config.run import EXCLUSIVE, RunConfig, Setting, fields
+from clbench.config.registry import validate_options
+from clbench.config.run import EXCLUSIVE, RunConfig, Setting
 
 if TYPE_CHECKING:
     from clbench.data.scenario import Scenario
@@ -24,18 +25,9 @@ class ScenarioSpec(ABC):
 
     preset: ClassVar[Mapping[str, Any]] = {}
     exclusive: ClassVar[tuple[tuple[str, str], ...]] = ()
-    _options: ClassVar[Any]
+    _options: ClassVar[Any] = Declared(own=True)
 
     setting: Annotated[Setting, Field(description="class-, task- or domain-incremental")] = "class"
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls._options = declared_options(cls, object)
-        for name in cls._options.model_fields:
-            if name in fields():
-                raise ConfigError(
-                    f"scenario option {cls.__name__}.{name} is a field of every run; another name is accepted"
-                )
 
     def __init__(self, name: str, options: Mapping[str, object]) -> None:
         """Store the options of the scenario that goes by `name`; raises ConfigError for what is not accepted."""

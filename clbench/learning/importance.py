@@ -10,13 +10,15 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from clbench.config.errors import ConfigError, RunError, unknown
+from clbench.config.arguments import check_shapes, checked
+from clbench.config.errors import ConfigError, RunError
 from clbench.support.finite import not_finite
 from clbench.support.surroundings import by_default
 
 LabelMode = Literal["empirical", "sampled", "exact"]
 
 
+@checked
 @by_default()
 def fisher_diagonal(
     model: nn.Module,
@@ -52,6 +54,7 @@ def fisher_diagonal(
     )
 
 
+@checked
 def fisher_diagonal_of_batches(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -62,8 +65,6 @@ def fisher_diagonal_of_batches(
     chunk_size: int | None = None,
 ) -> dict[str, Tensor]:
     """Return `fisher_diagonal` of all samples in the batches (images, labels), read one after another."""
-    if label_mode not in ("empirical", "sampled", "exact"):
-        raise unknown("label mode", label_mode, ["empirical", "sampled", "exact"])
     if label_mode == "sampled" and generator is None:
         raise ConfigError("label mode 'sampled' without a generator; accepted: a torch.Generator on the CPU")
     if chunk_size is not None and chunk_size < 1:
@@ -81,6 +82,9 @@ def fisher_diagonal_of_batches(
     n_samples = 0
     with _undisturbed(model):
         for images, labels in batches:
+            check_shapes("fisher_diagonal", images=(images, "N ..."), labels=(labels, "N"))
+            if labels.dtype != torch.int64:
+                raise ConfigError(f"fisher_diagonal: labels are {labels.dtype}; int64 is accepted")
             if len(images) == 0:
                 continue
             step = chunk_size or (len(images) if layers else _chunk_size(images))
@@ -185,6 +189,7 @@ def _labels(
         yield (cumulative <= drawn).sum(dim=1).clamp(max=n_outputs - 1).to(labels.device), ones
 
 
+@checked
 @by_default()
 def mas_importance(
     model: nn.Module, batches: Iterable[Tensor], *, active: slice | None = None, chunk_size: int | None = None
@@ -197,6 +202,8 @@ def mas_importance(
     Aljundi et al. 2018, arXiv:1711.09601, eq. 2.
     """
     outputs = active or slice(None)
+    if chunk_size is not None and chunk_size < 1:
+        raise ConfigError(f"chunk size {chunk_size}; accepted: 1 or more")
     weights, constants = _tensors(model)
 
     def squared_norm(weights: dict[str, Tensor], image: Tensor) -> Tensor:
@@ -208,6 +215,7 @@ def mas_importance(
     n_samples = 0
     with _undisturbed(model):
         for images in batches:
+            check_shapes("mas_importance", images=(images, "N ..."))
             n_samples += len(images)
             with torch.autocast(images.device.type, enabled=False):
                 for chunk in torch.split(images, chunk_size or _chunk_size(images)):
@@ -240,6 +248,11 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     try:
         with torch.no_grad():
             yield
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError) as error:
+        if isinstance(error, RunError | torch.AcceleratorError | torch.OutOfMemoryError):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"the model can't work on these samples ({type(error).__name__}: {reason})") from error
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -249,21 +262,25 @@ def _chunk_size(images: Tensor) -> int:
     return 16 if images.device.type == "cpu" else 128
 
 
+@checked
 def copied_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return a copy of every parameter by name, without gradients."""
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
+@checked
 def zeros(model: nn.Module) -> dict[str, Tensor]:
     """Return zeros in the shape of every parameter, by name."""
     return {name: torch.zeros_like(p, requires_grad=False) for name, p in model.named_parameters()}
 
 
+@checked
 def copied_gradients(model: nn.Module) -> dict[str, Tensor]:
     """Return a copy of `.grad` of every parameter that has one, by name."""
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@checked
 def loss_decrease(gradients: Mapping[str, Tensor], before: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return -g_i (w_i - w_i before): how much the loss fell, to first order, because parameter i has moved.
 
@@ -271,9 +288,13 @@ def loss_decrease(gradients: Mapping[str, Tensor], before: Mapping[str, Tensor],
     Zenke et al. 2017, arXiv:1703.04200, eq. 3; Chaudhry et al. 2018, arXiv:1801.10112, eq. 7.
     """
     weights = dict(model.named_parameters())
+    for name in gradients:
+        if name not in before or name not in weights:
+            raise ConfigError(f"gradients name {name!r}, which is not among the parameters and their earlier values")
     return {name: -g * (weights[name].detach() - before[name]) for name, g in gradients.items()}
 
 
+@checked
 def quadratic_penalty(
     parameters: Mapping[str, Tensor], importance: Mapping[str, Tensor], anchor: Mapping[str, Tensor]
 ) -> Tensor:
@@ -281,10 +302,12 @@ def quadratic_penalty(
 
     `anchor` holds w* under the same names. A parameter that has grown since is compared on its first rows.
     EWC's penalty is strength / 2 times this (Kirkpatrick et al. 2017, arXiv:1612.00796, eq. 3). Raises
-    ConfigError where the shapes don't fit and KeyError where a name is missing.
+    ConfigError where the shapes don't fit or a name is missing.
     """
     weights = []
     for name, weight in importance.items():
+        if name not in parameters or name not in anchor:
+            raise ConfigError(f"importance names {name!r}, which is not among the parameters and the anchor")
         current = parameters[name]
         if current.shape != weight.shape and current.ndim:
             current = current[: len(weight)]

@@ -11,12 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clbench.config.errors import ConfigError, unknown
+from clbench.config.arguments import check_shapes, checked
+from clbench.config.errors import ConfigError
+
+
+class LabelError(ConfigError, IndexError):
+    """A label is no output that competes; an IndexError too, as torch has it."""
+
 
 # torch skips labels of -100 unless told otherwise, and a label minus the start of a slice may be just that.
 _NEVER = -(2**31)
 
 
+@checked
 def cross_entropy(
     logits: Tensor,
     labels: Tensor,
@@ -33,11 +40,18 @@ def cross_entropy(
     `reduction="none"` returns each sample's own, [B].
 
     `active` is a slice of the outputs, a bool mask [B, outputs] with the outputs that compete for each
-    sample, or None for all. A label outside a slice is an IndexError (on CUDA a device-side assertion),
-    outside a mask an infinite loss.
+    sample, or None for all. A label outside a slice is refused on the CPU (on CUDA it is a device-side assertion),
+    and outside a mask an infinite loss. Raises ConfigError.
     """
+    _check("cross_entropy", logits, labels)
+    if not 0 <= label_smoothing < 1:
+        raise ConfigError(f"cross_entropy: label_smoothing={label_smoothing:g} given; a share below 1 is accepted")
     logits = _full_precision(logits)
     if isinstance(active, Tensor):
+        if active.dtype != torch.bool or active.shape != logits.shape:
+            raise ConfigError(
+                f"cross_entropy: active is {active.dtype} {tuple(active.shape)}; bool {tuple(logits.shape)} is accepted"
+            )
         logits = logits.masked_fill(~active, -torch.inf)
         loss = F.cross_entropy(logits, labels, ignore_index=_NEVER, reduction=reduction)
         if label_smoothing == 0:
@@ -45,16 +59,27 @@ def cross_entropy(
         log_p = F.log_softmax(logits, 1).masked_fill(~active, 0.0)
         uniform = -log_p.sum(1) / active.sum(1)
         return (1 - label_smoothing) * loss + label_smoothing * (uniform.mean() if reduction == "mean" else uniform)
-    start = 0 if active is None else active.indices(logits.shape[1])[0]
-    return F.cross_entropy(
-        logits if active is None else logits[:, active],
-        labels - start if start else labels,
-        ignore_index=_NEVER,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-    )
+    start, stop, step = (active or slice(None)).indices(logits.shape[1])
+    if step != 1 or stop <= start:
+        raise ConfigError(
+            f"cross_entropy: active={active} of {logits.shape[1]} outputs; one or more in a row are accepted"
+        )
+    try:
+        return F.cross_entropy(
+            logits if active is None else logits[:, active],
+            labels - start if start else labels,
+            ignore_index=_NEVER,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+    except IndexError:
+        raise LabelError(
+            f"cross_entropy: labels {int(labels.min())} to {int(labels.max())} given; {start} to {stop - 1} compete "
+            "and are accepted"
+        ) from None
 
 
+@checked
 def distillation(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -72,8 +97,10 @@ def distillation(
     Hoiem 2016, arXiv:1606.09282, eq. 2-3. Raises ConfigError for a temperature that is not above 0, a
     student narrower than its teacher and a group outside the teacher's columns.
     """
+    check_shapes("distillation", student_logits=(student_logits, "B outputs"), teacher_logits=(teacher_logits, "B old"))
+    _check_floats("distillation", student_logits, teacher_logits)
     n_old = teacher_logits.shape[1]
-    if temperature <= 0:
+    if not 0 < temperature < torch.inf:
         raise ConfigError(f"distillation temperature {temperature:g}; accepted: above 0")
     if student_logits.shape[1] < n_old:
         raise ConfigError(f"a student of {student_logits.shape[1]} outputs can't learn from a teacher of {n_old}")
@@ -89,6 +116,7 @@ def distillation(
     return loss * temperature**2 if squared_temperature else loss
 
 
+@checked
 def binary_cross_entropy(
     logits: Tensor,
     labels: Tensor,
@@ -102,8 +130,13 @@ def binary_cross_entropy(
     every sample. `reduction` is the mean (as published in code) or the sum over classes; both are averaged
     over the batch. The teacher gets no gradient. Rebuffi et al. 2017, arXiv:1611.07725, algorithm 3.
     """
-    if reduction not in ("mean", "sum"):
-        raise unknown("reduction", reduction, ["mean", "sum"])
+    _check("binary_cross_entropy", logits, labels)
+    if teacher_logits is not None:
+        check_shapes("binary_cross_entropy", logits=(logits, "B outputs"), teacher_logits=(teacher_logits, "B old"))
+        _check_floats("binary_cross_entropy", teacher_logits)
+        if teacher_logits.shape[1] > logits.shape[1]:
+            n = teacher_logits.shape[1]
+            raise ConfigError(f"a student of {logits.shape[1]} outputs can't learn from a teacher of {n}")
     logits = _full_precision(logits)
     # A comparison, since scatter_ has no batched form, which seeds that are trained together need.
     targets = (labels[:, None] == torch.arange(logits.shape[1], device=logits.device)).to(logits.dtype)
@@ -116,3 +149,16 @@ def binary_cross_entropy(
 
 def _full_precision(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _check(owner: str, logits: Tensor, labels: Tensor) -> None:
+    check_shapes(owner, logits=(logits, "B outputs"), labels=(labels, "B"))
+    _check_floats(owner, logits)
+    if labels.dtype != torch.int64:
+        raise ConfigError(f"{owner}: labels are {labels.dtype}; int64 is accepted")
+
+
+def _check_floats(owner: str, *logits: Tensor) -> None:
+    for given in logits:
+        if not given.is_floating_point():
+            raise ConfigError(f"{owner}: logits are {given.dtype}; floating point is accepted")

@@ -9,14 +9,16 @@ can't use go to the others by the same rule.
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clbench.config.errors import ConfigError
+from clbench.config.arguments import checked
+from clbench.config.errors import ConfigError, shown, unknown
+from clbench.config.plain import plain
 from clbench.support.surroundings import by_default
 
 # Herding distances that differ by less are ties: rounding must not decide between equally good samples.
@@ -45,13 +47,16 @@ def quotas(
     unless exactly one of `size` (in total) and `per_class` is given, as an integer of 0 or more.
     """
     if (size is None) == (per_class is None):
-        given = "neither" if size is None else f"both {size} in total and {per_class} per class"
+        given = "neither" if size is None else f"both {shown(size)} in total and {shown(per_class)} per class"
         raise ConfigError(
             f"a memory got {given}; accepted: a size in total or a size per class, which exclude each other"
         )
+    size, per_class, n_classes = plain(size), plain(per_class), _count(n_classes, "classes of a memory")
+    if not isinstance(rounding, str) or rounding not in get_args(Rounding):
+        raise unknown("rounding", shown(rounding), get_args(Rounding))
     for name, value in (("size", size), ("size per class", per_class)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            raise ConfigError(f"memory {name} {value!r}; accepted: an integer of 0 or more")
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63):
+            raise ConfigError(f"memory {name} {shown(value)}; accepted: an integer of 0 or more")
     if per_class is not None:
         return [per_class] * n_classes
     total = size or 0
@@ -70,8 +75,9 @@ def quotas(
     return quota
 
 
+@checked
 @by_default()
-def herding(features: Tensor | npt.NDArray[np.floating], m: int) -> Tensor:
+def herding(features: Tensor | npt.ArrayLike, m: int) -> Tensor:
     """Return the indices of `m` rows of `features` [n, d] in herding order, int64 [min(m, n)].
 
     The rule: every row is divided by its L2 norm (zero rows stay zero); mu is the mean of these rows, not
@@ -86,7 +92,7 @@ def herding(features: Tensor | npt.NDArray[np.floating], m: int) -> Tensor:
     than [n, d] and values that are not finite. Rebuffi et al. 2017, arXiv:1611.07725, algorithm 4, which
     leaves repeats open.
     """
-    x = _directions(features, m)
+    x, m = _directions(features), _count(m, "samples asked of herding")
     squared_norms = (torch.linalg.vector_norm(x, dim=1) > 0.5).double()
     mean = x.mean(dim=0)
     missing = torch.zeros_like(mean)  # k * mean - (sum of the rows picked so far): what pick k should be
@@ -103,21 +109,9 @@ def herding(features: Tensor | npt.NDArray[np.floating], m: int) -> Tensor:
     return picked
 
 
-def _directions(features: Tensor | npt.NDArray[np.floating], m: int) -> Tensor:
-    """Return the rows of `features` divided by their norms, float64 on the CPU; raises what `herding` raises."""
-    x = torch.as_tensor(features).detach().to(device="cpu", dtype=torch.float64)
-    if x.ndim != 2:
-        raise ConfigError(f"herding got features of shape {tuple(x.shape)}; accepted: [samples, features]")
-    if m < 0:
-        raise ConfigError(f"herding was asked for {m} samples; accepted: 0 or more")
-    if not x.isfinite().all():
-        raise ConfigError("herding got features that are NaN or infinite; accepted: finite values")
-    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return x / torch.where(norms > 0, norms, 1.0)
-
-
+@checked
 @by_default()
-def argmax_herding(features: Tensor | npt.NDArray[np.floating], m: int, steps: int = 1000) -> Tensor:
+def argmax_herding(features: Tensor | npt.ArrayLike, m: int, steps: int = 1000) -> Tensor:
     """Return the indices of at most `m` rows of `features` [n, d], in the order in which a walk first meets them.
 
     The rule of the iCaRL authors' code: rows are divided by their L2 norm, mu is their mean, not normalised again, and
@@ -126,7 +120,7 @@ def argmax_herding(features: Tensor | npt.NDArray[np.floating], m: int, steps: i
     fewer than m. Computed in float64 on the CPU. Raises ConfigError as `herding` does. Rebuffi et al. 2017,
     arXiv:1611.07725.
     """
-    x = _directions(features, m)
+    x, m, steps = _directions(features), _count(m, "samples asked of herding"), _count(steps, "steps of herding")
     mean = x.mean(dim=0)
     w, met = mean.clone(), dict[int, None]()
     for _ in range(steps):
@@ -136,6 +130,37 @@ def argmax_herding(features: Tensor | npt.NDArray[np.floating], m: int, steps: i
         met[best] = None
         w += mean - x[best]
     return torch.tensor(list(met), dtype=torch.int64)
+
+
+def _directions(features: object) -> Tensor:
+    """Return features [n, d], each row divided by its norm, float64 on the CPU; raises ConfigError."""
+    try:
+        x = torch.as_tensor(features).detach().to(device="cpu", dtype=torch.float64)
+        finite = bool(x.isfinite().all())
+    except Exception:  # of any kind, as it may be any object
+        raise ConfigError(f"herding got features={shown(features)}; accepted: numbers [samples, features]") from None
+    if x.ndim != 2:
+        raise ConfigError(f"herding got features of shape {tuple(x.shape)}; accepted: [samples, features]")
+    if not finite:
+        raise ConfigError("herding got features that are NaN or infinite; accepted: finite values")
+    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / torch.where(norms > 0, norms, 1.0)
+
+
+def _count(given: object, what: str) -> int:
+    """Return a number of samples or steps; raises ConfigError."""
+    n = plain(given)
+    if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n <= 10**7:
+        raise ConfigError(f"{shown(given)} {what}; accepted: an integer of 0 or more, at most 10,000,000")
+    return n
+
+
+def _integers(name: str, given: object) -> Tensor:
+    """Return ids or classes as a tensor on the CPU; raises ConfigError for what is none."""
+    try:
+        return torch.as_tensor(given).cpu()
+    except Exception:  # of any kind, as it may be any object
+        raise ConfigError(f"a memory got {name}={shown(given)}; accepted: int64 [n]") from None
 
 
 class Memory(ABC):
@@ -156,10 +181,10 @@ class Memory(ABC):
 
     def __init__(self, size: int | None = None, per_class: int | None = None, rounding: Rounding = "spare") -> None:
         """Raise ConfigError unless exactly one budget is given, as an integer of 0 or more."""
-        quotas(1, size, per_class)
-        self.size = size
+        quotas(1, size, per_class, rounding)
+        self.size: int | None = plain(size)
         self.rounding = rounding
-        self.per_class = per_class
+        self.per_class: int | None = plain(per_class)
         self.ids = torch.empty(0, dtype=torch.int64)
         self.classes = torch.empty(0, dtype=torch.int64)
         self.seen: dict[int, int] = {}
@@ -188,7 +213,9 @@ class Memory(ABC):
         `generator` is a CPU generator. Raises ConfigError, and leaves the memory as it was, for tensors
         that don't fit each other or are not int64, and for features that are missing or not finite.
         """
-        ids, classes = ids.cpu(), classes.cpu()
+        ids, classes = _integers("ids", ids), _integers("classes", classes)
+        if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+            raise ConfigError(f"a memory got generator={shown(generator)}; accepted: a torch.Generator on the CPU")
         if ids.shape != classes.shape or ids.ndim != 1 or {ids.dtype, classes.dtype} != {torch.int64}:
             raise ConfigError(
                 f"a memory got ids {ids.dtype} {tuple(ids.shape)} and classes {classes.dtype} "
@@ -229,6 +256,9 @@ class Memory(ABC):
         Each id then comes n // len(self) times or once more. Raises ConfigError where there is nothing to
         draw from.
         """
+        n = _count(n, "samples asked of a memory")
+        if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+            raise ConfigError(f"a memory got generator={shown(generator)}; accepted: a torch.Generator on the CPU")
         if n > 0 and len(self) == 0:
             raise ConfigError(f"{n} samples asked of a memory that is empty")
         rounds = [torch.randperm(len(self), generator=generator) for _ in range(-(-n // max(len(self), 1)))]
@@ -247,11 +277,13 @@ class ReservoirMemory(Memory):
     streaming = True
 
     def __init__(self, size: int | None = None, per_class: int | None = None, rounding: Rounding = "spare") -> None:
-        if rounding != "spare":
-            raise ConfigError(f"a reservoir memory knows no classes, so no rounding {rounding!r}; 'spare' is accepted")
+        if not isinstance(rounding, str) or rounding != "spare":
+            raise ConfigError(
+                f"a reservoir memory knows no classes, so no rounding {shown(rounding)}; 'spare' is accepted"
+            )
         if per_class is not None:
             raise ConfigError(
-                f"a reservoir memory can't keep {per_class} samples per class; accepted: a size in "
+                f"a reservoir memory can't keep {shown(per_class)} samples per class; accepted: a size in "
                 "total, or the memory 'balanced' for a size per class"
             )
         super().__init__(size)
@@ -354,9 +386,9 @@ class HerdingMemory(_QuotaMemory):
     needs_features = True
 
     def _keys(self, groups: Tensor, quota: Tensor, generator: torch.Generator, features: Tensor | None) -> Tensor:
-        if features is None or len(features) != len(groups):
-            got = "none" if features is None else f"{len(features)} rows"
-            raise ConfigError(f"a herded memory got {len(groups)} samples and {got} of features; accepted: one each")
+        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(groups):
+            got = f"those of shape {tuple(features.shape)}" if isinstance(features, Tensor) else shown(features)
+            raise ConfigError(f"a herded memory got {len(groups)} samples and as features {got}; accepted: a row each")
         if int(groups.min()) < len(self.seen):
             again = list(self.seen)[int(groups.min())]
             raise ConfigError(f"class {again} was offered to a herded memory before; accepted: each class once")

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FunctionType
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from clbench.config.errors import ConfigError, RunError, unknown
-from clbench.config.registry import options_model, validate_options
+from clbench.config.arguments import checked
+from clbench.config.contract import Declared
+from clbench.config.errors import ConfigError, RunError, shown, unknown
+from clbench.config.registry import validate_options
 from clbench.config.run import RunConfig, Setting
 from clbench.data.batches import CONVOLVING_PASS_SIZE, Batch, Pipeline
 from clbench.data.scenario import ImageSet, Scenario, Task
@@ -42,6 +44,7 @@ LOOSE = {
 }
 
 
+@checked
 @dataclass(frozen=True, kw_only=True)
 class Traits:
     """The declarations of a strategy about itself; raises ConfigError for a value that is not accepted.
@@ -76,19 +79,11 @@ class Traits:
     def __post_init__(self) -> None:
         if not self.settings:
             raise ConfigError(f"settings=() given; one or more of {', '.join(get_args(Setting))} are accepted")
-        for name, hint in get_type_hints(Traits).items():
-            given = getattr(self, name)
-            if hint is bool and not isinstance(given, bool):
-                raise ConfigError(f"{name}={given!r} given; True and False are accepted")
-            accepted = (
-                get_args(Setting) if name == "settings" else MEMORIES if name == "memory_policy" else get_args(hint)
-            )
-            if name in ("settings", "memory_policy") or get_origin(hint) is Literal:
-                for value in given if name == "settings" else [given]:
-                    if value not in accepted:
-                        raise unknown(name, str(value), accepted)
+        if self.memory_policy not in MEMORIES:
+            raise unknown("memory_policy", self.memory_policy, MEMORIES)
 
 
+@checked
 @dataclass(frozen=True)
 class Stage:
     """One fit on one set of samples: a declaration, so it can be repeated after an interruption.
@@ -110,6 +105,13 @@ class Stage:
     loss: Callable[[Batch], Terms] | None = None
     before: Callable[[], None] | None = None
     watched: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.epochs or 0, self.iterations or 0) < 0 or not (self.lr is None or 0 < self.lr < float("inf")):
+            raise ConfigError(
+                f"a stage got epochs={self.epochs}, iterations={self.iterations}, lr={self.lr}; numbers of 0 or more "
+                "and a rate above 0 are accepted"
+            )
 
 
 @dataclass
@@ -164,20 +166,13 @@ class Strategy:
     model: Network
     memory: Memory | None = None
     _context: Context
-    _options: ClassVar[Any]
+    _options: ClassVar[Any] = Declared()
     _lent: ClassVar[frozenset[str]] = frozenset({"_context"})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if vars(cls).get("__slots__"):
             raise ConfigError(f"{cls.__name__} has __slots__, which no checkpoint holds; plain attributes are accepted")
-        base = get_type_hints(Strategy, include_extras=True)
-        hints = {
-            name: hint
-            for name, hint in get_type_hints(cls, include_extras=True).items()
-            if name not in base and not name.startswith("_") and get_origin(hint) is not ClassVar
-        }
-        cls._options = options_model(cls.__name__, {n: (h, getattr(cls, n, ...)) for n, h in hints.items()})
         own = (n for n, v in vars(cls).items() if isinstance(v, FunctionType) and n not in vars(Strategy))
         for name in (n for n in own if not n.startswith("_")):
             # A hook under a wrong name would never be called, and nobody would know.
@@ -438,6 +433,15 @@ def given_task(task: int | None) -> int:
     if task is None:
         raise RunError("scores(images) needs the task of the images here; scores(images, task) is accepted")
     return task
+
+
+def call_hook(who: object, hook: str, *given: object) -> None:
+    """Call a hook whose result has no use; raises RunError for one that returns something."""
+    returned = getattr(who, hook)(*given)
+    if returned is not None:
+        raise RunError(
+            f"{type(who).__name__}.{hook} returned {shown(returned)}, which has no effect; it returns nothing"
+        )
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from clbench.learning.early_stopping import validation_loss
 from clbench.learning.fit import Fit, Tally, are_finite
 from clbench.learning.importance import grown, is_part
 from clbench.learning.returned import decays, loss_of, loss_terms, penalty_term, require_gradient
-from clbench.learning.strategy import Context, Stage, Strategy, initial_model
+from clbench.learning.strategy import Context, Stage, Strategy, call_hook, initial_model
 from clbench.models.network import NEEDS_TWO, Network, blocks_of, takes_one_image
 from clbench.results.record import EpochRecord
 from clbench.support.streams import seed_other_streams, stream, stream_seed
@@ -190,7 +190,7 @@ class Trainer:
                 fit.rows.restore()
             # A step that is left out offers nothing: what a strategy keeps for each exemplar is kept in after_step.
             self._fill_memory(ids, step)
-            self.strategy.after_step(batch)
+            call_hook(self.strategy, "after_step", batch)
             fit.tally.add(progress.step, terms)
         else:
             for buffer, before in buffers:
@@ -240,7 +240,7 @@ class Trainer:
             reduce(add, terms.values()).backward()
             if skips and not are_finite(terms, fit.trained):
                 return False
-            self.strategy.after_backward(batch)
+            call_hook(self.strategy, "after_backward", batch)
             penalty = penalty_term(self.strategy, self.strategy.penalty())
             if penalty is None:
                 return True

@@ -4,9 +4,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError
 from clbench.config.registry import entry_point_names
 from clbench.data.scenario import Scenario
+from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import Strategy
 from clbench.many.execution import Request, lives_on_memory, plan_requests, raise_first_failure, run_planned, seed_list
 from clbench.many.planned import PlannedRun
@@ -16,9 +18,10 @@ from clbench.running.resolve import strategy_class
 MEMORY_OPTIONS = ("memory_size", "memory_per_class", "memory_policy")
 
 
+@checked
 def plan(
-    scenario: str | os.PathLike[str] | Scenario,
-    strategies: Sequence[str | type[Strategy]],
+    scenario: str | os.PathLike[str] | Scenario | type[ScenarioSpec],
+    strategies: str | type[Strategy] | Sequence[str | type[Strategy]],
     *,
     out: str | os.PathLike[str] = "runs",
     **options: Any,
@@ -28,8 +31,8 @@ def plan(
 
 
 def requests(
-    scenario: str | Scenario,
-    strategies: Sequence[str | type[Strategy]],
+    scenario: str | os.PathLike[str] | Scenario | type[ScenarioSpec],
+    strategies: str | type[Strategy] | Sequence[str | type[Strategy]],
     *,
     seeds: int | Sequence[int] = 5,
     references: bool = True,
@@ -37,6 +40,7 @@ def requests(
 ) -> list[Request]:
     """Return what the words of a comparison ask of each of its runs; raises ConfigError.
 
+    strategies: those that are compared, or a single one.
     seeds: a number of seeds (0, 1, ...), or the seeds.
     references: add the registered references that are not named.
     A memory option goes to the strategies that need a memory; the others take one only in their brackets.
@@ -44,6 +48,9 @@ def requests(
     if "seed" in options:
         raise ConfigError(f"seed={options['seed']!r}: a comparison takes seeds, a number of them or a list")
     seeds = seed_list(seeds)
+    strategies = [strategies] if isinstance(strategies, str | type) else strategies
+    if not strategies:
+        raise ConfigError("no strategy is given; one or more are accepted")
     named = [s if isinstance(s, type) or ".py:" in s else s.replace(" ", "") for s in strategies]
     added = [name for name in entry_point_names("clbench.references") if name not in named] if references else []
     # The lower reference goes first: the one that sees no more than the strategies do.
@@ -61,9 +68,10 @@ def requests(
     return asked
 
 
+@checked
 def compare(
-    scenario: str | os.PathLike[str] | Scenario,
-    strategies: Sequence[str | type[Strategy]],
+    scenario: str | os.PathLike[str] | Scenario | type[ScenarioSpec],
+    strategies: str | type[Strategy] | Sequence[str | type[Strategy]],
     *,
     seeds: int | Sequence[int] = 5,
     out: str | os.PathLike[str] = "runs",

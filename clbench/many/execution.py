@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from clbench.config.classes import give
-from clbench.config.errors import ConfigError, RunError
+from clbench.config.errors import ConfigError, RunError, shown
+from clbench.config.plain import listed
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario
+from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import Context, Strategy
 from clbench.learning.trainer import Trainer
 from clbench.many.cluster import Cluster, on_ray
@@ -46,7 +48,7 @@ MOST_RUNS = 100_000
 class Request:
     """One requested run, and the words that name it in an error."""
 
-    scenario: str | os.PathLike[str] | Scenario
+    scenario: str | os.PathLike[str] | Scenario | type[ScenarioSpec]
     strategy: str | type[Strategy]
     options: Mapping[str, Any]
     place: str = ""
@@ -101,16 +103,17 @@ def plan_requests(
 
 def seed_list(seeds: Any) -> Sequence[int]:
     """Return the given seeds, or 0, 1, ... for a number of seeds; raises ConfigError."""
+    seeds = listed(seeds)
     if isinstance(seeds, int):
         if isinstance(seeds, bool) or not 1 <= seeds <= MOST_RUNS:
             raise ConfigError(f"seeds={seeds}: a number from 1 to {MOST_RUNS:,}, or a list of seeds, is accepted")
         return range(seeds)
-    if not isinstance(seeds, list | tuple | range):
-        raise ConfigError(f"seeds={seeds!r}: a number of seeds, or a list of them, is accepted")
+    if not isinstance(seeds, list) or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
+        raise ConfigError(f"seeds={shown(seeds)}: a number of seeds, or a list of them, is accepted")
     if len(set(seeds)) != len(seeds) or not seeds:
-        shown = ",".join(map(str, seeds)) or "[]"
-        raise ConfigError(f"seeds={shown}: at least one seed, each once, is accepted")
-    return list(seeds)
+        listing = ",".join(map(str, seeds)) or "[]"
+        raise ConfigError(f"seeds={listing}: at least one seed, each once, is accepted")
+    return seeds
 
 
 def lives_on_memory(strategy: str | type[Strategy]) -> bool:
@@ -139,6 +142,8 @@ def run_planned(
     seeds_together: train the runs that differ only in the seed in one batched model, or raise ConfigError.
     A run that another process is doing is waited for at the end, and taken over if that process is gone.
     """
+    if jobs < 1:
+        raise ConfigError(f"jobs={jobs} given, 1 or more accepted")
     if track is not None:
         from clbench.running.tracking import require_tracker
 

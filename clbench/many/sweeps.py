@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from clbench.config.errors import ConfigError, unknown
+from clbench.config.arguments import checked
+from clbench.config.errors import ConfigError, shown, unknown
+from clbench.config.plain import as_text, listed
 from clbench.config.registry import parse_spec, text_of
 from clbench.config.run import EXCLUSIVE, INTERNAL, excludes
 from clbench.config.run import fields as run_fields
@@ -28,7 +30,7 @@ from clbench.many.execution import (
 )
 from clbench.many.planned import PlannedRun
 from clbench.results.result import Result
-from clbench.running.resolve import as_text, parse_scenario, scenario_class, strategy_class
+from clbench.running.resolve import as_name, parse_scenario, scenario_class, scenario_given, strategy_class
 from clbench.support.files import expanded, read_small
 
 _FIELDS = [name for name in run_fields() if name not in INTERNAL and name != "seed"]
@@ -38,6 +40,7 @@ _TABLES = ("strategy_options", "strategies")
 Grid = Mapping[str, Any]
 
 
+@checked
 def sweep(
     grid: str | os.PathLike[str] | Grid,
     *,
@@ -58,6 +61,7 @@ def sweep(
     return [Result.load(item.folder) for item in planned]
 
 
+@checked
 def plan_sweep(
     grid: str | os.PathLike[str] | Grid,
     *,
@@ -127,8 +131,9 @@ def _tables(grid: Grid, key: str, name: str) -> list[Grid]:
 def _scenarios(block: Grid) -> list[type[ScenarioSpec]]:
     """Return the scenarios that a block names; raises ConfigError for an unknown one."""
     given = block.get("scenario", [])
-    names = [given] if isinstance(given, str | os.PathLike) else given if isinstance(given, Sequence) else []
-    return [scenario_class(parse_scenario(name)[0]) for name in map(as_text, names) if isinstance(name, str)]
+    entries = given if isinstance(given, list | tuple) else [given]
+    names = [scenario_given(e) for e in entries if isinstance(e, str | type | os.PathLike)]
+    return [scenario_class(parse_scenario(name)[0]) for name in names if isinstance(name, str)]
 
 
 def _cuts(block: Grid) -> dict[str, Any]:
@@ -239,20 +244,22 @@ def _axes(strategy: str | type[Strategy], fields: Grid, block: Grid) -> tuple[di
 def _entries(block: Grid, key: str, place: str) -> list[Any]:
     """Return the scenarios or strategies of a block, one or several of them."""
     given = block[key]
-    entries = [given] if isinstance(given, str | type | os.PathLike) else given
-    if key == "scenario" and isinstance(entries, Sequence):
-        entries = list(map(as_text, entries))
-    right = isinstance(entries, Sequence) and all(
-        isinstance(e, str) or (key == "strategy" and isinstance(e, type)) for e in entries
+    entries = [given] if isinstance(given, str | type | os.PathLike) else listed(given)
+    if isinstance(entries, list):
+        entries = [as_name(entry) if key == "scenario" else as_text(entry) for entry in entries]
+    base = Strategy if key == "strategy" else ScenarioSpec
+    right = isinstance(entries, list) and all(
+        isinstance(e, str) or (isinstance(e, type) and issubclass(e, base)) for e in entries
     )
     if not right or not entries:
-        raise ConfigError(f"{place}: {key}={given!r}"[:200] + "; a name, or a list of names, is accepted")
+        raise ConfigError(f"{place}: {key}={shown(given, 150)}; a name, or a list of names, is accepted")
     return [e.replace(" ", "") if key == "strategy" and isinstance(e, str) and ".py:" not in e else e for e in entries]
 
 
 def _values(key: str, value: Any, place: str, fields: Mapping[str, Any]) -> list[Any]:
     """Return the values of an axis: a list, or a single value; if a value is a list itself, a list of lists."""
     annotation = fields[key].annotation if key in fields else None
+    value = listed(value)
     # If a single number is accepted too, a list of numbers is an axis, like any other list.
     lists = _takes_list(annotation) and not _takes_number(annotation)
     if not isinstance(value, list | tuple) or (lists and all(isinstance(entry, int) for entry in value)):

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from joblib import Parallel, delayed
 from joblib.externals.loky.backend import resource_tracker as trackers_of_loky
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
+from clbench.config.errors import ConfigError
 from clbench.many.planned import Outcome, PlannedRun
 from clbench.support.interruption import interruptible
 from clbench.support.locks import is_held
@@ -55,6 +56,12 @@ def in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcom
                 except TerminatedWorkerError:
                     yield Outcome(named[folder], "its process was killed, as happens when memory runs out")
                 del left[folder]
+        except BrokenProcessPool:
+            given = sorted({cls.__qualname__ for item in items for cls in item.given.values()}) or ["the request"]
+            raise ConfigError(
+                f"{' and '.join(given)} can't be sent to worker processes, which import classes from where they are "
+                "defined; a module that can be imported, or jobs=1, is accepted"
+            ) from None
 
 
 def _in_worker(do: Callable[[], Outcome], noted: bool) -> Outcome:

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from clbench.config.arguments import checked
 from clbench.config.classes import load_class
-from clbench.config.errors import ConfigError, one_line
+from clbench.config.errors import ConfigError, one_line, shown
 from clbench.config.registry import options_model, parse_spec, path_of, validate_options
 from clbench.models.network import Head, Network
 from clbench.support.streams import global_streams
@@ -17,6 +18,7 @@ from clbench.support.surroundings import undisturbed
 __all__ = ["Head", "Network", "build_model"]
 
 
+@checked
 @undisturbed()
 def build_model(
     spec: str, image_shape: tuple[int, int, int], seed: int, code: Mapping[str, str] | None = None
@@ -30,6 +32,8 @@ def build_model(
     The random streams of torch do not move. Raises ConfigError for an unknown name or option, for a value out of range
     and for what can't be built.
     """
+    if min(image_shape) < 1:
+        raise ConfigError(f"image_shape={shown(image_shape)} given; [C, H, W] of 1 or more each is accepted")
     model, resolved = _asked(spec, code)
     build: Callable[..., Network] = model
     with global_streams(seed):

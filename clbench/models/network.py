@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError
 from clbench.support.finite import not_finite
 
@@ -20,7 +21,10 @@ NEEDS_TWO = "batch norm needs two; more images, or a model without batch norm, a
 class Head(nn.Linear):
     """A linear classifier, float [B, in_features] -> [B, out_features], that gains rows as classes arrive."""
 
+    @checked
     def __init__(self, in_features: int, out_features: int = 0) -> None:
+        if in_features < 1 or out_features < 0 or in_features * (out_features or 1) > 10**10:
+            raise ConfigError(f"a head of {in_features} features and {out_features} outputs; 1 and 0 or more accepted")
         super().__init__(in_features, out_features)
 
     def reset_parameters(self) -> None:
@@ -28,6 +32,7 @@ class Head(nn.Linear):
         if self.out_features:
             super().reset_parameters()
 
+    @checked
     def grow(
         self, n_outputs: int, generator: torch.Generator, init: Literal["default", "zeros", "he"] = "default"
     ) -> None:
@@ -36,10 +41,10 @@ class Head(nn.Linear):
         New rows, bias included, are U(-1/sqrt(d), 1/sqrt(d)), nn.Linear's own initialisation, drawn row by
         row from a CPU generator; or zeros; or ("he") weights from N(0, 1/d) and a bias of 0 (He et al. 2015,
         arXiv:1502.01852, with the gain of a layer that no ReLU follows). `weight` and `bias` become new Parameters
-        of the same dtype, device and `requires_grad`. Raises ValueError for fewer outputs than there are.
+        of the same dtype, device and `requires_grad`. Raises ConfigError for fewer outputs than there are.
         """
         if n_outputs < self.out_features:
-            raise ValueError(f"n_outputs={n_outputs} given; at least the existing {self.out_features} are accepted")
+            raise ConfigError(f"n_outputs={n_outputs} given; at least the existing {self.out_features} are accepted")
         bound = 1 / math.sqrt(self.in_features)
         rows = torch.empty(n_outputs - self.out_features, self.in_features + 1)
         if init == "default":
@@ -69,6 +74,7 @@ class Network(nn.Module):
     feature_dim: int
     head: Head
 
+    @checked
     def __init__(self, blocks: list[nn.Module], feature_dim: int) -> None:
         super().__init__()
         self.backbone = nn.Sequential(*blocks)

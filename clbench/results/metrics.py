@@ -8,16 +8,19 @@ NaN) everything is computed up to its last complete row, the last one with a val
 far.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
+from inspect import iscoroutinefunction, isfunction, isgeneratorfunction, signature
 from statistics import fmean
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from clbench.config.errors import ConfigError, unknown
+from clbench.config.arguments import checked
+from clbench.config.errors import ConfigError, shown, unknown
+from clbench.config.plain import plain
 
 Floats = npt.NDArray[np.float64]
 
@@ -52,7 +55,15 @@ def metric(sentence: str, *, better: Direction = "higher", unit: Unit = "%") -> 
     Its parameters are among those of `summarize`; raises ConfigError for another one.
     """
 
+    if not isinstance(sentence, str) or not sentence.strip():
+        raise ConfigError(f"metric({shown(sentence)}) given; @metric('A sentence that defines it.') is accepted")
+    for what, given, accepted in (("better", better, get_args(Direction)), ("unit", unit, get_args(Unit))):
+        if not isinstance(given, str) or given not in accepted:
+            raise unknown(what, shown(given), accepted)
+
     def register(function: Formula) -> Formula:
+        if not isfunction(function) or iscoroutinefunction(function) or isgeneratorfunction(function):
+            raise ConfigError(f"metric: {shown(function)} given; a function of R that returns a number is accepted")
         inputs = tuple(signature(function).parameters)
         accepted = list(signature(summarize).parameters)
         for name in inputs:
@@ -81,15 +92,17 @@ def summarize(
     completed(R)  # refuse a bad matrix before anything that goes with it
     cut = None if minima is None else _minima(R, minima)
     given = {"R": R, "baseline": baseline, "test_sizes": test_sizes, "joint": joint, "minima": cut}
-    values = {
-        name: None
-        if any(given[key] is None for key in found.inputs)
-        else found.function(**{key: given[key] for key in found.inputs})
+    return {
+        name: None if any(given[key] is None for key in found.inputs) else _value(name, found, given)
         for name, found in METRICS.items()
     }
-    if infinite := next((name for name, value in values.items() if value in (np.inf, -np.inf)), None):
-        raise ConfigError(f"the metric {infinite} is {values[infinite]}; a finite number, or None, is accepted")
-    return values
+
+
+def _value(name: str, metric: Metric, given: Mapping[str, Any]) -> float | None:
+    value = plain(metric.function(**{key: given[key] for key in metric.inputs}))
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)):
+        return value
+    raise ConfigError(f"the metric {name} returned {shown(value)}; a finite number or None is accepted")
 
 
 def completed(R: npt.ArrayLike) -> Floats:
@@ -97,10 +110,7 @@ def completed(R: npt.ArrayLike) -> Floats:
 
     Raises ConfigError where R is not a square matrix of values in [0, 1], NaN or None.
     """
-    try:
-        matrix = np.asarray(R, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ConfigError("the accuracy matrix has rows of different lengths or entries that are no numbers") from None
+    matrix = _numbers("the accuracy matrix", R)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
         raise ConfigError(f"the accuracy matrix has shape {matrix.shape}; accepted: [T, T] with at least one task")
     _check_range("the accuracy matrix", matrix)
@@ -284,6 +294,7 @@ def intransigence(R: npt.ArrayLike, joint: npt.ArrayLike) -> float | None:
     return _last(intransigence_by_task(R, joint))
 
 
+@checked
 def minima(R: npt.ArrayLike, evaluations: Iterable[tuple[int, Sequence[float | None]]]) -> Floats | None:
     """Return for each task but the last [T-1] its lowest accuracy since it was learned; None without evaluations.
 
@@ -293,7 +304,10 @@ def minima(R: npt.ArrayLike, evaluations: Iterable[tuple[int, Sequence[float | N
     within = list(evaluations)
     if not within:
         return None
-    matrix = np.asarray(R, dtype=np.float64)
+    completed(R)
+    matrix = _numbers("the accuracy matrix", R)
+    if not all(isinstance(row, Sequence) and len(row) == len(matrix) for _, row in within):
+        raise ConfigError("an evaluation has another number of accuracies than the matrix has tasks")
     lowest = np.full(len(matrix) - 1, np.nan)
     for j in range(len(lowest)):
         seen = [value for task, row in within if task > j and (value := row[j]) is not None]
@@ -308,9 +322,9 @@ def min_accuracy(minima: npt.ArrayLike) -> float | None:
 
     The minimum is over all evaluated iterations. De Lange et al. 2023, arXiv:2205.13452.
     """
-    values = np.asarray(minima, dtype=np.float64)
+    values = _numbers("minima", minima)
     _check_range("minima", values)
-    return _mean(values)
+    return _mean(values.ravel())
 
 
 @metric(
@@ -328,12 +342,20 @@ def worst_case_accuracy(R: npt.ArrayLike, minima: npt.ArrayLike) -> float | None
     return None if lowest is None else float(matrix[-1, -1]) / steps + (1 - 1 / steps) * lowest
 
 
+@checked
 def confusion_matrix(targets: npt.ArrayLike, predictions: npt.ArrayLike, n_classes: int) -> npt.NDArray[np.int64]:
     """Return int64 [n_classes, n_classes]: how many samples of class (row) were predicted as class (column).
 
     Raises ConfigError where the two differ in length or hold anything but integers in 0..n_classes-1.
     """
-    rows, columns = np.asarray(targets), np.asarray(predictions)
+    if not 1 <= n_classes <= 30_000:
+        raise ConfigError(f"n_classes={n_classes}; accepted: 1 to 30,000")
+    try:
+        rows, columns = np.asarray(plain(targets)), np.asarray(plain(predictions))
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"targets={shown(targets)} and predictions={shown(predictions)} given; integers [n] are accepted"
+        ) from None
     if rows.shape != columns.shape or rows.ndim != 1:
         raise ConfigError(f"targets of shape {rows.shape} and predictions of shape {columns.shape}; accepted: both [n]")
     for name, values in (("targets", rows), ("predictions", columns)):
@@ -356,8 +378,19 @@ def _minima(R: npt.ArrayLike, minima: npt.ArrayLike) -> Floats:
     return values
 
 
+def _numbers(name: str, values: npt.ArrayLike) -> Floats:
+    """Return numbers as float64, None as NaN; raises ConfigError for whatever else an object may hold."""
+    try:
+        found = np.asarray(plain(values))
+        if found.dtype.kind in "iuf" or (found.dtype.kind == "O" and not any(isinstance(v, str) for v in found.flat)):
+            return np.asarray(found, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ConfigError(f"{name} has rows of different lengths or entries that are no numbers")
+
+
 def _accuracies(name: str, values: npt.ArrayLike, length: int) -> Floats:
-    vector = np.asarray(values, dtype=np.float64)
+    vector = _numbers(name, values)
     if vector.shape != (length,):
         raise ConfigError(f"{name} has shape {vector.shape}; accepted: [{length}] beside this accuracy matrix")
     _check_range(name, vector)
@@ -365,11 +398,9 @@ def _accuracies(name: str, values: npt.ArrayLike, length: int) -> Floats:
 
 
 def _sizes(values: npt.ArrayLike, length: int) -> Floats:
-    vector = np.asarray(values, dtype=np.float64)
+    vector = _numbers("test_sizes", values)
     if vector.shape != (length,) or not (np.isfinite(vector) & (vector > 0)).all():
-        raise ConfigError(
-            f"test_sizes is {np.asarray(values).tolist()}; accepted: {length} numbers above 0, one a task"
-        )
+        raise ConfigError(f"test_sizes is {vector.tolist()}; accepted: {length} numbers above 0, one a task")
     return vector
 
 

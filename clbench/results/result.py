@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from clbench.config.errors import ConfigError, unknown
+from clbench.config.arguments import checked
+from clbench.config.errors import ConfigError, shown, unknown
 from clbench.results import metrics
 from clbench.results.record import (
     MATRICES,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Floats = NDArray[np.float64]
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 # Attributes of a Result of 0.1.0, by where they are in its record.
@@ -62,11 +64,21 @@ class Matrices:
 class Result:
     """One run: its configuration, accuracies, costs and metrics; `recorded` is its record, of which all else is made.
 
-    A mapping, as run.json holds one, is checked here; raises pydantic's ValidationError (a ValueError) when it is none.
+    A mapping, as run.json holds one, is checked here; raises ConfigError when it is none.
     """
 
     def __init__(self, record: Mapping[str, Any] | RunRecord) -> None:
-        self.recorded = record if isinstance(record, RunRecord) else RunRecord.model_validate(record)
+        if not isinstance(record, Mapping | RunRecord):
+            raise ConfigError(
+                f"Result({shown(record)}): a mapping as run.json holds it is accepted; Result.load(path) reads one"
+            )
+        try:
+            self.recorded = record if isinstance(record, RunRecord) else RunRecord.model_validate(record)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(step) for step in first["loc"]) or "run"
+            wrong = first["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"not a run of clbench: {where}: {wrong}") from None
 
     if not TYPE_CHECKING:  # a type checker would take every attribute for one
 
@@ -82,6 +94,7 @@ class Result:
         return self.recorded.model_dump(mode="json", exclude_unset=True)
 
     @classmethod
+    @checked
     def load(cls, path: str | os.PathLike[str]) -> "Result":
         """Read a run folder or a run.json; raises ConfigError, naming the file, for whatever is not one."""
         file = expanded(path)
@@ -106,11 +119,8 @@ class Result:
             raise ConfigError(f"{file}: schema_version={version} is of another clbench; {SCHEMA_VERSION} is accepted")
         try:
             return cls(record)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(step) for step in first["loc"]) or "run"
-            wrong = first["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"{file}: not a run of clbench: {where}: {wrong}") from None
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
 
     @property
     def status(self) -> str:
@@ -260,6 +270,7 @@ class Result:
         """Most items kept after any task, by what is kept: `exemplars`, ..."""
         return _largest(entry.items for entry in self.recorded.ledger)
 
+    @checked
     def summary(
         self,
         joint: "Result | None" = None,
@@ -304,6 +315,7 @@ class Result:
             accuracy, ((e.task, row) for e in self.recorded.evaluations if (row := e[matrix]) is not None)
         )
 
+    @checked
     def write(self, folder: str | os.PathLike[str]) -> None:
         """Write accuracy.csv, training.csv and run.json, each in one step; raises OSError when it can't."""
         folder = expanded(folder)
@@ -363,7 +375,8 @@ class Result:
         )
 
 
-def load_results(paths: str | Path | Iterable[str | Path]) -> list[Result]:
+@checked
+def load_results(paths: Paths) -> list[Result]:
     """Read the finished runs in and below the folders, in natural order of their paths.
 
     An unfinished or damaged run is left out with a UserWarning. Raises ConfigError for a path that is not there, and
@@ -378,14 +391,14 @@ def load_results(paths: str | Path | Iterable[str | Path]) -> list[Result]:
     return done
 
 
-def load_all(paths: str | Path | Iterable[str | Path]) -> list[Result]:
+def load_all(paths: Paths) -> list[Result]:
     """Read the runs in and below the folders as load_results() does, and those that are unfinished or failed too."""
     return [result for _, result in _read(paths)]
 
 
-def _read(paths: str | Path | Iterable[str | Path]) -> list[tuple[Path, Result]]:
+def _read(paths: Paths) -> list[tuple[Path, Result]]:
     """Return all runs with their files; raises ConfigError where none of them is finished."""
-    given = [expanded(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    given = [expanded(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
     results: dict[Path, tuple[Path, Result]] = {}
     damage: list[ConfigError] = []
     for path in given:
@@ -409,7 +422,8 @@ def _read(paths: str | Path | Iterable[str | Path]) -> list[tuple[Path, Result]]
     return list(results.values())
 
 
-def load(paths: str | Path | Iterable[str | Path]) -> "pd.DataFrame":
+@checked
+def load(paths: Paths) -> "pd.DataFrame":
     """Return the finished runs in and below the folders as one tidy table, a row for each (run, after, task).
 
     Columns: scenario, setting, strategy, family, reference, seed, class_order, identity say which run; classifier (the

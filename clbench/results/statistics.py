@@ -7,7 +7,9 @@ from math import inf, isfinite, isnan, sqrt
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from clbench.config.errors import ConfigError
+from clbench.config.arguments import checked
+from clbench.config.errors import ConfigError, shown
+from clbench.config.plain import plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,6 +90,7 @@ class Variances(NamedTuple):
     n_initialisations: int
 
 
+@checked
 def spread(values: Iterable[float | None]) -> Spread:
     """Return the spread of the values that are neither None nor NaN; one value has no standard deviation."""
     defined = _defined(values)
@@ -98,6 +101,7 @@ def spread(values: Iterable[float | None]) -> Spread:
     )
 
 
+@checked
 def interval(values: Iterable[float | None], level: float = 0.95) -> Interval | None:
     """Return the confidence interval of the mean: Student's t, from n = 20 on BCa bootstrap; None below n = 2.
 
@@ -124,6 +128,7 @@ def interval(values: Iterable[float | None], level: float = 0.95) -> Interval | 
     return Interval(mean - half, mean + half, method)
 
 
+@checked
 def paired(
     ours: Mapping[Key, float | None],
     theirs: Mapping[Key, float | None],
@@ -134,6 +139,7 @@ def paired(
     one pair. p is exact for up to 17 pairs and from 99,999 random flips (fixed seed) beyond. Below six pairs there
     is no test, because with five the smallest exact two-sided p is 0.0625.
     """
+    _check_keys(ours, theirs)
     by_order: dict[Hashable, list[float]] = {}
     for key, own in ours.items():
         other = theirs.get(key)
@@ -178,7 +184,12 @@ def sign_flip(differences: "npt.ArrayLike") -> "npt.NDArray[np.float64]":
     """
     import numpy as np
 
-    columns = np.asarray(differences, dtype=np.float64)
+    try:
+        columns = np.asarray(plain(differences), dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        columns = np.empty(0)
+    if columns.ndim < 1 or not len(columns) or not np.isfinite(columns).all():
+        raise ConfigError(f"differences={shown(differences)} given; one or more finite numbers [n, ...] are accepted")
     signs = _signs(len(columns))
     # Sums that differ only by rounding count as equally extreme.
     observed = np.abs(columns.sum(axis=0)) * (1 - 1e-9)
@@ -190,11 +201,15 @@ def sign_flip(differences: "npt.ArrayLike") -> "npt.NDArray[np.float64]":
     return np.asarray((extreme + drawn) / (len(signs) + drawn))
 
 
+@checked
 def smallest_p(n: int, tests: int = 1) -> float:
     """Return the smallest p that `paired` can give for n pairs, after Holm's correction for `tests` tests."""
+    if n < 1 or tests < 1:
+        raise ConfigError(f"n={n} pairs and {tests} tests given; 1 or more of each are accepted")
     return min(1.0, tests * (2 / 2**n if n <= EXACT_UP_TO else 1 / (FLIPS + 1)))
 
 
+@checked
 def holm(pvalues: Sequence[float | None]) -> list[float | None]:
     """Return the p values corrected for the number of tests; None stays None and counts as no test.
 
@@ -212,6 +227,7 @@ def holm(pvalues: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
+@checked
 def mean_ranks(
     scores: Mapping[str, Sequence[float | None]], *, lower_is_better: bool = False, alpha: float = 0.05
 ) -> Ranks:
@@ -224,6 +240,8 @@ def mean_ranks(
     import numpy as np
     from scipy import stats
 
+    if not 0 < alpha < 1:
+        raise ConfigError(f"alpha={alpha!r}: a number between 0 and 1 is accepted")
     if len({len(values) for values in scores.values()}) != 1:
         raise ConfigError("mean ranks: one value a scenario for each strategy, all of one length, is accepted")
     known = [[v is not None and _is_defined(v) for v in values] for values in scores.values()]
@@ -244,6 +262,7 @@ def mean_ranks(
     return Ranks(mean, critical, _groups(mean, critical), p, n)
 
 
+@checked
 def variances(values: Mapping[Key, float | None]) -> Variances | None:
     """Split the variance of runs with keys (seed, class order); None unless every seed was run with every order.
 
@@ -252,6 +271,7 @@ def variances(values: Mapping[Key, float | None]) -> Variances | None:
     """
     import numpy as np
 
+    _check_keys(values)
     defined: dict[tuple[Hashable, Hashable], float] = {
         (seed, order): value for (seed, order), value in values.items() if value is not None and _is_defined(value)
     }
@@ -275,6 +295,7 @@ def variances(values: Mapping[Key, float | None]) -> Variances | None:
     )
 
 
+@checked
 def runs_needed(difference: float, sd: float, power: float = 0.8, alpha: float = 0.05) -> int:
     """Return the pairs of runs with which a two-sided paired t test at level alpha finds a difference of this size.
 
@@ -308,6 +329,12 @@ def runs_needed(difference: float, sd: float, power: float = 0.8, alpha: float =
         middle = (low + high) // 2
         low, high = (low, middle) if reaches(middle) else (middle, high)
     return high
+
+
+def _check_keys(*runs: Mapping[Key, float | None]) -> None:
+    for key in (key for values in runs for key in values):
+        if not isinstance(key, tuple) or len(key) != 2:
+            raise ConfigError(f"the key {shown(key)} of a run is given; (seed, class order) is accepted")
 
 
 def _defined(values: Iterable[float | None]) -> list[float]:

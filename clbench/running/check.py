@@ -6,14 +6,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, shown
 from clbench.config.run import RunConfig
 from clbench.data.batches import Pipeline
 from clbench.data.scenario import Images, Scenario
 from clbench.learning.compiled import refuse_compiled
-from clbench.learning.strategy import Strategy, initial_model
+from clbench.learning.strategy import Strategy, call_hook, initial_model
 from clbench.learning.trainer import backbone_below, refuse_single_image
 from clbench.models.network import check_network
+from clbench.running.blame import run_error
 
 
 def check_model(config: RunConfig, scenario: Scenario) -> None:
@@ -41,7 +42,18 @@ def _first(scenario: Scenario) -> Tensor:
 def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
     """Refuse, before any training, what only scenario and config together show; raises ConfigError."""
     _check_scenario(scenario)
-    strategy.check(config, scenario)
+    try:
+        call_hook(strategy, "check", config, scenario)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a strategy raises
+        raise ConfigError(str(run_error(error, -1))) from error
+    for name, value in config.strategy_options.items():
+        if getattr(strategy, name, None) != value:
+            raise ConfigError(
+                f"{type(strategy).__name__}.__init__ does not keep {name}={shown(value)}; super().__init__(**options) "
+                "does, and what is learnt begins in begin_run"
+            )
     _refuse_single_images(config, scenario, strategy)
     rate = config.training.scaled_lr * max(1.0, config.training.backbone_lr_factor)
     if not math.isfinite(rate):

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, shown
 from clbench.learning.strategy import Progress, Stage, Strategy
 from clbench.results.record import EpochRecord
 from clbench.running.packing import pack, unpack
@@ -126,6 +126,12 @@ def newest(store: Store, kind: type[Strategy]) -> Checkpoint | None:
     """
     problems: list[str] = []
     kept = store.checkpoints()
+    if not isinstance(kept, Sequence) or not all(
+        isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], bytes | Exception) for pair in kept
+    ):
+        raise ConfigError(
+            f"{type(store).__name__}.checkpoints() returned {shown(kept)}; pairs of a name and bytes are accepted"
+        )
     for name, content in kept:
         try:
             if isinstance(content, Exception):

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -101,6 +102,8 @@ class RunFolder:
         self._named = expanded(path)
         # A hook may change the working folder while the run goes on.
         self.path = self._named.absolute()
+        with _writing(self.path):
+            self.path.exists()  # of a name that is too long it can't be said
         self._checkpoints = (self.path / "checkpoint.pt", self.path / "checkpoint-previous.pt")
 
     @contextmanager
@@ -127,6 +130,11 @@ class RunFolder:
     def finished_at(self) -> str:
         """Return when the run here was written last, in local time to the minute."""
         return datetime.fromtimestamp((self.path / "run.json").stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+
+    def note_nothing_to_continue(self) -> None:
+        """Warn where a run is asked to go on and there is none."""
+        if not (self.path / "run.json").exists() and not self.has_checkpoint():
+            warnings.warn(f"{self.path}: there is no run to continue, so one begins", stacklevel=4)
 
     def clear(self) -> None:
         """Remove what a run left here, and nothing else."""

@@ -1,6 +1,7 @@
 """Turns a user's request into a complete RunConfig: specs, presets, defaults; everything wrong is refused here."""
 
 import functools
+import inspect
 import os
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -8,13 +9,15 @@ from typing import Any, get_args
 
 from clbench.config.classes import digests_of_files, give, is_known, load_class
 from clbench.config.code import digests
-from clbench.config.errors import ConfigError, unknown
-from clbench.config.registry import Typed, fits, load_entry_point, parse_spec, path_of, read_text
+from clbench.config.errors import ConfigError, shown, unknown
+from clbench.config.plain import as_text, plain
+from clbench.config.registry import Typed, entry_points, fits, load_entry_point, parse_spec, path_of, read_text
 from clbench.config.run import GROUPS, RunConfig, Setting, excludes, fields, make_config
 from clbench.data.scenario import Scenario
 from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import LOOSE, Strategy, Traits
 from clbench.models import as_network, model_class
+from clbench.running.blame import place_of
 from clbench.support.streams import global_streams, stream_seed
 from clbench.support.surroundings import undisturbed
 
@@ -57,10 +60,14 @@ def scenario_class(name: str) -> type[ScenarioSpec]:
     loaded = load_class("scenario", name if not own or is_known("scenario", name) else "files")
     if not (isinstance(loaded, type) and issubclass(loaded, ScenarioSpec)):
         raise ConfigError(f"scenario {name!r} is {loaded!r}; a subclass of clbench.ScenarioSpec is accepted since 0.2")
+    if inspect.isabstract(loaded):
+        raise ConfigError(f"scenario {name!r} has no build; def build(self, config), which makes a Scenario, is needed")
+    if not isinstance(loaded.preset, Mapping):
+        raise ConfigError(f"the preset of scenario {name!r} is {shown(loaded.preset)}; a mapping is accepted")
     return loaded
 
 
-def as_text(scenario: Any) -> Any:
+def as_name(scenario: Any) -> Any:
     """Return a path object as the text of a path that is no name; anything else as it is.
 
     Raises ConfigError for a path where nothing is.
@@ -73,13 +80,29 @@ def as_text(scenario: Any) -> Any:
     return path if os.path.dirname(path) else os.path.join(os.curdir, path)
 
 
+def scenario_given(scenario: Any) -> "str | Scenario":
+    """Return a scenario as it is named, or a Scenario; raises ConfigError for what is neither.
+
+    A path is a name, and a class that is handed over gets one.
+    """
+    if isinstance(scenario, type) and issubclass(scenario, ScenarioSpec) and scenario is not ScenarioSpec:
+        return give("scenario", scenario)
+    found = as_name(scenario)
+    if isinstance(found, str | Scenario):
+        return found
+    raise ConfigError(
+        f"scenario={shown(scenario)} given; a name, a path or a clbench.Scenario is accepted (scenarios.split() makes "
+        "one of data), and so is a subclass of clbench.ScenarioSpec"
+    )
+
+
 def parse_scenario(spec: str) -> tuple[str, dict[str, str]]:
     """Split a scenario into its name and the options in its brackets; a path that exists may hold brackets itself."""
     return (spec, {}) if os.path.exists(spec) else parse_spec(spec)
 
 
 def resolve(
-    scenario: "str | os.PathLike[str] | Scenario",
+    scenario: "str | os.PathLike[str] | Scenario | type[ScenarioSpec]",
     strategy: "str | type[Strategy]",
     options: Mapping[str, Any],
     *,
@@ -96,9 +119,7 @@ def resolve(
 
     Raises ConfigError.
     """
-    scenario = as_text(scenario)
-    if not isinstance(scenario, str | Scenario):
-        raise ConfigError(f"scenario={scenario!r} given; a name, a path or a clbench.Scenario is accepted")
+    scenario = scenario_given(scenario)
     scenario = os.path.expanduser(scenario) if isinstance(scenario, str) else scenario
     if isinstance(model := options.get("model"), str):
         options = {**options, "model": os.path.expanduser(model)}
@@ -106,12 +127,21 @@ def resolve(
         options = {**options, "model": give("model", as_network(model, "model is given as"))}
     name, label, bracket = _named(strategy)
     cls = strategy_class(name)
-    asked = {k: v for k, v in options.items() if v is not None and k not in ("strategy_options", "scenario_options")}
-    for key, value in (options.get("scenario_options") or {}).items():
+    asked = {
+        k: v if isinstance(v, str) or k not in fields() else read_text(fields()[k].annotation, v)
+        for k, v in options.items()
+        if v is not None and k not in ("strategy_options", "scenario_options")
+    }
+    for key, value in _table(options, "scenario_options").items():
         if key in asked:
             raise ConfigError(f"{key} is given in scenario_options and outside; once is accepted")
-        asked[key] = value
-    own: dict[str, Any] = dict(options.get("strategy_options") or {})
+        asked[key] = plain(value)
+    own = _table(options, "strategy_options")
+    for key, value in own.items():
+        if key in _trainable_fields() and key not in cls._options.model_fields:
+            raise ConfigError(
+                f"strategy_options has {key}, a field of the run; {key}={shown(value)} beside it is accepted"
+            )
     special = _bracketed(cls, name, bracket, own, {} if shared else asked)
     own |= {key: value for key, value in bracket.items() if key not in special}
     if isinstance(scenario, Scenario):
@@ -131,14 +161,21 @@ def resolve(
     asked = {k: v for k, v in asked.items() if not any(excludes(k, key, pairs) for key in special)} | special
     for key in asked:
         own_options = list(kind._options.model_fields)
+        if key in cls._options.model_fields and key not in fields() and key not in own_options:
+            shape = f"strategy_options={{{key!r}: {shown(asked[key], 30)}}}"
+            raise ConfigError(f"{key} is an option of {name}, not of the run; {shape} is accepted")
         if key not in fields() and key not in own_options:
+            if key in _scenario_options():
+                # It is spelt right, so the nearest name would be a wrong one.
+                raise ConfigError(f"unknown option of {scenario} {key!r}; accepted: {', '.join(own_options)}")
             # A field of the run may be meant; where none is near, the scenario's own options are named.
             near = get_close_matches(key, fields(), n=1, cutoff=0.6)
             raise unknown(f"option of {scenario}", key, [*own_options, *near])
     tuned: dict[str, Any] = dict(preset.pop("strategies", {}).get(name, {}))
     by_setting = {setting: tuned.pop(setting, {}) for setting in get_args(Setting)}
     # A caller may pass any object here, a list too.
-    tuned |= by_setting.get(str({**preset, **cuts, **asked}.get("setting", "class")), {})
+    setting = {**preset, **cuts, **asked}.get("setting", "class")
+    tuned |= by_setting.get(setting, {}) if isinstance(setting, str) else {}
     own = {k: v for k, v in tuned.items() if k in cls._options.model_fields} | own
     preset |= {k: v for k, v in tuned.items() if k not in cls._options.model_fields}
     if not cls.traits.needs_memory:
@@ -191,11 +228,29 @@ def classes_of(config: RunConfig) -> list[type]:
     return found
 
 
+def _table(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the options of a strategy or a scenario by themselves; raises ConfigError for what is no mapping."""
+    given = options.get(name)
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        raise ConfigError(f"{name}={shown(given)} given; a mapping such as {{'strength': 2}} is accepted")
+    return dict(given)
+
+
 def _named(strategy: "str | type[Strategy]") -> tuple[str, str, dict[str, str]]:
     """Return a strategy's name, its label in tables, and the options in its brackets."""
-    if isinstance(strategy, type):
+    if isinstance(strategy, type) and issubclass(strategy, Strategy):
         name = give("strategy", strategy)
         return name, name, {}
+    strategy = as_text(strategy)
+    if not isinstance(strategy, str):
+        hint = (
+            f"the class {type(strategy).__name__} itself"
+            if isinstance(strategy, Strategy)
+            else "a subclass of Strategy"
+        )
+        raise ConfigError(f"strategy={shown(strategy)} given; a name or {hint} is accepted")
     name, bracket = parse_spec(os.path.expanduser(strategy))
     return name, strategy if ".py:" in strategy else strategy.replace(" ", ""), bracket
 
@@ -252,9 +307,11 @@ def _built(config: RunConfig) -> Scenario:
     except ConfigError:
         raise
     except (Exception, SystemExit, GeneratorExit) as error:  # whatever a scenario of the user's own raises
-        raise ConfigError(f"scenario {config.scenario!r} can't be built ({type(error).__name__}: {error})") from error
+        raise ConfigError(
+            f"scenario {config.scenario!r} can't be built ({type(error).__name__}: {error}); see {place_of(error)}"
+        ) from error
     if not isinstance(scenario, Scenario):
-        raise ConfigError(f"{spec.__name__}.build() returned {scenario!r}; a clbench.Scenario is accepted")
+        raise ConfigError(f"{spec.__name__}.build() returned {shown(scenario)}; a clbench.Scenario is accepted")
     return scenario
 
 
@@ -294,6 +351,12 @@ def _of_task(cls: type[Strategy], config: RunConfig, values: Mapping[str, Any]) 
     rate = {"lr": values["lr"]} if "lr" in values else {}
     make_config({"scenario": config.scenario, "strategy": config.strategy, **rate})
     return rate | {name: checked[name] for name in own}
+
+
+def _scenario_options() -> set[str]:
+    """Return the options of all scenarios that come with clbench."""
+    built_in = (entry for entry in entry_points("clbench.scenarios") if entry.value.startswith("clbench."))
+    return {name for entry in built_in for name in entry.load()._options.model_fields}
 
 
 @functools.cache

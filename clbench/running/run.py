@@ -12,19 +12,33 @@ from typing import Any, ClassVar
 
 import torch
 
+from clbench.config.arguments import checked
 from clbench.config.code import confirm, settle
-from clbench.config.errors import ConfigError, RunError
+from clbench.config.contract import check_hooks
+from clbench.config.errors import ConfigError, RunError, shown
 from clbench.config.run import RunConfig
 from clbench.data.batches import Pipeline
 from clbench.data.scenario import ImageSet, Scenario, Task
+from clbench.data.spec import ScenarioSpec
 from clbench.learning.evaluation import Evaluation, evaluate
 from clbench.learning.memory import MEMORIES
 from clbench.learning.returned import class_features, declared_stages, empty_memory
-from clbench.learning.strategy import Context, Progress, Stage, Strategy, grow_head, is_lent, new_model, spoilt
+from clbench.learning.strategy import (
+    Context,
+    Progress,
+    Stage,
+    Strategy,
+    call_hook,
+    grow_head,
+    is_lent,
+    new_model,
+    spoilt,
+)
 from clbench.learning.trainer import Trainer, backbone_below
 from clbench.models.network import check_network
 from clbench.results.record import EpochRecord
 from clbench.results.result import Result
+from clbench.running.blame import run_error
 from clbench.running.check import check, first_images
 from clbench.running.checkpoint import Checkpoint, Store, Within, learnt, newest
 from clbench.running.folder import RunFolder, default_folder, superseded
@@ -41,8 +55,9 @@ from clbench.support.surroundings import undisturbed
 from clbench.support.text import tell
 
 
+@checked
 def run(
-    scenario: str | os.PathLike[str] | Scenario,
+    scenario: str | os.PathLike[str] | Scenario | type[ScenarioSpec],
     strategy: str | type[Strategy],
     *,
     out: str | os.PathLike[str] | None = None,
@@ -57,7 +72,7 @@ def run(
 
     A finished run is not repeated; an unfinished one is continued with `resume` and begun again with `force`.
 
-    scenario: a name, perhaps with options in brackets, a path, or a Scenario.
+    scenario: a name, perhaps with options in brackets, a path, a Scenario, or a subclass of ScenarioSpec.
     strategy: a name, perhaps with options in brackets, or a class.
     out: the run's folder; by default runs/SCENARIO/STRATEGY/SEED-HASH.
     observer: is told how the run goes on.
@@ -69,10 +84,14 @@ def run(
     """
     with undisturbed():
         config = resolve(scenario, strategy, options)
-        if not isinstance(scenario, Scenario):
-            config, scenario = prepare(config)
+        if isinstance(scenario, Scenario):
+            tasks = scenario
+        else:
+            config, tasks = prepare(config)
         place = folder_of(config, out)
-        return execute(config, scenario, place, resume=resume, force=force, observer=observer, track=track, store=store)
+        if resume and store is None:
+            place.note_nothing_to_continue()
+        return execute(config, tasks, place, resume=resume, force=force, observer=observer, track=track, store=store)
 
 
 def folder_of(config: RunConfig, out: str | os.PathLike[str] | None = None) -> RunFolder:
@@ -106,7 +125,10 @@ def execute(
     store = folder if store is None else store
     methods = ("save_checkpoint", "checkpoints", "drop_checkpoint")
     if isinstance(store, type) or not all(callable(getattr(store, method, None)) for method in methods):
-        raise ConfigError(f"store={store!r} given; an object with the methods {', '.join(methods)} is accepted")
+        raise ConfigError(f"store={shown(store)} given; an object with the methods {', '.join(methods)} is accepted")
+    check_hooks(type(store), Store)
+    if observer is not None:
+        check_hooks(type(observer), Observer)
     classes = classes_of(config)
     code = confirm(config.code, classes)
     strategy = strategy_class(config.strategy, config.code)(**config.strategy_options)
@@ -134,6 +156,11 @@ def execute(
         try:
             made = kind(config, scenario, strategy, observers=observers, store=store, trainer=trainer)
             return made.go(found)
+        except Exception as error:  # of a strategy, an observer or a store, before or after the tasks
+            failure = run_error(error, -1)
+            if failure is error:
+                raise
+            raise failure from error
         finally:
             settle(code, classes)
 
@@ -245,10 +272,12 @@ class Run:
                 if self._interruption.signal is not None:
                     self._interruption.pass_on()
         except Exception as error:  # whatever a strategy raises
-            kind = "" if isinstance(error, RunError | ConfigError) else f"{type(error).__name__}: "
-            self.recorder.failed(f"{kind}{error}", self.context.progress)
+            failure = run_error(error, self.context.progress.task)
+            self.recorder.failed(str(failure), self.context.progress)
             self._tell("written", record)
-            raise
+            if failure is error:
+                raise
+            raise failure from error
         record.status = "done"
         self._tell("finished", self.strategy.model.state_dict())
         self._tell("written", record)
@@ -274,12 +303,12 @@ class Run:
         self._evaluating, self._started = 0.0, time.perf_counter()
         if task.index == 0:
             self._seed("begin_run")
-            strategy.begin_run()
+            call_hook(strategy, "begin_run")
             self._require_restorable()
         if strategy.memory is not None:
             strategy.memory.expect(view.train.classes)
         self._seed("begin_task")
-        strategy.begin_task(view)
+        call_hook(strategy, "begin_task", view)
         self._views = self._lent_views()
         self._require_restorable()
         full = self.config.model.head == "full"
@@ -291,7 +320,7 @@ class Run:
         self._demand_finite("after its training; try a smaller learning rate")
         self._fill_memory(view)
         self._seed("end_task")
-        strategy.end_task(view)
+        call_hook(strategy, "end_task", view)
         self._require_restorable()
         remembered = time.perf_counter()
         before = self._evaluating
@@ -502,7 +531,7 @@ class Run:
 
     def _tell(self, event: str, *what: Any) -> None:
         for observer in self.observers:
-            getattr(observer, event)(*what)
+            call_hook(observer, event, *what)
 
     def _fill_memory(self, task: Task) -> None:
         """Offer the task's samples to the memory, unless it was filled while they went by."""

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clbench.config.arguments import checked
 from clbench.config.classes import give
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, unknown
 from clbench.config.registry import parse_spec
 from clbench.config.run import RunConfig, Setting
 from clbench.data.scenario import Scenario, Task
@@ -306,7 +307,8 @@ def check_another_process(bench: Bench) -> None:
     if cls.traits.needs_memory:
         options["memory_size"] = MEMORY
     code = "import json, sys, clbench; clbench.run('split-mnist-5k', sys.argv[1], **json.loads(sys.argv[2]))"
-    given = [f"{inspect.getfile(cls)}:{cls.__name__}", json.dumps(options | {"out": str(bench.folder / "elsewhere")})]
+    options |= {"strategy_options": cls.validate({}), "out": str(bench.folder / "elsewhere")}
+    given = [f"{inspect.getfile(cls)}:{cls.__name__}", json.dumps(options)]
     # 0 turns the random order of sets off, which this process has unless it was started in the same way.
     surroundings = os.environ | {"PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") == "0" else "0"}
     done = subprocess.run(
@@ -499,20 +501,27 @@ CHECKS: dict[str, Callable[[Bench], None]] = {
 }
 
 
+@checked
 @undisturbed()
 def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None = None) -> list[CheckResult]:
     """Run the checks on a strategy (a class, a registered name, or path.py:Class) and return what each found.
 
+    A name may carry options of the strategy in brackets. checks: those that are done, by name; by default all.
     A strategy may declare a check not applicable: `Traits(..., not_applicable={"neutral_at_zero": "the reason"})`.
     """
-    if isinstance(strategy, str) and (bracket := parse_spec(strategy)[1]):
-        name = strategy.partition("[")[0]
-        raise ConfigError(f"{', '.join(bracket)} given for {name}, and the kit chooses the options; {name} is accepted")
-    cls = strategy_class(strategy if isinstance(strategy, str) else give("strategy", strategy))
+    name, bracket = parse_spec(strategy) if isinstance(strategy, str) else (give("strategy", strategy), {})
+    cls = strategy_class(name)
+    if bracket:
+        values = cls.validate(bracket, name)
+        named = {"__doc__": cls.__doc__, "__module__": cls.__module__}
+        cls = type(cls.__name__, (cls,), named | {option: values[option] for option in bracket})
+    for check in checks or ():
+        if check not in CHECKS:
+            raise unknown("check", check, CHECKS)
     if not runner_of(cls).continues:
         raise ConfigError(f"{strategy} trains by its own loop; the kit checks strategies that the engine trains")
     outcomes = []
-    for name in checks or CHECKS:
+    for name in CHECKS if checks is None else checks:
         if name in cls.traits.not_applicable:
             outcomes.append(CheckResult(name, "not applicable", cls.traits.not_applicable[name]))
             continue

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from clbench.config.errors import RunError
 from clbench.config.run import config_of_record
 from clbench.learning.strategy import Progress
 from clbench.results.result import Result
@@ -84,7 +85,9 @@ def replay(path: Path) -> str:
         execute(config, scenario, folder, observer=_Until(record["failed_at"]))
     except _PassedError:
         pass
-    except Exception as error:  # whatever a strategy raises
+    except RunError as error:
+        return " ".join(str(error).split())
+    except Exception as error:  # whatever a strategy raises before its first task
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return "no error up to there, so it is the device, not the data or the strategy"
 

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, RunError, unknown
 from clbench.config.registry import parse_spec
 from clbench.config.run import RunConfig, make_config
 from clbench.config.space import Choices, Log, Space, declared, read_space
 from clbench.data.scenario import Images, ImageSet, Scenario
+from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import Strategy
 from clbench.results.result import Result
 from clbench.running.check import check
@@ -56,9 +58,10 @@ class Tuned:
     folder: Path
 
 
+@checked
 @undisturbed()
 def tune(
-    scenario: str | os.PathLike[str] | Scenario,
+    scenario: str | os.PathLike[str] | Scenario | type[ScenarioSpec],
     strategy: str | type[Strategy],
     *,
     protocol: str = "first-k-tasks",
