@@ -224,7 +224,7 @@ class _Survey:
     def _function(self, function: FunctionType) -> list[str]:
         cells = [_content(cell) for cell in function.__closure__ or ()]
         module = function.__globals__.get("__name__")
-        foreign = module is not None and not _is_own(module)
+        foreign = module is not None and not is_own(module)
         if foreign and isinstance(wrapped := vars(function).get("__wrapped__"), FunctionType):
             # What else a library's decorator keeps may be another thing in each process.
             self._use(str(module))
@@ -248,13 +248,13 @@ class _Survey:
         if first not in namespace or (first.startswith("__") and first.endswith("__")):
             return ""
         value = namespace[first]
-        if isinstance(value, ModuleType) and _is_own(value.__name__) and rest and rest[0] in vars(value):
+        if isinstance(value, ModuleType) and is_own(value.__name__) and rest and rest[0] in vars(value):
             return self._named(vars(value), tuple(rest))
         if isinstance(value, type | ModuleType):
             return self._of(value)
         if isinstance(value, FunctionType):
             module, called = value.__globals__.get("__name__", ""), value.__qualname__
-            if module and not _is_own(module):
+            if module and not is_own(module):
                 # As a library's decorator leaves it; what it wraps is found in its closure.
                 return self._of(value)
             self._enqueue(module, first if "<" in called else called, value)
@@ -263,7 +263,7 @@ class _Survey:
         return ""
 
     def _module(self, module: ModuleType) -> list[str]:
-        if not _is_own(module.__name__):
+        if not is_own(module.__name__):
             self._use(module.__name__)
             return ["module", module.__name__]
         return ["module", *(f"{name} {self._named(vars(module), (name,))}" for name in sorted(vars(module)))]
@@ -357,17 +357,17 @@ def _module_of(value: object) -> str:
 def _is_own_class(cls: type, module: str) -> bool:
     # What was executed without a name of its module is of builtins, where classes are not made at run time.
     made_here = module == "builtins" and bool(cls.__flags__ & 1 << 9)
-    return made_here or _is_own(module)
+    return made_here or is_own(module)
 
 
-def _is_own(module: str) -> bool:
+def is_own(module: str) -> bool:
     """Whether a module is the user's: not of clbench, of Python, or of an installed package."""
     if module in ("__main__", "__mp_main__"):
         return True
     loaded = sys.modules.get(module)
     file = getattr(loaded, "__file__", None) or next(iter(getattr(loaded, "__path__", ())), None)
     if file is None and "." in module:
-        return _is_own(module.partition(".")[0])
+        return is_own(module.partition(".")[0])
     return _is_own_file(module, file)
 
 
@@ -378,8 +378,14 @@ def _is_own_file(module: str, file: str | None) -> bool:
     assert file is not None
     if {"site-packages", "dist-packages"} & set(Path(file).parts):
         return False
+    return not os.path.abspath(file).startswith(_library())
+
+
+@functools.cache
+def _library() -> tuple[str, ...]:
+    """Return the folders of Python's own modules."""
     paths = sysconfig.get_paths()
-    return not any(os.path.abspath(file).startswith(paths[name] + os.sep) for name in ("stdlib", "platstdlib"))
+    return tuple(paths[name] + os.sep for name in ("stdlib", "platstdlib"))
 
 
 def _file(module: str) -> str:

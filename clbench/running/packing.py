@@ -15,7 +15,6 @@ import pathlib
 import pickle
 import random
 import sys
-import sysconfig
 import types
 import uuid
 import zipfile
@@ -29,11 +28,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from clbench.config.code import is_own
 from clbench.config.errors import RunError, one_line
 from clbench.data.batches import Batch
 from clbench.data.scenario import Images, ImageSet, Task
 from clbench.learning.memory import MEMORIES
 from clbench.learning.strategy import Strategy
+from clbench.models.network import Network
 from clbench.support.moved import former_name
 
 ACCEPTED = (
@@ -88,10 +89,14 @@ def unpack(content: bytes, kind: type[Strategy]) -> dict[str, Any]:
 def safe_classes(kind: type[Strategy]) -> list[type]:
     """Return the classes that a checkpoint may hold: plain ones, torch's layers and optimizers, ours, and the user's.
 
-    The user's are those of the strategy's own file, and of every other loaded module that is not installed.
+    The user's are those of every loaded module that is not installed, and of the modules of the strategy and of every
+    network, which may come with a package.
     """
-    modules = {kind.__module__, *(c.__module__ for c in kind.__mro__)} - sys.stdlib_module_names
-    own = {name for name in modules if not name.startswith("clbench.")} | set(_modules_of_the_user())
+    networks = [Network]
+    for network in networks:
+        networks += network.__subclasses__()
+    modules = {c.__module__ for c in (*kind.__mro__, *networks)} - sys.stdlib_module_names
+    own = {name for name in modules if not name.startswith("clbench.")} | set(filter(is_own, list(sys.modules)))
     known: list[type] = [*PLAIN, *MEMORIES.values()]
     for name in own:
         listed = vars(sys.modules[name]).values() if name in sys.modules else ()
@@ -109,16 +114,6 @@ def safe_classes(kind: type[Strategy]) -> list[type]:
 def _known(kind: Any) -> set[Any]:
     """Return the classes and functions that reading knows; finding them takes as long as many small steps."""
     return {*safe_classes(kind), *REBUILDING}
-
-
-def _modules_of_the_user() -> Iterator[str]:
-    """Yield the names of the loaded modules that belong to no installed package."""
-    library = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None) or ""
-        installed = not file or file.startswith(library) or "site-packages" in file or "dist-packages" in file
-        if name == "__main__" or not (installed or name.partition(".")[0] == "clbench"):
-            yield name
 
 
 def require_restorable(strategy: Strategy) -> None:

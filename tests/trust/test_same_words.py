@@ -161,11 +161,6 @@ def test_reproduce_takes_a_number_of_seeds_or_a_list_too(tmp_path: Path) -> None
         assert {run.planned.config.seed for run in runs} == expected
 
 
-def test_check_says_that_options_are_not_for_it(verb: Callable[..., Any]) -> None:
-    with pytest.raises(ConfigError, match="strength given for lwf, and the kit chooses the options; lwf is accepted"):
-        verb("check", "lwf[strength=3]")
-
-
 # Text
 
 TEXTS = [
