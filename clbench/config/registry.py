@@ -29,10 +29,15 @@ def _declared(group: str, path: tuple[str, ...]) -> EntryPoints:
     return metadata.entry_points(group=group)
 
 
+@functools.lru_cache(maxsize=512)
+def _named(group: str, name: str, path: tuple[str, ...]) -> EntryPoints:
+    return _declared(group, path).select(name=name)
+
+
 def entry_points(group: str, name: str | None = None) -> EntryPoints:
     """Return what installed packages declare in a group, read once for each sys.path."""
-    found = _declared(group, tuple(sys.path))
-    return found if name is None else found.select(name=name)
+    path = tuple(sys.path)
+    return _declared(group, path) if name is None else _named(group, name, path)
 
 
 def entry_point_names(group: str) -> list[str]:

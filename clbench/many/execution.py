@@ -221,9 +221,10 @@ def _tell_of_reuse(reused: Sequence[PlannedRun], planned: Sequence[PlannedRun]) 
     if not reused:
         return
     others: dict[str, int] = {}
+    ours = metadata.version("clbench")
     for item in reused:
         # A record is only read where more than its head can matter.
-        if item.config.code or _finished(item) != metadata.version("clbench"):
+        if item.config.code or _finished(item) != ours:
             named = other_packages(Result.load(item.folder).recorded)
             others[named] = others.get(named, 0) + 1
     versions = "".join(f", {n} with {named}" for named, n in others.items() if named)

@@ -1,10 +1,12 @@
 """Models by name: a backbone with one growing head."""
 
+import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pydantic import BaseModel
 from torch import nn
 
 from clbench.config.arguments import checked
@@ -96,7 +98,13 @@ def _asked(spec: str, code: Mapping[str, str] | None) -> tuple[type[Network], di
         if "widths" in values:
             raise ConfigError(f"{spec} gives widths twice; they are accepted once, after the colon or in the brackets")
         values["widths"] = widths
-    return model, validate_options(options_model(name, options), values, owner=name)
+    return model, validate_options(_options_of(model), values, owner=name)
+
+
+@functools.lru_cache(maxsize=64)
+def _options_of(model: type[Network]) -> type[BaseModel]:
+    """Return the options of a network as they are validated; making them takes a millisecond, and each run asks."""
+    return options_model(model.__name__, model_options(model))
 
 
 def _parsed(spec: str) -> tuple[str, str | None, dict[str, str]]:
