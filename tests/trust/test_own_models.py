@@ -4,6 +4,7 @@ Networks here repeat the built-in `mlp:8` layer by layer, so their runs must giv
 """
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -138,7 +139,7 @@ def raising(image_shape: tuple[int, int, int]) -> None:
         (raising, ("raising", "a subclass of clbench.models.Network")),
         (type("mlp", (Tiny,), {}), ("mlp", "registered", "clbench.models.mlp:MLP", "another name")),
     ],
-    ids=lambda v: str(v)[:30],
+    ids=lambda v: re.sub(" at 0x.*", "", str(v))[:30],
 )
 def test_what_is_no_network_is_refused_in_one_sentence(
     model: Any, words: tuple[str, ...], net: Path, refused: Any
