@@ -165,7 +165,7 @@ def dataset_from_arrays(
     y_test: Any,
     *,
     name: str = "custom",
-    class_names: Iterable[str] | Mapping[int, str] | None = None,
+    class_names: Any = None,
 ) -> Dataset:
     """Return a dataset of arrays or CPU tensors.
 

@@ -55,8 +55,9 @@ def test_the_clear_error_of_the_cpu_stands_beside_that_of_the_device(capsys: pyt
     clear = 'raise IndexError("Target 9 is out of bounds.")'
     message = failed(capsys, clear, "--explain-on-cpu")
     assert message == (
-        "clbench: RuntimeError: CUDA error: device-side assert triggered (task 1, stage 'train', epoch 0, step 2); "
-        "on the CPU: IndexError: Target 9 is out of bounds."
+        "clbench: RuntimeError: CUDA error: device-side assert triggered Compile with TORCH_USE_CUDA_DSA (task 1, "
+        "Failing.loss, failing.py line 15), stage 'train', epoch 0, step 2; on the CPU: IndexError: Target 9 is out of "
+        "bounds. (task 1, Failing.loss, failing.py line 18)"
     )
     before, again = Path("before.txt").read_text().split()
     assert before == again

@@ -66,7 +66,8 @@ def _registered(kind: str, name: str) -> list[EntryPoint]:
 
 
 def _from_file(kind: str, name: str, code: Mapping[str, str]) -> object:
-    path, attribute = path_of(name), name.removeprefix(path_of(name) + ":")
+    attribute = name.removeprefix(path_of(name) + ":")
+    path = os.path.expanduser(path_of(name))
     if not os.path.isfile(path):
         raise ConfigError(f"{kind} {name!r}: there is no file {path}; path/to/file.py:Class is accepted")
     digest = code.get(path) or file_digest(path, kind)

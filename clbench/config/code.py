@@ -15,7 +15,7 @@ import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from types import CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
+from types import BuiltinMethodType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 from clbench.config.errors import ConfigError
@@ -177,6 +177,8 @@ class _Survey:
 
     def _parts(self, value: Any) -> list[str]:
         torch = sys.modules.get("torch")
+        if isinstance(value, MethodType | BuiltinMethodType) and (name := self._name_in_library(value)):
+            return [name]
         if isinstance(value, FunctionType):
             return self._function(value)
         if isinstance(value, ModuleType):
@@ -197,6 +199,17 @@ class _Survey:
             content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
             return ["tensor", str(value.dtype), str(tuple(value.shape)), hashlib.sha256(content).hexdigest()]
         return [self._of(type(value)), *self._reduced(value)]
+
+    def _name_in_library(self, value: Any) -> str:
+        """Return the name of a library's function such as random.random, a method of an object that changes; or ""."""
+        module, name = type(value.__self__).__module__, value.__name__
+        for place in (module, module.rpartition(".")[0], str(value.__module__)):
+            library = sys.modules.get(place)
+            # Some libraries make such a method anew each time that it is read, so it is equal and not the same.
+            if library is not None and not is_own(place) and vars(library).get(name) == value:
+                self._use(place)
+                return f"{place}.{name}"
+        return ""
 
     def _reduced(self, value: Any) -> list[str]:
         """Describe an object by what pickle would keep of it, or else by its attributes."""
@@ -373,9 +386,8 @@ def is_own(module: str) -> bool:
 
 def _is_own_file(module: str, file: str | None) -> bool:
     top = module.partition(".")[0]
-    if top == "clbench" or file in (None, "built-in", "frozen"):
+    if top == "clbench" or file is None or file in ("built-in", "frozen"):
         return top != "clbench" and top not in sys.stdlib_module_names
-    assert file is not None
     if {"site-packages", "dist-packages"} & set(Path(file).parts):
         return False
     return not os.path.abspath(file).startswith(_library())

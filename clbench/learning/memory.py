@@ -387,8 +387,10 @@ class HerdingMemory(_QuotaMemory):
 
     def _keys(self, groups: Tensor, quota: Tensor, generator: torch.Generator, features: Tensor | None) -> Tensor:
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(groups):
-            got = f"those of shape {tuple(features.shape)}" if isinstance(features, Tensor) else shown(features)
-            raise ConfigError(f"a herded memory got {len(groups)} samples and as features {got}; accepted: a row each")
+            rows = isinstance(features, Tensor) and features.ndim == 2
+            got = f"{len(features)} rows of features" if rows else f"{shown(features)} in the place of features"
+            got = "none of features" if features is None else got
+            raise ConfigError(f"a herded memory got {len(groups)} samples and {got}; accepted: a row each")
         if int(groups.min()) < len(self.seen):
             again = list(self.seen)[int(groups.min())]
             raise ConfigError(f"class {again} was offered to a herded memory before; accepted: each class once")

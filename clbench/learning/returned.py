@@ -1,6 +1,5 @@
 """The values that hooks of a strategy return, checked where they enter: hook, value and what is accepted are named."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -8,7 +7,6 @@ from torch import Tensor, nn
 
 from clbench.config.errors import ConfigError, RunError, one_line
 from clbench.data.batches import Batch
-from clbench.data.scenario import ImageSet
 from clbench.learning.memory import Memory
 from clbench.learning.strategy import Stage, Strategy
 
@@ -99,36 +97,7 @@ def declared_stages(strategy: Strategy, returned: Any) -> list[Stage]:
     for stage in stages:
         if not isinstance(stage, Stage):
             raise _refused(hook, f"{described(stage)} among the stages", "a list of Stage")
-        for name, (fits, accepted) in _FIELDS.items():
-            if not fits(value := getattr(stage, name)):
-                raise _refused(hook, f"a stage with {name}={one_line(repr(value), 60)}", accepted)
     return stages
-
-
-def _is_length(value: object) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
-
-
-def _is_rate(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf)
-
-
-def _are_parameters(value: object) -> bool:
-    return value is None or (isinstance(value, list | tuple) and all(isinstance(p, nn.Parameter) for p in value))
-
-
-# What the fields of a stage may be, and how a refusal says it.
-_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "data": (lambda value: isinstance(value, ImageSet), "an ImageSet, such as task.train,"),
-    "name": (lambda value: isinstance(value, str), "text"),
-    "parameters": (_are_parameters, "a list of nn.Parameter, or None for all,"),
-    "head_rows": (lambda value: isinstance(value, slice | None), "a slice, or None for all,"),
-    "epochs": (_is_length, "a whole number above 0, or None for the config's,"),
-    "iterations": (_is_length, "a whole number above 0, or None for the config's,"),
-    "lr": (_is_rate, "a finite number above 0, or None for the config's,"),
-    "loss": (lambda value: value is None or callable(value), "a function, or None for the strategy's,"),
-    "before": (lambda value: value is None or callable(value), "a function, or None,"),
-}
 
 
 def empty_memory(strategy: Strategy, returned: Any) -> Memory:

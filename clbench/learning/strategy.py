@@ -107,11 +107,11 @@ class Stage:
     watched: bool = True
 
     def __post_init__(self) -> None:
-        if min(self.epochs or 0, self.iterations or 0) < 0 or not (self.lr is None or 0 < self.lr < float("inf")):
-            raise ConfigError(
-                f"a stage got epochs={self.epochs}, iterations={self.iterations}, lr={self.lr}; numbers of 0 or more "
-                "and a rate above 0 are accepted"
-            )
+        for name, value in (("epochs", self.epochs), ("iterations", self.iterations)):
+            if value is not None and value < 1:
+                raise ConfigError(f"Stage: {name}={value} given; a number of 1 or more, or None, is accepted")
+        if not (self.lr is None or 0 < self.lr < float("inf")):
+            raise ConfigError(f"Stage: lr={self.lr} given; a finite rate above 0, or None, is accepted")
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import nn
 
 from clbench.config.arguments import checked
 from clbench.config.classes import load_class
-from clbench.config.errors import ConfigError, one_line, shown
+from clbench.config.errors import ConfigError, shown
 from clbench.config.registry import options_model, parse_spec, path_of, validate_options
 from clbench.models.network import Head, Network
 from clbench.support.streams import global_streams
@@ -67,7 +67,7 @@ def as_network(model: object, said: str) -> type[Network]:
         accepted = f"the class {type(model).__name__} itself is accepted, since each run builds a network of its own"
     elif isinstance(model, nn.Module) or (isinstance(model, type) and issubclass(model, nn.Module)):
         accepted = f"it has no features() and no head that grows; {accepted}"
-    raise ConfigError(f"{said} {one_line(repr(model), 80)}; {accepted}")
+    raise ConfigError(f"{said} {shown(model, 80)}; {accepted}")
 
 
 def model_options(model: type[Network]) -> dict[str, tuple[Any, Any]]:

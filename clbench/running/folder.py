@@ -134,7 +134,7 @@ class RunFolder:
     def note_nothing_to_continue(self) -> None:
         """Warn where a run is asked to go on and there is none."""
         if not (self.path / "run.json").exists() and not self.has_checkpoint():
-            warnings.warn(f"{self.path}: there is no run to continue, so one begins", stacklevel=4)
+            warnings.warn(f"{self}: there is no run to continue, so one begins", stacklevel=4)
 
     def clear(self) -> None:
         """Remove what a run left here, and nothing else."""

@@ -2,7 +2,7 @@
 
 import cmath
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, Literal
 
 Kind = Literal["parameter", "buffer", "plain"]
@@ -72,4 +72,5 @@ def _leaves(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any, K
         elif isinstance(value, Sequence | Set):
             yield from (leaf for i, item in enumerate(value) for leaf in _leaves(item, f"{path}[{i}]", seen))
         elif is_dataclass(value) and not isinstance(value, type):
-            yield from (leaf for key, item in vars(value).items() for leaf in _leaves(item, f"{path}.{key}", seen))
+            held = {field.name: getattr(value, field.name, None) for field in fields(value)}
+            yield from (leaf for key, item in held.items() for leaf in _leaves(item, f"{path}.{key}", seen))

@@ -42,14 +42,14 @@ def explain(folder: Path) -> str:
     """
     record = Result.load(folder).record
     at = record["failed_at"]
-    where = f"task {at['task']}, stage {at['stage']!r}, epoch {at['epoch']}, step {at['step']}"
+    where = f"stage {at['stage']!r}, epoch {at['epoch']}, step {at['step']}"
     with tempfile.TemporaryDirectory() as copy:
         shutil.copytree(folder, Path(copy) / "run", ignore=shutil.ignore_patterns(".lease*"))
         command = [sys.executable, "-X", "utf8", "-m", "clbench.tools.explain", str(Path(copy) / "run")]
         done = subprocess.run(command, capture_output=True, encoding="utf-8")
     lines = done.stdout.splitlines()
     found = lines[-1] if done.returncode == 0 and lines else f"the replay failed ({done.stderr.strip()[-200:]})"
-    return f"{record['error'].splitlines()[0]} ({where}); on the CPU: {found}"
+    return f"{record['error'].splitlines()[0]}, {where}; on the CPU: {found}"
 
 
 class _PassedError(Exception):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import clbench
 from clbench.config.errors import ConfigError
+from clbench.data.scenario import Images, ImageSet
 from clbench.learning.importance import mas_importance
 from clbench.scenarios import dataset_from_arrays, split
 from clbench.strategies.l2 import L2
@@ -154,6 +155,8 @@ def test_si_by_hand():
 
     A second task goes back from 4 to 3 against a rise of 7.5: -7.5 / (1 + .5) = -5, 2 - 5 = -3, which relu makes 0.
     """
+    nothing = torch.zeros(1, dtype=torch.int64)
+    data = ImageSet(Images(nothing, nothing, nothing, nothing), nothing)
     for relu, last in ((True, 0.0), (False, -3.0)):
         strategy = SI(strength=10.0, xi=0.5, relu=relu)
         strategy.model = nn.ParameterDict({"w": nn.Parameter(torch.tensor([1.0]))})
@@ -161,7 +164,7 @@ def test_si_by_hand():
         strategy.begin_run()
         for task, start, end, omega in ((0, 1.0, 3.0, 9.0), (1, 4.0, 3.0, -7.5)):
             weight.data.fill_(start)
-            view = SimpleNamespace(index=task, train=[])
+            view = SimpleNamespace(index=task, train=data)
             strategy.stages(view)[0].before()
             if task == 1:
                 penalty = strategy.penalty()

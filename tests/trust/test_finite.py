@@ -477,7 +477,7 @@ def test_a_stage_has_a_finite_rate(rate: float, run: Any, small: Any) -> None:
         def stages(self, task: Any) -> list[Stage]:
             return [Stage(task.train, lr=rate)]
 
-    with pytest.raises(RunError, match="lr="):
+    with pytest.raises(ConfigError, match="Stage: lr="):
         run(Rated, small)
 
 

@@ -245,15 +245,15 @@ def test_what_check_returns_in_vain_is_refused_before_training(run: Any, refused
 @pytest.mark.parametrize(
     ("hook", "returned", "words"),
     [
-        ("stages", None, "Mine.stages returned None; a list of clbench.Stage"),
+        ("stages", None, "Mine.stages returned None; a list of Stage"),
         ("stages", 5, "Mine.stages returned 5"),
-        ("stages", [1], "Mine.stages returned [1]"),
+        ("stages", [1], "Mine.stages returned 1 among the stages"),
         ("stages", "train", "Mine.stages returned 'train'"),
-        ("penalty", 1.0, "Mine.penalty returned 1.0; a scalar tensor or None"),
+        ("penalty", 1.0, "Mine.penalty returned 1.0; None or a scalar tensor"),
         ("penalty", "a", "Mine.penalty returned 'a'"),
-        ("penalty", torch.zeros(3), "Mine.penalty returned <Tensor of shape (3,)>"),
-        ("new_memory", None, "Mine.new_memory returned None; a Memory is accepted"),
-        ("new_memory", [], "Mine.new_memory returned []"),
+        ("penalty", torch.zeros(3), "Mine.penalty returned float32 [3]"),
+        ("new_memory", None, "Mine.new_memory returned None; an empty clbench.memory.Memory"),
+        ("new_memory", [], "Mine.new_memory returned a list"),
     ],
 )
 def test_what_a_hook_returns_wrongly_is_refused_by_name(hook: str, returned: Any, words: str, run: Any) -> None:

@@ -117,7 +117,7 @@ DOORS = {
     "a metaclass": (
         "class Meta(type):\n    def factor(cls): return VALUE\nclass Mine(Base, metaclass=Meta):\n    pass"
     ),
-    "a generator": "class Mine(Base):\n    def loss(self, batch): yield VALUE",
+    "a generator": "class Mine(Base):\n    def values(self): yield VALUE",
     "an option's default": "class Mine(Base):\n    def penalty(self, _f=(VALUE,)): return _f",
     "a helper that torch scripts": (
         "import torch\n@torch.jit.script\ndef f(x: str):\n    return x + str(VALUE)\nRETURN f('1')"
