@@ -7,7 +7,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 TYPED := $(VENV)/typecheck
 SOURCES := $(wildcard clbench/*.py clbench/*/*.py strategies/*.py scenarios/*.py reports/*.py reports/claims/*.py)
-FASTER := not slow and not soak
+FASTER := not slow and not soak and not alone
+# A test process for each processor, four at most, since each of them holds torch and the data.
+AT_ONCE := --numprocesses logical --maxprocesses 4 --dist worksteal
 
 .PHONY: help demo test test-all soak lint types setup readme docs clean
 
@@ -27,10 +29,10 @@ demo: $(VENV)/installed
 	@echo "The report, to look at in a browser: runs/demo/report/report.html"
 
 test: lint types
-	$(RUN) -m pytest -m "$(FASTER)"
+	$(RUN) -m pytest -m "$(FASTER)" $(AT_ONCE)
 
 test-all: lint types
-	$(RUN) -m pytest -m "not soak and not alone" --numprocesses logical --maxprocesses 4 --dist worksteal
+	$(RUN) -m pytest -m "not soak and not alone" $(AT_ONCE)
 	$(RUN) -m pytest -m "alone and not soak"
 
 soak: setup

@@ -6,7 +6,7 @@ Path, and `offline`, which forbids downloads. It returns a Dataset and raises Co
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, shown, unknown
+from clbench.config.plain import listed, plain
 from clbench.config.registry import entry_point_names, load_entry_point
 from clbench.scenarios.files import Found, Raw, check_labels, chunks, digest, find_npz, require_memory, to_nchw
 from clbench.scenarios.images import find_image_folder
@@ -196,10 +197,12 @@ def _given_names(names: object, labels: list[int], what: str) -> tuple[str, ...]
                 f"{what}: class_names has the keys {_some([repr(key) for key in names])}; the labels of y_train are "
                 f"accepted: {_some(labels)}"
             )
-        return tuple(str(names[label]) for label in labels)
-    if isinstance(names, str | bytes | set | frozenset) or not isinstance(names, Iterable):
+        names = [names[label] for label in labels]
+    names = listed(names)
+    names = [plain(name) for name in names] if isinstance(names, list) else names
+    if not isinstance(names, list) or not all(isinstance(name, str | int | float) for name in names):
         raise ConfigError(
-            f"{what}: class_names={names!r:.60} given; a list with a name for each class, or a table from labels to "
+            f"{what}: class_names={shown(names)} given; a list with a name for each class, or a table from labels to "
             "names, is accepted"
         )
     return tuple(map(str, names))

@@ -21,8 +21,6 @@ from clbench.cli.running import compare_verb, crosscheck_verb, run_verb
 from clbench.cli.sweeping import sweep_verb
 from clbench.config.errors import ConfigError, RunError
 from clbench.support.endings import ENDINGS, Terminated, interrupt, signals_taken
-from clbench.support.files import expanded
-from clbench.support.text import note
 
 VERBS: dict[str, Callable[..., None]] = {
     "run": run_verb,
@@ -85,10 +83,21 @@ def _check_arguments(command: Any, given: Sequence[str]) -> None:
 
 def _without_tilde(text: str) -> str:
     """Return an argument with the home folder for its `~`, which a shell leaves in `--out=~/x` and in quotes."""
+    if "~" not in text:
+        return text
+    from clbench.support.files import expanded
+
     name, equals, value = text.partition("=")
     if text.startswith("--") and value.startswith("~"):
         return f"{name}{equals}{expanded(value)}"
     return str(expanded(text)) if text.startswith("~") else text
+
+
+def _note(*warning: Any) -> None:
+    """Show a warning as a note; `--help`, which has none to show, imports nothing for it."""
+    from clbench.support.text import note
+
+    note(*warning)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -102,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
                 stream.reconfigure(errors="replace")
         command = typer.main.get_command(app)
         with signals_taken(interrupt), warnings.catch_warnings():
-            warnings.showwarning = note
+            warnings.showwarning = _note
             given = [_without_tilde(text) for text in (sys.argv[1:] if arguments is None else arguments)]
             _check_arguments(command, given)
             code = command.main(args=given, prog_name="clbench", standalone_mode=False)

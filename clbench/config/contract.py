@@ -76,7 +76,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 def _refuse_taken_names(cls: type, base: type, hints: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     """Refuse an option that would set something else: a field of the run, or what the base keeps under that name."""
-    from clbench.config.run import fields
+    from clbench.config.run import INTERNAL, fields
 
     kept = {n for n, hint in known.items() if not n.startswith("_") and get_origin(hint) is not ClassVar}
     hidden = [n for n in kept if getattr(cls, n, None) is not getattr(base, n, None)]
@@ -86,7 +86,8 @@ def _refuse_taken_names(cls: type, base: type, hints: Mapping[str, Any], known: 
             raise ConfigError(
                 f"{cls.__name__}.{name}: every {base.__name__} has a {name} that is no option; rename yours"
             )
-        if name in fields():
+        # The others are never typed beside an option.
+        if name in fields().keys() - INTERNAL:
             raise ConfigError(
                 f"{cls.__name__}.{name} is declared as an option, and {name} is a field of every run; rename yours"
             )

@@ -114,7 +114,7 @@ def check_network(model: Network, images: Tensor, name: str) -> None:
         unchanged, shape = images.clone(), [len(images), width]
         try:
             returned = method(images)
-        except Exception as error:  # whatever torch, or the code of the model's author, raises
+        except (Exception, SystemExit, GeneratorExit) as error:  # whatever torch, or the model's author, raises
             reason = textwrap.shorten(f"{type(error).__name__}: {error}", 100, placeholder=" ...")
             raise refused(f"images of {list(images.shape[1:])} don't fit its {what} ({reason})") from error
         if not isinstance(returned, Tensor) or list(returned.shape) != shape or not returned.is_floating_point():

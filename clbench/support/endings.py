@@ -12,7 +12,11 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
-from clbench.support.interruption import SIGNALS, is_ignored
+# Signals that ask a process to end: kill and Slurm, Ctrl-C, a terminal that goes away, the warnings that Slurm's
+# --signal sends. Windows lacks the last three.
+SIGNALS: tuple[signal.Signals, ...] = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
 
 # Seconds that interrupted worker processes have to save their state; Slurm gives 30 by default.
 WORKERS_END = 20
@@ -26,6 +30,11 @@ ENDINGS: dict[int, tuple[str, int]] = {
     )
     for number in SIGNALS
 }
+
+
+def is_ignored(number: int) -> bool:
+    """Whether a signal is ignored, as nohup ignores SIGHUP, or has a handler that Python can't put back."""
+    return signal.getsignal(number) in (signal.SIG_IGN, None)
 
 
 class Terminated(BaseException):

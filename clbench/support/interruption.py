@@ -7,16 +7,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-# Signals that ask a process to end: kill and Slurm, Ctrl-C, a terminal that goes away, the warnings that Slurm's
-# --signal sends. Windows lacks the last three.
-SIGNALS: tuple[signal.Signals, ...] = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
-)
-
-
-def is_ignored(number: int) -> bool:
-    """Whether a signal is ignored, as nohup ignores SIGHUP, or has a handler that Python can't put back."""
-    return signal.getsignal(number) in (signal.SIG_IGN, None)
+from clbench.support.endings import SIGNALS, is_ignored
 
 
 @contextlib.contextmanager

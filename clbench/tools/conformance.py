@@ -315,7 +315,6 @@ def check_another_process(bench: Bench) -> None:
         [sys.executable, "-W", "ignore", "-c", code, *given],
         env=surroundings,
         capture_output=True,
-        text=True,
         encoding="utf-8",
     )
     demand(done.returncode == 0, f"another process ends with {(done.stderr.splitlines() or ['no word'])[-1]}")

@@ -878,7 +878,7 @@ def live_bytes() -> int:
     storages = {
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
         for t in gc.get_objects()
-        if issubclass(type(t), Tensor) and not issubclass(type(t), FakeTensor)
+        if issubclass(type(t), Tensor) and not issubclass(type(t), FakeTensor) and t.layout == torch.strided
     }
     return sum(storages.values())
 

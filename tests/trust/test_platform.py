@@ -273,11 +273,11 @@ def test_a_terminal_that_lacks_a_character_gets_another(encoding: str, monkeypat
 
 @pytest.mark.parametrize("path", ["x" * 300, "x/" * 3000, "a\0b"], ids=["long name", "long path", "NUL"])
 def test_a_path_that_no_system_takes_is_refused(path: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match="is accepted"):
+    with pytest.raises(ConfigError, match="accepted"):
         clbench.run(SCENARIO, "naive", out=path, **OPTIONS)
     if "\0" not in path:
-        assert "is accepted" in refused(capsys, "run", SCENARIO, "naive", "--out", path, *TYPED)
-        assert "is accepted" in refused(capsys, "compare", SCENARIO, "naive", "--out", path, *TYPED)
+        assert "accepted" in refused(capsys, "run", SCENARIO, "naive", "--out", path, *TYPED)
+        assert "accepted" in refused(capsys, "compare", SCENARIO, "naive", "--out", path, *TYPED)
         refused(capsys, "report", path)
         refused(capsys, "sweep", path)
         refused(capsys, "run", SCENARIO, "naive", "--config", path, *TYPED)
