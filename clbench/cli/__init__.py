@@ -93,11 +93,11 @@ def _without_tilde(text: str) -> str:
     return str(expanded(text)) if text.startswith("~") else text
 
 
-def _note(*warning: Any) -> None:
+def _note(message: Warning | str, *place: Any, **options: Any) -> None:
     """Show a warning as a note; `--help`, which has none to show, imports nothing for it."""
     from clbench.support.text import note
 
-    note(*warning)
+    note(message, *place, **options)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -387,9 +387,9 @@ class HerdingMemory(_QuotaMemory):
 
     def _keys(self, groups: Tensor, quota: Tensor, generator: torch.Generator, features: Tensor | None) -> Tensor:
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(groups):
-            rows = isinstance(features, Tensor) and features.ndim == 2
-            got = f"{len(features)} rows of features" if rows else f"{shown(features)} in the place of features"
-            got = "none of features" if features is None else got
+            got = "none of features" if features is None else f"{shown(features)} in the place of features"
+            if isinstance(features, Tensor) and features.ndim == 2:
+                got = f"{len(features)} rows of features"
             raise ConfigError(f"a herded memory got {len(groups)} samples and {got}; accepted: a row each")
         if int(groups.min()) < len(self.seen):
             again = list(self.seen)[int(groups.min())]

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from clbench.config.errors import ConfigError
 from clbench.many.planned import Outcome, PlannedRun
-from clbench.support.interruption import SIGNALS, is_ignored
+from clbench.support.endings import SIGNALS, is_ignored
 
 # A run is begun again this often because its node or its process was lost.
 RETRIES = 5

@@ -98,7 +98,7 @@ def _asked(spec: str, code: Mapping[str, str] | None) -> tuple[type[Network], di
         if "widths" in values:
             raise ConfigError(f"{spec} gives widths twice; they are accepted once, after the colon or in the brackets")
         values["widths"] = widths
-    return model, validate_options(_options_of(model), values, owner=name)
+    return model, validate_options(_options_of(model), values, owner=name)  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=64)

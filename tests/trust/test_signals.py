@@ -17,7 +17,7 @@ import clbench
 from clbench import ConfigError, Observer, RunError, ScenarioSpec, Strategy, Traits
 from clbench.cli import main
 from clbench.models.mlp import MLP
-from clbench.support.interruption import SIGNALS
+from clbench.support.endings import SIGNALS
 
 CLBENCH = str(Path(sys.executable).parent / "clbench")
 SCENARIO = "split-mnist-5k"
