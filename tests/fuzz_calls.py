@@ -134,7 +134,15 @@ def call_targets(place: Path) -> dict[str, Callable[[random.Random], tuple[int, 
         "sweep of values": (lambda **given: clbench.sweep(given, out=place / "s"), grid),
         "tune": (
             clbench.tune,
-            {"scenario": data, "strategy": "l2", "trials": 1, "space": space, "out": place / "t", **quick},
+            {
+                "scenario": data,
+                "strategy": "l2",
+                "trials": 1,
+                "protocol": "oracle",
+                "space": space,
+                "out": place / "t",
+                **quick,
+            },
         ),
         "load": (clbench.load, {"paths": [place / "done"]}),
         "Result.load": (Result.load, {"path": place / "done"}),
@@ -155,7 +163,7 @@ def call_targets(place: Path) -> dict[str, Callable[[random.Random], tuple[int, 
         "write_report": (reports.write_report, {"results": [done], "folder": place / "r"}),
         "write_figures": (
             reports.write_figures,
-            {"results": [done], "folder": place / "f", "names": ["no-such"], "kind": "svg", "style": "paper"},
+            {"results": [done], "folder": place / "f", "names": ["forgetting"], "kind": "svg", "style": "paper"},
         ),
         "summarize": (
             metrics.summarize,
@@ -206,15 +214,15 @@ def call_targets(place: Path) -> dict[str, Callable[[random.Random], tuple[int, 
         },
         "spread": (statistics.spread, {"values": [1.0, 2.0]}),
         "interval": (statistics.interval, {"values": [1.0, 2.0, 4.0], "level": 0.95}),
-        "paired": (statistics.paired, {"ours": {0: 1.0, 1: 2.0}, "theirs": {0: 0.5, 1: 1.0}}),
+        "paired": (statistics.paired, {"ours": {(0, ""): 1.0, (1, ""): 2.0}, "theirs": {(0, ""): 0.5, (1, ""): 1.0}}),
         "holm": (statistics.holm, {"pvalues": [0.01, 0.2, None]}),
-        "mean_ranks": (statistics.mean_ranks, {"scores": {"a": [1.0, 2.0], "b": [2.0, 1.0]}, "alpha": 0.05}),
+        "mean_ranks": (statistics.mean_ranks, {"scores": {"a": [1.0, 2.0] * 3, "b": [2.0, 1.0] * 3}, "alpha": 0.05}),
         "runs_needed": (statistics.runs_needed, {"difference": 1.0, "sd": 1.0, "power": 0.8, "alpha": 0.05}),
         "smallest_p": (statistics.smallest_p, {"n": 5, "tests": 1}),
     }
 
     def of_call(function: Callable[..., object], right: dict[str, Any]) -> Callable[[random.Random], tuple[int, str]]:
-        assert answer(lambda: function(**right)) == (0, ""), f"{function} refuses a correct call"
+        assert answer(lambda: function(**right)) == (0, ""), answer(lambda: function(**right))
 
         def case(chance: random.Random) -> tuple[int, str]:
             given = dict(right)

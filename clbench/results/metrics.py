@@ -384,7 +384,7 @@ def _numbers(name: str, values: npt.ArrayLike) -> Floats:
         found = np.asarray(plain(values))
         if found.dtype.kind in "iuf" or (found.dtype.kind == "O" and not any(isinstance(v, str) for v in found.flat)):
             return np.asarray(found, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, MemoryError):
         pass
     raise ConfigError(f"{name} has rows of different lengths or entries that are no numbers")
 
