@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, KeysView, ValuesView
 from typing import Any
 
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, shown
 
 # An array with more entries is data, and a generator that gives more may never end.
 MOST_ENTRIES = 1_000_000
@@ -41,12 +41,10 @@ def listed(value: Any) -> Any:
     Raises ConfigError for a generator that goes on for too long.
     """
     value = plain(value)
-    if isinstance(value, tuple | range | deque | KeysView | ValuesView):
-        return list(value)
-    if isinstance(value, Iterator):
+    if isinstance(value, tuple | range | deque | KeysView | ValuesView | Iterator):
         entries = list(itertools.islice(value, MOST_ENTRIES + 1))
         if len(entries) > MOST_ENTRIES:
-            raise ConfigError("a generator that gives more than 1,000,000 values was given where an option belongs")
+            raise ConfigError(f"{shown(value)} with more than 1,000,000 values is given where an option belongs")
         return entries
     return value
 

@@ -352,7 +352,7 @@ def confusion_matrix(targets: npt.ArrayLike, predictions: npt.ArrayLike, n_class
         raise ConfigError(f"n_classes={n_classes}; accepted: 1 to 30,000")
     try:
         rows, columns = np.asarray(plain(targets)), np.asarray(plain(predictions))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, MemoryError):
         raise ConfigError(
             f"targets={shown(targets)} and predictions={shown(predictions)} given; integers [n] are accepted"
         ) from None
