@@ -29,6 +29,8 @@ _IGNORED = {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", 
     "__slotnames__",
     "__abstractmethods__",
     "_abc_impl",
+    # What clbench has found out about a class when it was first used.
+    "_checked_options",
 }
 _PLAIN = (type(None), bool, int, float, complex, str, type(...))
 # A module that is loaded from path/to/file.py:Class is named by the digest of its content.

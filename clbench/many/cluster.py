@@ -79,7 +79,7 @@ def on_ray(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcome]], c
                 for reference in done:
                     item = pending.pop(reference)
                     try:
-                        outcome: Outcome = ray.get(reference)
+                        outcome: Outcome = ray.get(reference).of(item)
                     except ray.exceptions.RayError as error:
                         reason = (str(error) or type(error).__name__).splitlines()[0]
                         outcome = Outcome(item, f"lost on the cluster, {RETRIES + 1} times: {reason}")
@@ -142,7 +142,7 @@ def _kept_signals() -> Iterator[tuple[Callable[[], None], Callable[[], None]]]:
 def _in_folder(place: str, do: Callable[[], Outcome]) -> Outcome:
     """Do a run in the folder where the sweep was started, because its paths are relative to that."""
     os.chdir(place)
-    return do()
+    return do().without_classes()
 
 
 def _warn_of_waiting(items: Sequence[PlannedRun], cluster: Cluster) -> None:

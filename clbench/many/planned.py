@@ -1,7 +1,7 @@
 """A planned run, and its outcome."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,17 @@ class Outcome:
     planned: PlannedRun
     error: str | None = None
     source: Literal["here", "before", "elsewhere", "held"] = "here"
+
+    def without_classes(self) -> "Outcome":
+        """Return the outcome as it may travel back to the caller's process.
+
+        A class that came back would put the functions that it was sent with in the place of the caller's own.
+        """
+        return self.of(replace(self.planned, given={}))
+
+    def of(self, planned: PlannedRun) -> "Outcome":
+        """Return the outcome as that of a planned run, which is the same but for its classes."""
+        return replace(self, planned=planned)
 
     @property
     def result(self) -> Result | None:

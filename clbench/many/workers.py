@@ -34,9 +34,8 @@ def in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcom
                 delayed(_in_worker)(left[folder], noted) for folder in folders
             )
         try:
-            # Not `yield from`, which would close the generator itself, outside the block below.
-            for outcome in outcomes:  # noqa: UP028
-                yield outcome
+            for outcome in outcomes:
+                yield outcome.of(named[outcome.planned.folder])
         finally:
             with warnings.catch_warnings():
                 # joblib warns of the work that an interruption leaves undone.
@@ -68,7 +67,7 @@ def _in_worker(do: Callable[[], Outcome], noted: bool) -> Outcome:
     if noted:
         warnings.showwarning = note
     with interruptible(True):
-        return do()
+        return do().without_classes()
 
 
 def _start_trackers() -> None:

@@ -199,7 +199,7 @@ GROWING = ("hat", "pnn", "bic", "podnet", "packnet", "dgr")
 def _cases() -> list[Any]:
     names = entry_point_names("clbench.strategies")
     return [
-        pytest.param(name, kind, marks=() if name in GROWING and kind in ("momentum", "adam") else pytest.mark.slow)
+        pytest.param(name, kind, marks=() if name in GROWING and kind in ("momentum", "adam") else pytest.mark.soak)
         for name in names
         for kind in OPTIMIZERS
     ]

@@ -676,3 +676,52 @@ def test_a_value_that_a_worker_process_would_not_have_is_refused_by_its_name(tmp
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert "own.py:FACTOR is not in this process what the run was planned with" in ended.stderr
     assert ended.returncode == 1
+
+
+PROCESSES = """
+import clbench, imported
+
+FACTOR = 3.0
+
+class Top(clbench.Strategy):
+    traits = clbench.Traits(family="regularisation")
+    def loss(self, batch):
+        return {"loss": super().loss(batch)["classification"] * FACTOR}
+
+def first_loss(cls, jobs, out):
+    options = dict(limit=10, tasks=2, epochs=1, model="mlp:8", threads=1, references=False, seeds=2, jobs=jobs, out=out)
+    results = clbench.compare("split-mnist-5k", [cls], **options)
+    return round(results[0].record["training"][0]["losses"]["loss"], 6)
+
+if __name__ == "__main__":
+    before = first_loss(Top, 2, "a")
+    print(Top.loss.__globals__ is globals())
+    FACTOR = 5.0
+    apart, alone = first_loss(Top, 2, "b"), first_loss(Top, 1, "c")
+    print(apart == alone, round(apart / before, 3))
+    print(first_loss(imported.Imported, 2, "d") == first_loss(imported.Imported, 1, "e"))
+"""
+IMPORTED = """
+import clbench
+
+class Imported(clbench.Strategy):
+    traits = clbench.Traits(family="regularisation")
+    def loss(self, batch):
+        return {"loss": super().loss(batch)["classification"]}
+"""
+
+
+@pytest.mark.slow
+def test_worker_processes_use_the_class_as_it_is_and_leave_it_so(tmp_path: Path) -> None:
+    """By hand: the loss of the first epoch grows with the factor, if not in proportion, as the steps grow too."""
+    (tmp_path / "script.py").write_text(PROCESSES)
+    (tmp_path / "imported.py").write_text(IMPORTED)
+    done = subprocess.run([sys.executable, "-W", "ignore", "script.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    own, (equal, ratio), same = (
+        done.stdout.splitlines()[0],
+        done.stdout.splitlines()[1].split(),
+        done.stdout.split()[-1],
+    )
+    assert (own, equal, same) == ("True", "True", "True")
+    assert float(ratio) > 1.2

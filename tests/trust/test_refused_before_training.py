@@ -99,7 +99,7 @@ def cells() -> Iterator[Any]:
                 if setting != "class" and made.get("tasks") == 4:
                     continue  # a task of one class is refused in these settings anyway
                 quick = request in FAST and setting == settings[0]
-                yield pytest.param(request, name, setting, marks=[] if quick else [pytest.mark.slow])
+                yield pytest.param(request, name, setting, marks=[] if quick else [pytest.mark.soak])
 
 
 @pytest.mark.parametrize(("request_", "name", "setting"), list(cells()))
