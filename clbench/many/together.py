@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from clbench.config.errors import ConfigError, one_line
+from clbench.config.errors import ConfigError, one_line, shown
 from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
 from clbench.learning.fit import Fit
@@ -289,11 +289,22 @@ def _masks(parts: Sequence[Batch], width: int) -> Tensor:
 
 
 def _states(strategies: Sequence[Strategy]) -> tuple[Any, list[Tensor]]:
-    """Return the form and the stacked leaves of the strategies' state outside modules, with numbers as tensors."""
+    """Return the form and the stacked leaves of the strategies' state outside modules, with numbers as tensors.
+
+    Raises ConfigError for a whole number or text that is not the same for all seeds, because the first one's would
+    serve all of them.
+    """
     kept = [
         {name: value for name, value in strategy.state().items() if not isinstance(value, nn.Module)}
         for strategy in strategies
     ]
+    for name, value in kept[0].items():
+        whole = all(isinstance(leaf, int | str) for leaf in tree_flatten(value)[0])
+        if whole and (other := next((own for own in kept[1:] if own.get(name) != value), None)):
+            raise ConfigError(
+                f"--seeds-together: self.{name} is {shown(value)} for one seed and {shown(other.get(name))} for "
+                "another; a float or a tensor is accepted"
+            )
     kept = [{name: value for name, value in own.items() if _is_numeric(value)} for own in kept]
     leaves = [tree_flatten(own)[0] for own in kept]
     form = tree_flatten(kept[0])[1]

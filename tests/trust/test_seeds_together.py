@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import clbench
-from clbench import ConfigError
+from clbench import ConfigError, RunError
 from clbench.config.groups import DataConfig, EngineConfig, EvaluationConfig, MemoryConfig, ModelConfig, TrainingConfig
 from clbench.many.compare import plan
 from clbench.many.execution import run_planned
@@ -170,6 +170,23 @@ class Watches(clbench.Strategy):
 def test_a_strategy_with_a_hook_within_the_step_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Watches trains its seeds one by one"):
         clbench.compare("split-mnist-5k", [Watches], out=tmp_path, seeds_together=True, **FIXED)
+
+
+class BySeed(clbench.Strategy):
+    """A whole number on self decides the loss, and each seed has another one."""
+
+    traits = clbench.Traits(family="regularisation", seeds_together=True)
+
+    def begin_run(self) -> None:
+        self.factor = 4 * self.config.seed + 1
+
+    def loss(self, batch: Any) -> Any:
+        return {"loss": self.factor * super().loss(batch)["classification"]}
+
+
+def test_a_whole_number_that_each_seed_has_for_itself_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"self\.factor is 1 for one seed and 5 for another; a float or a tensor"):
+        both(BySeed, tmp_path)
 
 
 class TwoStages(clbench.Strategy):
