@@ -43,6 +43,14 @@ class Act(Observer):
 
 
 @contextmanager
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Let the processes that a test starts hear SIGHUP, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def handled(number: int, handler: Any) -> Iterator[None]:
     before = signal.signal(number, handler)
     try:
