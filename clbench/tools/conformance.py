@@ -437,7 +437,7 @@ def check_no_images_kept(bench: Bench) -> None:
         run.learn(task)
         for path, tensor in _tensors(run.strategy.state(), ""):
             same_shape = tensor.dim() >= 3 and tensor.shape[-3:] == shape and len(tensor) > 1
-            demand(not same_shape, f"{path} keeps {len(tensor)} images outside the memory")
+            demand(not same_shape, f"{path} keeps {tensor.shape[:1].numel()} images outside the memory")
 
 
 def check_losses_are_finite(bench: Bench) -> None:

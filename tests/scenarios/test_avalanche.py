@@ -42,7 +42,7 @@ def test_what_is_no_benchmark_or_scenario_is_refused(tiny: Scenario, refused: Re
         with refused("from_benchmark", word, "benchmark of Avalanche"):
             from_benchmark(given)
     wrong: list[tuple[Any, str]] = [("split-mnist-5k", "'split-mnist-5k'"), (None, "None")]
-    for given, word in (*wrong, (_benchmark()[0], "type NCScenario")):
+    for given, word in (*wrong, (_benchmark()[0], "a Scenario accepted")):
         with refused("to_benchmark", word, "a Scenario"):
             to_benchmark(given)
 
