@@ -22,7 +22,8 @@ def in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcom
     _start_trackers()
     left = dict(zip((item.folder for item in items), work, strict=True))
     named = {item.folder: item for item in items}
-    noted = warnings.showwarning is note
+    # The command line shows warnings as notes, and so do its workers.
+    noted = warnings.showwarning.__module__.startswith("clbench.")
 
     def start(folders: list[Path]) -> Iterator[Outcome]:
         parallel = Parallel(
