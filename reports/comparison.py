@@ -27,7 +27,7 @@ REPETITION = {"seed", "class_order", "class_order_seed"}
 MACHINE = {"device", "threads", "compile", "deterministic"}
 # The rows and the title of a comparison show these fields already.
 SHOWN = {"strategy", "strategy_options", "scenario"}
-# How many different reasons why runs of a strategy are not finished are spelled out, and letters of each.
+# The number of different reasons for unfinished runs of a strategy that are spelled out, and the letters of each.
 MOST_NAMED, MOST_REASON = 3, 160
 # A strategy without a memory has no budget, so that these fields count only where they are set.
 MEMORY = {"memory_size", "memory_per_class"}
@@ -209,7 +209,7 @@ def _numbers(run: Result, classifier: str, joint: Result | None) -> Numbers:
     numbers: Numbers = dict(run.summary(reference, classifier=classifier))
     for name in MATRIX_NAMES:
         numbers[f"{name}_accuracy"] = run.summary(classifier=classifier, matrix=name)["average_accuracy"]
-    # What was not recorded is unknown, and not 0.
+    # A number that was not recorded is unknown, and not 0.
     numbers["steps"] = run.steps if run.recorded.tasks else None
     numbers["seconds"] = sum(run.seconds.values()) if run.seconds else None
     numbers |= {f"{purpose}_seconds": value for purpose, value in run.seconds.items()}

@@ -52,7 +52,7 @@ class Dataset:
 
     @cached_property
     def differences(self) -> dict[str, str]:
-        """How the training and the test data differ from what was published, by which of them do, in words."""
+        """The differences of the training and the test data from the published ones, in words."""
         if self.published is None:
             return {}
         found = {

@@ -27,7 +27,7 @@ MAX_PIXELS = 1 << 26  # a file of a few kB can claim any number, and each core d
 BATCH = 256  # images decoded between two writes; it bounds the memory in use
 ANNOUNCE_FROM = 1000
 VALIDATION = ("val", "valid", "validation")
-# What the systems and programs of other people leave in folders; names that begin with a dot are left out too.
+# Files that systems and programs leave in folders; names that begin with a dot are left out too.
 LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx")
 # Part of the name of what is cached: another way of decoding is another number.
 DECODER = 2

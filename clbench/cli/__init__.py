@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except ConfigError as error:
         end(str(error), 2)
     except RunError as error:
-        # Of another kind too: an exception of the user's code.
+        # An exception of the user's code may be of another kind too.
         if type(error) is RunError:
             end(str(error), 1)
         if os.environ.get("CLBENCH_TRACEBACK"):

@@ -47,7 +47,7 @@ def checked(function: Checked) -> Checked:
     signature = inspect.signature(function)
     parameters = signature.parameters.values()
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    # What can be given by name beside so many arguments, for a test that costs less than to bind them.
+    # The names that may stand beside so many arguments; looking them up costs less than binding.
     beside = [frozenset(signature.parameters) - {*positional[:n]} for n in range(len(positional) + 1)]
     required = sum(p.default is p.empty for p in parameters if p.name in positional)
     needs_names = any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters)

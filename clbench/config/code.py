@@ -20,7 +20,7 @@ from typing import Any
 
 from clbench.config.errors import ConfigError
 
-# What Python and its libraries put into every class, and what only readers of the code see.
+# Attributes that Python and its libraries put into every class, or that only readers of the code see.
 _IGNORED = {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__annotate__"} | {
     "__annotate_func__",
     "__annotations_cache__",
@@ -29,7 +29,7 @@ _IGNORED = {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", 
     "__slotnames__",
     "__abstractmethods__",
     "_abc_impl",
-    # What clbench has found out about a class when it was first used.
+    # clbench leaves this on a class when it is first used.
     "_checked_options",
 }
 _PLAIN = (type(None), bool, int, float, complex, str, type(...))
@@ -241,7 +241,7 @@ class _Survey:
         module = function.__globals__.get("__name__")
         foreign = module is not None and not is_own(module)
         if foreign and isinstance(wrapped := vars(function).get("__wrapped__"), FunctionType):
-            # What else a library's decorator keeps may be another thing in each process.
+            # A library's decorator may keep other things, which differ from process to process.
             self._use(str(module))
             filled = (dict, list, tuple, MappingProxyType)
             kept = [cell for cell in cells if type(cell) in (*_PLAIN, *filled)]
@@ -270,7 +270,7 @@ class _Survey:
         if isinstance(value, FunctionType):
             module, called = value.__globals__.get("__name__", ""), value.__qualname__
             if module and not is_own(module):
-                # As a library's decorator leaves it; what it wraps is found in its closure.
+                # A library's decorator left this; the closure holds the function that it wraps.
                 return self._of(value)
             self._enqueue(module, first if "<" in called else called, value)
             return f"function {called}"
@@ -370,7 +370,7 @@ def _module_of(value: object) -> str:
 
 
 def _is_own_class(cls: type, module: str) -> bool:
-    # What was executed without a name of its module is of builtins, where classes are not made at run time.
+    # Code that is executed without a module's name counts as of builtins, which makes no classes at run time.
     made_here = module == "builtins" and bool(cls.__flags__ & 1 << 9)
     return made_here or is_own(module)
 

@@ -1,4 +1,4 @@
-"""What a class of the user's must keep to: its options and its hooks, checked when the class is first used.
+"""The rules for a class of the user's: its options and its hooks, checked when the class is first used.
 
 Not when it is defined, so that a faulty class stops nothing but itself, and never the module that it is in.
 """

@@ -1,4 +1,4 @@
-"""What a Python caller plainly means: scalars and arrays of numpy and torch, ranges, generators, paths.
+"""The plain meaning of a Python caller's values: scalars and arrays of numpy and torch, ranges, generators, paths.
 
 Every option and every argument goes through here before its type is checked, so a value means the same everywhere.
 """

@@ -217,7 +217,7 @@ def identity_fields(config: RunConfig) -> dict[str, Any]:
             found[option] = f"{digest}{name.removeprefix(path)}"
             code.pop(path, None)
     if code:
-        # Without the names, since a file may get another one.
+        # The names are left out, since a file may get another one.
         found["code"] = sorted(code.values())
     else:
         found.pop("code", None)

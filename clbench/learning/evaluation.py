@@ -119,7 +119,7 @@ class _Tally:
         # The largest score is NaN where one of them is; -inf only where all are.
         self.lost.index_add_(0, tasks, (~scores.amax(1).isfinite()).long())
         guess = scores[:, : self.seen].argmax(1)
-        # Of outputs that are all -inf none is chosen, though argmax names the first.
+        # No output is chosen where all are -inf, though argmax names the first.
         scored = scores.gather(1, labels[:, None])[:, 0] > -torch.inf
         self.incremental.index_add_(0, cell, ((guess == labels) & scored).long())
         masked = scores.masked_fill(~self.own[tasks], -torch.inf)

@@ -171,7 +171,7 @@ class Memory(ABC):
     reads it back.
     """
 
-    # What `expect` was told, in a memory that was told; one that 0.1.0 saved has no such attribute of its own.
+    # The samples that `expect` announced; a memory that 0.1.0 saved has no such attribute of its own.
     _expected: dict[int, int] | None = None
 
     streaming: ClassVar[bool]

@@ -423,7 +423,7 @@ def spoilt(strategy: Strategy) -> str | None:
 
     Infinities are accepted but in parameters, as in a mask or in the lowest loss so far.
     """
-    # What another library keeps is no attribute, and its loss names the options that it comes from.
+    # Another library's state is no attribute, and its loss names the options that it comes from.
     kept = {name: value for name, value in strategy.state().items() if name in vars(strategy)}
     return next(filter(None, (not_finite(value, f"self.{name}", infinite=True) for name, value in kept.items())), None)
 

@@ -355,7 +355,7 @@ class Trainer:
         optimizer = new_optimizer(training, listed, lr, self.context.device)
         for name, parameter in trained.items():
             kept = self.optimizer_state.get(name, {})
-            # Under one name may now be a parameter of another shape, which begins without statistics.
+            # A name may now stand for a parameter of another shape, which begins without statistics.
             if kept and all(key == "step" or is_part(value, parameter) for key, value in kept.items()):
                 optimizer.state[parameter] = {
                     key: value if key == "step" else grown(value, parameter.detach()) for key, value in kept.items()

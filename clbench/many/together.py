@@ -242,7 +242,7 @@ def _refuse(members: Sequence[_Member], holder: _Holder) -> None:
     known = {id(parameter) for parameter in holder.parameters()}
     strategy, fit = members[0].strategy, members[0].fit_under_way
     if fit.stage.loss is not None and getattr(fit.stage.loss, "__self__", None) is not strategy:
-        # What a function holds of one seed would serve all of them.
+        # A function that holds something of one seed would serve all of them with it.
         raise ConfigError(f"--seeds-together: the loss of stage {fit.stage.name!r} is no method of the strategy")
     if any(id(parameter) not in known for parameter in fit.trained.values()):
         raise ConfigError("--seeds-together: some parameters are in no module of the strategy")

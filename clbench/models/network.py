@@ -172,7 +172,7 @@ def takes_one_image(model: Network, image_shape: tuple[int, int, int]) -> bool:
         try:
             copy.deepcopy(model).features(torch.zeros(1, *image_shape, device=first.device, dtype=first.dtype))
         except Exception as error:
-            # Whatever else a network raises, `check_network` says of two images too.
+            # `check_network` has shown on two images that the network raises nothing else.
             return not isinstance(error, ValueError)
     return True
 

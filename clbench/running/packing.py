@@ -129,7 +129,7 @@ def require_restorable(strategy: Strategy) -> None:
         return
     path, value = "self", types.SimpleNamespace(**state)
     passed: list[Any] = []
-    # What an object of an unknown class is made of is no concern of the user's.
+    # The parts of an object of an unknown class are no concern of the user's.
     while type(value) in known:
         passed.append(value)
         wrong = (p for p in _parts(value) if not any(p[1] is v for v in passed) and _problem(p[1], known) is not None)
@@ -152,7 +152,7 @@ def require_restorable(strategy: Strategy) -> None:
 
 
 class _RefusedError(Exception):
-    """What a value is, in words, that can't be written."""
+    """A description, in words, of a value that can't be written."""
 
 
 class Pickler(pickle.Pickler):
@@ -273,7 +273,7 @@ def _described(value: Any) -> str:
     return f"an object of the class {where}{kind.__qualname__}"
 
 
-# How each kind of value is described, and what builds it again.
+# The description of each kind of value, and the function that builds it again.
 
 
 class _Bare:

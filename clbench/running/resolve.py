@@ -293,7 +293,7 @@ def prepare(config: RunConfig) -> tuple[RunConfig, Scenario]:
     """Build the scenario of a config, which gets the digest of the data if they are not published under its name."""
     scenario = _built(config)
     if scenario.fingerprint is None and not scenario.published:
-        # As built for one seed, so that the runs of all seeds are of the same data though a scenario may draw images.
+        # One seed gives the digest, so that all seeds count as of the same data though a scenario may draw images.
         scenario = scenario.of((scenario if config.seed == 0 else _built(config.replace(seed=0))).content())
     return config.replace(data_fingerprint=scenario.fingerprint), scenario
 
@@ -301,7 +301,7 @@ def prepare(config: RunConfig) -> tuple[RunConfig, Scenario]:
 def _built(config: RunConfig) -> Scenario:
     spec = scenario_class(config.scenario)
     try:
-        # What is drawn from a global stream is the same for every seed, as a scenario is.
+        # A scenario is the same for every seed, and so are its draws from global streams.
         with global_streams(stream_seed(0, "scenario", config.scenario)):
             scenario = spec(config.scenario, config.scenario_options).build(config)
     except ConfigError:

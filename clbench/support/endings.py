@@ -22,7 +22,7 @@ SIGNALS: tuple[signal.Signals, ...] = tuple(
 WORKERS_END = 20
 
 _WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-# What is said, and the exit code, which is that of a shell: 128 and the number of the signal.
+# The sentence, and the exit code, which is that of a shell: 128 and the number of the signal.
 ENDINGS: dict[int, tuple[str, int]] = {
     number: (
         f"{_WORDS.get(number, f'ended by {number.name}')}; what was saved is kept and can be continued",

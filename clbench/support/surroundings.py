@@ -28,7 +28,7 @@ _DEVICES = ("cpu", "cuda", "mps")
 
 
 class _Setting(NamedTuple):
-    """How a setting of the process is read and written, and its value for clbench; without one it only is put back."""
+    """A setting of the process: its reader, its writer, and its value for clbench; without one it is only put back."""
 
     read: Callable[[], Any]
     write: Callable[[Any], Any]

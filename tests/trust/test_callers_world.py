@@ -1,4 +1,4 @@
-"""What a caller has set for process and thread changes no bit of a run, and is as it was when the run has ended."""
+"""The caller's settings of process and thread change no bit of a run, and are as they were when it has ended."""
 
 import contextlib
 import functools
@@ -251,7 +251,7 @@ class Counts(Strategy):
         torch.manual_seed(1), np.random.seed(1), random.seed(1)
         if task.index == self.fails_in:
             raise KeyboardInterrupt if self.interrupts else ZeroDivisionError("as asked")
-        # What is left of the run is done in the usual world.
+        # The rest of the run is done in the usual world.
         torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
         torch.set_grad_enabled(True)

@@ -372,7 +372,7 @@ def test_the_identity_of_a_file_of_ones_own_is_that_of_0_1_0(tmp_path: Path) -> 
     assert fingerprint_of(own(tmp_path / "mnist.npz", arrays), tasks=2) == state.hexdigest()
 
 
-# What packages bring
+# Data of packages
 
 PACKAGE = '''
 import numpy as np, clbench
@@ -580,7 +580,7 @@ def test_tensors_changed_after_a_run_make_another_run(cut: Any) -> None:
     assert len(list(Path("runs").rglob("run.json"))) == 2
 
 
-# What arrays may look like
+# Forms of arrays
 
 X, Y = drawn((6, 6))["x_train"], drawn((6, 6))["y_train"]
 MASKED = np.ma.masked_array(X, X > 200)
@@ -649,7 +649,7 @@ def test_arrays_that_mean_nothing_certain_are_refused(what: str, change: Arrays,
         dataset_from_arrays(**drawn((6, 6)) | change)
 
 
-# What a file can hold at all: no tensors, tables or masks.
+# The arrays that a file can hold: no tensors, tables or masks.
 IN_FILES = [row for row in WRONG if all(type(value) is np.ndarray for value in row[1].values())]
 
 

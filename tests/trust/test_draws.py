@@ -1,4 +1,4 @@
-"""What a user's code draws from the global streams of torch, NumPy and Python is a function of the run's seed."""
+"""The draws of a user's code from the global streams of torch, NumPy and Python are functions of the run's seed."""
 
 import random
 from pathlib import Path
@@ -232,7 +232,7 @@ def test_building_a_network_moves_no_stream_of_the_caller() -> None:
     assert [draw() for draw in DRAWS.values()] == expected
 
 
-# What no seed reaches is found by the conformance kit.
+# The conformance kit finds draws that no seed reaches.
 
 
 class FromTheSystem(Strategy):

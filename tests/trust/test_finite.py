@@ -293,7 +293,7 @@ def test_among_outputs_that_are_all_minus_infinity_the_first_is_not_chosen(run: 
     assert run(scoring(answer), small).record["accuracy"]["task_aware"][1][0] == 0.0
 
 
-# What a strategy keeps
+# State of a strategy
 
 
 KEPT: dict[str, tuple[Any, str]] = {
@@ -381,7 +381,7 @@ def test_a_logged_number_is_finite(run: Any, small: Any) -> None:
         run(Logs, small)
 
 
-# What methods work out
+# Results of methods
 
 
 @pytest.mark.parametrize("importance", [fisher_diagonal, mas_importance])

@@ -54,7 +54,7 @@ class TwoStripes(clbench.ScenarioSpec):
         return scenarios.split(data, tasks=2, name=config.scenario)
 
 
-# What may be handed over in the place of anything else. Each is made anew, since a generator is used up.
+# Values to hand over in the place of anything else. Each is made anew, since a generator is used up.
 ODD: dict[str, Callable[[], Any]] = {
     "None": lambda: None,
     "True": lambda: True,

@@ -169,7 +169,7 @@ def test_a_run_json_names_scenario_and_strategy_too(place: Path, capsys: pytest.
     first, second = (json.loads((place / name / "run.json").read_text()) for name in ("first", "second"))
     assert second["identity"] == first["identity"]
     assert second["config"]["strategy_options"]["strength"] == 2.0
-    # What stands on the line comes first, and a verb that asks for a scenario still does.
+    # The command line comes first, and a verb that asks for a scenario still does.
     code, out, _ = ended(["run", "split-mnist-5k", "naive", "--config", "first/run.json", "--json"], capsys)
     assert code == 2
     assert not out

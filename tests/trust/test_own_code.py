@@ -29,7 +29,7 @@ SCENARIO = "split-mnist-5k"
 SMALL: dict[str, Any] = {"limit": 10, "model": "mlp:8", "epochs": 1, "batch_size": 8, "threads": 1}
 
 
-# What counts
+# Code that counts
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ PLAIN = {
     """),
     "losses": "T = 1\n\ndef kd(x):\n    return T * x\n",
 }
-# What leaves the class as it is: the file, what stands in it, and what stands there instead.
+# Edits that leave the class as it is: the file, the text in it, and the text in its place.
 HARMLESS = {
     "a comment": ("train", "FACTOR = 2.0", "FACTOR = 2.0  # as published\n# and more\n"),
     "blank lines": ("train", "import losses", "\n\n\nimport losses\n\n\n"),

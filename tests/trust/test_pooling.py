@@ -55,7 +55,7 @@ def test_three_seeds_with_one_two_and_one_threads_are_one_competitor(runs: list[
     spread = part.rows[0].spread("average_accuracy")
     assert (spread.n, spread.mean) == (3, pytest.approx(mean))
     assert spread.sd == pytest.approx((sum((value - mean) ** 2 for value in values) / 2) ** 0.5)
-    # What repeats the runs names the threads of each.
+    # The command that repeats the runs names the threads of each.
     assert sorted(line.split("--threads ")[1][0] for line in command(part.rows[0]).splitlines()) == ["1", "2"]
 
 
@@ -68,7 +68,7 @@ def test_the_report_has_one_row_and_the_note(runs: list[Result], tmp_path: Path)
     assert len(rows) == 2
 
 
-# What only moves the last bits, and what is a run of its own.
+# Fields that only move the last bits, and fields that make a run of its own.
 POOLED: list[tuple[str, dict[str, Any], str]] = [
     ("threads", {"threads": 7}, "threads 1 (1 run), 7 (1 run)"),
     ("device", {"device": "cuda:1"}, "device cpu (1 run), cuda:1 (1 run)"),

@@ -101,7 +101,7 @@ def test_the_table_has_every_field_of_a_run() -> None:
     fields = {field.alias or name for group in groups for name, field in group.model_fields.items()}
     tried = {key for _, options in (*TABLE, *REFUSED, *ROUNDED) for key in options}
     tried |= {"memory_per_class", "memory_policy"} | {*FIXED}
-    # What only the schedule "plateau" has is refused with it.
+    # Options that only the schedule "plateau" has are refused with it.
     assert fields - tried - ELSEWHERE == {"lr_patience"}
 
 

@@ -1,4 +1,4 @@
-"""What hooks of a strategy and of a network return: the wrong kind or shape is refused in one sentence."""
+"""Returns of the hooks of a strategy and of a network: the wrong kind or shape is refused in one sentence."""
 
 import math
 import random

@@ -203,7 +203,7 @@ def test_workers_save_too(verb: str, number: signal.Signals) -> None:
         assert found.record["classifiers"] == plain
 
 
-# What would end the program ------------------------------------------------------------------------------------------
+# Exits of the program ------------------------------------------------------------------------------------------------
 
 
 PLACES = ("begin_run", "begin_task", "stages", "loss", "after_backward", "penalty", "after_step", "end_task", "scores")
@@ -231,7 +231,7 @@ def test_a_hook_that_would_end_the_program_fails_the_run(place: str) -> None:
         record = json.loads((out / "run.json").read_text())
         assert record["status"] == "failed"
         assert type(error).__name__ in record["error"]
-        # What was learnt before counts as far as it goes, and the run can be tried again.
+        # The tasks learnt before count, and the run can be tried again.
         assert len(record["tasks"]) < 5
 
 

@@ -1,4 +1,4 @@
-"""What stands on `self` of a strategy comes back to the same bits, or is refused by its name within the task."""
+"""Attributes of a strategy come back to the same bits, or are refused by name within the task."""
 
 import collections
 import copy
@@ -70,7 +70,7 @@ def interrupted(run: Any, strategy: type[Strategy], folder: Path, task: int, ste
     assert same_weights(folder / "whole", folder / "resumed")
 
 
-# What is accepted: each kind is used and changed in every step, and its number is part of the loss.
+# Accepted kinds: each is used and changed in every step, and its number is part of the loss.
 
 
 class Colour(enum.Enum):
@@ -423,7 +423,7 @@ def test_networks_of_torchvision_are_restored() -> None:
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
 
 
-# What is refused
+# Refused kinds
 
 
 def own_function() -> None:

@@ -1,4 +1,4 @@
-"""What is undefined is no number: over nothing, one value, NaN alone, equal values and runs that share nothing."""
+"""Undefined statistics are no numbers: over nothing, one value, NaN alone, equal values, runs that share nothing."""
 
 import inspect
 import itertools
