@@ -42,7 +42,6 @@ class Act(Observer):
             self.act()
 
 
-@contextmanager
 @pytest.fixture(autouse=True)
 def heard() -> Iterator[None]:
     """Let the processes that a test starts hear SIGHUP, also where the tests themselves run under nohup."""
@@ -51,6 +50,7 @@ def heard() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
+@contextmanager
 def handled(number: int, handler: Any) -> Iterator[None]:
     before = signal.signal(number, handler)
     try:
