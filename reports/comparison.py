@@ -245,6 +245,10 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
     versions = {f"{label} seed {run.seed}": run.recorded.clbench for label, group in groups for run in group}
     if len(set(versions.values())) > 1:
         notes.append(f"Made by different versions of clbench: {', '.join(sorted(set(versions.values())))}.")
+    sources = Counter(run.recorded.source for run in runs if run.recorded.source)
+    if len(set(versions.values())) == 1 and len(sources) > 1:
+        counts = ", ".join(f"{source} ({n} run{'s' if n > 1 else ''})" for source, n in sources.items())
+        notes.append(f"Made by different code of clbench {runs[0].recorded.clbench}: {counts}.")
     if machines := _machines(runs):
         notes.append(f"Pooled although made differently, which moves only the last bits: {machines}.")
     if single := [label for label, group in groups if len(group) == 1]:
@@ -259,11 +263,11 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
         notes.append("No joint run: there is no upper reference, and intransigence is undefined.")
     if "naive" not in names:
         notes.append("No naive run: there is no lower reference.")
-    sources: dict[str, list[str]] = {}
+    features: dict[str, list[str]] = {}
     for label, group in groups:
         if group[0].recorded.strategy.features is not None:
-            sources.setdefault(group[0].recorded.strategy.features, []).append(label)
-    notes += [f"Features {source}: {', '.join(labels)}." for source, labels in sources.items()]
+            features.setdefault(group[0].recorded.strategy.features, []).append(label)
+    notes += [f"Features {source}: {', '.join(labels)}." for source, labels in features.items()]
     warned: dict[str, dict[str, list[int]]] = {}
     for label, group in groups:
         for run in group:

@@ -150,9 +150,10 @@ def _typed(value: object) -> str:
 def machines(part: Comparison) -> list[tuple[str, Sequence[str]]]:
     """Return each fact of the environments with its values, the number of runs beside them where they differ."""
     runs = [run for row in part.rows if row.is_headline for run in row.runs]
-    facts: dict[str, dict[str, int]] = {"clbench": {}}
+    facts: dict[str, dict[str, int]] = {"clbench": {}, "source": {}}
     for run in runs:
-        for name, value in ({"clbench": run.recorded.clbench} | run.environment).items():
+        of_clbench = {"clbench": run.recorded.clbench, "source": run.recorded.source or "unknown"}
+        for name, value in (of_clbench | run.environment).items():
             counts = facts.setdefault(printable(name), {})
             counts[printable(value)] = counts.get(printable(value), 0) + 1
     return [

@@ -38,6 +38,9 @@ OF_FILE = "clbench_file_"
 # Values within values, and values in all, beyond which only types count.
 _DEEPEST, _MOST = 40, 100_000
 
+# The packages of clbench that decide numbers; the others plan, show and compare.
+_DECIDE_NUMBERS = ("avalanche", "config", "data", "learning", "models", "running", "support", "strategies", "scenarios")
+
 # Digests that runs of this process left behind: (piece, digest afterwards) -> digest before.
 _left: dict[tuple[str, str], str] = {}
 # The code that this process is known to have, and the same by the names that its pieces have here.
@@ -81,6 +84,18 @@ def _version(name: str) -> str | None:
         return None
 
 
+@functools.cache
+def own_source() -> str:
+    """Return a digest of clbench's own modules that can change numbers, since an editable checkout can be edited."""
+    digest = hashlib.sha256()
+    for room in _DECIDE_NUMBERS:
+        spec = importlib.util.find_spec(f"clbench.{room}")
+        for folder in spec.submodule_search_locations or () if spec else ():
+            for file in sorted(Path(folder).glob("*.py")):
+                digest.update(f"{room}/{file.name}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Return the names of the pieces that are on one side alone; a piece that only goes by another name is on both."""
     return [
@@ -113,11 +128,15 @@ def confirm(code: Mapping[str, str], classes: Sequence[type]) -> dict[str, str]:
     return here
 
 
-def settle(before: Mapping[str, str], classes: Sequence[type]) -> None:
-    """Take what a run has left of its code's values for what it found, since its own hooks have changed them."""
-    for piece, digest in _Survey(classes, before.values()).code().items():
-        if before.get(piece) != digest:
-            _left[piece, digest] = before.get(piece, "")
+def settle(before: Mapping[str, str], classes: Sequence[type]) -> list[str]:
+    """Take what a run has left of its code's values for what it found, since its own hooks have changed them.
+
+    Returns the pieces that are not as they were.
+    """
+    left = {p: d for p, d in _Survey(classes, before.values()).code().items() if before.get(p) != d}
+    for piece, digest in left.items():
+        _left[piece, digest] = before.get(piece, "")
+    return list(left)
 
 
 class _Survey:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.config.classes import give
+from clbench.config.code import own_source
 from clbench.config.errors import ConfigError, RunError, shown
 from clbench.config.plain import listed
 from clbench.config.run import RunConfig
@@ -36,7 +37,10 @@ from clbench.support.surroundings import undisturbed
 from clbench.support.text import tell
 
 # The beginning of a run.json, which identifies a finished run without parsing the file.
-_HEAD = re.compile(rb'\{\s*"schema_version": 1,\s*"clbench": "([^"]*)",\s*"status": "(\w+)",\s*"identity": "(\w+)"')
+_HEAD = re.compile(
+    rb'\{\s*"schema_version": 1,\s*"clbench": "([^"]*)",\s*(?:"source": "(\w*)",\s*)?'
+    rb'"status": "(\w+)",\s*"identity": "(\w+)"'
+)
 # Seconds between checks of the runs that other processes hold.
 _LOOK_EVERY = 1.0
 
@@ -221,7 +225,7 @@ def _tell_of_reuse(reused: Sequence[PlannedRun], planned: Sequence[PlannedRun]) 
     if not reused:
         return
     others: dict[str, int] = {}
-    ours = metadata.version("clbench")
+    ours = metadata.version("clbench"), own_source()
     for item in reused:
         # A record is only read where more than its head can matter.
         if item.config.code or _finished(item) != ours:
@@ -341,8 +345,8 @@ def _together(items: Sequence[PlannedRun], work: Sequence[Callable[..., Outcome]
                 together.stop()
 
 
-def _finished(item: PlannedRun) -> str | None:
-    """Return the version of clbench that finished the run, or None if the run is not known to be finished."""
+def _finished(item: PlannedRun) -> tuple[str, str] | None:
+    """Return the version of clbench that finished the run and the digest of its source, or None if none has."""
     try:
         with open(item.folder / "run.json", "rb") as file:
             head = _HEAD.match(file.read(400))
@@ -350,9 +354,10 @@ def _finished(item: PlannedRun) -> str | None:
             whole = file.read() == b"}\n"
     except OSError:
         return None
-    if head is None or not whole or head[2] != b"done" or head[3].decode() != item.config.identity():
+    if head is None or not whole or head[3] != b"done" or head[4].decode() != item.config.identity():
         return None
-    return head[1].decode()
+    # Version 0.1.0 left no digest of its source.
+    return head[1].decode(), own_source() if head[2] is None else head[2].decode()
 
 
 def _stamp(folder: Path) -> tuple[int, int] | None:

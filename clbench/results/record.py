@@ -162,6 +162,7 @@ class RunRecord(Part):
 
     schema_version: int = SCHEMA_VERSION
     clbench: str
+    source: str = ""
     status: Literal["running", "done", "failed"]
     identity: str
     group: str = ""

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-from clbench.config.code import other_versions, packages
+from clbench.config.code import other_versions, own_source, packages
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario
 from clbench.learning.evaluation import Evaluation
@@ -171,6 +171,7 @@ def differences(begun: RunRecord, here: RunRecord) -> str:
     """Return in what of clbench, torch and processor two records differ, as "torch 2.6, here 2.7"; "" for nothing."""
     named = {
         "clbench": [r.clbench for r in (begun, here)],
+        "clbench's source": [r.source or here.source for r in (begun, here)],
         "torch": [r.environment["packages"]["torch"] for r in (begun, here)],
         "processor": [r.environment["device"] for r in (begun, here)],
     }
@@ -180,11 +181,14 @@ def differences(begun: RunRecord, here: RunRecord) -> str:
 def other_packages(found: RunRecord) -> str:
     """Return in what of clbench and the packages that the user's own code uses a run is of another version than here.
 
-    As "clbench 0.1.0 (here 0.2.0)"; "" where there is nothing.
+    As "clbench 0.1.0 (here 0.2.0)" or "clbench's own code of then, which has changed"; "" where there is nothing.
     """
     named = {"clbench": found.clbench, **found.environment.get("packages", {})}
     recorded = {name: version for name, version in named.items() if name not in PACKAGES}
-    return ", ".join(f"{name} {recorded[name]} (here {here})" for name, here in other_versions(recorded).items())
+    others = [f"{name} {recorded[name]} (here {here})" for name, here in other_versions(recorded).items()]
+    if found.source and found.source != own_source() and found.clbench == metadata.version("clbench"):
+        others.append("clbench's own code of then, which has changed")
+    return ", ".join(others)
 
 
 def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> RunRecord:
@@ -193,6 +197,7 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> Run
     return RunRecord(
         schema_version=SCHEMA_VERSION,
         clbench=metadata.version("clbench"),
+        source=own_source(),
         status="running",
         identity=config.identity(),
         group=config.identity(without_seed=True),

@@ -278,6 +278,7 @@ class Run:
             if failure is error:
                 raise
             raise failure from error
+        self._warn_of_state_outside()
         record.status = "done"
         self._tell("finished", self.strategy.model.state_dict())
         self._tell("written", record)
@@ -285,6 +286,15 @@ class Run:
             # Only now: a kill before this line leaves a run that can be continued.
             self.store.drop_checkpoint()
         return self.result
+
+    def _warn_of_state_outside(self) -> None:
+        classes = classes_of(self.config)
+        if left := settle(confirm(self.config.code, classes), classes):
+            text = (
+                f"{', '.join(left[:3])} changed while the run went on; this is not saved with the run and stays for the "
+                "next one of the process, so numbers that it decides depend on what ran before; keep it on self"
+            )
+            self.recorder.warn("state-outside-self", text)
 
     def learn(self, task: Task) -> None:
         """Learn one task, or what is left of it where a checkpoint within it was taken up."""

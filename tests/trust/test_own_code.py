@@ -393,7 +393,10 @@ def test_what_the_hooks_of_a_run_change_is_no_other_code(run: Any, tmp_path: Pat
 
     with pytest.raises(RuntimeError, match="once"):
         run(Counts, out=tmp_path / "run")
-    assert run(Counts, out=tmp_path / "run", resume=True).status == "done"
+    resumed = run(Counts, out=tmp_path / "run", resume=True)
+    assert resumed.status == "done"
+    (warned,) = (w["text"] for w in resumed.record["warnings"] if w["rule"] == "state-outside-self")
+    assert "Counts" in warned
     with pytest.warns(UserWarning, match="reused"):
         run(Counts, out=tmp_path / "run")
     results = clbench.compare(
@@ -588,6 +591,36 @@ def test_another_version_of_a_package_that_the_code_uses_is_told_at_reuse(run: A
     told = notes(lambda: run(Uses, out=tmp_path / "run"))
     assert len(told) == 1
     assert f", with mlxtend 0.1 (here {here})" in told[0]
+
+
+def test_an_edit_of_clbench_itself_is_told_at_reuse_and_in_a_report(tmp_path: Path, tiny: Any) -> None:
+    """An editable checkout changes under one version; the digest that the record would have then stands for it."""
+    many = {"seeds": 2, "out": tmp_path, "references": False} | SMALL | {"limit": None}
+    results = clbench.compare(tiny, ["naive"], **many)
+    digest = results[0].recorded.source
+    assert re.fullmatch("[0-9a-f]{16}", digest)
+    assert "changed" not in notes(lambda: clbench.compare(tiny, ["naive"], **many))[0]
+    first = next(iter(tmp_path.rglob("run.json")))
+    first.write_text(first.read_text().replace(digest, "0123456789abcdef"))
+    told = notes(lambda: clbench.compare(tiny, ["naive"], **many))
+    assert len(told) == 1
+    assert ", 1 with clbench's own code of then, which has changed; --force" in told[0]
+    runs = [clbench.Result.load(file.parent) for file in tmp_path.rglob("run.json")]
+    clbench.reports.write_report(runs, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert re.search(r"Made by different code of clbench [\d.]+: \w{16} \(1 run\), \w{16} \(1 run\)", text)
+
+
+def test_the_digest_of_clbench_is_of_each_module_that_decides_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clbench.config import code
+
+    before = code.own_source.__wrapped__()
+    read = Path.read_bytes
+    for edited in ("lwf.py", "memory.py", "splits.py", "trainer.py"):
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "read_bytes", lambda path: read(path) + (b"#" if path.name == edited else b""))
+            assert code.own_source.__wrapped__() != before, edited
+    assert code.own_source.__wrapped__() == before
 
 
 def test_a_metric_of_the_users_own_is_computed_anew(run: Any, tmp_path: Path) -> None:
