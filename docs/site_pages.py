@@ -1,9 +1,11 @@
-"""A hook of mkdocs: README.md and CONTRIBUTING.md, which live above docs/, as pages of the site."""
+"""Hooks of mkdocs: README.md and CONTRIBUTING.md, which live above docs/, as pages; equations without scripts."""
 
 import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,3 +19,22 @@ def on_files(files: Files, config: Any) -> Files:
         text = re.sub(r"\]\((README|CONTRIBUTING)\.md", lambda link: f"]({PAGES[link[1] + '.md']}", text)
         files.append(File.generated(config, page, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, **given: Any) -> str:
+    """Let links from docs/ to the pages above it lead to their copies on the site."""
+    return re.sub(r"\]\(\.\./(README|CONTRIBUTING)\.md", lambda link: f"]({PAGES[link[1] + '.md']}", markdown)
+
+
+def on_page_content(html: str, **given: Any) -> str:
+    """Turn equations, which arithmatex has marked, into MathML, which browsers draw, and let names in tables break."""
+    html = re.sub(r"(?<=<td><code>)\w+(?=</code>)", lambda name: name[0].replace("_", "_<wbr>"), html)
+    for kind, opened, closed in (("span", r"\\\(", r"\\\)"), ("div", r"\\\[", r"\\\]")):
+        display = "block" if kind == "div" else "inline"
+        html = re.sub(
+            rf'<{kind} class="arithmatex">{opened}(.*?){closed}</{kind}>',
+            lambda found, display=display: convert(unescape(found[1]), display=display),
+            html,
+            flags=re.DOTALL,
+        )
+    return html

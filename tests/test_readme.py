@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import clbench
 from clbench.results import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,6 +188,22 @@ def test_the_page_of_strategies_is_up_to_date() -> None:
     declared = project["entry-points"]["clbench.strategies"]
     assert set(re.findall(r"^### (\S+)$", expected, re.MULTILINE)) == set(declared)
     assert len(blocks("docs/strategies.md", "text")) == len(declared)
+
+
+def test_every_method_has_its_equation_or_none_to_give() -> None:
+    """The references do nothing of their own, and the others choose data or weights, which their pages say in words."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    equations = tomllib.loads((ROOT / "docs/equations.toml").read_text())
+    in_words = {"cumulative", "independent", "joint", "naive", "gdumb", "packnet", "xdg", "feature-extraction"}
+    assert set(equations) | in_words == set(project["entry-points"]["clbench.strategies"])
+    assert not set(equations) & in_words
+
+
+def test_the_page_of_the_interface_has_every_public_name() -> None:
+    """Modules have a section, and the rest an entry under the name that users import."""
+    page = (ROOT / "docs/api.md").read_text()
+    documented = set(re.findall(r"heading: clbench\.(\w+)", page)) | set(re.findall(r"`clbench\.(\w+)`", page))
+    assert documented >= set(clbench.__all__)
 
 
 def test_the_page_on_speed_is_up_to_date() -> None:

@@ -27,3 +27,10 @@ def test_the_site_builds_strictly_and_asks_nothing_of_the_network(tmp_path: Path
         assert fetched == []
     assert "matrix.svg" in pages["concepts"].read_text("utf-8")
     assert not list((tmp_path / "site").rglob("*.py"))
+    # Equations are drawn by the browser, and none is left as LaTeX or as text that failed.
+    equations = "".join(pages[name].read_text("utf-8") for name in ("metrics", "strategies"))
+    assert equations.count("<math") > 50
+    assert "arithmatex" not in equations
+    # Where a page is read from the disk, the browser allows no worker process and no request for the index.
+    assert '<script src="vendor/iframe-worker.js">' in pages["index"].read_text("utf-8")
+    assert (tmp_path / "site/search/search_index.js").read_text("utf-8").startswith("var __index = ")

@@ -72,6 +72,11 @@ def packages(classes: Iterable[type]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those of some packages that are installed."""
+    return {name: version for name in names if (version := _version(name)) is not None}
+
+
 def other_versions(recorded: Mapping[str, str]) -> dict[str, str]:
     """Return the version that is installed here of each package that was recorded with another one."""
     return {name: here for name, there in recorded.items() if (here := _version(name) or "none") != there}

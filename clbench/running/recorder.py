@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-from clbench.config.code import other_versions, own_source, packages
+from clbench.config.code import other_versions, own_source, packages, versions
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario
 from clbench.learning.evaluation import Evaluation
@@ -218,7 +218,7 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> Run
             "platform": platform.platform(),
             "device": device_name(config.engine.device),
             "threads": config.engine.threads,
-            "packages": packages(classes_of(config)) | {name: metadata.version(name) for name in PACKAGES},
+            "packages": packages(classes_of(config)) | versions(PACKAGES),
         },
         scenario=ScenarioRecord.model_validate(
             {

@@ -291,8 +291,8 @@ class Run:
         classes = classes_of(self.config)
         if left := settle(confirm(self.config.code, classes), classes):
             text = (
-                f"{', '.join(left[:3])} changed while the run went on; this is not saved with the run and stays for the "
-                "next one of the process, so numbers that it decides depend on what ran before; keep it on self"
+                f"{', '.join(left[:3])} changed while the run went on; this is not saved with the run and stays for "
+                "the next one of the process, so numbers that it decides depend on what ran before; keep it on self"
             )
             self.recorder.warn("state-outside-self", text)
 
