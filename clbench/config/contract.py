@@ -28,14 +28,16 @@ class Declared:
         self.base = base
 
     def __get__(self, instance: object, cls: type) -> type[pydantic.BaseModel]:
-        found = vars(cls).get("_checked_options")
-        if found is None:
+        model, defaults = vars(cls).get("_checked_options", (None, {}))
+        # A default may have been set from outside since.
+        if model is None or any(getattr(cls, name, None) is not value for name, value in defaults.items()):
             check_hooks(cls, self.base)
-            found = declared_options(cls, self.base, own=self.own)
-            _check_constructor(cls, self.base, found)
-            cls._checked_options = found  # type: ignore[attr-defined]
-        model: type[pydantic.BaseModel] = found
-        return model
+            model = declared_options(cls, self.base, own=self.own)
+            _check_constructor(cls, self.base, model)
+            defaults = {name: getattr(cls, name, None) for name in model.model_fields}
+            cls._checked_options = model, defaults  # type: ignore[attr-defined]
+        found: type[pydantic.BaseModel] = model
+        return found
 
 
 def declared_options(cls: type, base: type, *, own: bool = False) -> type[pydantic.BaseModel]:

@@ -1,6 +1,8 @@
 """Names and options: entry points by name, `NAME[key=value,...]`, and options checked against their types."""
 
+import copy
 import functools
+import json
 import re
 import sys
 import types
@@ -152,10 +154,26 @@ def validate_options(
             raise unknown(f"option of {owner}", key, [*model.model_fields, *beside])
     given = {key: read_text(model.model_fields[key].annotation, value) for key, value in values.items()}
     try:
-        return dict(model.model_validate(given))
+        options = dict(model.model_validate(given))
     except pydantic.ValidationError as error:
         typed = {key: Typed(value) if isinstance(value, str) else value for key, value in values.items()}
         raise ConfigError(f"{owner}: {explain(error, typed)}") from None
+    for key, value in options.items():
+        if not _can_be_recorded(value):
+            raise ConfigError(
+                f"{owner}: {key}={shown(value)} given; what run.json can hold is accepted: numbers, text, true, false, "
+                "none, and lists and dicts of these"
+            )
+    # A default or a caller's list that a run changes would be another one in the next run.
+    return copy.deepcopy(options)
+
+
+def _can_be_recorded(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError):  # ValueError: half a character, or a number too long to be written
+        return False
+    return True
 
 
 class Typed(str):

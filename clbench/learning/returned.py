@@ -1,5 +1,6 @@
-"""The values that hooks of a strategy return, checked where they enter: hook, value and what is accepted are named."""
+"""The values that hooks of a strategy return or leave on it, checked: hook, value and what is accepted are named."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 from clbench.config.errors import ConfigError, RunError, one_line
 from clbench.data.batches import Batch
 from clbench.learning.memory import Memory
-from clbench.learning.strategy import Stage, Strategy
+from clbench.learning.strategy import Stage, Strategy, Traits
+from clbench.models.network import Head, Network
 
 
 def described(value: object) -> str:
@@ -114,6 +116,24 @@ def decays(strategy: Strategy, name: str, parameter: nn.Parameter) -> bool:
     if isinstance(returned, bool):
         return returned
     raise _refused(hook_of(strategy, "decays"), described(returned), "True or False")
+
+
+def require_contract(strategy: Strategy, traits: Traits) -> None:
+    """Raise RunError where a hook has put something in the place of what every strategy has, or changed its traits.
+
+    traits: those that the run began with.
+    """
+    kind, model, memory = type(strategy).__name__, strategy.model, strategy.memory
+    if hidden := [name for name in vars(strategy) if inspect.isfunction(vars(Strategy).get(name))]:
+        raise RunError(f"{kind}: self.{hidden[0]} hides a method of every strategy; another name is accepted")
+    if not isinstance(model, Network):
+        raise RunError(f"{kind}: self.model is {described(model)}; a clbench.models.Network is accepted")
+    if not isinstance(model.head, Head):
+        raise RunError(f"{kind}: self.model.head is {described(model.head)}; a clbench.models.Head is accepted")
+    if not isinstance(memory, Memory | None):
+        raise RunError(f"{kind}: self.memory is {described(memory)}; a clbench.memory.Memory is accepted")
+    if strategy.traits is not traits:
+        raise RunError(f"{kind}: its traits were changed while the run was under way; those of the class are accepted")
 
 
 def hook_of(strategy: Strategy, name: str) -> str:

@@ -5,7 +5,7 @@ import difflib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import FunctionType
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -89,10 +89,15 @@ class Stage:
     """One fit on one set of samples: a declaration, so it can be repeated after an interruption.
 
     parameters: what trains; everything else is frozen, batch-norm statistics and dropout included (default: all).
-    head_rows: the only rows of the head that move. epochs, iterations, lr: the config's where None.
-    loss: replaces the strategy's. before: run once at the start, before the optimizer is made. Both reach modules
-    through the strategy: after an interruption these are other objects. watched: early
-    stopping and plateau schedules apply, which judge by the current task alone; not so where old tasks count as much.
+    head_rows: the only rows of the head that move.
+    epochs, iterations, lr: the config's where None.
+    loss: replaces the strategy's.
+    before: run once at the start, before the optimizer is made.
+    watched: early stopping and plateau schedules apply, which judge by the current task alone; not so where old tasks
+        count as much.
+
+    `loss` and `before` reach modules through the strategy, and keep what they count on it: after an interruption the
+    stages are declared again, so these are other objects, and a variable of the surrounding function begins anew.
     """
 
     data: ImageSet
@@ -114,10 +119,11 @@ class Stage:
             raise ConfigError(f"Stage: lr={self.lr} given; a finite rate above 0, or None, is accepted")
 
 
-@dataclass
+@dataclass(slots=True)
 class Progress:
     """The position of the run: 0-based task, epoch and step of the stage; steps per epoch; current learning rate.
 
+    It takes no other attributes, which nothing would save; `self` of the strategy does.
     replayed: samples drawn from the memory in this epoch.
     """
 
@@ -128,6 +134,11 @@ class Progress:
     steps_per_epoch: int = 0
     learning_rate: float = 0.0
     replayed: int = 0
+
+    def take_up(self, stored: "Mapping[str, Any] | Progress") -> None:
+        """Go to another position."""
+        for name, value in (asdict(stored) if isinstance(stored, Progress) else stored).items():
+            setattr(self, name, value)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from functools import cached_property, reduce
 from operator import add
 from typing import Any
@@ -95,7 +96,7 @@ class Trainer:
         fit = self.fit_under_way
         fit.read_losses(self.context.progress, self.saved)
         return {
-            "progress": dict(vars(self.context.progress)),
+            "progress": asdict(self.context.progress),
             "optimizer_state": self.optimizer_state,
             "fit": fit.state_dict(),
         }
@@ -121,7 +122,7 @@ class Trainer:
         return self._new_fit(stage, trained, frozen)
 
     def _go_on(self, stage: Stage, stored: dict[str, Any]) -> Fit:
-        vars(self.context.progress).update(stored["progress"])
+        self.context.progress.take_up(stored["progress"])
         fit = self._new_fit(stage, stored["fit"]["trained"], stored["fit"]["frozen"])
         fit.load_state_dict(stored["fit"])
         self.optimizer_state = stored["optimizer_state"]

@@ -5,6 +5,8 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
+import pydantic
+
 from clbench.config.errors import LONGEST, ConfigError, RunError, one_line
 
 # Code of these is never the user's.
@@ -29,7 +31,8 @@ def run_error(error: Exception, task: int) -> Exception:
     """
     if isinstance(error, ConfigError | RunError):
         return error
-    kind = f"{type(error).__name__}: {error}".removesuffix(": ")
+    said = error.errors(include_url=False)[0]["msg"] if isinstance(error, pydantic.ValidationError) else error
+    kind = f"{type(error).__name__}: {said}".removesuffix(": ")
     where = f"task {task}, " if task >= 0 else ""
     text = one_line(f"{one_line(kind, LONGEST - 100)} ({where}{place_of(error)})", LONGEST)
     named = {"__module__": RunError.__module__, "__str__": RuntimeError.__str__}

@@ -23,10 +23,10 @@ def measure(strategy: Strategy, scenario: Scenario) -> dict[str, dict[str, int]]
     for name, value in strategy.state().items():
         if isinstance(value, Memory):
             items["exemplars"], kept["exemplars"] = len(value), len(value) * size
-        elif (n := _bytes(value)) or name == "model":
+        elif (n := _bytes(value, set())) or name == "model":
             kept[name] = n
         # Copies of images, wherever they are kept, are exemplars under another name.
-        if copies := _images(value, scenario.image_shape):
+        if copies := _images(value, scenario.image_shape, set()):
             items["images"] = items.get("images", 0) + copies
     return {"bytes": kept, "items": items}
 
@@ -46,27 +46,26 @@ def above_budget(config: RunConfig, counts: dict[int, int], items: dict[str, int
     return None
 
 
-def _images(value: Any, shape: tuple[int, int, int]) -> int:
-    """Return how many images of a shape are in tensors outside of modules: [n, C, H, W], or uint8 [n, C * H * W]."""
+def _images(value: Any, shape: tuple[int, int, int], around: set[int]) -> int:
+    """Return how many images of a shape are in tensors outside of modules: [n, C, H, W], or uint8 [n, C * H * W].
+
+    around: the containers that this one is in, since one may hold itself.
+    """
     if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
         flat = value.dtype == torch.uint8 and value.dim() == 2 and value.shape[1] == math.prod(shape)
         return len(value) if flat or (value.dim() == 4 and value.shape[1:] == shape) else 0
-    if isinstance(value, dict):
-        value = list(value.values())
+    if id(value) in around or not isinstance(value, dict | list | tuple):
+        return 0
+    held, around = list(value.values()) if isinstance(value, dict) else value, around | {id(value)}
     # One image of [C, H, W] is kept as soon as there are several of them.
-    if isinstance(value, list | tuple):
-        single = sum(isinstance(v, torch.Tensor) and v.shape == shape for v in value)
-        return single + sum(_images(v, shape) for v in value)
-    return 0
+    single = sum(isinstance(v, torch.Tensor) and v.shape == shape for v in held)
+    return single + sum(_images(v, shape, around) for v in held)
 
 
-def _bytes(value: Any) -> int:
+def _bytes(value: Any, around: set[int]) -> int:
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
-    if isinstance(value, nn.Module):
-        return sum(_bytes(v) for v in value.state_dict().values())
-    if isinstance(value, dict):
-        return sum(_bytes(v) for v in value.values())
-    if isinstance(value, list | tuple):
-        return sum(_bytes(v) for v in value)
-    return 0
+    if id(value) in around or not isinstance(value, nn.Module | dict | list | tuple):
+        return 0
+    held: Any = value.state_dict() if isinstance(value, nn.Module) else value
+    return sum(_bytes(v, around | {id(value)}) for v in (held.values() if isinstance(held, dict) else held))

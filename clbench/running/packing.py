@@ -144,11 +144,26 @@ def require_restorable(strategy: Strategy) -> None:
         shared = (f".{name}" for name, rest in zip(state, alone, strict=True) if _problem(rest, known) is None)
         path += next(shared, "")
     what = str(reason) if isinstance(reason, _RefusedError) else _described(value)
+    if isinstance(reason, RecursionError):
+        what = "containers within containers, too many"
     # A name in the message is the user's own, and may be long.
     raise RunError(
         f"{type(strategy).__name__}: {one_line(path, 60)} holds {one_line(what, 80)}, which no checkpoint can give "
         f"back; {ACCEPTED}"
     )
+
+
+def holds_a_set(value: Any) -> bool:
+    """Whether a value is a set or a container with one, whose order depends on more than on what is in it."""
+    held, seen = [value], set[int]()
+    # A container may hold itself.
+    for part in held:
+        if isinstance(part, set | frozenset) and len(part) > 1:
+            return True
+        if isinstance(part, dict | list | tuple | deque) and id(part) not in seen:
+            seen.add(id(part))
+            held += part.values() if isinstance(part, dict) else part
+    return False
 
 
 class _RefusedError(Exception):

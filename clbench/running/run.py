@@ -22,7 +22,7 @@ from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.data.spec import ScenarioSpec
 from clbench.learning.evaluation import Evaluation, evaluate
 from clbench.learning.memory import MEMORIES
-from clbench.learning.returned import class_features, declared_stages, empty_memory
+from clbench.learning.returned import class_features, declared_stages, empty_memory, require_contract
 from clbench.learning.strategy import (
     Context,
     Progress,
@@ -43,7 +43,7 @@ from clbench.running.check import check, first_images
 from clbench.running.checkpoint import Checkpoint, Store, Within, learnt, newest
 from clbench.running.folder import RunFolder, default_folder, superseded
 from clbench.running.observer import Observer
-from clbench.running.packing import require_restorable, unpack
+from clbench.running.packing import holds_a_set, require_restorable, unpack
 from clbench.running.process import process_settings
 from clbench.running.recorder import Recorder, other_packages
 from clbench.running.resolve import classes_of, prepare, resolve, strategy_class
@@ -233,6 +233,7 @@ class Run:
         self._within: Within | None = None
         # The attributes of the strategy when they were last looked at, and its views of the task's data.
         self._assigned: dict[str, type] = {}
+        self._traits = strategy.traits
         self._views: dict[str, Any] = {}
         self._saved = time.monotonic()
         self._interruption = Interruption()
@@ -305,7 +306,7 @@ class Run:
         strategy, scenario, progress = self.strategy, self.scenario, self.context.progress
         if self.context.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.context.device)
-        vars(progress).update(vars(Progress(task=task.index)))
+        progress.take_up(Progress(task=task.index))
         self.context.logged.clear()
         if self.config.per_task is not None:
             self._put_in_force(self.config.per_task[task.index])
@@ -401,6 +402,12 @@ class Run:
         self.strategy.load_state(state)
         if wrong := spoilt(self.strategy):
             raise ConfigError(f"in its checkpoint {wrong}; restore it, or --force begins the run again")
+        if names := [f"self.{name}" for name, value in state.items() if holds_a_set(value)]:
+            text = (
+                f"{', '.join(names[:3])} held a set when the run was continued, and a set may be gone through in "
+                "another order afterwards; where the order decides numbers, sort it or keep a dict in its place"
+            )
+            self.recorder.warn("order-of-a-set", text)
 
     def _demand_finite(self, when: str) -> None:
         """Raise RunError where an attribute of the strategy holds a number that is not finite; waits for the device."""
@@ -412,8 +419,8 @@ class Run:
         scenario = self.scenario
         return replace(
             task,
-            train=ImageSet(scenario.train, task.train.ids, for_a_task=True),
-            validation=ImageSet(scenario.train, task.validation.ids, for_a_task=True),
+            train=ImageSet(scenario.train, task.train.ids.clone(), for_a_task=True),
+            validation=ImageSet(scenario.train, task.validation.ids.clone(), for_a_task=True),
             test=ImageSet(scenario.test, task.test.ids[:0], for_a_task=True),
         )
 
@@ -486,6 +493,7 @@ class Run:
 
     def _require_restorable(self) -> None:
         """Raise RunError, by the attribute's name, where a hook has assigned what can't be saved and restored."""
+        require_contract(self.strategy, self._traits)
         if not self.continues:
             return
         for name, value in self._lent_views().items():

@@ -1,8 +1,10 @@
 """The guard of every door by which a number that is not finite could enter: one function finds it and says where."""
 
 import cmath
+import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 Kind = Literal["parameter", "buffer", "plain"]
@@ -56,8 +58,15 @@ def _leaves(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any, K
         yield path, value, "parameter"
     elif isinstance(value, torch.Tensor | float | complex):
         yield path, value, "plain"
+    elif isinstance(value, Decimal):
+        yield path, math.nan if value.is_nan() else math.inf if value.is_infinite() else 0.0, "plain"
     elif isinstance(value, np.ndarray | np.generic):
-        if value.dtype.kind in "fc":
+        if value.dtype.names is not None:
+            yield from (leaf for name in value.dtype.names for leaf in _leaves(value[name], f"{path}[{name!r}]", seen))
+        elif value.dtype.kind in "mM" and np.isnat(value).any():
+            # A time that is none, which differs from itself as NaN does.
+            yield path, math.nan, "plain"
+        elif value.dtype.kind in "fc":
             yield path, torch.from_numpy(np.array(value, np.float64 if value.dtype.kind == "f" else None)), "plain"
     elif isinstance(value, nn.Module):
         yield from ((f"{path}.{name}".lstrip("."), tensor, "parameter") for name, tensor in value.named_parameters())

@@ -39,6 +39,17 @@ def _flag(owner: Any, name: str, value: object) -> _Setting:
     return _Setting(lambda: getattr(owner, name), lambda it: setattr(owner, name, it), value)
 
 
+def _emptied(owner: Any, name: str) -> _Setting:
+    """Return the setting of a table that is kept for all modules or optimizers, empty inside."""
+    table: dict[Any, Any] = getattr(owner, name)
+
+    def write(held: dict[Any, Any]) -> None:
+        table.clear()
+        table.update(held)
+
+    return _Setting(lambda: dict(table), write, {})
+
+
 def _flushes_denormals() -> bool:
     return float(torch.tensor(1e-39, dtype=torch.float32) * 1) == 0
 
@@ -63,6 +74,13 @@ def _put_back_environment(before: dict[str, str]) -> None:
 
 
 _BACKENDS = torch.backends
+# Hooks that torch calls for every module and every optimizer of the process.
+_HOOKS = [
+    (owner, name)
+    for owner in (sys.modules[torch.nn.Module.__module__], sys.modules[torch.optim.Optimizer.__module__])
+    for name, table in vars(owner).items()
+    if name.startswith("_global_") and isinstance(table, dict)
+]
 _SETTINGS: list[_Setting] = [
     _Setting(torch.get_default_dtype, torch.set_default_dtype, torch.float32),
     _Setting(
@@ -97,6 +115,7 @@ _SETTINGS: list[_Setting] = [
     _Setting(random.getstate, random.setstate),
     _Setting(gc.isenabled, lambda it: gc.enable() if it else gc.disable()),
     _Setting(sys.getrecursionlimit, sys.setrecursionlimit),
+    *(_emptied(owner, name) for owner, name in _HOOKS),
     _Setting(lambda: dict(os.environ), _put_back_environment),
     _Setting(_folder, _move),
 ]
@@ -116,6 +135,7 @@ def by_default() -> Iterator[None]:
         # A guard of torch's own, which turns gradients on as well and puts back both.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(_no_autocast())
+        stack.enter_context(_no_hooks_on_saved_tensors())
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
         yield
 
@@ -219,6 +239,21 @@ def _no_autocast() -> Iterator[None]:
             torch.set_autocast_dtype(device, dtype)
         for _ in range(depth):
             torch.autocast_increment_nesting()
+
+
+@contextmanager
+def _no_hooks_on_saved_tensors() -> Iterator[None]:
+    """Take off the hooks by which torch would keep other tensors for a backward pass than those it was given."""
+    kept: list[Any] = []
+    c: Any = torch._C._autograd
+    while (hooks := c._top_saved_tensors_default_hooks(True)) is not None:
+        kept.append(hooks)
+        c._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pack, unpack in reversed(kept):
+            c._push_saved_tensors_default_hooks(pack, unpack)
 
 
 # Whole libraries first: what is read of an operation is its own value only where its library has none.

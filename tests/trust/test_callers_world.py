@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import clbench
 from clbench import ConfigError, Observer, RunError, Strategy, Traits
@@ -115,6 +116,22 @@ def environment(**values: str) -> Iterator[None]:
         os.environ.update(before)
 
 
+@contextmanager
+def hooked(register: Callable[[Any], Any], hook: Callable[..., Any]) -> Iterator[None]:
+    """torch calls such a hook for every module or optimizer of the process."""
+    handle = register(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def spoil(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.data.mul_(0.5)
+
+
 def deterministic(warn_only: bool) -> Callable[[], AbstractContextManager[None]]:
     return lambda: put(
         lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
@@ -166,6 +183,26 @@ WORLDS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "locale": setting(lambda: locale.setlocale(locale.LC_ALL), lambda it: locale.setlocale(locale.LC_ALL, it), "C"),
     "print options": lambda: put(lambda: None, lambda _: torch.set_printoptions(precision=2), None),
     "saved tensors on the CPU": lambda: torch.autograd.graph.save_on_cpu(),
+    "tensors that are lost before the backward pass": lambda: torch.autograd.graph.saved_tensors_hooks(
+        torch.zeros_like, lambda saved: saved
+    ),
+    "a hook on every forward pass": lambda: hooked(
+        torch.nn.modules.module.register_module_forward_hook, lambda module, given, output: output * 2
+    ),
+    "a hook before every forward pass": lambda: hooked(
+        torch.nn.modules.module.register_module_forward_pre_hook, lambda module, given: tuple(g * 2 for g in given)
+    ),
+    "a hook on every backward pass": lambda: hooked(
+        torch.nn.modules.module.register_module_full_backward_hook,
+        lambda module, inner, outer: tuple(None if g is None else g * 2 for g in inner),
+    ),
+    "a hook on every new parameter": lambda: hooked(
+        torch.nn.modules.module.register_module_parameter_registration_hook,
+        lambda module, name, parameter: torch.nn.Parameter(parameter.detach() * 2),
+    ),
+    "a hook after every step": lambda: hooked(
+        register_optimizer_step_post_hook, lambda optimizer, given, named: spoil(optimizer)
+    ),
     "one-threaded autograd": lambda: torch.autograd.set_multithreading_enabled(False),
 }
 # By the names of torch since 2.9.
@@ -223,6 +260,13 @@ def world() -> dict[str, Any]:
         "recursion": sys.getrecursionlimit(),
         "folder": os.getcwd(),
         "environment": dict(os.environ),
+        "hooks": [
+            list(table)
+            for owner in (sys.modules["torch.nn.modules.module"], sys.modules["torch.optim.optimizer"])
+            for name, table in vars(owner).items()
+            if name.startswith("_global") and isinstance(table, dict)
+        ],
+        "hooks on saved tensors": torch._C._autograd._top_saved_tensors_default_hooks(True),
         "locale": locale.setlocale(locale.LC_ALL),
     }
 
@@ -249,6 +293,7 @@ class Counts(Strategy):
         gc.disable()
         os.chdir("/")
         torch.manual_seed(1), np.random.seed(1), random.seed(1)
+        handle = torch.nn.modules.module.register_module_forward_hook(lambda module, given, output: None)
         if task.index == self.fails_in:
             raise KeyboardInterrupt if self.interrupts else ZeroDivisionError("as asked")
         # The rest of the run is done in the usual world.
@@ -260,6 +305,7 @@ class Counts(Strategy):
         torch.set_float32_matmul_precision("highest")
         BACKENDS.mkldnn.enabled = True
         warnings.resetwarnings()
+        handle.remove()
 
 
 def learnt(folder: Path) -> tuple[Any, Any, dict[str, torch.Tensor]]:

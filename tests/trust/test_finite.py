@@ -6,6 +6,7 @@ import json
 import math
 from collections import deque
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,14 @@ WRONG = [
     (NAN, "x holds NaN"),
     (-INF, "x holds infinity"),
     (complex(0, INF), "x holds infinity"),
+    (Decimal("nan"), "x holds NaN"),
+    (Decimal("snan"), "x holds NaN"),
+    (Decimal("-inf"), "x holds infinity"),
+    (np.datetime64("NaT"), "x holds NaN"),
+    (np.array(["2026-01-01", "NaT"], "datetime64[D]"), "x holds NaN"),
+    (np.timedelta64("NaT"), "x holds NaN"),
+    (np.array([(1, NAN)], [("n", "i4"), ("mean", "f4")]), "x['mean'] holds NaN"),
+    (np.array((1, INF), [("n", "i4"), ("mean", "f4")])[()], "x['mean'] holds infinity"),
     ([1.0, [2.0, NAN]], "x[1][1] holds NaN"),
     ({"a": {"b": torch.tensor(INF)}}, "x['a']['b'] holds infinity"),
     (deque([0.0, NAN]), "x[1] holds NaN"),
@@ -99,6 +108,9 @@ RIGHT = [
     None,
     range(3),
     {1: [2.0, "inf"]},
+    Decimal("1e999"),
+    np.datetime64("2026-01-01"),
+    np.array([(1, 2.0)], [("n", "i4"), ("mean", "f4")]),
     object(),
     Buffered(-INF),
     torch.empty(3, device="meta"),

@@ -1,5 +1,8 @@
 """Hooks that can't serve are refused by name when their class is used, or end the run in one sentence."""
 
+import datetime
+import decimal
+import enum
 import functools
 import inspect
 import textwrap
@@ -455,3 +458,115 @@ def test_a_strategy_file_that_can_not_be_imported_is_named(tmp_path: Path, refus
         file.write_text(source)
         with refused(*words):
             resolve("split-mnist-5k", f"{file}:Mine", {})
+
+
+INSTEAD: dict[str, tuple[Any, str]] = {
+    "state": ({}, "self.state hides a method of every strategy"),
+    "loss": (0.0, "self.loss hides a method of every strategy"),
+    "penalty": (None, "self.penalty hides"),
+    "scores": ([1], "self.scores hides"),
+    "rng": (1, "self.rng hides"),
+    "log": ([], "self.log hides"),
+    "features": (None, "self.features hides"),
+    "trainable": (True, "self.trainable hides"),
+    "model": (None, "self.model is None; a clbench.models.Network is accepted"),
+    "memory": (5, "self.memory is 5; a clbench.memory.Memory is accepted"),
+}
+
+
+@pytest.mark.parametrize("hook", ["begin_run", "begin_task", "end_task"])
+@pytest.mark.parametrize("name", INSTEAD)
+def test_what_stands_in_the_place_of_a_method_or_the_model_is_named(name: str, hook: str, run: Any) -> None:
+    value, words = INSTEAD[name]
+    cls = strategy(**{hook: lambda self, *given: setattr(self, name, value)})
+    with pytest.raises(RunError, match=rf"^Mine: {words}"):
+        run(cls)
+
+
+def test_another_head_than_clbenchs_is_named(run: Any) -> None:
+    def begin_task(self: Any, task: Any) -> None:
+        self.model.head = torch.nn.Linear(self.model.feature_dim, 2)
+
+    with pytest.raises(RunError, match=r"^Mine: self\.model\.head is a Linear; a clbench\.models\.Head is accepted"):
+        run(strategy(begin_task=begin_task))
+
+
+def test_traits_that_change_under_way_are_refused(run: Any) -> None:
+    def begin_task(self: Any, task: Any) -> None:
+        type(self).traits = clbench.Traits(family="reference", needs_task_at_test=True)
+
+    with pytest.raises(RunError, match="Mine: its traits were changed while the run was under way"):
+        run(strategy(begin_task=begin_task))
+
+
+def test_a_change_of_the_config_is_told_in_one_sentence(run: Any) -> None:
+    def begin_task(self: Any, task: Any) -> None:
+        self.config.training.lr = 5
+
+    with pytest.raises(RunError) as caught:
+        run(strategy(begin_task=begin_task))
+    assert str(caught.value).startswith("ValidationError: Instance is frozen (task 0, ")
+
+
+def test_an_edit_of_the_tasks_ids_stays_within_the_run(run: Any, tiny: Any) -> None:
+    """The ids that a hook sees are a copy, or every later run on the scenario would train on other images."""
+
+    def begin_task(self: Any, task: Any) -> None:
+        task.train.ids[:5] = task.train.ids[5:10]
+
+    def losses(result: Any) -> Any:
+        return [epoch["losses"] for epoch in result.record["training"]]
+
+    before, digest = losses(run("naive")), tiny.digest()
+    assert losses(run(strategy(begin_task=begin_task))) != before
+    assert tiny.digest() == digest
+    assert losses(run("naive")) == before
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+UNRECORDED: dict[str, tuple[Any, Any]] = {
+    "an enum": (Colour, Colour.RED),
+    "a path": (Path, Path("x")),
+    "a set": (set[int], {1}),
+    "bytes": (bytes, b"x"),
+    "a complex number": (complex, 1j),
+    "a decimal": (decimal.Decimal, decimal.Decimal(1)),
+    "a date": (datetime.date, datetime.date(2026, 1, 1)),
+    "a function": (Any, len),
+    "a class": (type, int),
+    "a tensor": (Any, torch.ones(2)),
+    "a number too long to be written": (int, 10**5000),
+    "half a character": (str, "\ud800"),
+}
+
+
+@pytest.mark.parametrize("kind", UNRECORDED)
+def test_an_option_that_a_record_cannot_hold_is_refused(kind: str, refused: Any) -> None:
+    annotation, value = UNRECORDED[kind]
+    cls = strategy(__annotations__={"option": annotation}, option=value)
+    with refused("Mine: option=", "what run.json can hold is accepted"):
+        resolve("split-mnist-5k", cls, {})
+
+
+def test_a_default_that_is_set_from_outside_later_counts(run: Any) -> None:
+    base = strategy(__annotations__={"factor": float}, factor=1.0)
+    cls = type("Below", (base,), {"__module__": __name__})
+    assert run(cls).config["strategy_options"] == {"factor": 1.0}
+    base.factor = 5.0  # type: ignore[attr-defined]
+    assert run(cls).config["strategy_options"] == {"factor": 5.0}
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["default", "given"])
+def test_a_list_that_a_hook_fills_is_the_runs_own(given: bool, run: Any) -> None:
+    default: list[Any] = [1.0]
+    options: dict[str, Any] = {"sizes": [1.0]}
+    cls = strategy(
+        __annotations__={"sizes": Any}, sizes=default, end_task=lambda self, task: self.sizes.append(len(self.sizes))
+    )
+    for _ in range(2):
+        result = run(cls, **({"strategy_options": options} if given else {}))
+        assert result.config["strategy_options"] == {"sizes": [1.0]}
+    assert (default, options) == ([1.0], {"sizes": [1.0]})

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 import clbench
-from clbench import Observer, Strategy, Traits
+from clbench import Observer, RunError, Strategy, Traits
 from clbench.models import build_model
 from clbench.running import packing
 from clbench.running.packing import pack, unpack
@@ -851,3 +851,66 @@ def test_a_file_from_a_stranger_runs_nothing(what: str, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"(?s)."):
         unpack(buffer.getvalue(), Keeps)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_set_that_has_shrunk_is_warned_of_when_a_run_is_continued(run: Any, tmp_path: Path) -> None:
+    """Its members come back, and in which order they are gone through depends on what was in it before."""
+
+    class Pool(Strategy):
+        traits = Traits(family="replay")
+
+        def begin_run(self) -> None:
+            self.pools = {"open": set(range(1000))}
+
+        def after_step(self, batch: Any) -> None:
+            self.pools["open"] -= set(range(990))
+
+    interrupted(run, Pool, tmp_path, 1, 1)
+    (warned,) = clbench.Result.load(tmp_path / "resumed").warnings
+    assert "self.pools held a set when the run was continued" in warned
+    assert clbench.Result.load(tmp_path / "whole").warnings == []
+
+
+def test_an_attribute_on_progress_is_refused(run: Any) -> None:
+    """Progress belongs to the engine, and nothing would save what a hook puts there."""
+
+    class Counts(Strategy):
+        traits = Traits(family="replay")
+
+        def begin_task(self, task: Any) -> None:
+            self.progress.custom = 1  # type: ignore[attr-defined]
+
+    with pytest.raises(RunError, match=r"^AttributeError: 'Progress' object has no attribute 'custom'"):
+        run(Counts)
+
+
+@pytest.mark.parametrize("kind", ["list", "dict", "of one another"])
+def test_a_container_that_holds_itself_is_restored(kind: str, run: Any, tmp_path: Path) -> None:
+    class Cyclic(Strategy):
+        traits = Traits(family="replay")
+
+        def begin_run(self) -> None:
+            self.held: Any = {"me": []} if kind == "of one another" else {} if kind == "dict" else []
+            if kind == "dict":
+                self.held["me"] = self.held
+            else:
+                (self.held["me"] if kind == "of one another" else self.held).append(self.held)
+
+        def end_task(self, task: Any) -> None:
+            inner = self.held["me"] if isinstance(self.held, dict) else self.held
+            assert (inner[0] if isinstance(inner, list) else inner) is self.held
+
+    interrupted(run, Cyclic, tmp_path, 1, 1)
+
+
+def test_containers_too_deep_for_a_checkpoint_are_named(run: Any) -> None:
+    class Deep(Strategy):
+        traits = Traits(family="replay")
+
+        def begin_run(self) -> None:
+            self.deep: Any = []
+            for _ in range(5000):
+                self.deep = [self.deep]
+
+    with pytest.raises(RunError, match=r"self\.deep.* holds containers within containers, too many"):
+        run(Deep)
