@@ -125,12 +125,12 @@ def require_restorable(strategy: Strategy) -> None:
     # A class may have been defined since.
     _known.cache_clear()
     known = _known(kind)
-    if _problem(state, known) is None:
+    if (whole := _problem(state, known)) is None:
         return
     path, value = "self", types.SimpleNamespace(**state)
     passed: list[Any] = []
-    # The parts of an object of an unknown class are no concern of the user's.
-    while type(value) in known:
+    # The parts of an object of an unknown class are no concern of the user's, nor is the depth at which it ends.
+    while type(value) in known and not (isinstance(whole, RecursionError) and path != "self"):
         passed.append(value)
         wrong = (p for p in _parts(value) if not any(p[1] is v for v in passed) and _problem(p[1], known) is not None)
         step, inner = next(wrong, ("", value))
@@ -145,7 +145,7 @@ def require_restorable(strategy: Strategy) -> None:
         path += next(shared, "")
     what = str(reason) if isinstance(reason, _RefusedError) else _described(value)
     if isinstance(reason, RecursionError):
-        what = "containers within containers, too many"
+        what = "containers within containers, more than can be counted"
     # A name in the message is the user's own, and may be long.
     raise RunError(
         f"{type(strategy).__name__}: {one_line(path, 60)} holds {one_line(what, 80)}, which no checkpoint can give "
