@@ -61,13 +61,14 @@ def _leaves(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any, K
     elif isinstance(value, Decimal):
         yield path, math.nan if value.is_nan() else math.inf if value.is_infinite() else 0.0, "plain"
     elif isinstance(value, np.ndarray | np.generic):
-        if value.dtype.names is not None:
-            yield from (leaf for name in value.dtype.names for leaf in _leaves(value[name], f"{path}[{name!r}]", seen))
-        elif value.dtype.kind in "mM" and np.isnat(value).any():
+        array: Any = value
+        if array.dtype.names is not None:
+            yield from (leaf for name in array.dtype.names for leaf in _leaves(array[name], f"{path}[{name!r}]", seen))
+        elif array.dtype.kind in "mM" and np.isnat(array).any():
             # A time that is none, which differs from itself as NaN does.
             yield path, math.nan, "plain"
-        elif value.dtype.kind in "fc":
-            yield path, torch.from_numpy(np.array(value, np.float64 if value.dtype.kind == "f" else None)), "plain"
+        elif array.dtype.kind in "fc":
+            yield path, torch.from_numpy(np.array(array, np.float64 if array.dtype.kind == "f" else None)), "plain"
     elif isinstance(value, nn.Module):
         yield from ((f"{path}.{name}".lstrip("."), tensor, "parameter") for name, tensor in value.named_parameters())
         yield from ((f"{path}.{name}".lstrip("."), tensor, "buffer") for name, tensor in value.named_buffers())

@@ -227,6 +227,7 @@ def python(code: str, *arguments: str, **environment: str) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_a_comparison_under_the_c_locale_in_a_folder_with_any_name() -> None:
     """The terminal knows ASCII alone, and a table has the sign for plus or minus."""
     out = "ein Ordner/mit Leerzeichen/ünïcödé 中"

@@ -412,6 +412,7 @@ def test_a_hyper_parameter_that_a_hook_changes_stays_changed(run: Any, tmp_path:
     interrupted(run, Decays, tmp_path / "between", 1, None)
 
 
+@pytest.mark.slow
 def test_the_conformance_kit_passes_a_strategy_that_holds_every_kind() -> None:
     checks = ["state_in_the_middle_of_a_stage", "resume_at_task_boundaries", "resume_within_a_task"]
     assert [(o.status, o.reason) for o in check_strategy(Keeps, checks=checks)] == [("passed", "")] * 3
@@ -691,7 +692,7 @@ def canonical(value: Any) -> Any:
     return kind, repr(value)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 def test_nested_values_come_back_equal(seed: int) -> None:
     """60 values for each seed, each nested up to four levels deep."""
     chance = random.Random(seed)
@@ -716,7 +717,7 @@ def places(value: Any) -> list[Any]:
     return found + [place for part in inner for place in places(part)]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_the_path_in_a_refusal_leads_to_what_is_refused(seed: int) -> None:
     """30 nested values for each seed, with a lambda somewhere: Python itself evaluates the path."""
     chance = random.Random(seed)

@@ -79,6 +79,7 @@ print(json.dumps({"optimized": sys.flags.optimize} | found))
 """
 
 
+@pytest.mark.slow
 def test_the_kit_finds_what_is_wrong_and_a_run_is_the_same_under_python_o(tmp_path: Path) -> None:
     import clbench
 
