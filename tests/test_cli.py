@@ -262,8 +262,11 @@ def test_no_arguments_at_all_show_the_help(capsys: pytest.CaptureFixture[str]) -
 def test_a_run_prints_what_run_json_holds() -> None:
     ended = console_script("run", SCENARIO, "icarl", *TINY, "--out", "out", "-p", "flip_means=true")
     assert ended.returncode == 0
-    assert ended.stderr == ""  # no progress without a terminal
     record = json.loads(Path("out/run.json").read_text())
+    # Without a terminal a line for each task.
+    lines = ended.stderr.splitlines()
+    assert [line.split(" learnt")[0] for line in lines] == [f"icarl, seed 0: task {n} ({n + 1} of 5)" for n in range(5)]
+    assert f"average accuracy {100 * record['metrics']['average_accuracy']:.1f} %" in lines[-1]
     assert record["status"] == "done"
     assert record["config"]["strategy_options"]["flip_means"] is True
     assert {file.name for file in Path("out").iterdir()} >= {"run.json", "accuracy.csv", "training.csv", "model.pt"}
@@ -315,7 +318,7 @@ def test_a_terminal_sees_progress() -> None:
             shown += part
     os.close(ours)
     assert process.returncode == 0
-    for text in (b"er, seed 0", b"task 0", b"epoch 1", b"loss", b"images/s"):
+    for text in (b"er, seed 0", b"task 0", b"epoch 1 of 40", b"loss", b"images/s"):
         assert text in shown
 
 
@@ -326,7 +329,8 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     strategies = ["er[memory_size=20]", "er[memory_size=50]"]
     ended = console_script("compare", SCENARIO, *strategies, *TINY, "--seeds", "0,3", "--jobs", "2", cwd=folder)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count("\n") == 8  # a line for each run, and no progress bars off a terminal
+    # A line for each of five tasks and one for each run, and no progress bars off a terminal.
+    assert ended.stderr.count("\n") == 8 * (5 + 1)
     return folder / "runs", ended.stdout
 
 

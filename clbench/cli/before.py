@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clbench.cli.console import RunProgress, megabytes, messages, plain, print_notes, screen
+from clbench.cli.console import megabytes, messages, plain, print_notes, screen
 from clbench.cli.options import (
     Force,
     Json,
@@ -93,6 +93,7 @@ def pretrain_verb(
 ) -> None:
     """Train a backbone on some classes as one task, and write its weights."""
     from clbench.models.weights import save_backbone
+    from clbench.running.display import Display, Named
     from clbench.running.folder import make_folder
     from clbench.running.resolve import prepare, resolve
     from clbench.running.run import execute, folder_of
@@ -105,8 +106,8 @@ def pretrain_verb(
         raise ConfigError(f"--out {out}: this is a folder; the file of the weights is accepted")
     make_folder(out.parent)
     folder = folder_of(config)
-    with RunProgress(messages(quiet or as_json)) as progress:
-        result = execute(config, tasks, folder, resume=not force, force=force, observer=progress.observer())
+    with Display({folder.path: Named(config.label, config.seed)}, quiet=quiet or as_json):
+        result = execute(config, tasks, folder, resume=not force, force=force)
     save_backbone(folder.path / "model.pt", out)
     accuracy = result.metrics["average_accuracy"]
     if as_json:
@@ -144,20 +145,19 @@ def tune_verb(
     from clbench.tools.tune import tune
 
     console = messages(quiet or as_json)
-    with RunProgress(console) as progress:
-        found = tune(
-            scenario,
-            strategy,
-            protocol=protocol,
-            first_tasks=first_tasks,
-            trials=trials,
-            space=space,
-            out=out,
-            observer=progress.observer(),
-            told=lambda trial: console.print(trial_line(trial), markup=False, highlight=False, soft_wrap=True),
-            strategy_options=fields.pop("strategy_options", {}) | pairs(param),
-            **fields,
-        )
+    found = tune(
+        scenario,
+        strategy,
+        protocol=protocol,
+        first_tasks=first_tasks,
+        trials=trials,
+        space=space,
+        out=out,
+        told=lambda trial: console.print(trial_line(trial), markup=False, highlight=False, soft_wrap=True),
+        quiet=quiet or as_json,
+        strategy_options=fields.pop("strategy_options", {}) | pairs(param),
+        **fields,
+    )
     if as_json:
         print(json.dumps(found.record))
         return

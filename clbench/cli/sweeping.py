@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clbench.cli.console import RunProgress, messages, plain, screen
+from clbench.cli.console import plain, screen
 from clbench.cli.options import (
     Force,
     Json,
@@ -53,7 +53,7 @@ def sweep_verb(
         raise ConfigError("--address and --gpus-per-run are for --backend ray; give it too")
     check_tracker(track)
     from clbench.many.cluster import Cluster
-    from clbench.many.execution import raise_first_failure, run_planned
+    from clbench.many.execution import raise_first_failure, run_shown
     from clbench.many.sweeps import plan_sweep
 
     cluster = Cluster(address, gpus_per_run or 0.0) if backend == "ray" else None
@@ -65,12 +65,8 @@ def sweep_verb(
     if dry_run:
         _show_runs(planned, as_json)
         return
-    outcomes: list[Outcome] = []
-    with RunProgress(messages(quiet or as_json), planned) as progress:
-        one = progress.observer() if (jobs or 1) == 1 and cluster is None else None
-        for outcome in run_planned(planned, jobs=jobs or 1, force=force, observer=one, track=track, cluster=cluster):
-            outcomes.append(outcome)
-            progress.finished(outcome)
+    how = {"jobs": jobs or 1, "force": force, "track": track, "cluster": cluster}
+    outcomes = list(run_shown(planned, quiet=quiet or as_json, **how))
     n = Counter("failed" if outcome.error is not None else outcome.source for outcome in outcomes)
     if as_json:
         print(json.dumps([_outcome_row(outcome) for outcome in outcomes]))

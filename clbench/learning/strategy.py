@@ -119,6 +119,8 @@ class Progress:
     """The position of the run: 0-based task, epoch and step of the stage; steps per epoch; current learning rate.
 
     replayed: samples drawn from the memory in this epoch.
+    steps: of the stage, at most.
+    stages_done, n_stages: of the task.
     """
 
     task: int = -1
@@ -128,6 +130,9 @@ class Progress:
     steps_per_epoch: int = 0
     learning_rate: float = 0.0
     replayed: int = 0
+    steps: int = 0
+    stages_done: int = 0
+    n_stages: int = 1
 
 
 @dataclass

@@ -1,0 +1,157 @@
+"""Where a run is: written into its folder about once a second, and read there by all who show it."""
+
+import json
+import math
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from clbench.config.run import RunConfig
+from clbench.data.scenario import Scenario
+from clbench.learning.strategy import Progress
+from clbench.results.record import EpochRecord
+from clbench.running.observer import Observer
+from clbench.running.resolve import strategy_class
+from clbench.support.text import clock, printable
+
+NAME = "progress.json"
+# Seconds between two writes at least. They wait for no disk: nothing is lost with the file.
+EVERY = 1.0
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run is; None for what is not known yet.
+
+    task, epoch: from 0; n_epochs: of the stage, at most.
+    loss: the mean of the epoch so far, or of the one before.
+    share: of the run that is done, from 0 to 1.
+    seconds: since the run began, or was continued; seconds_left: of the whole run, at the pace so far.
+    """
+
+    task: int
+    n_tasks: int
+    stage: str = ""
+    epoch: int = 0
+    n_epochs: int | None = None
+    loss: float | None = None
+    images_per_second: float | None = None
+    share: float = 0.0
+    seconds: float = 0.0
+    seconds_left: float | None = None
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What a person reads of it, by the names of columns; empty for what is not known."""
+        of_all = f" of {self.n_epochs}" if self.n_epochs else ""
+        return {
+            "task": f"{self.task} ({self.task + 1} of {self.n_tasks})",
+            "epoch": f"{self.epoch + 1}{of_all}" if self.stage else "",
+            "loss": "" if self.loss is None else f"{self.loss:.3f}",
+            "images/s": "" if self.images_per_second is None else f"{self.images_per_second:,.0f}",
+            "left": "" if self.seconds_left is None else clock(self.seconds_left),
+        }
+
+    def __str__(self) -> str:
+        behind = ("images/s", "left")
+        told = [f"{v} {k}" if k in behind else f"{k} {v}" for k, v in self.parts.items() if v]
+        if self.stage not in ("", "train"):
+            told.insert(1, printable(self.stage))
+        return ", ".join(told)
+
+
+class Pace(Observer):
+    """Keeps the position of a run under way in its folder, from what the run tells anyway.
+
+    A step costs a look at the clock; nothing here waits for the device.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / NAME
+        self.wrote = -math.inf
+
+    def begin(self, config: RunConfig, scenario: Scenario, first_task: int) -> None:
+        """Write that the run begins, or goes on, at a task."""
+        images = [len(task.train) for task in scenario.tasks]
+        if strategy_class(config.strategy, config.code).traits.data_access == "all":
+            images = [sum(images[: i + 1]) for i in range(len(images))]
+        # The share of the run that is done before each task, and at the end.
+        self.shares = [sum(images[:i]) / sum(images) for i in range(len(images) + 1)]
+        self.batch_size = config.training.batch_size
+        self.loss: float | None = None
+        self.speed: float | None = None
+        self.began = time.monotonic()
+        # Where and when the first step of this process was done, by which the pace is measured, and the last write.
+        self.first: tuple[float, float] | None = None
+        self.last: tuple[int, str, int, int, float] | None = None
+        self._write(Position(first_task, len(images), share=self.shares[first_task]))
+
+    def step(self, progress: Progress, loss: float | None) -> None:
+        """Hear of a step, and write where the run is when it is time to."""
+        if loss is not None:
+            self.loss = loss
+        now = time.monotonic()
+        if self.first is None:
+            self.first = self._share(progress), now
+        if now - self.wrote < EVERY:
+            return
+        at = (progress.task, progress.stage, progress.epoch, progress.step, now)
+        if self.last is not None and self.last[:3] == at[:3]:
+            self.speed = (at[3] - self.last[3]) * self.batch_size / (now - self.last[4])
+        self.last = at
+        n_epochs = math.ceil(progress.steps / progress.steps_per_epoch) if progress.steps_per_epoch else 0
+        done = self._share(progress)
+        seconds, gained = now - self.first[1], done - self.first[0]
+        self._write(
+            Position(
+                task=progress.task,
+                n_tasks=len(self.shares) - 1,
+                stage=progress.stage,
+                epoch=progress.epoch,
+                n_epochs=n_epochs or None,
+                loss=self.loss,
+                images_per_second=self.speed,
+                share=done,
+                seconds=now - self.began,
+                seconds_left=seconds / gained * (1 - done) if gained > 0 and seconds > EVERY else None,
+            )
+        )
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Hear of an epoch, which knows its loss and speed."""
+        self.loss = sum(value or 0.0 for value in record.losses.values())
+        self.speed = (record.images or 0) / max(record.seconds or 0.0, 1e-9)
+
+    def close(self) -> None:
+        """The run has ended."""
+        with suppress(OSError):
+            self.file.unlink(missing_ok=True)
+
+    def _share(self, progress: Progress) -> float:
+        """Return the share of the run that is done, in images to be trained on."""
+        before, behind = self.shares[progress.task], self.shares[progress.task + 1]
+        within = (progress.stages_done + progress.step / max(progress.steps, progress.step, 1)) / progress.n_stages
+        return before + within * (behind - before)
+
+    def _write(self, position: Position) -> None:
+        self.wrote = time.monotonic()
+        unfinished = self.file.with_suffix(".tmp")
+        # What can't be written here is told by those who write what counts.
+        with suppress(OSError):
+            unfinished.write_text(json.dumps(asdict(position)), encoding="utf-8")
+            os.replace(unfinished, self.file)
+
+
+def position(folder: Path) -> Position | None:
+    """Return where the run of a folder is, or None where its file says nothing; the time left runs on since then."""
+    try:
+        age = max(0.0, time.time() - os.stat(folder / NAME).st_mtime)
+        read = Position(**json.loads((folder / NAME).read_bytes()))
+        left = None if read.seconds_left is None else max(0.0, read.seconds_left - age)
+        found = replace(read, seconds=read.seconds + age, seconds_left=left)
+        # What can be shown is what is meant: another program's file of this name may hold anything.
+        return found if found.parts else None
+    except (OSError, ValueError, TypeError, RecursionError, OverflowError):
+        return None
