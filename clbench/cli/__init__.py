@@ -14,6 +14,7 @@ import typer
 
 from clbench.cli.before import plan_verb, pretrain_verb, tune_verb
 from clbench.cli.console import end
+from clbench.cli.help import Verb
 from clbench.cli.listing import list_verb
 from clbench.cli.reading import check_verb, describe_verb, report_verb, watch_verb
 from clbench.cli.reproducing import reproduce_verb
@@ -64,7 +65,7 @@ def _front(
 
 
 for _name, _verb in VERBS.items():
-    app.command(_name)(_verb)
+    app.command(_name, cls=Verb)(_verb)
 
 
 def _check_arguments(command: Any, given: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """The console of the verbs: tables on stdout, progress and messages on stderr."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,8 +38,8 @@ def screen() -> "Console":
     from rich.console import Console
 
     console = Console()
-    # A file or a pipe has no width of its own; tables must not be cut to 80 columns there.
-    return console if console.is_terminal else Console(width=max(console.width, 120))
+    # A file or a pipe has no width of its own, unless COLUMNS gives it one.
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=max(console.width, 120))
 
 
 def print_notes(warnings: Sequence[Mapping[str, str]]) -> None:

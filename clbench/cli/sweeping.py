@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clbench.cli.console import plain, screen
+from clbench.cli.console import screen
 from clbench.cli.options import (
     Force,
     Json,
@@ -99,13 +99,19 @@ def _show_runs(planned: "Sequence[PlannedRun]", as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows))
         return
-    from rich.table import Table
+    from clbench.support.fitted import Column, Fitted
 
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*(plain(str(value)) for value in row.values()))
-    stdout = screen()
-    stdout.print(table)
+    names = [name for name in rows[0] if name != "folder"]
+    same = {name: rows[0][name] for name in names if len({row[name] for row in rows}) == 1 and name != "status"}
+    keep = {"strategy": 9, "seed": 8, "status": 7}
+    columns = [
+        Column(name, [str(row[name]) for row in rows], keep.get(name, 6), wraps=name == "strategy")
+        for name in names
+        if name not in same
+    ]
+    columns.append(Column("folder", [row["folder"] for row in rows]))
+    title = ", ".join(f"{name} {value}" for name, value in same.items())
+    screen().print(Fitted(columns, title=title, more="--json has every column"))
     print(f"{len(rows)} runs, {sum(row['status'] != 'done' for row in rows)} to do")
 
 

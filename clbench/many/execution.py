@@ -157,11 +157,11 @@ def run_planned(
         _refuse_together(planned, scenario, jobs, cluster)
     left: list[PlannedRun] = []
     reused: list[PlannedRun] = []
-    for item in planned:
+    for place, item in enumerate(planned):
         # A finished run needs neither a worker process nor its data.
         if force or not _finished(item):
             left.append(item)
-            announce(item.config, item.folder)
+            announce(item.config, item.folder, place)
         else:
             reused.append(item)
             yield Outcome(item, source="before")

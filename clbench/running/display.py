@@ -1,5 +1,6 @@
 """Progress of runs on stderr: live lines on a terminal and in a notebook, elsewhere a line for each task."""
 
+import importlib
 import io
 import json
 import os
@@ -12,7 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from clbench.running.progress import Position, position
+from clbench.running.position import Position, position
 from clbench.support.locks import is_held
 from clbench.support.text import clock, duration, printable
 
@@ -231,14 +232,13 @@ class _Notebook(_Regularly):
         super().__init__(self._show)
 
     def _show(self) -> None:
-        from IPython.display import display as shown
         from rich.console import Console
 
         text = io.StringIO()
         Console(file=text, width=100).print(self._display.picture(100, 30))
         content = {"text/plain": text.getvalue()}
         if self._handle is None:
-            self._handle = shown(content, raw=True, display_id=True)
+            self._handle = importlib.import_module("IPython.display").display(content, raw=True, display_id=True)
         else:
             self._handle.update(content, raw=True)
 
