@@ -115,7 +115,7 @@ def test_the_command_prints_a_plan_and_leaves_nothing_behind(tmp_path, capsys, m
     ],
 )
 def test_all_strategies_of_a_plan_are_checked_before_the_first_is_rehearsed(strategies, wrong, capsys, monkeypatch):
-    monkeypatch.setattr("clbench.tools.plan.execute", lambda *_, **__: pytest.fail("rehearsed"))
+    monkeypatch.setattr("clbench.tools.plan.plan_run", lambda *_, **__: pytest.fail("rehearsed"))
     code, out, err = command(capsys, f"plan split-mnist-5k {strategies} --limit 10")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert all(word in err for word in wrong)
