@@ -621,7 +621,8 @@ def test_an_interruption_in_the_middle_of_an_import_ends_at_once(number: str, co
     command = [sys.executable, "-m", "clbench", "run", SCENARIO, "catches.py:Catches", "--limit", "5", "--epochs", "1"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == code
-    assert ended.stderr.splitlines() == [INTERRUPTED[code]]
+    going_on = f"clbench {shlex.join([*command[3:], '--resume'])}"
+    assert ended.stderr.splitlines() == [f"{INTERRUPTED[code]}: {going_on}"]
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".pyc" and path.name != "__pycache__"] == [
         "catches.py"
     ]
@@ -692,7 +693,11 @@ def test_an_interruption_ends_a_loop_that_is_not_ours_and_comes_to_no_step(code:
     )
     command = [CLBENCH, "run", SCENARIO, "endless.py:Endless", *TINY]
     ended = subprocess.run(command, capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout, ended.stderr.splitlines()) == (code, "", [INTERRUPTED[code]])
+    assert (ended.returncode, ended.stdout, ended.stderr.splitlines()) == (
+        code,
+        "",
+        [f"{INTERRUPTED[code]}: clbench {shlex.join([*command[1:], '--resume'])}"],
+    )
     assert [record["status"] for record in records(tmp_path / "runs")] == ["running"]
 
 
@@ -723,7 +728,9 @@ def test_an_interruption_ends_everything(
     finally:
         leave_none(process.pid)
     assert process.returncode == code
-    assert (out, err.splitlines()) == ("", [INTERRUPTED[code]])
+    # The command goes on when it is given again; a single run needs --resume for that.
+    again = [*arguments, "--epochs", "100000", "--threads", "1", *(["--resume"] if arguments[0] == "run" else [])]
+    assert (out, err.splitlines()) == ("", [f"{INTERRUPTED[code]}: clbench {shlex.join(again)}"])
     assert all(record["status"] == "running" for record in records(tmp_path / "runs"))
     # Each was in its first task, where nothing else is saved before ten minutes are over.
     assert len(list((tmp_path / "runs").rglob("checkpoint.pt"))) == n_runs

@@ -49,7 +49,7 @@ class Display(AbstractContextManager["Display"]):
         self._began = time.monotonic()
         # Seconds of the runs that were finished here, by label, and the most runs that were seen at a time.
         self._took: dict[str, list[float]] = {}
-        self._parallel = 1
+        self._parallel, self._seen = 1, False
         # The stamp of each run's file when it was last looked at, and how many of its tasks are told.
         self._told = {folder: (_stamp(folder), len(_tasks(folder))) for folder in self.runs}
         self._telling = threading.Lock()
@@ -120,6 +120,7 @@ class Display(AbstractContextManager["Display"]):
         """Return where the runs are that a process is at."""
         found = {folder: position(folder) for folder in list(self.runs) if is_held(folder)}
         self._parallel = max(self._parallel, len(found))
+        self._seen |= bool(found)
         return found
 
     def seconds_left(self, under_way: Mapping[Path, Position | None]) -> float | None:
@@ -163,7 +164,7 @@ class Display(AbstractContextManager["Display"]):
             parts.append(Text("  ".join(told) if fits else "\n  ".join(told)))
         if len(shown) < len(under_way):
             parts.append(Text(f"and {len(under_way) - len(shown)} more"))
-        if not shown and self.runs:
+        if not self._seen:
             parts.append(Text("preparing the data and the network"))
         return Group(*parts)
 

@@ -45,6 +45,8 @@ class Pace(Observer):
         self.first: tuple[float, float] | None = None
         self.last: tuple[int, str, int, int, float] | None = None
         self._write(Position(first_task, len(images), share=self.shares[first_task]))
+        # The first step is written at once.
+        self.wrote = -math.inf
 
     def step(self, progress: Progress, loss: float | None) -> None:
         """Hear of a step, and write where the run is when it is time to."""
