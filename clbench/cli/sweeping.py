@@ -16,10 +16,14 @@ from clbench.cli.options import (
     Track,
 )
 from clbench.cli.requests import check_tracker
-from clbench.config.errors import ConfigError, unknown
+from clbench.config.errors import ConfigError, RunError, unknown
 
 if TYPE_CHECKING:
     from clbench.many.planned import Outcome, PlannedRun
+    from clbench.results.result import Result
+
+# Configurations up to which a sweep ends with the report of a comparison too.
+MOST_IN_REPORT = 30
 
 
 def sweep_verb(
@@ -53,7 +57,7 @@ def sweep_verb(
         raise ConfigError("--address and --gpus-per-run are for --backend ray; give it too")
     check_tracker(track)
     from clbench.many.cluster import Cluster
-    from clbench.many.execution import raise_first_failure, run_shown
+    from clbench.many.execution import raise_first_failure, recorded, run_shown
     from clbench.many.sweeps import plan_sweep
 
     cluster = Cluster(address, gpus_per_run or 0.0) if backend == "ray" else None
@@ -82,7 +86,31 @@ def sweep_verb(
             if n[key]
         ]
         print(f"{len(outcomes)} runs in {out}: {', '.join(told)}; clbench report {out} makes the tables")
+        # Other parts of the grid write there too.
+        if shard is None:
+            _report([result for item in planned if (result := recorded(item)) is not None], out / "report")
     raise_first_failure(outcomes)
+
+
+def _report(results: "list[Result]", folder: Path) -> None:
+    """Print the table of a sweep, and write its report."""
+    from clbench.reports import sweep as report
+    from clbench.reports import write_report
+
+    done = [result for result in results if result.status == "done"]
+    if not done:
+        return
+    found = report.points(done)
+    stdout = screen()
+    stdout.print(report.render(found))
+    try:
+        report.write_sweep(done, folder)
+    except OSError as error:
+        raise RunError(f"{folder}: {error.strerror or error}; the runs themselves are kept") from None
+    stdout.print(f"sweep: {folder / 'sweep.md'}", soft_wrap=True, highlight=False, markup=False)
+    if len(found) <= MOST_IN_REPORT:
+        write_report(results, folder)
+        stdout.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _shard(text: str) -> tuple[int, int]:
