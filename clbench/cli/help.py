@@ -45,9 +45,8 @@ class Verb(TyperCommand):
         for group, rows in groups.items():
             if group:
                 shown.append(Text(f"\n{group}", style="bold"))
-            width = max((len(name) for name, _ in rows), default=0)
-            names = Column("", [name.ljust(width) for name, _ in rows], keep=1)
-            shown.append(Fitted([names, Column("", [text for _, text in rows], keep=2, wraps=True)], head=False))
+            names = Column("", [name for name, _ in rows], keep=1, wraps=True)
+            shown.append(Fitted([names, Column("", [text for _, text in rows], wraps=True)], head=False))
         if left_out:
             shown.append(Text(f"\n{left_out} more options: clbench {self.name} --help-all"))
         Console(highlight=False).print(Group(*shown))

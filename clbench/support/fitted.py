@@ -24,7 +24,7 @@ class Column:
     """A column of a table.
 
     keep: of two columns the one with the larger number stays longer; of equal ones the one that is further left.
-    wraps: whether its cells may be broken, after a space, comma or slash; titles always may, at spaces.
+    wraps: whether its cells may be broken, after a space, comma, slash or bar; titles always may, at spaces.
     """
 
     title: str
@@ -115,7 +115,7 @@ class Fitted:
 
 def _pieces(text: str) -> list[str]:
     """Return the parts of a text between which it may be broken."""
-    return re.findall(r"[^\s,/]*(?:[,/]|\s+|$)", text)
+    return re.findall(r"[^\s,/|]*(?:[,/|]|\s+|$)", text)
 
 
 def _longest(words: Sequence[str]) -> int:
