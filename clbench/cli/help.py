@@ -39,7 +39,7 @@ class Verb(TyperCommand):
                 left_out += 1
                 continue
             group = panel if every else ""
-            groups.setdefault(group, []).append((_typed(param), Text.from_markup(param.help or "")))
+            groups.setdefault(group, []).append((_typed(param), Text.from_markup(getattr(param, "help", None) or "")))
         usage = " ".join([ctx.command_path, *self.collect_usage_pieces(ctx)])
         shown: list[Any] = [Text(f"usage: {usage}\n\n{self.help}\n")]
         for group, rows in groups.items():

@@ -140,7 +140,7 @@ def render(runs: Sequence[RunState], root: Path, rows: int | None = None) -> "Re
     columns = [c for c in columns if c.title != "scenario" or len(scenarios) > 1]
     columns = [c for c in columns if c.title not in ("epoch", "loss", "images/s", "left") or any(map(str, c.cells))]
     of = f" of {printable(next(iter(scenarios)))}" if len(scenarios) == 1 else ""
-    lines: list[RenderableType] = [Text(f"{root}{of}: {', '.join(totals)}"), Fitted(columns)]
+    lines: list[RenderableType] = [Text(", ".join(totals)), Text(f"{root}{of}"), Fitted(columns)]
     if len(shown) < len(runs):
         lines.append(Text(f"and {len(runs) - len(shown)} more"))
     lines += [

@@ -229,7 +229,8 @@ class _Notebook(_Regularly):
     """The live lines in the output of a cell."""
 
     def __init__(self, display: Display) -> None:
-        self._display, self._handle = display, None
+        self._display = display
+        self._handle: Any = None
         super().__init__(self._show)
 
     def _show(self) -> None:
