@@ -3,9 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from clbench.reports.columns import columns, columns_of
@@ -13,6 +11,8 @@ from clbench.reports.comparison import Comparison
 from clbench.reports.differences import Difference, Differences
 from clbench.reports.strategy_runs import StrategyRuns
 from clbench.reports.verdict import verdict
+from clbench.support import fitted
+from clbench.support.fitted import Fitted
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -152,7 +152,7 @@ def to_csv(frame: "DataFrame") -> str:
 
 def render(parts: Sequence[Comparison]) -> Group:
     """Return the comparison for a terminal: a table for each scenario and setting, then the notes."""
-    shown: list[Table | Text] = []
+    shown: list[Fitted | Text] = []
     for part in parts:
         shown.extend(Text(f"note: {text}", style="yellow") for text in part.unfinished.values())
         shown.append(_terminal_table(part))
@@ -161,31 +161,30 @@ def render(parts: Sequence[Comparison]) -> Group:
     return Group(*shown)
 
 
-def _terminal_table(part: Comparison) -> Table:
-    shown = columns_of(part, "terminal")
-    table = Table(
-        title=Text(part.title),
-        caption=Text(
-            "Percent, mean ± standard deviation (n-1) over n runs; the headline is the first column. "
-            + "  ".join(part.marks)
-        ),
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("\nstrategy", overflow="fold", min_width=18, max_width=28)
-    for column in shown:
-        table.add_column(column.titles["terminal"], justify="right")
-    table.add_column("\nn", justify="right")
-    for row in part.rows:
+# The columns of the terminal that stay longest where it is narrow, the last of them the longest.
+STAYING = ("extra_bytes", "seconds", "learning_accuracy", "task_aware_accuracy", "forgetting", "average_accuracy")
+
+
+def _terminal_table(part: Comparison) -> Fitted:
+    found = []
+    for column in columns_of(part, "terminal"):
         cells = []
-        for column in shown:
+        for row in part.rows:
             # Without the spaces, and with the means alone of costs, the columns fit on 100 characters.
             cost = row.spread(column.number).mean
             text = column.mean(row).replace(" ± ", "±") if column.metric or cost is None else column.text(cost)
             cells.append(Text(text, style="bold" if column.is_best(part, row) else ""))
-        name = Text(row.label + row.mark, style="dim" if row.is_reference else "")
-        table.add_row(name, *cells, row.count)
-    return table
+        keep = STAYING.index(column.number) if column.number in STAYING else -1
+        found.append(fitted.Column(column.titles["terminal"], cells, keep, "right"))
+    names = [Text(row.label + row.mark, style="dim" if row.is_reference else "") for row in part.rows]
+    return Fitted(
+        [
+            fitted.Column("\nstrategy", names, len(STAYING) + 1, wraps=True),
+            *found,
+            fitted.Column("\nn", [row.count for row in part.rows], len(STAYING), "right"),
+        ],
+        title=part.title,
+        caption="Percent, mean ± standard deviation (n-1) over n runs; the headline is the first column. "
+        + "  ".join(part.marks),
+        more="the report has them",
+    )

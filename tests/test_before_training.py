@@ -1,5 +1,6 @@
 """Before a long run: a plan, the check that a few images can be learnt by heart, a pre-trained backbone."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -89,6 +90,39 @@ def test_the_estimated_time_is_that_of_the_timed_steps(tiny, monkeypatch):
         assert 6 * 3 < task["seconds"] < 6 * 3 + 10
 
 
+def test_equal_work_is_given_equal_time_and_what_would_diverge_is_planned_all_the_same(tiny, tmp_path):
+    """A rate of 1e4 with momentum ends the run itself in a loss that is not finite."""
+    fields = FAST | {"optimizer": "sgd", "lr": 1e4, "momentum": 0.9, "epochs": 20}
+    with pytest.raises(RunError, match="smaller learning rate"):
+        clbench.run(tiny, "ewc", out=tmp_path / "diverges", quiet=True, **fields)
+    plan = plan_run(resolve(tiny, "ewc", fields), tiny)
+    seconds = [task["seconds"] for task in plan["tasks"]]
+    # Later tasks are alike but for the tests, of which each has more.
+    assert all(a <= b for a, b in itertools.pairwise(seconds[1:]))
+    assert max(seconds[1:]) < 2 * min(seconds[1:])
+
+
+def test_a_plan_takes_the_options_of_compare_and_survives_a_strategy_that_fails(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("fails.py").write_text(
+        "from clbench import Strategy, Traits\n\n\nclass Fails(Strategy):\n"
+        "    traits = Traits(family='reference')\n\n    def end_task(self, task):\n        raise ValueError('no end')\n"
+    )
+    common = "split-mnist-5k naive fails.py:Fails --limit 10 --model mlp:8 --epochs 1 --threads 1"
+    options = "--seeds 3 --jobs 2 --references --out there --force"
+    code, out, err = command(capsys, f"plan {common} {options}")
+    assert code == 0
+    assert "no end" in out
+    assert "9 runs" in out  # naive is named already; joint comes with --references
+    assert [line.split()[1] for line in err.splitlines() if line.startswith("rehearsing")] == [
+        "naive", "fails.py:Fails", "joint",
+    ]  # fmt: skip
+    plans = json.loads(command(capsys, f"plan {common} --seeds 3 --json")[1])
+    assert [(plan["runs"], "error" in plan) for plan in plans] == [(3, False), (3, True)]
+    code, out, err = command(capsys, "plan split-mnist-5k fails.py:Fails --limit 10 --model mlp:8 --epochs 1")
+    assert (code, err.splitlines()[-1].startswith("clbench: ")) == (1, True)
+
+
 def test_the_command_prints_a_plan_and_leaves_nothing_behind(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     common = "split-mnist-5k er[memory_size=20] naive --limit 20 --model mlp:16 --epochs 2 --batch-size 10 --threads 1"
@@ -115,7 +149,7 @@ def test_the_command_prints_a_plan_and_leaves_nothing_behind(tmp_path, capsys, m
     ],
 )
 def test_all_strategies_of_a_plan_are_checked_before_the_first_is_rehearsed(strategies, wrong, capsys, monkeypatch):
-    monkeypatch.setattr("clbench.tools.plan.execute", lambda *_, **__: pytest.fail("rehearsed"))
+    monkeypatch.setattr("clbench.tools.plan.plan_run", lambda *_, **__: pytest.fail("rehearsed"))
     code, out, err = command(capsys, f"plan split-mnist-5k {strategies} --limit 10")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert all(word in err for word in wrong)

@@ -262,8 +262,11 @@ def test_no_arguments_at_all_show_the_help(capsys: pytest.CaptureFixture[str]) -
 def test_a_run_prints_what_run_json_holds() -> None:
     ended = console_script("run", SCENARIO, "icarl", *TINY, "--out", "out", "-p", "flip_means=true")
     assert ended.returncode == 0
-    assert ended.stderr == ""  # no progress without a terminal
     record = json.loads(Path("out/run.json").read_text())
+    # Without a terminal a line for each task.
+    lines = ended.stderr.splitlines()
+    assert [line.split(" learnt")[0] for line in lines] == [f"icarl, seed 0: task {n} ({n + 1} of 5)" for n in range(5)]
+    assert f"average accuracy {100 * record['metrics']['average_accuracy']:.1f} %" in lines[-1]
     assert record["status"] == "done"
     assert record["config"]["strategy_options"]["flip_means"] is True
     assert {file.name for file in Path("out").iterdir()} >= {"run.json", "accuracy.csv", "training.csv", "model.pt"}
@@ -315,7 +318,7 @@ def test_a_terminal_sees_progress() -> None:
             shown += part
     os.close(ours)
     assert process.returncode == 0
-    for text in (b"er, seed 0", b"task 0", b"epoch 1", b"loss", b"images/s"):
+    for text in (b"er, seed 0", b"task 0", b"epoch 1 of 40", b"loss", b"images/s"):
         assert text in shown
 
 
@@ -326,7 +329,8 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     strategies = ["er[memory_size=20]", "er[memory_size=50]"]
     ended = console_script("compare", SCENARIO, *strategies, *TINY, "--seeds", "0,3", "--jobs", "2", cwd=folder)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count("\n") == 8  # a line for each run, and no progress bars off a terminal
+    # A line for each of five tasks and one for each run, and no progress bars off a terminal.
+    assert ended.stderr.count("\n") == 8 * (5 + 1)
     return folder / "runs", ended.stdout
 
 
@@ -617,7 +621,8 @@ def test_an_interruption_in_the_middle_of_an_import_ends_at_once(number: str, co
     command = [sys.executable, "-m", "clbench", "run", SCENARIO, "catches.py:Catches", "--limit", "5", "--epochs", "1"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == code
-    assert ended.stderr.splitlines() == [INTERRUPTED[code]]
+    going_on = f"clbench {shlex.join([*command[3:], '--resume'])}"
+    assert ended.stderr.splitlines() == [f"{INTERRUPTED[code]}: {going_on}"]
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".pyc" and path.name != "__pycache__"] == [
         "catches.py"
     ]
@@ -688,7 +693,11 @@ def test_an_interruption_ends_a_loop_that_is_not_ours_and_comes_to_no_step(code:
     )
     command = [CLBENCH, "run", SCENARIO, "endless.py:Endless", *TINY]
     ended = subprocess.run(command, capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout, ended.stderr.splitlines()) == (code, "", [INTERRUPTED[code]])
+    assert (ended.returncode, ended.stdout, ended.stderr.splitlines()) == (
+        code,
+        "",
+        [f"{INTERRUPTED[code]}: clbench {shlex.join([*command[1:], '--resume'])}"],
+    )
     assert [record["status"] for record in records(tmp_path / "runs")] == ["running"]
 
 
@@ -719,7 +728,9 @@ def test_an_interruption_ends_everything(
     finally:
         leave_none(process.pid)
     assert process.returncode == code
-    assert (out, err.splitlines()) == ("", [INTERRUPTED[code]])
+    # The command goes on when it is given again; a single run needs --resume for that.
+    again = [*arguments, "--epochs", "100000", "--threads", "1", *(["--resume"] if arguments[0] == "run" else [])]
+    assert (out, err.splitlines()) == ("", [f"{INTERRUPTED[code]}: clbench {shlex.join(again)}"])
     assert all(record["status"] == "running" for record in records(tmp_path / "runs"))
     # Each was in its first task, where nothing else is saved before ten minutes are over.
     assert len(list((tmp_path / "runs").rglob("checkpoint.pt"))) == n_runs

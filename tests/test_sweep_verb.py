@@ -216,7 +216,10 @@ def test_an_interrupted_sweep_says_so_and_its_pool_nothing(tmp_path: Path) -> No
     wait_for(lambda: len(list(Path("runs").rglob("run.json"))) == 2, process)
     process.terminate()
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (143, "clbench: terminated; what was saved is kept and can be continued\n")
+    sentence = (
+        "clbench: terminated; what was saved is kept and can be continued: clbench sweep grid.toml --jobs 2 --out runs"
+    )
+    assert (process.returncode, err) == (143, f"{sentence}\n")
 
 
 def test_workers_tell_of_a_run_that_begins_again_as_one_process_does(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,7 @@ class Recorder(SupervisedPlugin):  # type: ignore[misc]
         """Begin to count the epoch."""
         progress = self.strategy.progress
         progress.epoch, progress.steps_per_epoch = len(self.records), len(learner.dataloader)
+        progress.steps = learner.train_epochs * progress.steps_per_epoch
         progress.learning_rate = learner.optimizer.param_groups[-1]["lr"]
         self.images, self.steps, self.loss, self.started = 0, 0, 0.0, time.perf_counter()
 

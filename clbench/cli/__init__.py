@@ -14,13 +14,14 @@ import typer
 
 from clbench.cli.before import plan_verb, pretrain_verb, tune_verb
 from clbench.cli.console import end
+from clbench.cli.help import Verb
 from clbench.cli.listing import list_verb
 from clbench.cli.reading import check_verb, describe_verb, report_verb, watch_verb
 from clbench.cli.reproducing import reproduce_verb
 from clbench.cli.running import compare_verb, crosscheck_verb, run_verb
 from clbench.cli.sweeping import sweep_verb
 from clbench.config.errors import ConfigError, RunError
-from clbench.support.endings import ENDINGS, Terminated, interrupt, signals_taken
+from clbench.support.endings import Terminated, ending, interrupt, signals_taken
 
 VERBS: dict[str, Callable[..., None]] = {
     "run": run_verb,
@@ -64,7 +65,7 @@ def _front(
 
 
 for _name, _verb in VERBS.items():
-    app.command(_name)(_verb)
+    app.command(_name, cls=Verb)(_verb)
 
 
 def _check_arguments(command: Any, given: Sequence[str]) -> None:
@@ -104,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 a run failed, 2 the request can't be met, 130/143 interrupted."""
     # Typer brings its own copy of click, or uses the installed one, by version; the base class tells which.
     click_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    asked = list(sys.argv[1:] if arguments is None else arguments)
     try:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper) and (stream.errors == "strict" or stream.encoding != "utf-8"):
@@ -112,16 +114,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         command = typer.main.get_command(app)
         with signals_taken(interrupt), warnings.catch_warnings():
             warnings.showwarning = _note
-            given = [_without_tilde(text) for text in (sys.argv[1:] if arguments is None else arguments)]
+            given = [_without_tilde(text) for text in asked]
             _check_arguments(command, given)
             code = command.main(args=given, prog_name="clbench", standalone_mode=False)
         # Typer turns Ctrl-C into this code.
         if code == 130:
             raise KeyboardInterrupt
     except (typer.Abort, KeyboardInterrupt):
-        end(*ENDINGS[signal.SIGINT])
+        end(*ending(signal.SIGINT, asked))
     except Terminated as ended:
-        end(*ENDINGS[ended.number])
+        end(*ending(ended.number, asked))
     except ConfigError as error:
         end(str(error), 2)
     except RunError as error:

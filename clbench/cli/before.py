@@ -3,12 +3,16 @@
 import json
 import os
 import re
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clbench.cli.console import RunProgress, megabytes, messages, plain, print_notes, screen
+from clbench.cli.console import megabytes, messages, plain, print_notes, screen
 from clbench.cli.options import (
     Force,
     Json,
@@ -17,11 +21,19 @@ from clbench.cli.options import (
     Quiet,
     ScenarioName,
     StrategyNames,
+    Track,
     config_options,
     pairs,
 )
-from clbench.cli.requests import beginning
+from clbench.cli.options import seeds as read_seeds
+from clbench.cli.requests import beginning, check_tracker
 from clbench.config.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from clbench.support.fitted import Column
+
+# Seconds that a plan may take in all, however many strategies it is of.
+BUDGET = 9.0
 
 
 @config_options()
@@ -30,55 +42,136 @@ def plan_verb(
     scenario: ScenarioName = None,
     strategies: StrategyNames = None,
     like: Like = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="As of compare: a number of seeds, or the seeds: 0,1,2 (default: 1).")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="As of compare: worker processes.")] = 1,
     param: Params = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs, of which some may be done.")] = Path("runs"),
+    references: Annotated[
+        bool, typer.Option("--references/--no-references", help="Plan naive and joint too, which compare adds.")
+    ] = False,
+    seeds_together: Annotated[
+        bool, typer.Option("--seeds-together", help="As of compare; the time is that of one seed after the other.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="As of compare: runs that are done count, too.")] = False,
+    track: Track = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Tell updates, exemplars, time and bytes of runs before training, from a few timed steps.
+    """Tell updates, exemplars, time and bytes of runs before training, from a few timed steps; in some 15 seconds.
 
     The words mean what they mean to run for one strategy, and to compare for several.
     """
+    check_tracker(track)
     from clbench.many.compare import requests
+    from clbench.many.execution import run_status, seed_list
+    from clbench.many.planned import PlannedRun
+    from clbench.running.folder import default_folder
     from clbench.running.resolve import prepare, resolve
     from clbench.support.text import duration
     from clbench.tools.plan import check_plan, plan_run
 
     scenario, names, fields = beginning(like, scenario, strategies or [], fields, pairs(param))
-    if len(names) == 1:
-        configs = [resolve(scenario, names[0], fields)]
+    wanted = seed_list(read_seeds(seeds) if seeds is not None else [fields.pop("seed", 0)])
+    if len(names) == 1 and seeds is None and not references:
+        configs = [resolve(scenario, names[0], {**fields, "seed": wanted[0]})]
     else:
-        asked = requests(scenario, names, seeds=[fields.pop("seed", 0)], references=False, **fields)
+        fields.pop("seed", None)
+        asked = requests(scenario, names, seeds=[wanted[0]], references=references, **fields)
         configs = [resolve(one.scenario, one.strategy, one.options, shared=True) for one in asked]
     # The options that cut a scenario are the same for all of them.
     tasks = prepare(configs[0])[1]
     configs = [config.replace(data_fingerprint=tasks.fingerprint) for config in configs]
     for config in configs:
         check_plan(config, tasks)
-    plans = [plan_run(config, tasks) for config in configs]
+    plans: list[dict[str, Any]] = []
+    ends = time.monotonic() + BUDGET
+    with Rehearsing(quiet or as_json) as shown:
+        for index, config in enumerate(configs):
+            left = max(ends - time.monotonic(), 0.0) / (len(configs) - index)
+            try:
+                plan = plan_run(config, tasks, seconds=left, told=partial(shown.task, config.label, len(tasks.tasks)))
+            except RunError as error:
+                plan = {"scenario": tasks.name, "strategy": config.label, "setting": tasks.setting, "error": str(error)}
+            runs = [config.replace(seed=seed) for seed in wanted]
+            folders = [PlannedRun(run, default_folder(run, out)) for run in runs]
+            done = 0 if force else sum(run_status(run) == "done" for run in folders)
+            plans.append(plan | {"runs": len(runs), "runs_done": done})
     if as_json:
         print(json.dumps(plans))
-        return
-    from rich.table import Table
+    else:
+        for plan in plans:
+            _show_plan(plan)
+        known = [plan for plan in plans if "error" not in plan]
+        left = sum(plan["seconds"] * (plan["runs"] - plan["runs_done"]) for plan in known) / jobs
+        n, n_done = (sum(plan[name] for plan in plans) for name in ("runs", "runs_done"))
+        if n > 1:
+            done = f", {n_done} of them done" if n_done else ""
+            print(f"{n} runs{done}: about {duration(left)} with --jobs {jobs}, if they do not slow each other down")
+    if all("error" in plan for plan in plans):
+        raise RunError(f"{plans[0]['strategy']} can't be rehearsed: {plans[0]['error']}")
 
-    for plan in plans:
-        table = Table(title=plain(f"{plan['strategy']} on {plan['scenario']}, {plan['setting']}-incremental"))
-        for column in ("task", "classes", "images", "updates", "exemplars", "a class", "time"):
-            table.add_column(column, justify="right")
-        for task in plan["tasks"]:
-            fewest, most = task["exemplars_per_class"]
-            counts = (task["task"], len(task["classes"]), task["images"], task["updates"], task["exemplars"])
-            each = str(most) if fewest == most else f"{fewest}-{most}"
-            table.add_row(*map(str, counts), each, duration(task["seconds"]))
-        stdout = screen()
-        stdout.print(table)
-        held = ", ".join(f"{name} {megabytes(n)}" for name, n in plan["bytes"].items() if n)
-        stdout.print(
-            f"in all {plan['updates']} updates, about {duration(plan['seconds'])} on {plan['device']}; "
-            f"holds at most {megabytes(plan['peak_bytes'])} beside the activations of a step: {held}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-        print_notes(plan["warnings"])
+
+class Rehearsing:
+    """Shows which task of which strategy is rehearsed: on a terminal live, elsewhere a line for each strategy."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.console = messages(quiet)
+        self.status = self.console.status("") if self.console.is_terminal else nullcontext()
+
+    def __enter__(self) -> "Rehearsing":
+        self.status.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.status.__exit__(*error)
+
+    def task(self, label: str, n: int, task: int) -> None:
+        """Show that a task is next."""
+        if isinstance(self.status, nullcontext):
+            if task == 0:
+                self.console.print(f"rehearsing {label}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            self.status.update(plain(f"rehearsing {label}: task {task} ({task + 1} of {n})"))
+
+
+def _show_plan(plan: dict[str, Any]) -> None:
+    from clbench.support.fitted import Column, Fitted
+    from clbench.support.text import duration
+
+    stdout = screen()
+    title = f"{plan['strategy']} on {plan['scenario']}, {plan['setting']}-incremental"
+    if "error" in plan:
+        stdout.print(f"{title}\nit can't be rehearsed: {plan['error']}\n", markup=False, highlight=False)
+        return
+
+    def column(name: str, keep: int, of: Callable[[dict[str, Any]], Any]) -> "Column":
+        return Column(name, [str(of(task)) for task in plan["tasks"]], keep, "right")
+
+    def each(task: dict[str, Any]) -> str:
+        fewest, most = task["exemplars_per_class"]
+        return str(most) if fewest == most else f"{fewest}-{most}"
+
+    columns = [
+        column("task", 9, lambda task: task["task"]),
+        column("classes", 3, lambda task: len(task["classes"])),
+        column("images", 5, lambda task: task["images"]),
+        column("updates", 7, lambda task: task["updates"]),
+        column("exemplars", 6, lambda task: task["exemplars"]),
+        column("a class", 4, each),
+        column("time", 8, lambda task: duration(task["seconds"])),
+    ]
+    stdout.print(Fitted(columns, title=title, more="--json has them"))
+    held = ", ".join(f"{name} {megabytes(n)}" for name, n in plan["bytes"].items() if n)
+    stdout.print(
+        f"in all {plan['updates']} updates, about {duration(plan['seconds'])} on {plan['device']}; "
+        f"holds at most {megabytes(plan['peak_bytes'])} beside the activations of a step: {held}",
+        highlight=False,
+        markup=False,
+        soft_wrap=not stdout.is_terminal,
+    )
+    print_notes(plan["warnings"])
 
 
 @config_options(without=("setting", "tasks", "task_sizes", "class_order", "class_order_seed", "weights"))
@@ -93,6 +186,7 @@ def pretrain_verb(
 ) -> None:
     """Train a backbone on some classes as one task, and write its weights."""
     from clbench.models.weights import save_backbone
+    from clbench.running.display import Display, Named
     from clbench.running.folder import make_folder
     from clbench.running.resolve import prepare, resolve
     from clbench.running.run import execute, folder_of
@@ -105,8 +199,8 @@ def pretrain_verb(
         raise ConfigError(f"--out {out}: this is a folder; the file of the weights is accepted")
     make_folder(out.parent)
     folder = folder_of(config)
-    with RunProgress(messages(quiet or as_json)) as progress:
-        result = execute(config, tasks, folder, resume=not force, force=force, observer=progress.observer())
+    with Display({folder.path: Named(config.label, config.seed)}, quiet=quiet or as_json):
+        result = execute(config, tasks, folder, resume=not force, force=force)
     save_backbone(folder.path / "model.pt", out)
     accuracy = result.metrics["average_accuracy"]
     if as_json:
@@ -144,20 +238,19 @@ def tune_verb(
     from clbench.tools.tune import tune
 
     console = messages(quiet or as_json)
-    with RunProgress(console) as progress:
-        found = tune(
-            scenario,
-            strategy,
-            protocol=protocol,
-            first_tasks=first_tasks,
-            trials=trials,
-            space=space,
-            out=out,
-            observer=progress.observer(),
-            told=lambda trial: console.print(trial_line(trial), markup=False, highlight=False, soft_wrap=True),
-            strategy_options=fields.pop("strategy_options", {}) | pairs(param),
-            **fields,
-        )
+    found = tune(
+        scenario,
+        strategy,
+        protocol=protocol,
+        first_tasks=first_tasks,
+        trials=trials,
+        space=space,
+        out=out,
+        told=lambda trial: console.print(trial_line(trial), markup=False, highlight=False, soft_wrap=True),
+        quiet=quiet or as_json,
+        strategy_options=fields.pop("strategy_options", {}) | pairs(param),
+        **fields,
+    )
     if as_json:
         print(json.dumps(found.record))
         return

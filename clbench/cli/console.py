@@ -1,16 +1,16 @@
 """The console of the verbs: tables on stdout, progress and messages on stderr."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from clbench.config.errors import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from clbench.many.planned import Outcome, PlannedRun
     from clbench.results.result import Result
 
 
@@ -38,65 +38,8 @@ def screen() -> "Console":
     from rich.console import Console
 
     console = Console()
-    # A file or a pipe has no width of its own; tables must not be cut to 80 columns there.
-    return console if console.is_terminal else Console(width=max(console.width, 120))
-
-
-class RunProgress:
-    """Progress on stderr: what became of the runs, and task, epoch, loss, images/s of one in this process.
-
-    Off a terminal there is a line for each run that ends, and no bar.
-    """
-
-    def __init__(self, console: "Console", planned: "Sequence[PlannedRun]" = ()) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        from clbench.cli.progress import RunCount, TimeLeft
-
-        self.console = console
-        self.count = RunCount(planned)
-        self.bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeLeft(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal or console.quiet,
-        )
-        self.runs = self.bars.add_task("runs", total=len(planned), count=self.count) if len(planned) > 1 else None
-
-    def __enter__(self) -> "RunProgress":
-        self.bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bars.stop()
-
-    def observer(self) -> Any:
-        """Return what follows a run in this process; None off a terminal."""
-        from clbench.cli.progress import BarObserver
-
-        return None if self.bars.disable else BarObserver(self.bars)
-
-    def finished(self, outcome: "Outcome") -> None:
-        """Say what became of a run."""
-        self.count.finished(outcome)
-        if self.runs is not None:
-            self.bars.advance(self.runs)
-        if outcome.source == "before":
-            return
-        config, result = outcome.planned.config, outcome.result
-        average = None if result is None else result.metrics.get("average_accuracy")
-        text = outcome.error if result is None else "no accuracy" if average is None else f"{100 * average:.1f} %"
-        where = ", by another process" if outcome.source == "elsewhere" else ""
-        self.console.print(
-            f"{config.label}, seed {config.seed}: {text}{where} ({self.count})",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+    # A file or a pipe has no width of its own, unless COLUMNS gives it one.
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=max(console.width, 120))
 
 
 def print_notes(warnings: Sequence[Mapping[str, str]]) -> None:

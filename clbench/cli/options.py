@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from rich.markup import escape
 
+from clbench.cli.help import HelpAll
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.registry import entry_points, text_of
 from clbench.config.run import EXCLUSIVE, IN_FILES, INTERNAL, excludes, without_removed
@@ -94,7 +95,7 @@ def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Calla
             kind: Any = Annotated[bool | None, option] if flag else Annotated[str | None, option]
             added.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
 
-        def wrapped(config: Path | None = None, **given: Any) -> None:
+        def wrapped(config: Path | None = None, help_all: bool = False, **given: Any) -> None:
             from clbench.running.resolve import parse_fields
 
             texts = {p.name: value for p in added if (value := given.pop(p.name)) is not None}
@@ -106,6 +107,7 @@ def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Calla
 
         if not fields:
             own.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile))
+            own.append(inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll))
         hint = "" if fields else "\n\nA default holds where the scenario's preset (docs/defaults.md) says nothing else."
         wrapped.__name__, wrapped.__doc__ = verb.__name__, f"{verb.__doc__}{hint}"
         wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

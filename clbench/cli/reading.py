@@ -1,6 +1,7 @@
 """report, watch, describe, check: the verbs that train nothing, or nothing that is kept."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,7 +66,7 @@ def watch_verb(
     watch = Watch(folder)
     runs = watch.look()
     if as_json:
-        print(json.dumps({**counts(runs), "runs": [asdict(run) for run in runs]}))
+        print(json.dumps({**counts(runs), "runs": [_plain_row(asdict(run)) for run in runs]}))
         return
     stdout = screen()
     if once or not stdout.is_terminal:
@@ -75,6 +76,11 @@ def watch_verb(
         follow(watch, stdout)
     except KeyboardInterrupt:
         end("no longer watching; the runs go on", 130)
+
+
+def _plain_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of a run as JSON can hold it."""
+    return row | {"place": row["place"] if math.isfinite(row["place"]) else None}
 
 
 @config_options(*DESCRIBED)

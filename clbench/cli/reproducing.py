@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clbench.cli.console import RunProgress, messages, plain, screen
+from clbench.cli.console import messages, plain, screen
 from clbench.cli.options import (
     Json,
     Quiet,
@@ -92,22 +92,19 @@ def reproduce_verb(
         if as_json:
             print(json.dumps({"seconds": left, "jobs": jobs, "claims": rows_of_plan}))
         return
-    from clbench.many.execution import raise_first_failure, run_planned
+    from clbench.many.execution import raise_first_failure, run_shown
 
     serves = {run.planned.folder: run.serves for run in runs}
     ready = [run for run in runs if run in todo or not run.seconds]
     outcomes: list[Outcome] = []
     rows: list[Measured] = []
     folder = results or out / "reproduction"
-    with RunProgress(console, [run.planned for run in ready]) as progress:
-        observer = progress.observer() if jobs == 1 else None
-        for outcome in run_planned([run.planned for run in ready], jobs=jobs, observer=observer):
-            outcomes.append(outcome)
-            progress.finished(outcome)
-            if (result := outcome.result) is not None:
-                rows += [reproduction.measure(c, role, result) for c, role in serves[outcome.planned.folder]]
-                # After each run: what takes days is looked at, or killed, on the way.
-                _write_results(rows, folder)
+    for outcome in run_shown([run.planned for run in ready], jobs=jobs, quiet=quiet or as_json):
+        outcomes.append(outcome)
+        if (result := outcome.result) is not None:
+            rows += [reproduction.measure(c, role, result) for c, role in serves[outcome.planned.folder]]
+            # After each run: what takes days is looked at, or killed, on the way.
+            _write_results(rows, folder)
     judgements = reproduction.judge_all(rows, wanted)
     _judged(judgements, [*reproduction.provenance(rows), f"table: {folder / 'claims.md'}"], as_json)
     raise_first_failure(outcomes)

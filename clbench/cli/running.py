@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from clbench.avalanche.honoured import HONOURED
-from clbench.cli.console import RunProgress, messages, plain, print_notes, print_report, screen
+from clbench.cli.console import plain, print_notes, print_report, screen
 from clbench.cli.options import (
     Force,
     Json,
@@ -23,9 +23,6 @@ from clbench.cli.options import (
 from clbench.cli.requests import beginning, check_tracker, given_seeds
 from clbench.config.errors import ConfigError, RunError
 from clbench.config.run import fields as all_fields
-
-if TYPE_CHECKING:
-    from clbench.many.planned import Outcome
 
 # Avalanche's loop has no place for these fields, so a cross-check would always refuse them.
 NOT_CROSSCHECKED = [name for name in all_fields() if name not in (*HONOURED, "checkpoint_every")]
@@ -61,6 +58,7 @@ def run_verb(
             "--overfit leaves no run behind; give it without --out, --resume, --force, --explain-on-cpu, --track"
         )
     check_tracker(track)
+    from clbench.running.display import Display, Named
     from clbench.running.resolve import prepare, resolve
     from clbench.running.run import execute, folder_of
 
@@ -84,12 +82,9 @@ def run_verb(
     folder = folder_of(config, out)
     if resume:
         folder.note_nothing_to_continue()
-    console = messages(quiet or as_json)
     try:
-        with RunProgress(console) as progress:
-            result = execute(
-                config, tasks, folder, resume=resume, force=force, observer=progress.observer(), track=track
-            )
+        with Display({folder.path: Named(config.label, config.seed)}, quiet=quiet or as_json):
+            result = execute(config, tasks, folder, resume=resume, force=force, track=track)
     except Exception as error:
         from clbench.tools.explain import explain, is_device_error
 
@@ -134,19 +129,13 @@ def compare_verb(
     """Compare strategies over seeds: a table on screen, a report on disk."""
     check_tracker(track)
     from clbench.many.compare import plan
-    from clbench.many.execution import raise_first_failure, recorded, run_planned
+    from clbench.many.execution import raise_first_failure, recorded, run_shown
 
     scenario, names, fields = beginning(like, scenario, strategies or [], fields, pairs(param))
     wanted = given_seeds(seeds, fields)
     planned = plan(scenario, names, seeds=wanted, out=out, references=references, **fields)
-    outcomes: list[Outcome] = []
-    with RunProgress(messages(quiet or as_json), planned) as progress:
-        one = progress.observer() if jobs == 1 and not seeds_together else None
-        for outcome in run_planned(
-            planned, jobs=jobs, force=force, observer=one, track=track, seeds_together=seeds_together
-        ):
-            outcomes.append(outcome)
-            progress.finished(outcome)
+    how = {"jobs": jobs, "force": force, "track": track, "seeds_together": seeds_together}
+    outcomes = list(run_shown(planned, quiet=quiet or as_json, **how))
     results = [result for item in planned if (result := recorded(item)) is not None]
     if any(result.status == "done" for result in results):
         print_report(results, out / "report", as_json)
@@ -167,18 +156,13 @@ def crosscheck_verb(
 ) -> None:
     """Train our implementation of a method and Avalanche's on the same scenario, and show how far they are apart."""
     from clbench.avalanche.crosscheck import as_dict, plan_crosscheck, rows
-    from clbench.many.execution import raise_first_failure, run_planned
+    from clbench.many.execution import raise_first_failure, run_shown
 
     wanted = given_seeds(seeds, fields)
     planned = plan_crosscheck(methods, scenario, seeds=wanted, out=out, **fields)
     # Several methods share their runs of fine-tuning.
     every = list({run.folder: run for of_method in planned.values() for run in of_method.runs}.values())
-    outcomes: list[Outcome] = []
-    with RunProgress(messages(quiet or as_json), every) as progress:
-        for outcome in run_planned(every, jobs=jobs, force=force):
-            outcomes.append(outcome)
-            progress.finished(outcome)
-    raise_first_failure(outcomes)
+    raise_first_failure(list(run_shown(every, jobs=jobs, force=force, quiet=quiet or as_json)))
     found = [as_dict(row) for row in rows(planned)]
     if as_json:
         print(json.dumps(found))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clbench.cli.console import RunProgress, messages, plain, screen
+from clbench.cli.console import screen
 from clbench.cli.options import (
     Force,
     Json,
@@ -16,10 +16,14 @@ from clbench.cli.options import (
     Track,
 )
 from clbench.cli.requests import check_tracker
-from clbench.config.errors import ConfigError, unknown
+from clbench.config.errors import ConfigError, RunError, unknown
 
 if TYPE_CHECKING:
     from clbench.many.planned import Outcome, PlannedRun
+    from clbench.results.result import Result
+
+# Configurations up to which a sweep ends with the report of a comparison too.
+MOST_IN_REPORT = 30
 
 
 def sweep_verb(
@@ -53,7 +57,7 @@ def sweep_verb(
         raise ConfigError("--address and --gpus-per-run are for --backend ray; give it too")
     check_tracker(track)
     from clbench.many.cluster import Cluster
-    from clbench.many.execution import raise_first_failure, run_planned
+    from clbench.many.execution import raise_first_failure, recorded, run_shown
     from clbench.many.sweeps import plan_sweep
 
     cluster = Cluster(address, gpus_per_run or 0.0) if backend == "ray" else None
@@ -65,12 +69,8 @@ def sweep_verb(
     if dry_run:
         _show_runs(planned, as_json)
         return
-    outcomes: list[Outcome] = []
-    with RunProgress(messages(quiet or as_json), planned) as progress:
-        one = progress.observer() if (jobs or 1) == 1 and cluster is None else None
-        for outcome in run_planned(planned, jobs=jobs or 1, force=force, observer=one, track=track, cluster=cluster):
-            outcomes.append(outcome)
-            progress.finished(outcome)
+    how = {"jobs": jobs or 1, "force": force, "track": track, "cluster": cluster}
+    outcomes = list(run_shown(planned, quiet=quiet or as_json, **how))
     n = Counter("failed" if outcome.error is not None else outcome.source for outcome in outcomes)
     if as_json:
         print(json.dumps([_outcome_row(outcome) for outcome in outcomes]))
@@ -86,7 +86,31 @@ def sweep_verb(
             if n[key]
         ]
         print(f"{len(outcomes)} runs in {out}: {', '.join(told)}; clbench report {out} makes the tables")
+        # Other parts of the grid write there too.
+        if shard is None:
+            _report([result for item in planned if (result := recorded(item)) is not None], out / "report")
     raise_first_failure(outcomes)
+
+
+def _report(results: "list[Result]", folder: Path) -> None:
+    """Print the table of a sweep, and write its report."""
+    from clbench.reports import sweep as report
+    from clbench.reports import write_report
+
+    done = [result for result in results if result.status == "done"]
+    if not done:
+        return
+    found = report.points(done)
+    stdout = screen()
+    stdout.print(report.render(found))
+    try:
+        report.write_sweep(done, folder)
+    except OSError as error:
+        raise RunError(f"{folder}: {error.strerror or error}; the runs themselves are kept") from None
+    stdout.print(f"sweep: {folder / 'sweep.md'}", soft_wrap=True, highlight=False, markup=False)
+    if len(found) <= MOST_IN_REPORT:
+        write_report(results, folder)
+        stdout.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -103,13 +127,19 @@ def _show_runs(planned: "Sequence[PlannedRun]", as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows))
         return
-    from rich.table import Table
+    from clbench.support.fitted import Column, Fitted
 
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*(plain(str(value)) for value in row.values()))
-    stdout = screen()
-    stdout.print(table)
+    names = [name for name in rows[0] if name != "folder"]
+    same = {name: rows[0][name] for name in names if len({row[name] for row in rows}) == 1 and name != "status"}
+    keep = {"strategy": 9, "seed": 8, "status": 7}
+    columns = [
+        Column(name, [str(row[name]) for row in rows], keep.get(name, 6), wraps=name == "strategy")
+        for name in names
+        if name not in same
+    ]
+    columns.append(Column("folder", [row["folder"] for row in rows]))
+    title = ", ".join(f"{name} {value}" for name, value in same.items())
+    screen().print(Fitted(columns, title=title, more="--json has every column"))
     print(f"{len(rows)} runs, {sum(row['status'] != 'done' for row in rows)} to do")
 
 

@@ -125,6 +125,8 @@ class Progress:
 
     It takes no other attributes, which nothing would save; `self` of the strategy does.
     replayed: samples drawn from the memory in this epoch.
+    steps: of the stage, at most.
+    stages_done, n_stages: of the task.
     """
 
     task: int = -1
@@ -134,6 +136,9 @@ class Progress:
     steps_per_epoch: int = 0
     learning_rate: float = 0.0
     replayed: int = 0
+    steps: int = 0
+    stages_done: int = 0
+    n_stages: int = 1
 
     def take_up(self, stored: "Mapping[str, Any] | Progress") -> None:
         """Go to another position."""

@@ -277,7 +277,9 @@ class Trainer:
                 f"stage {fit.stage.name!r} of task {self.context.progress.task} has a batch of one image: {NEEDS_TWO}"
             )
         if fit.tally.steps == 0:
-            self.context.progress.steps_per_epoch, self.context.progress.replayed = len(batches), 0
+            progress = self.context.progress
+            progress.steps_per_epoch, progress.replayed = len(batches), 0
+            progress.steps = fit.steps or (fit.epochs or 0) * len(batches)
         return batches
 
     def batch(self, fit: Fit, ids: Tensor) -> Batch:

@@ -10,7 +10,7 @@ from clbench.config.registry import entry_point_names
 from clbench.data.scenario import Scenario
 from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import Strategy
-from clbench.many.execution import Request, lives_on_memory, plan_requests, raise_first_failure, run_planned, seed_list
+from clbench.many.execution import Request, lives_on_memory, plan_requests, raise_first_failure, run_shown, seed_list
 from clbench.many.planned import PlannedRun
 from clbench.results.result import Result
 from clbench.running.resolve import strategy_class
@@ -80,15 +80,17 @@ def compare(
     force: bool = False,
     track: str | None = None,
     seeds_together: bool = False,
+    quiet: bool = False,
     **options: Any,
 ) -> list[Result]:
     """Run every strategy with every seed and return the results, strategy by strategy; see plan() and run().
 
-    Unfinished runs are continued. seeds_together: train all seeds of a strategy in one batched model. Raises
-    ConfigError before any training, RunError at the end if a run failed.
+    Unfinished runs are continued. seeds_together: train all seeds of a strategy in one batched model. quiet: show no
+    progress on stderr. Raises ConfigError before any training, RunError at the end if a run failed.
     """
     planned = plan(scenario, strategies, seeds=seeds, out=out, references=references, **options)
     given = scenario if isinstance(scenario, Scenario) else None
-    outcomes = run_planned(planned, scenario=given, jobs=jobs, force=force, track=track, seeds_together=seeds_together)
+    how = {"jobs": jobs, "force": force, "track": track, "seeds_together": seeds_together, "quiet": quiet}
+    outcomes = run_shown(planned, scenario=given, **how)
     raise_first_failure(list(outcomes))
     return [Result.load(item.folder) for item in planned]

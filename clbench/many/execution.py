@@ -26,6 +26,7 @@ from clbench.many.cluster import Cluster, on_ray
 from clbench.many.planned import Outcome, PlannedRun
 from clbench.results.result import Result
 from clbench.running.check import check, check_model
+from clbench.running.display import Display, Named
 from clbench.running.folder import RunFolder, announce, default_folder, make_folder, superseded
 from clbench.running.observer import Observer
 from clbench.running.process import process_settings
@@ -156,11 +157,11 @@ def run_planned(
         _refuse_together(planned, scenario, jobs, cluster)
     left: list[PlannedRun] = []
     reused: list[PlannedRun] = []
-    for item in planned:
+    for place, item in enumerate(planned):
         # A finished run needs neither a worker process nor its data.
         if force or not _finished(item):
             left.append(item)
-            announce(item.config, item.folder)
+            announce(item.config, item.folder, place)
         else:
             reused.append(item)
             yield Outcome(item, source="before")
@@ -189,6 +190,25 @@ def run_planned(
             else:
                 yield outcome
         left = []
+
+
+def run_shown(planned: Sequence[PlannedRun], *, quiet: bool = False, **how: Any) -> Iterator[Outcome]:
+    """Do the planned runs as `run_planned` does, with progress on stderr unless `quiet`."""
+    to_do = {item.folder: Named(item.config.label, item.config.seed) for item in planned}
+    with Display(to_do, total=len(planned), quiet=quiet) as display:
+        for outcome in run_planned(planned, **how):
+            folder, result = outcome.planned.folder, outcome.result
+            if outcome.source == "before":
+                display.finished(folder)
+            elif result is None:
+                display.finished(folder, str(outcome.error), failed=True)
+            else:
+                average = result.metrics.get("average_accuracy")
+                text = "done, " + ("no accuracy" if average is None else f"{100 * average:.1f} %")
+                here = outcome.source == "here"
+                seconds = sum(result.seconds.values()) if here else None
+                display.finished(folder, text if here else f"{text}, by another process", seconds=seconds)
+            yield outcome
 
 
 def run_status(item: PlannedRun) -> str:

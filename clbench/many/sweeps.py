@@ -25,7 +25,7 @@ from clbench.many.execution import (
     lives_on_memory,
     plan_requests,
     raise_first_failure,
-    run_planned,
+    run_shown,
     seed_list,
 )
 from clbench.many.planned import PlannedRun
@@ -50,14 +50,16 @@ def sweep(
     force: bool = False,
     track: str | None = None,
     cluster: Cluster | None = None,
+    quiet: bool = False,
 ) -> list[Result]:
     """Do the runs of a grid (a TOML file, or a mapping of the same shape) and return their results in its order.
 
-    shard: (K, N) does the K-th of N parts. track: see `clbench.run`. Finished runs are not repeated, unfinished ones
-    are continued, failed ones are tried again. Raises ConfigError before any training, RunError if a run failed.
+    shard: (K, N) does the K-th of N parts. track, quiet: see `clbench.run`. Finished runs are not repeated,
+    unfinished ones are continued, failed ones are tried again. Raises ConfigError before any training, RunError if a
+    run failed.
     """
     planned = plan_sweep(grid, out=out, shard=shard, cluster=cluster)
-    raise_first_failure(list(run_planned(planned, jobs=jobs, force=force, track=track, cluster=cluster)))
+    raise_first_failure(list(run_shown(planned, jobs=jobs, force=force, track=track, cluster=cluster, quiet=quiet)))
     return [Result.load(item.folder) for item in planned]
 
 

@@ -1,16 +1,19 @@
 """Watches runs from outside: it reads only their files, needs no torch and changes nothing."""
 
 import json
+import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clbench.config.errors import ConfigError
 from clbench.running.folder import MARK
+from clbench.running.position import Position, position
+from clbench.support.fitted import Column, Fitted
 from clbench.support.locks import NAME as LEASE
 from clbench.support.locks import seems_held
 from clbench.support.text import duration, printable
@@ -31,6 +34,8 @@ class RunState:
 
     average_accuracy: on the tasks done, in [0, 1], from the headline matrix.
     seconds: of training, evaluation and memory; for a running run, those since its last finished task too.
+    place: among the runs that were planned with it; inf where none were.
+    position: of a running run.
     """
 
     folder: str
@@ -43,6 +48,8 @@ class RunState:
     average_accuracy: float | None
     seconds: float
     error: str | None = None
+    place: float = math.inf
+    position: Position | None = None
 
 
 @dataclass
@@ -53,11 +60,11 @@ class Watch:
     _read: dict[Path, tuple[tuple[int, int, int], RunState]] = field(default_factory=dict)
 
     def look(self) -> list[RunState]:
-        """Return the runs as they are now, by status and path; raises ConfigError if there is no such folder."""
+        """Return the runs as they are now, by status, place and path; raises ConfigError if there is no such folder."""
         if not self.root.is_dir():
             raise ConfigError(f"{self.root}: no such folder; a folder of runs is accepted")
         states = [self._state(Path(place), files) for place, files in _run_folders(self.root)]
-        return sorted(states, key=lambda run: (STATUSES.index(run.status), run.folder))
+        return sorted(states, key=lambda run: (STATUSES.index(run.status), run.place, run.folder))
 
     def _state(self, folder: Path, files: set[str]) -> RunState:
         """Return the state of one run; a file that vanishes or is half-written meanwhile is no error."""
@@ -75,14 +82,15 @@ class Watch:
                 known = _named_by_place(folder, "damaged")
         held = LEASE in files and seems_held(folder)
         if known is None:
-            return _named_by_place(folder, "running" if held else "left")
+            known = _named_by_place(folder, "running" if held else "left")
+            return replace(known, position=position(folder)) if held else known
         if not held or known.status == "done":
             return known
         try:
             since = max(0.0, time.time() - file.stat().st_mtime)
         except OSError:
             since = 0.0
-        return replace(known, status="running", seconds=known.seconds + since, error=None)
+        return replace(known, status="running", seconds=known.seconds + since, error=None, position=position(folder))
 
 
 def counts(runs: Sequence[RunState]) -> dict[str, int]:
@@ -93,36 +101,51 @@ def counts(runs: Sequence[RunState]) -> dict[str, int]:
 
 def render(runs: Sequence[RunState], root: Path, rows: int | None = None) -> "RenderableType":
     """Return the runs for a terminal: how many there are of each status, and a table of at most `rows` rows."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     number = counts(runs)
     totals = [f"{n} {status}" for status, n in number.items() if n or status != "damaged"]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for title in ("status", "scenario", "strategy"):
-        table.add_column(title, overflow="fold")
-    for title in ("seed", "task", "average accuracy %", "time"):
-        table.add_column(title, justify="right")
     shown = runs if rows is None else runs[: max(rows, 1)]
-    for run in shown:
-        cells = (
-            run.status,
-            run.scenario,
-            run.strategy,
-            "-" if run.seed is None else str(run.seed),
-            "-" if run.n_tasks is None else f"{run.tasks_done}/{run.n_tasks}",
-            "-" if run.average_accuracy is None else f"{100 * run.average_accuracy:.1f}",
-            duration(run.seconds) if run.seconds else "-",
+    styles = {"failed": "red", "damaged": "red", "running": "bold", "done": "dim"}
+
+    def column(title: str, keep: int, of: Callable[[RunState], str], **look: Any) -> Column:
+        return Column(
+            title, [Text(printable(of(run)), style=styles.get(run.status, "")) for run in shown], keep, **look
         )
-        style = {"failed": "red", "damaged": "red", "running": "bold", "done": "dim"}.get(run.status, "")
-        table.add_row(*(Text(printable(cell), style=style) for cell in cells))
-    lines: list[RenderableType] = [Text(f"{root}: {', '.join(totals)}"), table]
+
+    def of_position(name: str) -> Callable[[RunState], str]:
+        return lambda run: "" if run.position is None else run.position.parts[name]
+
+    scenarios = {run.scenario for run in runs}
+    columns = [
+        column("status", 9, lambda run: run.status),
+        column("scenario", 3, lambda run: run.scenario),
+        column("strategy", 10, lambda run: run.strategy, wraps=True),
+        column("seed", 8, lambda run: "-" if run.seed is None else str(run.seed), align="right"),
+        column("task", 7, lambda run: "-" if run.n_tasks is None else f"{run.tasks_done}/{run.n_tasks}", align="right"),
+        column("epoch", 4, of_position("epoch"), align="right"),
+        column("loss", 2, of_position("loss"), align="right"),
+        column("images/s", 1, of_position("images/s"), align="right"),
+        column(
+            "average accuracy %",
+            6,
+            lambda run: "-" if run.average_accuracy is None else f"{100 * run.average_accuracy:.1f}",
+            align="right",
+        ),
+        column("time", 3, lambda run: duration(run.seconds) if run.seconds else "-", align="right"),
+        column("left", 5, of_position("left"), align="right"),
+    ]
+    # What is the same for all, and what is known of none, needs no column.
+    columns = [c for c in columns if c.title != "scenario" or len(scenarios) > 1]
+    columns = [c for c in columns if c.title not in ("epoch", "loss", "images/s", "left") or any(map(str, c.cells))]
+    of = f" of {printable(next(iter(scenarios)))}" if len(scenarios) == 1 else ""
+    lines: list[RenderableType] = [Text(", ".join(totals)), Text(f"{root}{of}"), Fitted(columns)]
     if len(shown) < len(runs):
         lines.append(Text(f"and {len(runs) - len(shown)} more"))
-    errors = [run for run in shown if run.error]
-    lines += [Text(printable(f"{run.strategy}, seed {run.seed}: {run.error}"[:200]), style="red") for run in errors[:3]]
+    lines += [
+        Text(printable(f"{run.strategy}, seed {run.seed}: {run.error}"), style="red") for run in shown if run.error
+    ]
     return Group(*lines)
 
 
@@ -134,7 +157,9 @@ def follow(watch: Watch, console: "Console") -> None:
         while True:
             runs = watch.look()
             # Title, head, rule, "and N more" and errors need lines too.
-            live.update(render(runs, watch.root, max(3, console.height - 8)), refresh=True)
+            errors = sum(2 + len(run.error) // console.width for run in runs if run.error)
+            rows = max(3, console.height - 6 - min(errors, console.height // 2))
+            live.update(render(runs, watch.root, rows), refresh=True)
             number = counts(runs)
             if runs and not number["running"] and not number["left"]:
                 return
@@ -164,7 +189,15 @@ def _parsed(folder: Path, record: Any) -> RunState:
         average_accuracy=None if average is None else float(average),
         seconds=float(sum(sum(task["seconds"].values()) for task in record["tasks"])),
         error=str(record["error"]) if status == "failed" else None,
+        place=_place(folder),
     )
+
+
+def _place(folder: Path) -> float:
+    try:
+        return float(json.loads((folder / MARK).read_bytes())["place"])
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return math.inf
 
 
 def _named_by_place(folder: Path, status: Status) -> RunState:
@@ -177,4 +210,4 @@ def _named_by_place(folder: Path, status: Status) -> RunState:
         number = folder.name.partition("-")[0]
         scenario, strategy = folder.parent.parent.name or "-", folder.parent.name or "-"
         seed = int(number) if number.isdecimal() else None
-    return RunState(str(folder), status, scenario, strategy, seed, 0, None, None, 0.0)
+    return RunState(str(folder), status, scenario, strategy, seed, 0, None, None, 0.0, place=_place(folder))

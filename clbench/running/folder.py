@@ -70,10 +70,13 @@ def _stat(file: Path) -> os.stat_result | None:
         return None
 
 
-def announce(config: RunConfig, folder: Path) -> None:
-    """Leave the mark of a planned run, with its name, for those who look on; a folder that can't be is told later."""
+def announce(config: RunConfig, folder: Path, place: int) -> None:
+    """Leave the mark of a planned run, with its name and its place among the planned ones, for those who look on.
+
+    A folder that can't be made is told later.
+    """
     with suppress(OSError):
-        named = {"scenario": Path(config.scenario).name, "strategy": config.label, "seed": config.seed}
+        named = {"scenario": Path(config.scenario).name, "strategy": config.label, "seed": config.seed, "place": place}
         folder.mkdir(parents=True, exist_ok=True)
         # Not atomically: that waits for the disk, for each of a thousand runs, and nothing is lost with it.
         (folder / MARK).write_text(json.dumps(named), encoding="utf-8")

@@ -41,10 +41,12 @@ from clbench.results.result import Result
 from clbench.running.blame import run_error
 from clbench.running.check import check, first_images
 from clbench.running.checkpoint import Checkpoint, Store, Within, learnt, newest
+from clbench.running.display import Display, Named
 from clbench.running.folder import RunFolder, default_folder, superseded
 from clbench.running.observer import Observer
 from clbench.running.packing import holds_a_set, require_restorable, unpack
 from clbench.running.process import process_settings
+from clbench.running.progress import Pace
 from clbench.running.recorder import Recorder, other_packages
 from clbench.running.resolve import classes_of, prepare, resolve, strategy_class
 from clbench.running.writer import FolderWriter
@@ -66,6 +68,7 @@ def run(
     observer: Observer | None = None,
     track: str | None = None,
     store: Store | None = None,
+    quiet: bool = False,
     **options: Any,
 ) -> Result:
     """Run one strategy on one scenario and return its result, which is also in the run folder `out`.
@@ -78,6 +81,7 @@ def run(
     observer: is told how the run goes on.
     track: `tensorboard`, `wandb` or `mlflow`, where losses and accuracies go too.
     store: keeps the checkpoints; by default the folder.
+    quiet: show no progress on stderr.
     options: fields of a run and options of the scenario; a strategy's own go into `strategy_options`.
 
     Raises ConfigError for a request that can't be met, before any training, and RunError when the training fails.
@@ -91,7 +95,10 @@ def run(
         place = folder_of(config, out)
         if resume and store is None:
             place.note_nothing_to_continue()
-        return execute(config, tasks, place, resume=resume, force=force, observer=observer, track=track, store=store)
+        with Display({place.path: Named(config.label, config.seed)}, quiet=quiet):
+            return execute(
+                config, tasks, place, resume=resume, force=force, observer=observer, track=track, store=store
+            )
 
 
 def folder_of(config: RunConfig, out: str | os.PathLike[str] | None = None) -> RunFolder:
@@ -150,6 +157,7 @@ def execute(
             _refuse_to_go_on(found, folder, store, config, kind, resume=resume)
         observers = [
             FolderWriter(folder),
+            Pace(folder.path),
             *([observer] if observer else []),
             *([tracker(folder.path)] if tracker else []),
         ]
@@ -442,6 +450,7 @@ class Run:
                 stored, self._within = within.trainer, None
         for index, stage in enumerate(stages[first:], first):
             self._assigned = {}
+            self.context.progress.stages_done, self.context.progress.n_stages = index, len(stages)
             epochs += self.trainer.fit(
                 stage,
                 after_step=self.after_step,

@@ -5,10 +5,11 @@ This module imports next to nothing, because `clbench.__main__` uses it to handl
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
@@ -22,14 +23,21 @@ SIGNALS: tuple[signal.Signals, ...] = tuple(
 WORKERS_END = 20
 
 _WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
-# The sentence, and the exit code, which is that of a shell: 128 and the number of the signal.
-ENDINGS: dict[int, tuple[str, int]] = {
-    number: (
-        f"{_WORDS.get(number, f'ended by {number.name}')}; what was saved is kept and can be continued",
-        128 + number,
-    )
-    for number in SIGNALS
-}
+# The verbs that leave something to go on from when they are given again; `run` needs --resume for that.
+_CONTINUED = ("run", "compare", "sweep", "crosscheck", "reproduce", "tune", "pretrain")
+
+
+def ending(number: int, arguments: Sequence[str]) -> tuple[str, int]:
+    """Return the sentence with which a signal ends a command, and the exit code: 128 and the number, as of a shell.
+
+    The sentence ends with the command that goes on, where the verb is one that can.
+    """
+    word = _WORDS.get(number, f"ended by {signal.Signals(number).name}")
+    text = f"{word}; what was saved is kept and can be continued"
+    if arguments and arguments[0] in _CONTINUED and "--overfit" not in arguments:
+        kept = [one for one in arguments if one not in ("--force", "--resume")]
+        text += f": {shlex.join(['clbench', *kept, *(['--resume'] if arguments[0] == 'run' else [])])}"
+    return text, 128 + number
 
 
 def is_ignored(number: int) -> bool:
@@ -69,8 +77,9 @@ def end_at_once(number: int, _: FrameType | None = None) -> NoReturn:
     """End the process without an exception, where nobody would catch one."""
     with contextlib.suppress(Exception):  # the stream may be half-way through something itself
         sys.stdout.flush()
-    os.write(sys.stderr.fileno(), f"clbench: {ENDINGS[number][0]}\n".encode())
-    os._exit(ENDINGS[number][1])
+    text, code = ending(number, sys.argv[1:])
+    os.write(sys.stderr.fileno(), f"clbench: {text}\n".encode())
+    os._exit(code)
 
 
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -18,6 +18,13 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def clock(seconds: float) -> str:
+    """Return a time that counts down: `0:12`, `5:00`, `2:07:31`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def note(message: Warning | str, *_: Any, **__: Any) -> None:
     """Show a warning as the command line does, in the place of `warnings.showwarning`."""
     print(f"note: {message}", file=sys.stderr)

@@ -307,7 +307,7 @@ def check_another_process(bench: Bench) -> None:
     if cls.traits.needs_memory:
         options["memory_size"] = MEMORY
     code = "import json, sys, clbench; clbench.run('split-mnist-5k', sys.argv[1], **json.loads(sys.argv[2]))"
-    options |= {"strategy_options": cls.validate({}), "out": str(bench.folder / "elsewhere")}
+    options |= {"strategy_options": cls.validate({}), "out": str(bench.folder / "elsewhere"), "quiet": True}
     given = [f"{inspect.getfile(cls)}:{cls.__name__}", json.dumps(options)]
     # 0 turns the random order of sets off, which this process has unless it was started in the same way.
     surroundings = os.environ | {"PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") == "0" else "0"}

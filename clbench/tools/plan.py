@@ -2,8 +2,8 @@
 
 import itertools
 import statistics
-import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,52 +12,90 @@ from torch import Tensor, nn
 
 from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
-from clbench.data.scenario import ImageSet, Scenario
+from clbench.data.scenario import ImageSet, Scenario, Task
+from clbench.learning.evaluation import evaluate
 from clbench.learning.memory import Memory
-from clbench.learning.strategy import Context, Stage, Strategy
+from clbench.learning.returned import class_features
+from clbench.learning.strategy import Context, Progress, Stage, Strategy, call_hook, grow_head
 from clbench.learning.trainer import Trainer, cut
 from clbench.results.record import EpochRecord
+from clbench.running.blame import run_error
 from clbench.running.check import check
-from clbench.running.folder import RunFolder
+from clbench.running.ledger import measure
+from clbench.running.process import process_settings
 from clbench.running.resolve import strategy_class
-from clbench.running.run import execute, runner_of
+from clbench.running.run import Run, runner_of
 from clbench.running.warned import run_warnings, warning
 from clbench.support.streams import stream
 from clbench.support.surroundings import undisturbed
 
+# Seconds that a rehearsal may take, and the part of what is left of them that is spent at once.
+BUDGET = 9.0
+PART = 4
 # Steps that are rehearsed in each stage; the first one, which warms up caches, is not timed.
 REHEARSED = 4
-# Test images of each task that are scored in the rehearsal.
+# Images of the first steps, by which is judged how many there is time for.
+FEW = 8
+# Images that are tested, and images of a task that a strategy remembers it by, where all take too long.
 TESTED = 200
+REMEMBERED = 64
+# A learning rate with which nothing moves, so that nothing diverges.
+STILL = 1e-12
 
 
 @undisturbed()
-def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
+def plan_run(
+    config: RunConfig,
+    scenario: Scenario,
+    *,
+    seconds: float = BUDGET,
+    told: Callable[[int], None] = lambda task: None,
+) -> dict[str, Any]:
     """Return what a run will do and need, as plain values; goes through all tasks, training a few steps in each stage.
 
-    Images, updates and exemplars are those of the run; what a strategy does at the end of a task is done in full. Time
-    and bytes are estimates: steps are timed on this machine; bytes are of what is held through training (weights,
-    gradients, optimizer, what the strategy keeps, all images), without the activations of a step. With early stopping
-    updates and time are upper limits. Raises ConfigError as run() does.
+    Images, updates and exemplars are those of the run. Time and bytes are estimates: steps of a kind, tests and what a
+    strategy does at the end of a task are timed on this machine, on as many images as the time allows, and equal work
+    is given equal time; bytes are of what is held through training (weights, gradients, optimizer, what the strategy
+    keeps, all images), without the activations of a step. With early stopping updates and time are upper limits. The
+    weights hardly move, so nothing that would diverge in the run does so here.
+
+    seconds: how long the rehearsal may take, as far as single steps allow.
+    told: is called with each task before it is rehearsed.
+
+    Raises ConfigError as run() does, and RunError where the strategy fails.
     """
     check_plan(config, scenario)
-    rehearsals: list[_Rehearsal] = []
+    # Of all tasks that are tested after the first one, as many images as are tested at once.
+    tested = TESTED // (len(scenario.tasks) if config.evaluation.evaluate == "all" else 1)
+    tasks = [replace(task, test=_spaced(task.test, max(tested, 1))) for task in scenario.tasks]
+    still = config.replace(patience=None, eval_every="task", lr=STILL)
+    strategy = strategy_class(config.strategy, config.code)(**config.strategy_options)
+    with process_settings(still):
+        run = _Rehearsal(still, replace(scenario, tasks=tasks), strategy, trainer=_Steps)
+        run.deadline = run.trainer.deadline = time.monotonic() + seconds
+        for task in run.scenario.tasks:
+            told(task.index)
+            try:
+                run.learn(task)
+            except Exception as error:  # whatever a strategy raises
+                failure = run_error(error, task.index)
+                if failure is error:
+                    raise
+                raise failure from error
+    return _told(config, scenario, run)
 
-    def trainer(context: Context, strategy: Strategy) -> Trainer:
-        rehearsals.append(_Rehearsal(context, strategy))
-        return rehearsals[-1]
 
-    short = replace(scenario, tasks=[replace(task, test=_first(task.test)) for task in scenario.tasks])
-    quick = config.replace(patience=None, eval_every="task")
-    with tempfile.TemporaryDirectory() as folder:
-        record = execute(quick, short, RunFolder(folder), trainer=trainer).record
-    rehearsal = rehearsals[0]
-    tests = _tested(scenario) / max(_tested(short), 1)
+def _told(config: RunConfig, scenario: Scenario, run: "_Rehearsal") -> dict[str, Any]:
+    """Return the plan, with what was measured given to all work of its kind."""
+    steps: _Steps = run.trainer
+    tests = [len(task.test) for task in scenario.tasks]
+    every = [one for measured in steps.measured.values() for one in measured]
     tasks = []
-    for task, done in zip(scenario.tasks, record["tasks"], strict=True):
-        stages = rehearsal.stages.get(task.index, [])
-        counts = rehearsal.streamed.get(task.index) or {int(c): n for c, n in done["exemplars_per_class"].items()}
-        training = sum(stage.updates * stage.step_seconds for stage in stages)
+    for task, counts in zip(scenario.tasks, run.counts, strict=True):
+        stages = steps.stages.get(task.index, [])
+        training = sum(stage.updates * _usual(steps.measured.get(stage.kind) or every) for stage in stages)
+        n_tests = sum(tests if config.evaluation.evaluate == "all" else tests[: task.index + 1])
+        remembering = len(task.train) * _usual(run.remembered)
         tasks.append(
             {
                 "task": task.index,
@@ -67,17 +105,14 @@ def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
                 "updates": sum(stage.updates for stage in stages),
                 "exemplars": sum(counts.values()),
                 "exemplars_per_class": [min(counts.values(), default=0), max(counts.values(), default=0)],
-                "seconds": training + done["seconds"]["memory"] + done["seconds"]["evaluation"] * tests,
+                "seconds": training + remembering + n_tests * _usual(run.tested),
             }
         )
-    ledgers: list[dict[str, int]] = [
-        {k: n for k, n in entry["bytes"].items() if k != "exemplars"} for entry in record["ledger"]
-    ]
-    most = max(ledgers, key=lambda kept: sum(kept.values()))
+    most = max(run.kept, key=lambda kept: sum(kept.values()))
     held = {
         **most,
-        "gradients": rehearsal.gradient_bytes,
-        "optimizer": rehearsal.optimizer_bytes,
+        "gradients": steps.gradient_bytes,
+        "optimizer": steps.optimizer_bytes,
         "exemplars": max(task["exemplars"] for task in tasks) * scenario.train.images[0].numel(),
         "images": scenario.train.images.numel() + scenario.test.images.numel(),
     }
@@ -92,8 +127,8 @@ def plan_run(config: RunConfig, scenario: Scenario) -> dict[str, Any]:
         "bytes": held,
         "peak_bytes": sum(held.values()),
         "warnings": [
-            *(each.model_dump() for each in run_warnings(config, scenario, rehearsal.strategy)),
-            *(warning(config, rule, text).model_dump() for rule, text in rehearsal.remarks),
+            *(each.model_dump() for each in run_warnings(config, scenario, run.strategy)),
+            *(warning(config, rule, text).model_dump() for rule, text in steps.remarks),
         ],
     }
 
@@ -107,22 +142,125 @@ def check_plan(config: RunConfig, scenario: Scenario) -> None:
     check(config, scenario, kind(**config.strategy_options))
 
 
+# Seconds, and on how many images they were measured.
+Measured = list[tuple[float, int]]
+# The name of a stage, and whether it is of a later task than the first.
+Kind = tuple[str, bool]
+
+
+def _usual(measured: Measured) -> float:
+    """Return the median of what was measured on the most images; 0 where nothing was."""
+    most = max((n for _, n in measured), default=0)
+    return statistics.median([seconds for seconds, n in measured if n == most] or [0.0])
+
+
 @dataclass
-class _Rehearsed:
-    """A stage: its name, images and updates, and how long a step takes."""
+class _Stage:
+    """A stage: its name, images and updates, and the kind of its steps."""
 
     name: str
     images: int
     updates: int
-    step_seconds: float
+    kind: Kind
 
 
-class _Rehearsal(Trainer):
+class _Rehearsal(Run):
+    """Goes through the tasks of a run with as much of the work as there is time for."""
+
+    trainer: "_Steps"
+    deadline: float
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        # After each task: exemplars by class, and the bytes of what the strategy keeps.
+        self.counts: list[dict[int, int]] = []
+        self.kept: list[dict[str, int]] = []
+        # Seconds for an image of a task that is remembered, and for one that is tested.
+        self.remembered: Measured = []
+        self.tested: Measured = []
+        # Seconds of the task that took longest.
+        self.longest = 0.0
+
+    def learn(self, task: Task) -> None:
+        """Do what a run does in a task, briefly; where there is no time left, only what its counts need."""
+        began, strategy, scenario = time.monotonic(), self.strategy, self.scenario
+        vars(self.context.progress).update(vars(Progress(task=task.index)))
+        if self.config.per_task is not None:
+            values = self.config.per_task[task.index]
+            vars(strategy).update({name: value for name, value in values.items() if name != "lr"})
+        # A later task is like the second one.
+        self.trainer.counts_only = task.index > 1 and began + self.longest > self.deadline
+        view = self._view(task)
+        if task.index == 0:
+            self._seed("begin_run")
+            call_hook(strategy, "begin_run")
+        if strategy.memory is not None:
+            strategy.memory.expect(view.train.classes)
+        self._seed("begin_task")
+        call_hook(strategy, "begin_task", view)
+        full = self.config.model.head == "full"
+        grow_head(strategy.model, self.context, scenario.n_outputs if full else scenario.seen_outputs(task.index))
+        self.train(view)
+        self._remember(view)
+        self._test(task)
+        kept = measure(strategy, scenario)["bytes"]
+        self.kept.append({name: n for name, n in kept.items() if name != "exemplars"})
+        memory = strategy.memory
+        self.counts.append(self.trainer.streamed.get(task.index) or ({} if memory is None else memory.counts()))
+        for data in (view.train, view.validation, view.test):
+            data.expire()
+        self.longest = max(self.longest, time.monotonic() - began)
+
+    def _test(self, task: Task) -> None:
+        """Time the test of the tasks so far: after the first, and later where there is time for it."""
+        n = sum(len(t.test) for t in self.scenario.tasks[: task.index + 1])
+        if self.tested and (self.trainer.counts_only or not self._affords(n)):
+            return
+        started = time.perf_counter()
+        self._seed("evaluation")
+        n = int(evaluate(self.strategy, self.context, task.index).totals.sum())
+        self.tested.append(((time.perf_counter() - started) / max(n, 1), n))
+
+    def _remember(self, view: Task) -> None:
+        """Fill the memory, and end the task: with all of its images, or with some where that takes too long."""
+        strategy, n = self.strategy, len(view.train)
+        fully = strategy.traits.memory == "own" or (self._affords(n) and not self.trainer.counts_only)
+        some = view if fully else replace(view, train=_spaced(view.train, REMEMBERED))
+        started = time.perf_counter()
+        if fully or strategy.memory is None or not strategy.memory.needs_features:
+            self._fill_memory(view)
+        else:
+            if not self.trainer.counts_only:
+                with torch.no_grad():
+                    for batch in strategy.passes(some.train):
+                        class_features(strategy, batch.images)
+            generator = stream(self.config.seed, "memory", view.index)
+            noise = torch.randn(n, strategy.model.feature_dim, generator=generator)
+            strategy.memory.update(view.train.ids, view.train.classes, generator, noise)
+        if self.trainer.counts_only and not fully:
+            return
+        self._seed("end_task")
+        call_hook(strategy, "end_task", some)
+        self.remembered.append(((time.perf_counter() - started) / max(len(some.train), 1), len(some.train)))
+
+    def _affords(self, n: int) -> bool:
+        """Whether so many images go through the network in a small part of the time that is left."""
+        return n * self.trainer.seconds_an_image < (self.deadline - time.monotonic()) / PART
+
+
+class _Steps(Trainer):
     """Notes what each stage would be, and trains and times only its first steps."""
+
+    deadline: float
+    # Whether stages are only noted: there is no time to train.
+    counts_only = False
 
     def __init__(self, context: Context, strategy: Strategy) -> None:
         super().__init__(context, strategy)
-        self.stages: dict[int, list[_Rehearsed]] = {}
+        self.stages: dict[int, list[_Stage]] = {}
+        # Seconds of a step, and, by the clock that the deadline is on, of an image in the last one.
+        self.measured: dict[Kind, Measured] = {}
+        self.seconds_an_image = 0.0
         self.gradient_bytes = self.optimizer_bytes = 0
         # A memory that fills as the samples go by is filled apart, by all the samples that would.
         self.streamed: dict[int, dict[int, int]] = {}
@@ -130,21 +268,14 @@ class _Rehearsal(Trainer):
 
     def fit(self, stage: Stage, **_: Any) -> list[EpochRecord]:
         config, task = self.config, self.context.progress.task
-        ticks: list[float] = []
-
-        def tick(_: float | None) -> None:
-            if self.context.device.type == "cuda":
-                torch.cuda.synchronize(self.context.device)
-            ticks.append(time.perf_counter())
-
-        records = super().fit(replace(stage, epochs=None, iterations=REHEARSED), after_step=tick)
-        if not records:
-            return records
+        if not len(stage.data):
+            return super().fit(stage)
+        kind = (stage.name, task > 0)
+        records = [] if self.counts_only else self._measured(stage, kind)
         batches = self._first_epoch(stage)
         epochs = stage.epochs or (None if stage.iterations else config.training.epochs)
         updates = stage.iterations or (epochs * len(batches) if epochs else config.training.iterations or 0)
-        each = statistics.median(b - a for a, b in itertools.pairwise(ticks)) if len(ticks) > 1 else 0.0
-        self.stages.setdefault(task, []).append(_Rehearsed(stage.name, len(stage.data), updates, each))
+        self.stages.setdefault(task, []).append(_Stage(stage.name, len(stage.data), updates, kind))
         memory = self.strategy.memory
         if memory is not None and memory.streaming and self.strategy.traits.memory == "replayed":
             if self.apart is None:
@@ -154,11 +285,53 @@ class _Rehearsal(Trainer):
                 classes = self.context.scenario.train.classes[ids]
                 self.apart.update(ids, classes, stream(config.seed, "memory", task, step))
             self.streamed[task] = self.apart.counts()
+        return records
+
+    def _measured(self, stage: Stage, kind: Kind) -> list[EpochRecord]:
+        """Time a step: of a few images, and then of as many as there is time for, at most a whole batch."""
+        batch = min(self.config.training.batch_size, len(stage.data))
+        n = min(FEW, batch)
+        records, each = self._timed(stage, n, 2)
+        room = (self.deadline - time.monotonic()) / PART
+        more = min(batch, int(room / max(2 * self.seconds_an_image, 1e-9)))
+        if more > n:
+            n, steps = more, REHEARSED if REHEARSED * self.seconds_an_image * more < room else 2
+            records, each = self._timed(replace(stage, before=None), n, steps)
+        self.measured.setdefault(kind, []).append((each * batch / n, n))
         trained = [p for group in self.made.param_groups for p in group["params"]]
         state = [v for kept in self.made.state.values() for v in kept.values() if isinstance(v, Tensor)]
         self.gradient_bytes = max(self.gradient_bytes, _size(trained))
         self.optimizer_bytes = max(self.optimizer_bytes, _size(state))
         return records
+
+    def _timed(self, stage: Stage, n: int, steps: int) -> tuple[list[EpochRecord], float]:
+        """Take some steps of n images; return their records, and the seconds of a step without the first, cold one."""
+        ticks: list[float] = []
+        taken: list[float] = []
+
+        def tick(_: float | None) -> None:
+            if self.context.device.type == "cuda":
+                torch.cuda.synchronize(self.context.device)
+            ticks.append(time.perf_counter())
+            taken.append(time.monotonic())
+
+        config = self.config
+        short = replace(
+            stage,
+            # All steps within one epoch, where there are so many images.
+            data=_spaced(stage.data, n * steps),
+            epochs=None,
+            iterations=steps,
+            lr=None if stage.lr is None else STILL,
+            watched=False,
+        )
+        self.config = config.replace(batch_size=n, drop_last=False)
+        try:
+            records = super().fit(short, after_step=tick)
+        finally:
+            self.config = config
+        self.seconds_an_image = (taken[-1] - taken[-2]) / n
+        return records, statistics.median(b - a for a, b in itertools.pairwise(ticks))
 
     def optimizer(self, trained: dict[str, nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """Return the stage's optimizer, and keep it to measure."""
@@ -176,9 +349,6 @@ def _size(tensors: list[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _tested(scenario: Scenario) -> int:
-    return sum(len(task.test) for task in scenario.tasks)
-
-
-def _first(data: ImageSet) -> ImageSet:
-    return data.subset(torch.arange(min(TESTED, len(data))))
+def _spaced(data: ImageSet, n: int) -> ImageSet:
+    """Return n samples of a set, evenly spaced, so that classes that follow each other are all there."""
+    return data.subset(torch.arange(min(n, len(data))) * len(data) // max(min(n, len(data)), 1))

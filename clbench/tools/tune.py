@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ from clbench.learning.strategy import Strategy
 from clbench.results.result import Result
 from clbench.running.check import check
 from clbench.running.checkpoint import newest
+from clbench.running.display import Display, Named
 from clbench.running.folder import RunFolder
 from clbench.running.observer import Observer
 from clbench.running.packing import pack, unpack
 from clbench.running.process import process_settings
+from clbench.running.progress import Pace
 from clbench.running.resolve import _trainable_fields, parse_fields, prepare, resolve, strategy_class
 from clbench.running.run import Run, execute, runner_of
 from clbench.support.files import expanded, write_atomically
@@ -71,6 +74,7 @@ def tune(
     out: str | os.PathLike[str] | None = None,
     observer: Observer | None = None,
     told: Callable[[Trial], None] = lambda trial: None,
+    quiet: bool = False,
     **options: Any,
 ) -> Tuned:
     """Search for the hyper-parameters of a strategy on validation images, and write tune.json and best.toml.
@@ -84,7 +88,8 @@ def tune(
 
     space: what is searched, such as "strength=log:0.1:100,lr=0.01|0.1"; by default what the strategy declares, or the
     learning rate. options: as of run(); a Scenario brings its own validation split. told: called after each trial.
-    Finished trials are not repeated. Raises ConfigError before any training, RunError when every trial fails.
+    quiet: show no progress on stderr. Finished trials are not repeated. Raises ConfigError before any training,
+    RunError when every trial fails.
     """
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
@@ -121,7 +126,8 @@ def tune(
     key = hashlib.sha256(json.dumps([base.identity(), protocol, first, _texts(spaces)]).encode()).hexdigest()[:8]
     name = base.strategy.rpartition(":")[2]
     folder = expanded(out or Path("tuning", given.name, name, f"{protocol}-{key}"))
-    search = _Search(base, tasks, spaces, folder, observer, told)
+    display = Display({}, quiet=quiet)
+    search = _Search(base, tasks, spaces, folder, observer, told, display)
     record: dict[str, Any] = {
         "key": key,
         "scenario": given.name,
@@ -139,10 +145,11 @@ def tune(
     kept = _stored(folder, key)
     if kept is None or protocol != "continual" or kept["status"] != "done":
         write_record(folder, record | {"status": "running"})
-        if protocol == "continual":
-            record |= search.continual()
-        else:
-            record |= search.by_trials(TRIALS if trials is None else trials)
+        with display:
+            if protocol == "continual":
+                record |= search.continual()
+            else:
+                record |= search.by_trials(TRIALS if trials is None else trials)
         record["warnings"] = list(search.warnings.values())
         record["tuned_by"] = _tuned_by(record)
         record["status"] = "done"
@@ -214,10 +221,12 @@ class _Search:
         folder: Path,
         observer: Observer | None,
         told: Callable[[Trial], None],
+        display: Display,
     ) -> None:
         self.base, self.scenario, self.spaces = base, scenario, spaces
         self.kind = strategy_class(base.strategy)
         self.folder, self.observer, self.told = folder / "trials", observer, told
+        self.display = display
         self.trials: list[Trial] = []
         self.reused = 0
         # The first warning of each rule, for a reader of the trials.
@@ -288,7 +297,8 @@ class _Search:
             if result is not None and result.status == "done":
                 self.reused += 1
             else:
-                result = execute(config, self.scenario, folder, resume=True, observer=self.observer)
+                with self._shown(config, folder):
+                    result = execute(config, self.scenario, folder, resume=True, observer=self.observer)
         except ConfigError:
             raise
         except Exception as error:  # whatever a strategy raises: other values may do
@@ -309,13 +319,16 @@ class _Search:
         folder = RunFolder(self.folder / f"task-{task}" / name)
         with folder.lock(), process_settings(config):
             # It is judged on this task alone; its checkpoint is all that it leaves.
-            candidate = Run(config, scenario, strategy, observers=[self.observer or Observer()], store=folder)
+            pace = Pace(folder.path)
+            candidate = Run(config, scenario, strategy, observers=[self.observer or Observer(), pace], store=folder)
             learnt = newest(folder, type(strategy))
             if learnt is None or learnt.task <= task:
                 if before is not None:
                     candidate.begin_at(pack(before))
                 try:
-                    candidate.learn(scenario.tasks[task])
+                    with self._shown(config, folder), closing(pace):
+                        pace.begin(config, scenario, task)
+                        candidate.learn(scenario.tasks[task])
                 except Exception as error:  # as above
                     return None, (None, 0.0, _sentence(error))
                 learnt = newest(folder, type(strategy))
@@ -325,6 +338,16 @@ class _Search:
             self._hear(learnt.record["warnings"])
             score = done.recorded.accuracy[done.recorded.headline.matrix][task][task]
             return unpack(learnt.start, self.kind), (score, sum(done.seconds.values()), None)
+
+    @contextmanager
+    def _shown(self, config: RunConfig, folder: RunFolder) -> Iterator[None]:
+        """Show a trial while it goes on."""
+        label = f"trial {len(self.trials)} of {config.label}"
+        self.display.begins(folder.path, Named(label, config.seed))
+        try:
+            yield
+        finally:
+            self.display.finished(folder.path)
 
     def _hear(self, warnings: list[dict[str, str]]) -> None:
         self.warnings = {warning["rule"]: warning for warning in warnings} | self.warnings

@@ -1,6 +1,7 @@
 """Signals save and end a run; what would end the program from within a run never makes it look done."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -153,8 +154,16 @@ def command(*arguments: str, **more: Any) -> Any:
     return subprocess.run([CLBENCH, *arguments], capture_output=True, encoding="utf-8", timeout=120, **more)
 
 
-def ends_with(number: signal.Signals) -> tuple[int, str]:
-    return 128 + number, f"clbench: ended by {number.name}; what was saved is kept and can be continued\n"
+def ends_with(number: signal.Signals, arguments: list[str]) -> tuple[int, str]:
+    again = shlex.join(["clbench", *arguments, *(["--resume"] if arguments[0] == "run" else [])])
+    return 128 + number, f"clbench: ended by {number.name}; what was saved is kept and can be continued: {again}\n"
+
+
+def last_line(text: str) -> str:
+    """Return what a command ends with; the lines before it are its progress, and nothing else."""
+    *progress, last = text.splitlines(keepends=True)
+    assert all(", seed " in line for line in progress), text
+    return last
 
 
 @pytest.mark.parametrize(
@@ -163,7 +172,7 @@ def ends_with(number: signal.Signals) -> tuple[int, str]:
 def test_the_command_ends_with_the_code_of_the_signal_and_goes_on_from_the_step(number: signal.Signals) -> None:
     arguments = ["run", SCENARIO, "sends.py:Sends", "-p", f"number={int(number)}", "--out", "run", *TYPED]
     ended = command(*arguments)
-    assert (ended.returncode, ended.stderr) == ends_with(number)
+    assert (ended.returncode, last_line(ended.stderr)) == ends_with(number, arguments)
     assert json.loads(Path("run/run.json").read_text())["status"] == "running"
     assert Path("run/checkpoint.pt").is_file()
     assert command(*arguments, "--resume").returncode == 0
@@ -192,7 +201,7 @@ def test_workers_save_too(verb: str, number: signal.Signals) -> None:
         asked = ["-p", f"number={int(number)}", "-p", "to_parent=true", "--seeds", "2", "--no-references"]
         arguments = ["compare", SCENARIO, "sends.py:Sends", *asked, "--jobs", "2", *TYPED]
     ended = command(*arguments)
-    assert (ended.returncode, ended.stderr) == ends_with(number), ended.stderr
+    assert (ended.returncode, last_line(ended.stderr)) == ends_with(number, arguments), ended.stderr
     assert len(list(Path("runs").rglob("checkpoint.pt"))) == 2
     Path("resumes").touch()
     again = command(*arguments)
