@@ -184,7 +184,7 @@ class _Rehearsal(Run):
     def learn(self, task: Task) -> None:
         """Do what a run does in a task, briefly; where there is no time left, only what its counts need."""
         began, strategy, scenario = time.monotonic(), self.strategy, self.scenario
-        vars(self.context.progress).update(vars(Progress(task=task.index)))
+        self.context.progress.take_up(Progress(task=task.index))
         if self.config.per_task is not None:
             values = self.config.per_task[task.index]
             vars(strategy).update({name: value for name, value in values.items() if name != "lr"})
