@@ -73,8 +73,13 @@ class Column:
         return self.metric is not None and self.metric.better == "lower"
 
     def is_best(self, part: Comparison, row: StrategyRuns) -> bool:
-        """Tell whether a row is the best competitor in a metric, as printed: equal texts are equally good."""
-        competing = {one.label: one.spread(self.number).mean for one in part.rows if not one.is_reference}
+        """Tell whether a row is the best competitor in a metric, as printed: equal texts are equally good.
+
+        What has learned nothing is never the best, though it has nothing to forget either.
+        """
+        competing = {
+            one.label: one.spread(self.number).mean for one in part.rows if not one.is_reference and one.learns
+        }
         known = {label: mean for label, mean in competing.items() if mean is not None}
         if self.metric is None or len(known) < 2 or row.label not in known:
             return False

@@ -128,6 +128,11 @@ def _comparison(key: tuple[str, str, MatrixName, tuple[int, ...]], results: list
     strategies.sort(key=lambda rows: (not rows[0].is_reference, -(rows[0].spread("average_accuracy").mean or 0.0)))
     rows = [row for rows in strategies for row in rows]
     notes += _remarks(finished)
+    if idle := [(row.label, *row.just_learned[:2]) for row in rows if row.just_learned and not row.learns]:
+        told = ", ".join(
+            f"{label} {100 * accuracy:.1f} % (chance: {100 * chance:.1f} %)" for label, accuracy, chance in idle
+        )
+        notes.append(f"No better than chance on a task just learned, so that nothing of it is marked as best: {told}.")
     unfinished = {label: text for label, group in groups if (text := _unfinished(label, group))}
     return Comparison(scenario, setting, headline, sizes, rows, notes, unfinished)
 
