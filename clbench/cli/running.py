@@ -147,9 +147,10 @@ def compare_verb(
         ):
             outcomes.append(outcome)
             progress.finished(outcome)
-    results = [result for item in planned if (result := recorded(item)) is not None]
-    if any(result.status == "done" for result in results):
-        print_report(results, out / "report", as_json)
+    errors = {outcome.planned.folder: outcome.error for outcome in outcomes}
+    results = [result for item in planned if (result := recorded(item, errors.get(item.folder))) is not None]
+    if results:
+        print_report(results, out / "report", as_json, runs=out)
     raise_first_failure(outcomes)
 
 

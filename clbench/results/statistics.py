@@ -158,11 +158,8 @@ def half_width(sd: float, n: int, level: float = 0.95) -> float:
     """
     from scipy.special import stdtrit
 
-    if n < 2 or not 0 <= sd or not 0 < level < 1:
-        raise ConfigError(
-            f"n={n}, sd={sd!r}, level={level!r}: two or more values, an sd of 0 or more and a level between 0 and 1 are "
-            "accepted"
-        )
+    if n < 2 or not sd >= 0 or not 0 < level < 1:
+        raise ConfigError(f"n={n}, sd={sd!r}, level={level!r}: accepted are n >= 2, sd >= 0 and a level in (0, 1)")
     return float(stdtrit(n - 1, (1 + level) / 2)) * sd / sqrt(n)
 
 
