@@ -55,6 +55,7 @@ def _table(part: Comparison) -> str:
     rule = [r"\midrule"] if 0 < split < len(lines) else []
     return "\n".join(
         [
+            *(f"% {text}" for text in part.unfinished.values()),
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{escape(part.title)}. Percent, mean $\pm$ standard deviation ($n-1$) over {runs} runs; the "
