@@ -77,8 +77,8 @@ def _table(part: Comparison) -> str:
 
 def _marks(part: Comparison, column: Column) -> dict[str, str]:
     """Return the command for the printed numbers of the best and the second competitor; equal ones share it."""
-    rows = [row for row in competitors(part.rows) if row.spread(column.number).n and not row.is_naive and row.learns]
-    printed = {column.text(row.spread(column.number).mean or 0.0) for row in rows}
+    rows = [row for row in competitors(part.rows) if row.spread(column.number).n and not row.is_naive]
+    printed = {column.text(row.spread(column.number).mean or 0.0) for row in rows if row.learns}
     ordered = sorted(printed, key=float, reverse=not column.lower_is_better)
     return dict(zip(ordered, (r"\mathbf", r"\underline"), strict=False)) if len(rows) > 1 else {}
 

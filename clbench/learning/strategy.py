@@ -435,7 +435,7 @@ def remedies(strategy: Strategy) -> str:
     now = [f"a smaller {name} (now {value:g})" for name in weights if (value := getattr(strategy, name))]
     clip = strategy.config.training.clip
     clipping = "--clip 1" if clip is None else f"a smaller --clip (now {clip:g})"
-    return f"try {', '.join(['a smaller learning rate', *now])} or {clipping}, which clbench tune can choose"
+    return f"try {', '.join(['a smaller learning rate', *now])} or {clipping} (see clbench tune)"
 
 
 def given_task(task: int | None) -> int:
