@@ -1,5 +1,7 @@
 """Tables and figures, made from finished runs alone."""
 
+import contextlib
+import csv
 import os
 import re
 import sys
@@ -17,7 +19,7 @@ from clbench.reports.verdict import all_ranks
 from clbench.results.result import Result
 from clbench.support.files import expanded, write_atomically
 
-__all__ = ["write_comparisons", "write_figures", "write_report"]
+__all__ = ["earlier_results", "write_comparisons", "write_figures", "write_report"]
 
 # The one figure of several comparisons.
 OVERVIEW = "critical_difference"
@@ -33,10 +35,12 @@ def write_report(results: Sequence[Result], folder: str | os.PathLike[str]) -> l
 def write_comparisons(parts: Sequence[Comparison], folder: str | os.PathLike[str]) -> list[Path]:
     """Write report.html, report.md, report.tex, the tables as CSV and the figures; return their paths.
 
-    Raises RunError where they can't be written. A figure that fails is left out and named in report.md and on stderr.
+    Figures that a report.md in the folder shows, and this one does not, are removed. Raises RunError where the files
+    can't be written. A figure that fails is left out and named in report.md and on stderr.
     """
     folder = expanded(folder)
     written: list[Path] = []
+    shown_before = _shown(folder)
 
     def write(name: str, data: bytes | str) -> None:
         _write(folder / name, data)
@@ -73,7 +77,35 @@ def write_comparisons(parts: Sequence[Comparison], folder: str | os.PathLike[str
             report += pictures(setting, OVERVIEW, partial(critical_difference, parts, setting))
     report.append(markdown.definitions())
     write("report.md", "\n".join(report))
+    for stem in shown_before - _shown(folder):
+        for kind in figures.KINDS:
+            (folder / f"figures/{stem}.{kind}").unlink(missing_ok=True)
     return written
+
+
+def earlier_results(
+    folder: str | os.PathLike[str], results: Sequence[Result], runs: str | os.PathLike[str]
+) -> list[Result]:
+    """Return the runs of the report in a folder that are of other comparisons than these results are.
+
+    So one report can hold both. A comparison is of a scenario, a setting and sizes of tasks. The runs are looked for in
+    the folder `runs`, where `compare` put them; what is no longer there, or can't be read, is left out.
+    """
+    renewed = {(part.scenario, part.setting, " ".join(map(str, part.task_sizes))) for part in compare(results)}
+    found: dict[str, Result] = {}
+    # There may be no report yet, or a file of this name that another program left.
+    with contextlib.suppress(OSError, ValueError, csv.Error, KeyError):
+        with open(expanded(folder) / "runs.csv", encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            if (row["scenario"], row["setting"], row["task_sizes"]) in renewed or row["identity"] in found:
+                continue
+            for path in expanded(runs).glob(f"*/*/{int(row['seed'])}-{row['identity'][:8]}/run.json"):
+                with contextlib.suppress(ConfigError):
+                    result = Result.load(path)
+                    if result.recorded.identity == row["identity"]:
+                        found[row["identity"]] = result
+    return list(found.values())
 
 
 @checked
@@ -119,6 +151,14 @@ def _write(path: Path, data: bytes | str) -> None:
         write_atomically(path, data)
     except OSError as error:
         raise RunError(f"{path.parent}: {error.strerror or error}; the runs themselves are kept") from None
+
+
+def _shown(folder: Path) -> set[str]:
+    """Return the names, without ending, of the figures that the report.md in a folder shows."""
+    try:
+        return set(re.findall(r"\(figures/([^/()\s]+)\.png\)", (folder / "report.md").read_text("utf-8")))
+    except (OSError, UnicodeError):
+        return set()
 
 
 def _stems(parts: Sequence[Comparison]) -> list[str]:

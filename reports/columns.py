@@ -73,10 +73,13 @@ class Column:
         return self.metric is not None and self.metric.better == "lower"
 
     def is_best(self, part: Comparison, row: StrategyRuns) -> bool:
-        """Tell whether a row is the best competitor in a metric, as printed: equal texts are equally good."""
-        competing = {one.label: one.spread(self.number).mean for one in part.rows if not one.is_reference}
-        known = {label: mean for label, mean in competing.items() if mean is not None}
-        if self.metric is None or len(known) < 2 or row.label not in known:
+        """Tell whether a row is the best competitor in a metric, as printed: equal texts are equally good.
+
+        What has learned nothing is never the best, though it has nothing to forget either.
+        """
+        competing = {one.label: one for one in part.rows if not one.is_reference and one.spread(self.number).n}
+        known = {label: one.spread(self.number).mean or 0.0 for label, one in competing.items() if one.learns}
+        if self.metric is None or len(competing) < 2 or row.label not in known:
             return False
         best = min(known.values()) if self.lower_is_better else max(known.values())
         return percent(known[row.label]) == percent(best)

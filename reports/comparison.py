@@ -28,7 +28,7 @@ MACHINE = {"device", "threads", "compile", "deterministic"}
 # The rows and the title of a comparison show these fields already.
 SHOWN = {"strategy", "strategy_options", "scenario"}
 # The number of different reasons for unfinished runs of a strategy that are spelled out, and the letters of each.
-MOST_NAMED, MOST_REASON = 3, 160
+MOST_NAMED, MOST_REASON = 3, 240
 # A strategy without a memory has no budget, so that these fields count only where they are set.
 MEMORY = {"memory_size", "memory_per_class"}
 
@@ -128,6 +128,11 @@ def _comparison(key: tuple[str, str, MatrixName, tuple[int, ...]], results: list
     strategies.sort(key=lambda rows: (not rows[0].is_reference, -(rows[0].spread("average_accuracy").mean or 0.0)))
     rows = [row for rows in strategies for row in rows]
     notes += _remarks(finished)
+    if idle := [(row.label, *row.just_learned[:2]) for row in rows if row.just_learned and not row.learns]:
+        told = ", ".join(
+            f"{label} {100 * accuracy:.1f} % (chance: {100 * chance:.1f} %)" for label, accuracy, chance in idle
+        )
+        notes.append(f"No better than chance on a task just learned, so that nothing of it is marked as best: {told}.")
     unfinished = {label: text for label, group in groups if (text := _unfinished(label, group))}
     return Comparison(scenario, setting, headline, sizes, rows, notes, unfinished)
 

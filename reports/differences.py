@@ -3,37 +3,67 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
-from clbench.reports.strategy_runs import StrategyRuns
-from clbench.results.statistics import Paired, holm, paired, runs_needed, smallest_p
+from clbench.reports.strategy_runs import DIFFERENCE, StrategyRuns
+from clbench.results.statistics import FEWEST_IN_BOUNDS, Paired, half_width, holm, paired, runs_needed, smallest_p
 
 LEVEL = 0.05
+
+Standing = Literal["real", "clear", "not shown", "too few runs"]
 
 
 @dataclass(frozen=True)
 class Difference:
     """One strategy minus another in average accuracy, over the runs of the same seed and class order.
 
-    p: corrected by Holm, None where there is no test. runs_needed: pairs with which a difference of this size and
-    spread would be found (power 0.8), None where fewer than two pairs leave it unknown or next to nothing differs.
+    p: corrected by Holm, None where there is no test. tests: the pairs of competitors that it is corrected for.
+    runs_needed: pairs with which a difference of this size and spread would be found (power 0.8), None where fewer than
+    two pairs leave it unknown or next to nothing differs.
     """
 
     ours: StrategyRuns
     theirs: StrategyRuns
     paired: Paired
     p: float | None
+    tests: int
     runs_needed: int | None
+
+    @property
+    def standing(self) -> Standing:
+        """The conclusion: `real` (corrected p at most 0.05) or `not shown`, where the test can come out as real.
+
+        Where it can't, `clear` if Student's t interval leaves out 0 even when it is widened for all pairs of
+        competitors (Bonferroni), which takes three pairs and, other than the test, values like normal ones; otherwise
+        `too few runs`.
+        """
+        if self.p is not None and self.p <= LEVEL:
+            return "real"
+        if self.p is not None and smallest_p(self.paired.n, self.tests) <= LEVEL:
+            return "not shown"
+        one = self.paired
+        if one.n < FEWEST_IN_BOUNDS or not one.difference:
+            return "too few runs"
+        # Without an effect size the differences are all the same.
+        sd = one.difference / one.effect_size if one.effect_size else 0.0
+        return "clear" if abs(one.difference) > half_width(sd, one.n, 1 - LEVEL / self.tests) else "too few runs"
+
+    @property
+    def effect_size(self) -> float | None:
+        """Mean over standard deviation of the differences, where there is a test."""
+        return None if self.p is None else self.paired.effect_size
 
     @property
     def is_real(self) -> bool:
         """Whether the corrected p is at most 0.05."""
-        return self.p is not None and self.p <= LEVEL
+        return self.standing == "real"
 
 
 @dataclass(frozen=True)
 class Differences:
     """Every competitor against the best one, and against naive, unless that is the best one.
 
+    best: the highest average accuracy of those that learn anything; None where there are none.
     The best is picked by the numbers that are tested, so that p is corrected for all `tests` pairs of competitors.
     smallest_p: the smallest corrected p that these runs can give. note: why nothing can come out as real, or None.
     """
@@ -52,11 +82,14 @@ class Differences:
 
 
 def competitors(rows: Sequence[StrategyRuns]) -> list[StrategyRuns]:
-    """Return the competing rows, best first: the headline classifiers of all strategies but the upper reference."""
+    """Return the competing rows, best first: the headline classifiers of all strategies but the upper reference.
+
+    Those that have learned nothing are the last.
+    """
     competing = (row for row in rows if row.is_headline and not row.is_reference)
     return sorted(
         (row for row in competing if row.spread("average_accuracy").n),
-        key=lambda row: -(row.spread("average_accuracy").mean or 0.0),
+        key=lambda row: (not row.learns, -(row.spread("average_accuracy").mean or 0.0)),
     )
 
 
@@ -65,7 +98,7 @@ def differences(strategies: Sequence[StrategyRuns]) -> Differences:
     rows = competitors(strategies)
     values = [row.by_repetition("average_accuracy") for row in rows]
     places = list(combinations(range(len(rows)), 2))
-    pairs = [paired(values[i], values[j]) for i, j in places]
+    pairs = [paired(values[i], values[j], bounds=DIFFERENCE) for i, j in places]
     corrected = dict(zip(places, holm([one.p for one in pairs]), strict=True))
     tests = len(places)
 
@@ -73,11 +106,12 @@ def differences(strategies: Sequence[StrategyRuns]) -> Differences:
         made = []
         for i, row in enumerate(rows):
             if i != place:
-                one = paired(values[i], values[place])
+                one = paired(values[i], values[place], bounds=DIFFERENCE)
                 p = corrected[min(i, place), max(i, place)]
-                made.append(Difference(row, rows[place], one, p, _needed(one, tests)))
+                made.append(Difference(row, rows[place], one, p, tests, _needed(one, tests)))
         return made
 
+    best = 0 if rows and rows[0].learns else None
     naive = next((place for place, row in enumerate(rows) if row.is_naive), None)
     tested = [one.n for one in pairs if one.reason is None]
     smallest = min((smallest_p(n, tests) for n in tested), default=None)
@@ -90,9 +124,9 @@ def differences(strategies: Sequence[StrategyRuns]) -> Differences:
             f"p is {smallest:.2g}; it takes {_fewest(tests)} pairs."
         )
     return Differences(
-        best=rows[0] if rows else None,
-        against_best=against(0) if rows else [],
-        against_naive=against(naive) if naive else [],
+        best=None if best is None else rows[best],
+        against_best=[] if best is None else against(best),
+        against_naive=[] if naive is None or naive == best else against(naive),
         tests=tests,
         smallest_p=smallest,
         note=note,

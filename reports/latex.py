@@ -55,6 +55,7 @@ def _table(part: Comparison) -> str:
     rule = [r"\midrule"] if 0 < split < len(lines) else []
     return "\n".join(
         [
+            *(f"% {text}" for text in part.unfinished.values()),
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{escape(part.title)}. Percent, mean $\pm$ standard deviation ($n-1$) over {runs} runs; the "
@@ -77,7 +78,7 @@ def _table(part: Comparison) -> str:
 def _marks(part: Comparison, column: Column) -> dict[str, str]:
     """Return the command for the printed numbers of the best and the second competitor; equal ones share it."""
     rows = [row for row in competitors(part.rows) if row.spread(column.number).n and not row.is_naive]
-    printed = {column.text(row.spread(column.number).mean or 0.0) for row in rows}
+    printed = {column.text(row.spread(column.number).mean or 0.0) for row in rows if row.learns}
     ordered = sorted(printed, key=float, reverse=not column.lower_is_better)
     return dict(zip(ordered, (r"\mathbf", r"\underline"), strict=False)) if len(rows) > 1 else {}
 
@@ -87,7 +88,8 @@ def _cell(row: StrategyRuns, column: Column, marks: dict[str, str]) -> str:
     if mean is None:
         return "--"
     text = column.text(mean)
-    command = None if row.is_reference or row.is_naive or not row.is_headline else marks.get(text)
+    competes = row.is_headline and row.learns and not row.is_line
+    command = marks.get(text) if competes else None
     text = f"{command}{{{text}}}" if command else text
     spread = "" if sd is None else rf" \pm {column.text(sd)}"
     return f"${text}{spread}$" + ("" if n == row.n else f" ($n={n}$)")

@@ -210,23 +210,26 @@ def differences(part: Comparison) -> tuple[NumberTable | None, str]:
     for one in found.all:
         pair = one.paired
         ends = "" if pair.interval is None else f"{percent(pair.interval.low)} to {percent(pair.interval.high)}"
-        numbers = [(one.p, ".2g"), (pair.effect_size, ".1f"), (pair.probability_of_improvement, ".0%")]
+        numbers = [(one.p, ".2g"), (one.effect_size, ".1f"), (pair.probability_of_improvement, ".0%")]
         cells = [
             *(Cell(one.ours.label), Cell(one.theirs.label), Cell(str(pair.n), pair.n)),
             Cell(signed(pair.difference), pair.difference, ends, "best" if one.is_real else ""),
+            Cell(one.standing),
             *(Cell(digits(value, form), value) for value, form in [*numbers, (one.runs_needed, "d")]),
         ]
         rows.append((index[one.ours.label], cells))
     titles = {
         "n": "pairs of runs of the same seed and class order",
         "difference": "of average accuracy, percentage points, with its 95 % interval",
+        "verdict": "real: p at most 0.05; clear: too few pairs for that, but 0 is outside of the interval, widened for "
+        "all pairs of competitors",
         "p": "two-sided sign-flip permutation test, corrected by Holm",
-        "effect size": "mean over standard deviation of the differences",
+        "effect size": "mean over standard deviation of the differences, where there is a test",
         "ahead in": "share of the pairs in which the strategy is ahead",
         "runs needed": "pairs that would find a difference of this size (power 0.8)",
     }
     headings = [Heading("strategy", text=True), Heading("minus", text=True)]
-    headings += [Heading(title, note=note) for title, note in titles.items()]
+    headings += [Heading(title, text=title == "verdict", note=note) for title, note in titles.items()]
     said = [found.note] if found.note else []
     if found.smallest_p is not None and not found.note:
         said.append(f"Holm's correction counts {found.tests} pairs; the smallest p possible is {found.smallest_p:.2g}.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from clbench.config.errors import ConfigError
 from clbench.reports.published import Claim, claims
 from clbench.results.metrics import average_accuracies
-from clbench.results.statistics import spread
+from clbench.results.statistics import half_width, spread
 from clbench.support.files import write_atomically
 
 if TYPE_CHECKING:
@@ -124,11 +124,7 @@ def judge(claim: Claim, runs: Iterable[Measured]) -> Judgement:
 
 def half_interval(sd: float | None, n: int) -> float | None:
     """Return half the width of the 95 % t interval of a mean of n values; None of fewer than two."""
-    if sd is None or n < 2:
-        return None
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+    return None if sd is None or n < 2 else half_width(sd, n)
 
 
 def _bound(claim: Claim, sd: float | None, n: int) -> float:

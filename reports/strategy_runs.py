@@ -6,12 +6,15 @@ from functools import cached_property
 import numpy as np
 
 from clbench.reports.chart import Look
+from clbench.results.metrics import METRICS
 from clbench.results.result import Floats, Result
 from clbench.results.statistics import Interval, Spread, interval, spread
 
 Numbers = dict[str, float | None]
 # The seed, and the class order with the seed that it was drawn from.
 Repetition = tuple[int, tuple[tuple[int, ...], str]]
+# The least and the largest value of a share, and of a difference of two.
+SHARE, DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,51 @@ class StrategyRuns:
         return {name: spread(numbers.get(name) for numbers in self.numbers) for name in names}
 
     def interval(self, name: str) -> Interval | None:
-        """Return the 95 % confidence interval of the mean of a number; None below two runs that define it."""
-        return interval(numbers.get(name) for numbers in self.numbers)
+        """Return the 95 % confidence interval of the mean of a number; None below three runs that define it.
+
+        That of a metric holds nothing that the metric can't be. One of the user's own may be no share.
+        """
+        values = [value for numbers in self.numbers if (value := numbers.get(name)) is not None]
+        known = METRICS.get(name)
+        low, high = DIFFERENCE if known and known.unit == "points" else SHARE
+        return interval(values, bounds=(low, high) if all(low <= value <= high for value in values) else None)
+
+    @cached_property
+    def just_learned(self) -> tuple[float, float, float] | None:
+        """The mean accuracy on a task just learned, that of chance, and by how much it must exceed it; None: unknown.
+
+        A task's own outputs compete where that was recorded, so that neither forgetting nor other tasks count. Chance
+        is a draw among the outputs, or the untrained network where that is better. The excess is two standard errors,
+        which the number of test images gives.
+        """
+        excesses, levels, variances = [], [], []
+        for run in self.finished:
+            found = run.classifiers[self.classifier]
+            name = run.recorded.headline.matrix if found.task_aware is None else "task_aware"
+            matrix, untrained, n_seen = found[name], found.untrained[name], 0
+            for i, task in enumerate(run.recorded.scenario.tasks):
+                n_seen += len(task.classes)
+                competing = n_seen if name == "class_incremental" and run.setting == "class" else len(task.classes)
+                if matrix is None or np.isnan(matrix[i, i]):
+                    continue
+                before = np.nan if untrained is None else untrained[i]
+                levels.append(max(1 / competing, 0.0 if np.isnan(before) else before))
+                excesses.append(matrix[i, i] - levels[-1])
+                variances.append(levels[-1] * (1 - levels[-1]) / max(task.n_test, 1))
+        if not excesses:
+            return None
+        # The runs have the same test images, so that more of them make the error no smaller.
+        n_independent = len(excesses) / self.n
+        level = float(np.mean(levels))
+        return level + float(np.mean(excesses)), level, 2 * float(np.sqrt(np.mean(variances) / n_independent))
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is better than chance on a task just learned; True where nothing is known of that."""
+        if self.just_learned is None:
+            return True
+        accuracy, chance, excess = self.just_learned
+        return accuracy - chance > excess
 
     def by_repetition(self, name: str) -> dict[Repetition, float | None]:
         """Return a number of each run by (seed, class order), as `clbench.statistics.paired` takes it."""

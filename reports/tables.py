@@ -11,6 +11,7 @@ from clbench.reports.comparison import Comparison
 from clbench.reports.differences import Difference, Differences
 from clbench.reports.strategy_runs import StrategyRuns
 from clbench.reports.verdict import verdict
+from clbench.results.result import Result
 from clbench.support import fitted
 from clbench.support.fitted import Fitted
 
@@ -55,7 +56,8 @@ def comparison(parts: Sequence[Comparison]) -> "DataFrame":
 def runs(parts: Sequence[Comparison]) -> "DataFrame":
     """Return one row a run and classifier, with its seed, class order and every number.
 
-    Where some runs are not finished, there are two more columns: the status, and how many tasks are done.
+    Where some runs are not finished, there are more columns: the status, how many tasks are done, and where and why a
+    run failed.
     """
     import pandas as pd
 
@@ -69,13 +71,23 @@ def runs(parts: Sequence[Comparison]) -> "DataFrame":
                 "identity": run.recorded.identity,
                 "created": run.recorded.created,
             }
-            | ({"status": run.status, "tasks_done": len(run.recorded.tasks)} if some_are_not_done else {})
+            | (_state(run) if some_are_not_done else {})
             | numbers
             for part in parts
             for row in part.rows
             for run, numbers in zip(row.runs, row.numbers, strict=True)
         ]
     )
+
+
+def _state(run: Result) -> dict[str, Any]:
+    at = run.recorded.failed_at or {}
+    return {
+        "status": run.status,
+        "tasks_done": len(run.recorded.tasks),
+        **{f"failed_at_{name}": at.get(name) for name in ("task", "epoch", "step")},
+        "error": run.recorded.error,
+    }
 
 
 def _where(part: Comparison, row: StrategyRuns) -> dict[str, Any]:
@@ -117,12 +129,13 @@ DIFFERENCE_COLUMNS: dict[str, Callable[[Differences, Difference], object]] = {
     "difference": lambda _, one: one.paired.difference,
     "low": lambda _, one: one.paired.interval and one.paired.interval.low,
     "high": lambda _, one: one.paired.interval and one.paired.interval.high,
+    "verdict": lambda _, one: one.standing,
     "p": lambda _, one: one.paired.p,
     "p_holm": lambda _, one: one.p,
     "tests": lambda found, _: found.tests,
     "smallest_p_holm": lambda found, _: found.smallest_p,
     "wilcoxon_p": lambda _, one: one.paired.wilcoxon_p,
-    "effect_size": lambda _, one: one.paired.effect_size,
+    "effect_size": lambda _, one: one.effect_size,
     "probability_of_improvement": lambda _, one: one.paired.probability_of_improvement,
     "runs_needed": lambda _, one: one.runs_needed,
 }

@@ -8,7 +8,7 @@ import numpy as np
 from clbench.config.errors import ConfigError
 from clbench.reports.columns import percent
 from clbench.reports.comparison import Comparison
-from clbench.reports.differences import Difference, Differences, competitors
+from clbench.reports.differences import Difference, competitors
 from clbench.reports.strategy_runs import StrategyRuns, mean_over_runs
 from clbench.results.metrics import forgetting_by_task
 from clbench.results.statistics import Ranks, mean_ranks
@@ -42,6 +42,8 @@ def verdict(part: Comparison) -> str:
     found = part.differences
     best = found.best
     if best is None:
+        if competitors(part.rows):
+            return "No competitor has learned anything: none is better than chance on a task just learned."
         if any(not row.is_reference for row in part.rows):
             return "Nothing can be said yet: no competitor has a number."
         return "Nothing competes here: there are references alone."
@@ -51,29 +53,38 @@ def verdict(part: Comparison) -> str:
     interval = best.interval("average_accuracy")
     within = "" if interval is None else f", 95 % interval {percent(interval.low)} to {percent(interval.high)}"
     accuracy = f"{part.matrix(part.headline)} average accuracy"
-    first = f"{best.label} has the highest {accuracy}, {percent(mean)} % (n = {n}{within})"
+    higher = any((row.spread("average_accuracy").mean or 0.0) > mean for row in competitors(part.rows))
+    which = f"{accuracy} of those that learn anything" if higher else accuracy
+    first = f"{best.label} has the highest {which}, {percent(mean)} % (n = {n}{within})"
     if found.against_best:
         second = found.against_best[0]
         difference = second.paired.difference
         if difference is None:
             first += f"; nothing can be said of its lead over {second.ours.label}: {second.paired.reason}"
         else:
-            first += f", {percent(-difference)} points above {second.ours.label}: {_reality(second, found)}"
+            first += f", {percent(-difference)} points above {second.ours.label}: {_reality(second)}"
         for other in found.against_best[1:]:
-            if other.ours.is_naive and other.p is not None and not found.note:
-                first += f"; its lead over naive is {'real' if other.is_real else 'not shown to be real'}"
+            if other.ours.is_naive and other.standing != "too few runs":
+                real = {"real": "real", "clear": "clear", "not shown": "not shown to be real"}
+                first += f"; its lead over naive is {real[other.standing]}"
     else:
         first += "; there is nothing to compare it with"
     return f"{first}. {_forgets(best)}, {_costs(best)}."
 
 
-def _reality(one: Difference, found: Differences) -> str:
+def _reality(one: Difference) -> str:
     more = f"; about {one.runs_needed} runs of each would tell" if one.runs_needed else ""
-    if one.p is None or found.note:
-        return f"too few runs to tell whether that is real{more}"
-    if one.is_real:
+    if one.standing == "real":
         return f"a real difference (p = {one.p:.2g})"
-    return f"not shown to be real (p = {one.p:.2g}){more}"
+    if one.standing == "not shown":
+        return f"not shown to be real (p = {one.p:.2g}){more}"
+    n = one.paired.n
+    if one.standing == "clear":
+        widened = "" if one.tests == 1 else f", widened for all {one.tests} pairs of competitors,"
+        return f"a clear difference, whose interval{widened} leaves out 0, though {n} pairs are too few for the test"
+    always = n > 1 and one.paired.probability_of_improvement == 0
+    ahead = f" (it is ahead in {'both' if n == 2 else f'all {n}'} pairs)" if always else ""
+    return f"too few runs to tell whether that is real{ahead}{more}"
 
 
 def _forgets(row: StrategyRuns) -> str:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
 from clbench.config.errors import RunError
@@ -58,6 +59,22 @@ class QuadraticAnchor(Strategy):
         if not isinstance(active, slice):
             raise RunError("these samples are of several tasks, and compete among different outputs")
         return active
+
+
+class MeasuredAnchor(QuadraticAnchor):
+    """A quadratic penalty whose importance is measured on a task's samples when they are learnt.
+
+    A step of gradient descent on the penalty of one parameter overshoots, and soon diverges, where its importance times
+    the strength is large against 1 / learning rate; a limit on the importance rules that out.
+    """
+
+    importance_max: Annotated[float, Field(gt=0)] | None = None
+
+    def limited(self, measured: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what was measured, larger entries as the limit."""
+        if self.importance_max is None:
+            return measured
+        return {name: values.clamp(max=self.importance_max) for name, values in measured.items()}
 
 
 class PathAnchor(QuadraticAnchor, ABC):

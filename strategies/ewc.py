@@ -9,10 +9,10 @@ from torch import Tensor
 from clbench.data.scenario import Task
 from clbench.learning.importance import fisher_diagonal_of_batches, grown
 from clbench.learning.strategy import Traits
-from clbench.strategies._quadratic import QuadraticAnchor
+from clbench.strategies._quadratic import MeasuredAnchor
 
 
-class EWC(QuadraticAnchor):
+class EWC(MeasuredAnchor):
     """Elastic weight consolidation. Kirkpatrick et al. 2017, arXiv:1612.00796.
 
     penalty = strength / 2 * sum_k sum_i F_k,i (w_i - w*_k,i)^2, F_k the diagonal Fisher information after task k.
@@ -24,6 +24,7 @@ class EWC(QuadraticAnchor):
     fisher_labels: the labels are the true ones ("empirical"), drawn from the model ("sampled"), or F is the expectation
         over all labels ("exact").
     fisher_samples: the largest number of the task's images that F is a mean over; None takes all.
+    importance_max: the largest entry of a task's F, which greater ones are taken for; None is no limit.
     """
 
     traits = Traits(family="regularisation", paper="Kirkpatrick et al. 2017, arXiv:1612.00796", seeds_together=True)
@@ -68,10 +69,11 @@ class EWC(QuadraticAnchor):
         if self.fisher_samples is not None:
             data = data.subset(torch.randperm(len(data), generator=self.rng("samples"))[: self.fisher_samples])
         self.log("fisher_samples", len(data))
-        return fisher_diagonal_of_batches(
+        fisher = fisher_diagonal_of_batches(
             self.model,
             ((batch.images, batch.labels) for batch in self.passes(data)),
             label_mode=self.fisher_labels,
             active=self.competing(data),
             generator=self.rng("labels"),
         )
+        return self.limited(fisher)

@@ -122,7 +122,7 @@ def rows(planned: dict[str, Planned]) -> list[CrossCheck]:
                 f"{who} {end} with the weights of fine-tuning, to the bit (seed {config.seed}): nothing was done "
                 "against forgetting, so the difference is no matter of definitions"
             )
-        made.append(CrossCheck(method, own, other, paired(keys[0], keys[1]), differs, same))
+        made.append(CrossCheck(method, own, other, paired(keys[0], keys[1], bounds=(-1, 1)), differs, same))
     return made
 
 

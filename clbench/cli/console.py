@@ -48,19 +48,25 @@ def print_notes(warnings: Sequence[Mapping[str, str]]) -> None:
         screen().print(f"note: {warning['text']}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
-def print_report(results: "list[Result]", folder: Path, as_json: bool) -> None:
-    """Write the report of some results into a folder, and print its table."""
-    from clbench.reports import tables, write_comparisons
+def print_report(results: "list[Result]", folder: Path, as_json: bool, runs: Path | None = None) -> None:
+    """Write the report of some results into a folder, and print its table.
+
+    runs: the folder of the runs, where the report there is to keep its comparisons of other scenarios.
+    """
+    from clbench.reports import earlier_results, tables, write_comparisons
     from clbench.reports.comparison import compare
 
+    earlier = [] if runs is None else earlier_results(folder, results, runs)
+    write_comparisons(compare([*results, *earlier]), folder)
     parts = compare(results)
-    write_comparisons(parts, folder)
     if as_json:
         print(tables.comparison(parts).to_json(orient="records"))
         return
     stdout = screen()
     stdout.print(tables.render(parts))
-    stdout.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False, markup=False)
+    others = ", ".join(dict.fromkeys(part.scenario for part in compare(earlier))) if earlier else ""
+    beside = f" (beside the earlier comparison of {others})" if others else ""
+    stdout.print(f"report: {folder / 'report.html'}{beside}", soft_wrap=True, highlight=False, markup=False)
 
 
 def end(message: str, code: int) -> NoReturn:

@@ -136,9 +136,10 @@ def compare_verb(
     planned = plan(scenario, names, seeds=wanted, out=out, references=references, **fields)
     how = {"jobs": jobs, "force": force, "track": track, "seeds_together": seeds_together}
     outcomes = list(run_shown(planned, quiet=quiet or as_json, **how))
-    results = [result for item in planned if (result := recorded(item)) is not None]
-    if any(result.status == "done" for result in results):
-        print_report(results, out / "report", as_json)
+    errors = {outcome.planned.folder: outcome.error for outcome in outcomes}
+    results = [result for item in planned if (result := recorded(item, errors.get(item.folder))) is not None]
+    if results:
+        print_report(results, out / "report", as_json, runs=out)
     raise_first_failure(outcomes)
 
 

@@ -11,7 +11,7 @@ from clbench.config.errors import RunError
 from clbench.learning.losses import cross_entropy
 from clbench.learning.memory import Memory
 from clbench.learning.returned import class_scores
-from clbench.learning.strategy import Context, Strategy, eval_mode, spoilt
+from clbench.learning.strategy import Context, Strategy, eval_mode, remedies, spoilt
 
 
 def validation_loss(strategy: Strategy, context: Context) -> float:
@@ -29,7 +29,7 @@ def validation_loss(strategy: Strategy, context: Context) -> float:
             total += cross_entropy(scores, batch.labels, batch.active) * len(batch)
     loss = float(total) / len(task.validation)
     if not math.isfinite(loss):
-        cause = spoilt(strategy) or "try a smaller learning rate"
+        cause = spoilt(strategy) or remedies(strategy)
         raise RunError(f"the validation loss is {loss} in task {task.index}, epoch {context.progress.epoch}; {cause}")
     return loss
 

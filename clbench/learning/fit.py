@@ -12,7 +12,7 @@ from clbench.config.errors import RunError
 from clbench.config.run import RunConfig
 from clbench.learning.early_stopping import Best
 from clbench.learning.schedule import Plateau, Progressless, lr_multiplier
-from clbench.learning.strategy import Progress, Stage, Strategy
+from clbench.learning.strategy import Progress, Stage, Strategy, remedies
 from clbench.results.record import EpochRecord
 
 
@@ -36,6 +36,7 @@ class Fit:
         config: RunConfig,
     ) -> None:
         self.stage, self.trained, self.frozen, self.optimizer = stage, trained, frozen, optimizer
+        self.strategy = strategy
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.rows = FixedRows(strategy.model.head, stage.head_rows) if stage.head_rows is not None else None
         self.epochs = stage.epochs or (None if stage.iterations else config.training.epochs)
@@ -115,7 +116,7 @@ class Fit:
 
     def read_losses(self, progress: Progress, saved: str) -> float:
         """Read the losses that steps left on the device; return the mean of the epoch so far. See Tally.read."""
-        return self.tally.read(progress, self.trained, saved)
+        return self.tally.read(progress, self.trained, saved, self.strategy)
 
 
 @dataclass
@@ -145,11 +146,11 @@ class Tally:
         """Take up the terms of a step of the stage without reading them."""
         self._pending.append((step, {name: term.detach() for name, term in terms.items()}))
 
-    def read(self, progress: Progress, weights: dict[str, nn.Parameter], saved: str) -> float:
+    def read(self, progress: Progress, weights: dict[str, nn.Parameter], saved: str, strategy: Strategy) -> float:
         """Read what is pending and return the mean loss.
 
         Raises RunError for the first term that is not finite, and for weights that are not; it says where the run was
-        `saved`.
+        `saved`, and which options of the run and the `strategy` may help.
         """
         if self._pending:
             norm = total_norm([weight.detach() for weight in weights.values()])
@@ -159,14 +160,15 @@ class Tally:
             *values, size = stacked.tolist()
             for (step, name, _), value in zip(terms, values, strict=True):
                 if not math.isfinite(value):
-                    raise _diverged(f"the {name} loss is {value}", progress, step, saved)
+                    raise _diverged(f"the {name} loss is {value}", progress, step, saved, strategy)
                 self.sums[name] = self.sums.get(name, 0.0) + value
                 self.counts[name] = self.counts.get(name, 0) + 1
             if not math.isfinite(size):
                 # The norm of finite weights can overflow too.
                 wrong = [name for name, weight in weights.items() if not weight.isfinite().all()]
                 if wrong:
-                    raise _diverged(f"{wrong[0]} holds weights that are not finite", progress, terms[-1][0], saved)
+                    what = f"{wrong[0]} holds weights that are not finite"
+                    raise _diverged(what, progress, terms[-1][0], saved, strategy)
             self._pending.clear()
         return sum(self.means().values())
 
@@ -175,11 +177,11 @@ class Tally:
         return {name: total / self.counts[name] for name, total in self.sums.items()}
 
 
-def _diverged(what: str, progress: Progress, step: int, saved: str) -> RunError:
+def _diverged(what: str, progress: Progress, step: int, saved: str, strategy: Strategy) -> RunError:
     return RunError(
         f"{what} in task {progress.task}, stage {progress.stage!r}, epoch {progress.epoch}, step {step} at learning "
-        f"rate {progress.learning_rate:g}; try a smaller learning rate, or --resume --on-nan skip, which goes on from "
-        f"{saved} and leaves such steps out"
+        f"rate {progress.learning_rate:g}; {remedies(strategy)}, or --resume --on-nan skip, which goes on from {saved} "
+        "and leaves such steps out"
     )
 
 

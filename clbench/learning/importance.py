@@ -229,7 +229,9 @@ def mas_importance(
 def finite_importance(importance: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return importances by parameter as they are; raises RunError where one is not finite."""
     if wrong := not_finite(importance, "importance"):
-        raise RunError(f"{wrong}; a smaller learning rate may help, which keeps gradients finite")
+        raise RunError(
+            f"{wrong}, as gradients are not finite; a smaller learning rate or strength, or --clip 1, may help"
+        )
     return importance
 
 

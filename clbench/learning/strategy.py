@@ -19,6 +19,7 @@ from clbench.config.contract import Declared
 from clbench.config.errors import ConfigError, RunError, shown, unknown
 from clbench.config.registry import validate_options
 from clbench.config.run import RunConfig, Setting
+from clbench.config.space import Log, declared
 from clbench.data.batches import CONVOLVING_PASS_SIZE, Batch, Pipeline
 from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.learning.losses import cross_entropy
@@ -442,6 +443,15 @@ def spoilt(strategy: Strategy) -> str | None:
     # Another library's state is no attribute, and its loss names the options that it comes from.
     kept = {name: value for name, value in strategy.state().items() if name in vars(strategy)}
     return next(filter(None, (not_finite(value, f"self.{name}", infinite=True) for name, value in kept.items())), None)
+
+
+def remedies(strategy: Strategy) -> str:
+    """Return what may keep the numbers of a run finite: a smaller rate, smaller weights of its terms, or clipping."""
+    weights = [name for name, space in declared(strategy._options).items() if isinstance(space, Log)]
+    now = [f"a smaller {name} (now {value:g})" for name in weights if (value := getattr(strategy, name))]
+    clip = strategy.config.training.clip
+    clipping = "--clip 1" if clip is None else f"a smaller --clip (now {clip:g})"
+    return f"try {', '.join(['a smaller learning rate', *now])} or {clipping} (see clbench tune)"
 
 
 def given_task(task: int | None) -> int:

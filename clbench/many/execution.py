@@ -30,7 +30,7 @@ from clbench.running.display import Display, Named
 from clbench.running.folder import RunFolder, announce, default_folder, make_folder, superseded
 from clbench.running.observer import Observer
 from clbench.running.process import process_settings
-from clbench.running.recorder import other_packages
+from clbench.running.recorder import new_record, other_packages
 from clbench.running.resolve import prepare, resolve, strategy_class
 from clbench.running.run import execute
 from clbench.support.locks import InUseError, Watched, is_held
@@ -222,12 +222,26 @@ def run_status(item: PlannedRun) -> str:
     return "missing" if stored is None else stored.status
 
 
-def recorded(item: PlannedRun) -> Result | None:
-    """Return what the run's folder holds of it, finished or not; None where it holds nothing of this run."""
+def recorded(item: PlannedRun, error: str | None = None) -> Result | None:
+    """Return what the run's folder holds of it, finished or not; None where it holds nothing of this run.
+
+    error: the sentence with which the run ended. It stands in the result even where the run could not write it down, as
+    when its process was killed, or when it failed before it began.
+    """
     try:
-        return RunFolder(item.folder).existing(item.config)
+        stored = RunFolder(item.folder).existing(item.config)
+    except ConfigError:
+        stored = None
+    if error is None or (stored is not None and stored.status != "running"):
+        return stored
+    if stored is not None:
+        return Result(stored.record | {"status": "failed", "error": error})
+    try:
+        strategy = strategy_class(item.config.strategy, item.config.code)(**item.config.strategy_options)
+        record = new_record(item.config, prepare(item.config)[1], strategy)
     except ConfigError:
         return None
+    return Result(record.model_copy(update={"status": "failed", "error": error}))
 
 
 def raise_first_failure(outcomes: Sequence[Outcome]) -> None:

@@ -20,6 +20,8 @@ Key = TypeVar("Key", bound=tuple[Hashable, Hashable])
 
 # With fewer pairs no two-sided exact test reaches 0.05: two of the 2^5 sign patterns of five pairs are 0.0625.
 FEWEST_PAIRS = 6
+# The t interval of two values is 12.7 times as wide as they lie apart, which says nothing of a share.
+FEWEST_IN_BOUNDS = 3
 # Demsar 2006, sec. 3.2.2: with fewer than five data sets the assumed distribution of mean ranks does not hold.
 FEWEST_SCENARIOS = 5
 # The bootstrap has enough values to draw from when there are this many; docs/statistics.md shows what t and BCa cover.
@@ -40,7 +42,7 @@ class Spread(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """Confidence interval of a mean, and how it was made: `t` or `BCa`."""
+    """Confidence interval of a mean, and how it was made: `t`, `logit` (t on the logit scale) or `BCa`."""
 
     low: float
     high: float
@@ -102,19 +104,33 @@ def spread(values: Iterable[float | None]) -> Spread:
 
 
 @checked
-def interval(values: Iterable[float | None], level: float = 0.95) -> Interval | None:
+def interval(
+    values: Iterable[float | None], level: float = 0.95, bounds: tuple[float, float] | None = None
+) -> Interval | None:
     """Return the confidence interval of the mean: Student's t, from n = 20 on BCa bootstrap; None below n = 2.
 
     BCa (Efron 1987, JASA 82:171) draws 2,000 resamples with a fixed seed, so that the same values, in any order, give
-    the same interval. Raises ConfigError for a level outside (0, 1).
+    the same interval.
+
+    level: the share of such intervals that are to contain the mean.
+    bounds: the least and the largest value that there can be, such as (0, 1) of accuracies. The interval lies within
+        them: t is worked out on the logit scale of the mean m, where the standard error is that of m over m (1 - m), by
+        the delta method. Below n = 3 there is none.
+
+    Raises ConfigError for a level outside (0, 1), for bounds in the wrong order, and for values outside them.
     """
     if not 0 < level < 1:
         raise ConfigError(f"level={level!r}: a number between 0 and 1, such as 0.95, is accepted")
     defined = sorted(_defined(values))
-    if len(defined) < 2:
+    least, most = bounds or (-inf, inf)
+    if not least < most:
+        raise ConfigError(f"bounds={bounds!r}: the least and the largest value, such as (0, 1), are accepted")
+    if defined and not least <= defined[0] <= defined[-1] <= most:
+        raise ConfigError(f"values from {defined[0]:g} to {defined[-1]:g}: within bounds={bounds!r} is accepted")
+    if len(defined) < (2 if bounds is None else FEWEST_IN_BOUNDS):
         return None
     mean, sd = fmean(defined), stdev(defined)
-    method = "t" if len(defined) < BOOTSTRAP_FROM else "BCa"
+    method = "BCa" if len(defined) >= BOOTSTRAP_FROM else "t" if bounds is None else "logit"
     if sd == 0:
         return Interval(mean, mean, method)
     if method == "BCa":
@@ -122,18 +138,40 @@ def interval(values: Iterable[float | None], level: float = 0.95) -> Interval | 
         if isfinite(low) and isfinite(high):
             return Interval(low, high, method)
         method = "t"  # BCa is undefined if the values differ only by rounding
+    half = half_width(sd, len(defined), level)
+    if method == "t":
+        return Interval(max(mean - half, least), min(mean + half, most), method)
+    from scipy.special import expit, logit
+
+    share = (mean - least) / (most - least)
+    # Values that differ from a bound by rounding alone have their mean on it.
+    centre, half = float(logit(share)), half / (most - least) / (share * (1 - share)) if 0 < share < 1 else 0.0
+    low, high = (least + (most - least) * float(expit(end)) for end in (centre - half, centre + half))
+    return Interval(low, high, method)
+
+
+@checked
+def half_width(sd: float, n: int, level: float = 0.95) -> float:
+    """Return half the width of Student's t interval of the mean of n values with this standard deviation.
+
+    Raises ConfigError below two values, for a negative standard deviation and for a level outside (0, 1).
+    """
     from scipy.special import stdtrit
 
-    half = float(stdtrit(len(defined) - 1, (1 + level) / 2)) * sd / sqrt(len(defined))
-    return Interval(mean - half, mean + half, method)
+    if n < 2 or not sd >= 0 or not 0 < level < 1:
+        raise ConfigError(f"n={n}, sd={sd!r}, level={level!r}: accepted are n >= 2, sd >= 0 and a level in (0, 1)")
+    return float(stdtrit(n - 1, (1 + level) / 2)) * sd / sqrt(n)
 
 
 @checked
 def paired(
     ours: Mapping[Key, float | None],
     theirs: Mapping[Key, float | None],
+    bounds: tuple[float, float] | None = None,
 ) -> Paired:
     """Compare two strategies by the differences of their runs with the same key, (seed, class order).
+
+    bounds: the least and the largest difference that there can be, such as (-1, 1) of accuracies; see `interval`.
 
     Runs of one class order are not independent: if there are several orders, the mean difference of each counts as
     one pair. p is exact for up to 17 pairs and from 99,999 random flips (fixed seed) beyond. Below six pairs there
@@ -157,7 +195,7 @@ def paired(
     return Paired(
         n=n,
         difference=mean,
-        interval=interval(differences),
+        interval=interval(differences, bounds=bounds),
         p=None if reason else _flipped(tuple(sorted(differences if (mean or 0.0) > 0 else (-d for d in differences)))),
         wilcoxon_p=None if reason else _wilcoxon(differences),
         # There is none if the differences vary only by rounding.

@@ -32,6 +32,7 @@ from clbench.learning.strategy import (
     grow_head,
     is_lent,
     new_model,
+    remedies,
     spoilt,
 )
 from clbench.learning.trainer import Trainer, backbone_below
@@ -336,7 +337,7 @@ class Run:
             self.recorder.untrained(self.evaluate())
         n_train, epochs = self.train(view)
         trained = time.perf_counter()
-        self._demand_finite("after its training; try a smaller learning rate")
+        self._demand_finite(f"after its training; {remedies(strategy)}")
         self._fill_memory(view)
         self._seed("end_task")
         call_hook(strategy, "end_task", view)
@@ -579,8 +580,8 @@ class Run:
             features = torch.cat(parts)
             if not_finite(features, "features"):
                 raise RunError(
-                    f"the features of task {task.index}, by which exemplars are chosen, are not finite; try a smaller "
-                    "learning rate"
+                    f"the features of task {task.index}, by which exemplars are chosen, are not finite; "
+                    f"{remedies(strategy)}"
                 )
         memory.update(ids, classes, generator, features)
 

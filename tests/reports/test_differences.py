@@ -71,7 +71,8 @@ def test_below_six_runs_a_note_stands_instead_of_a_test(make_result: Make, compa
     text = markdown.section(part)
     assert "### Which differences are real?" in text
     assert "No test stands here: 5 pairs are too few for a test" in text
-    assert "too few runs to tell" in verdict(part)
+    assert "a clear difference" in verdict(part)
+    assert "real" not in verdict(part)
 
 
 def test_what_holm_leaves_unattainable_is_said(make_result: Make, compared: Compared) -> None:
@@ -82,7 +83,7 @@ def test_what_holm_leaves_unattainable_is_said(make_result: Make, compared: Comp
         "No difference can come out as real here: with 6 pairs of runs and 3 tests the smallest p is 0.094; "
         "it takes 7 pairs."
     )
-    assert "too few runs to tell" in verdict(compared(planted(make_result, 6)))
+    assert "a clear difference" in verdict(compared(planted(make_result, 6)))
     assert differences.differences(compared(planted(make_result, 7)).rows).note is None
 
 
@@ -103,7 +104,7 @@ def test_runs_without_a_common_seed_are_not_compared(make_result: Make, compared
     (one,) = differences.differences(part.rows).against_best
     assert (one.paired.n, one.paired.difference, one.runs_needed) == (0, None, None)
     assert "no seed and class order is common" in verdict(part)
-    assert "| `lwf` | `er` | 0 | - | - | - | - | - | - |" in markdown.section(part)
+    assert "| `lwf` | `er` | 0 | - | too few runs | - | - | - | - | - |" in markdown.section(part)
 
 
 def test_the_verdict_says_who_wins_whether_it_is_real_where_it_forgets_and_what_it_costs(
@@ -144,12 +145,19 @@ def test_equal_strategies_are_not_called_different(make_result: Make, compared: 
 
 
 def test_intervals_stand_beside_the_standard_deviations(make_result: Make) -> None:
-    """Averages .3 and .5: mean .4, half width 12.7062 * .1 (t with one degree of freedom, by hand)."""
-    frame = tables.comparison(compare(runs(make_result, "lwf", [0.3, 0.5])))
-    assert frame["average_accuracy_low"][0] == pytest.approx(0.4 - 1.27062, abs=1e-5)
-    assert frame["average_accuracy_high"][0] == pytest.approx(0.4 + 1.27062, abs=1e-5)
+    """Averages .2, .4, .6: mean .4, sd .2; t of two degrees of freedom is 4.3027: half width .49683.
+
+    logit(.4) = -.40547 and .49683 / (.4 * .6) = 2.07013 give 1 / (1 + exp(2.47559)) and 1 / (1 + exp(-1.66466)).
+    """
+    three = runs(make_result, "lwf", [0.2, 0.4, 0.6])
+    frame = tables.comparison(compare(three))
+    assert frame["average_accuracy_low"][0] == pytest.approx(0.07759, abs=1e-5)
+    assert frame["average_accuracy_high"][0] == pytest.approx(0.84086, abs=1e-5)
     assert pd.isna(frame["forgetting_low"][0])
-    assert "40.0 ± 14.1 [-87.1, 167.1]" in markdown.to_markdown(compare(runs(make_result, "lwf", [0.3, 0.5])))
+    assert "40.0 ± 20.0 [7.8, 84.1]" in markdown.to_markdown(compare(three))
+    two = runs(make_result, "lwf", [0.3, 0.5])
+    assert pd.isna(tables.comparison(compare(two))["average_accuracy_low"][0]), "two runs have none"
+    assert "| 40.0 ± 14.1 |" in markdown.to_markdown(compare(two))
     alone = tables.comparison(compare(runs(make_result, "lwf", [0.3])))
     assert pd.isna(alone["average_accuracy_low"][0])
 
