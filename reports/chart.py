@@ -239,7 +239,7 @@ class Panels:
     """The same chart of each strategy, side by side, as a part of the page or one figure.
 
     short: the title in the page's contents. about: what the page says first; table: what it shows first.
-    file: where the numbers are of those strategies that the page has no room for. folded: whether it is unfolded first.
+    file: where the numbers are of those strategies that the page has no room for.
     """
 
     title: str
@@ -248,7 +248,6 @@ class Panels:
     panels: Sequence[Panel]
     table: NumberTable | None = None
     file: str = "run.json"
-    folded: bool = False
 
 
 def lowest(curves: Sequence[Sequence[float]], every: int) -> list[int]:
@@ -271,9 +270,11 @@ def axis(label: str, values: Iterable[float], *, zero: bool = False, margin: flo
     return Axis(label, low, high, _ticks(low, high))
 
 
-def percent_axis(label: str) -> Axis:
-    """Return an axis from 0 to 100 percent."""
-    return Axis(label, 0, 100, [(v, str(v)) for v in (0, 25, 50, 75, 100)])
+def percent_axis(label: str, values: Iterable[float] = (100,)) -> Axis:
+    """Return an axis from 0 to 100 percent; to 20 or 50 where none of the values is larger."""
+    most = max((v for v in values if math.isfinite(v)), default=100)
+    high = next((v for v in (20, 50) if most <= v), 100)
+    return Axis(label, 0, high, [(v, str(v)) for v in range(0, high + 1, {20: 5, 50: 10, 100: 25}[high])])
 
 
 def steps_axis(label: str, n: int) -> Axis:

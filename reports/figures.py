@@ -5,6 +5,7 @@ import io
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clbench.reports.chart import Axis, Chart, HeatMap, Look, Panels, Series
+from clbench.results.result import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "D", "^", "v", "P", "*", "X", "<", ">", "p", "h")
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "--", "oo", "++")
-# Only references are dashed.
+# Only references are dashed. What has gaps is drawn later, so that lines that fall together show.
 LINES = ("-", "-.", ":")
 STROKES: dict[str, dict[str, Any]] = {
     "axis": {"color": "black", "linewidth": 0.9},
@@ -93,8 +95,7 @@ def draw(
     """
     # Without a date, the same runs give the same file.
     undated: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    medium = STYLES[style]
-    with _settings(medium):
+    with in_style(style) as medium:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         figure = render(drawing, title, medium)
@@ -128,9 +129,20 @@ def label(text: str, longest: int = LONGEST_NAME) -> str:
     return "\u200a" + text if text.startswith("_") else text
 
 
+def _fitting(inches: float, letters: float) -> int:
+    """Return how many letters of a size (points) a width has room for; on average they are 0.57 of it wide."""
+    return max(int(72 * inches / (0.57 * letters)), 8)
+
+
+def _wrapped(text: str, inches: float, letters: float) -> str:
+    """Return text in lines of that width."""
+    return "\n".join(textwrap.wrap(text, _fitting(inches, letters)))
+
+
 @contextlib.contextmanager
-def _settings(medium: FigureStyle) -> Iterator[None]:
+def in_style(style: str) -> Iterator[FigureStyle]:
     """Draw with matplotlib's own defaults and the style's settings, not with those of a matplotlibrc or MPLBACKEND."""
+    medium = STYLES[style]
     # An MPLBACKEND that matplotlib doesn't know would make its import fail, so it is hidden until then.
     backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
     try:
@@ -143,7 +155,7 @@ def _settings(medium: FigureStyle) -> Iterator[None]:
         with contextlib.suppress(ValueError):
             matplotlib.rcParams["backend"] = backend
     with matplotlib.style.context(["default", {"font.size": medium.letters, **MATPLOTLIB_SETTINGS, **medium.settings}]):
-        yield
+        yield medium
 
 
 def _single(chart: Chart, medium: FigureStyle) -> "Figure":
@@ -161,7 +173,9 @@ def _single(chart: Chart, medium: FigureStyle) -> "Figure":
     panel = figure.subplots()
     _draw(chart, panel)
     across = f"{chart.x.label} ({chart.runs})" if chart.kind == "bars" else chart.x.label
-    panel.set(xlabel=across, ylabel=chart.y.label)
+    # At its right end, a label has the room of the names at the left, too.
+    panel.set_xlabel(_wrapped(across, 0.95 * figure.get_figwidth(), medium.letters), loc="right")
+    panel.set_ylabel(_wrapped(chart.y.label, 0.95 * figure.get_figheight(), medium.letters))
     if chart.kind in ("lines", "points"):
         handles = [Line2D([], [], **_line(one.look, joined=chart.kind == "lines")) for one in chart.series]
         names = [_name(one.name, one.look) for one in chart.series]
@@ -198,8 +212,11 @@ def _grid(drawing: Panels, medium: FigureStyle) -> "Figure":
             image = _heat_map(one.drawing, panel)
         else:
             _draw(one.drawing, panel)
-        caption = f"\n{one.caption}" if one.caption else ""
-        panel.set_title(_name(one.name, one.look) + caption, fontsize="small")
+        # The letters of a title are smaller by a sixth.
+        title = [_role(one.look), one.caption]
+        room, letters = wide / across - 0.4, medium.letters / 1.2
+        lines = [_wrapped(text, room, letters) for text in title if text]
+        panel.set_title("\n".join([label(one.name, _fitting(room, letters)), *lines]), fontsize="small")
     for panel in axes[len(panels) - across : len(panels)]:
         panel.tick_params(labelbottom=True)
     figure.supxlabel(first.across if isinstance(first, HeatMap) else first.x.label, fontsize="medium")
@@ -229,12 +246,14 @@ def _draw(chart: Chart, panel: "Axes") -> None:
             _bar(one, panel)
         elif chart.kind == "points":
             style = _line(one.look, joined=False)
+            dx, dy = _within(chart.x, xs, dx), _within(chart.y, ys, dy)
             panel.errorbar(xs, ys, yerr=dy, xerr=dx, **style, elinewidth=0.8, capsize=2, clip_on=False)
         elif known:
             # Markers of no point would stretch the panel to the figure's corner.
             # References lie on top, where their dashes show what they cover.
             line = _line(one.look) | ({} if chart.marked else {"marker": ""})
-            panel.plot(xs, ys, **line, zorder=3 if one.look.kind in ("upper", "lower") else 2, clip_on=False)
+            above = 3.0 if one.look.kind in ("upper", "lower") else 2 + 0.1 * _gaps(one.look)
+            panel.plot(xs, ys, **line, zorder=above, clip_on=False)
             if dy is not None:
                 panel.fill_between(xs, ys - dy, ys + dy, color=line["color"], alpha=0.18, linewidth=0)
     for at in chart.rules:
@@ -257,6 +276,11 @@ def _draw(chart: Chart, panel: "Axes") -> None:
         panel.grid(axis="both" if chart.kind == "points" else "y", color="0.9", linewidth=0.6)
         if chart.kind == "points" and chart.y.low < 0 < chart.y.high:
             panel.axhline(0, color="black", linewidth=0.8, zorder=0)
+
+
+def _within(axis: Axis, at: Floats, spread: Floats | None) -> Floats | None:
+    """Return the lengths [2, n] of whiskers to both sides, which end where the axis ends."""
+    return None if spread is None else np.clip(np.stack([at - axis.low, axis.high - at]), 0, spread)
 
 
 def _bar(one: Series, panel: "Axes") -> None:
@@ -337,7 +361,7 @@ def _line(look: Look, *, joined: bool = True) -> dict[str, Any]:
         line = {
             "color": COLOURS[place % len(COLOURS)],
             "marker": MARKERS[place % len(MARKERS)],
-            "linestyle": LINES[place // len(COLOURS) % len(LINES)],
+            "linestyle": LINES[_gaps(look)],
         }
     else:
         colour, marker = ("black", "+") if look.kind == "upper" else ("0.45", "x")
@@ -345,10 +369,18 @@ def _line(look: Look, *, joined: bool = True) -> dict[str, Any]:
     return line if joined else line | {"linestyle": "none"}
 
 
+def _gaps(look: Look) -> int:
+    """Return which of LINES a competitor has: neighbours differ, and no two of the first 18 look the same."""
+    return (look.place + look.place // len(COLOURS)) % len(LINES) if look.kind == "competitor" else 0
+
+
 def _hatch(look: Look) -> str:
     return HATCHES[look.place % len(HATCHES)] if look.kind == "competitor" else ""
 
 
+def _role(look: Look) -> str:
+    return {"upper": "(upper reference)", "lower": "(lower reference)"}.get(look.kind, "")
+
+
 def _name(text: str, look: Look) -> str:
-    role = {"upper": " (upper reference)", "lower": " (lower reference)"}.get(look.kind, "")
-    return label(text) + role
+    return f"{label(text)} {_role(look)}".rstrip()

@@ -189,7 +189,7 @@ def test_a_critical_difference_diagram_needs_five_scenarios_and_joins_what_is_no
     bars = [line.get_xdata() for line in panel.lines if line.get_linewidth() == 3]
     assert [list(bar) for bar in bars] == [pytest.approx([0.95, 2.05]), pytest.approx([1.95, 3.05])]
     texts = {text.get_text().strip() for text in panel.texts}
-    assert {"er (1.00)", "lwf (2.00)", "naive (3.00)", "CD = 1.48"} <= texts
+    assert {"ER (1.00)", "LwF (2.00)", "naive (3.00)", "CD = 1.48"} <= texts
     write_figures(results, tmp_path, ["critical_difference"], kind="svg")
     assert (tmp_path / "class-critical_difference.svg").stat().st_size
     section = markdown.rank_section(parts)
@@ -214,7 +214,7 @@ def test_figures_for_papers_embed_their_letters_and_fit_a_column(
     assert float(box[1]) / 72 == pytest.approx(width)
     (path,) = write_figures(seven, tmp_path, ["average_accuracy"], kind="svg", style=style)
     svg = path.read_text()
-    assert ">feature-extraction</text>" in svg
+    assert ">feature extraction</text>" in svg
     assert (">split-mnist-5k, class-incremental" in svg) == (style == "talk"), "a paper has its caption"
     write_figures(seven, tmp_path, ["average_accuracy"], style=style)
     assert (tmp_path / "split-mnist-5k-class-average_accuracy.pdf").read_bytes() == pdf
@@ -275,7 +275,7 @@ def test_matrices_show_the_mean_over_seeds(make_result: Make, compared: Compared
 
 
 def test_long_names_keep_their_two_ends(make_result: Make, compared: Compared) -> None:
-    part = compared([make_result("er", label="er[" + "x" * 100 + "memory_size=500]")])
+    part = compared([make_result("lwf", label="er[" + "x" * 100 + "memory_size=500]")])
     (text,) = drawn("average_accuracy", part).legends[0].get_texts()
     assert text.get_text().startswith("er[")
     assert text.get_text().endswith("memory_size=500]"[-10:])
