@@ -306,7 +306,7 @@ def _heat_map(heat: HeatMap, panel: "Axes") -> Any:
     image = panel.imshow(heat.values, cmap="cividis", vmin=0, vmax=100, aspect="equal")
     panel.spines[:].set_visible(False)
     for axis, names in ((panel.xaxis, heat.columns), (panel.yaxis, heat.rows)):
-        shown = range(0, len(names), math.ceil(len(names) / 10))
+        shown = range(0, len(names), math.ceil(len(names) / (10 if len(names) <= NUMBERED else 7)))
         axis.set_ticks(shown, [label(names[k], 14) for k in shown])
     longest = max(map(len, heat.columns))
     panel.tick_params(length=2, labelsize="small")

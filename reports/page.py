@@ -19,6 +19,8 @@ from clbench.results.metrics import METRICS
 
 # Strategies up to which all are drawn at first; the legend switches the others on.
 MOST_DRAWN = 12
+# Charts that stand before the table: those of the accuracy and of the forgetting.
+LEADING = 2
 # Notes that stand above the numbers; the others are folded.
 MOST_NOTES = 6
 # Cells that a section's heat maps of one kind may have in all, so that the page stays small.
@@ -65,7 +67,7 @@ class Section:
     """One comparison with the tables and figures that the page shows of it; the template adds texts of its own.
 
     table, references: the competitors and the references, with the same columns; more: the other columns of all rows.
-    lead: the figure that stands beside the table, main: the others of all strategies. hidden: rows that the legend
+    lead: the figures that stand before the table, main: the others of all strategies. hidden: rows that the legend
     leaves out of the charts at first. left_out: what there is no room for, a sentence each.
     """
 
@@ -74,7 +76,7 @@ class Section:
     table: NumberTable
     references: NumberTable
     more: NumberTable | None
-    lead: Figure
+    lead: Sequence[Figure]
     main: Sequence[Figure]
     groups: Sequence[Group]
     hidden: Sequence[int]
@@ -119,8 +121,8 @@ def _section(part: Comparison, anchor: str) -> Section:
             table = drawing.table and _marked(part, drawing.table)
             groups.append(Group(name, drawing, table, figures, _task_keys(drawing)))
     competing = [i for i, row in enumerate(part.rows) if not row.is_line]
-    lead, *others = main
-    return Section(anchor, part, *_comparison_tables(part), lead, others, groups, competing[MOST_DRAWN:], left_out)
+    tables, hidden = _comparison_tables(part), competing[MOST_DRAWN:]
+    return Section(anchor, part, *tables, main[:LEADING], main[LEADING:], groups, hidden, left_out)
 
 
 def _task_keys(drawing: Panels) -> list[tuple[Markup, str]]:
