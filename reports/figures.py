@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clbench.reports.chart import Axis, Chart, HeatMap, Look, Panels, Series
+from clbench.reports.chart import Axis, Chart, HeatMap, Look, Panels, Series, shortened, spaced, text_width
 from clbench.results.result import Floats
 
 if TYPE_CHECKING:
@@ -30,7 +30,12 @@ STROKES: dict[str, dict[str, Any]] = {
     "leader": {"color": "0.4", "linewidth": 0.9, "zorder": 1},
     "bar": {"color": "black", "linewidth": 3, "solid_capstyle": "round"},
 }
-LONGEST_NAME = 28
+# The room of a name, in sizes of its letters.
+LONGEST_NAME = 16.0
+# Up to so many inches, there is no room for a legend at the side.
+NARROW = 5.0
+# Up to so many lines, the names stand at their ends; of more there is a legend.
+MOST_NAMED = 14
 # Up to so many columns, the cells of a heat map have room for their numbers.
 NUMBERED = 10
 
@@ -114,29 +119,25 @@ def render(drawing: Chart | Panels, title: str = "", medium: FigureStyle = SCREE
     """Return a chart as a figure of matplotlib."""
     figure = _grid(drawing, medium) if isinstance(drawing, Panels) else _single(drawing, medium)
     if medium.titled:
-        # An inch holds some 11 letters of ten points.
-        text = label(title, int(99 / medium.letters * figure.get_figwidth()))
+        # Its letters are larger by a fifth.
+        text = label(title, 0.98 * 72 * figure.get_figwidth() / (1.2 * medium.letters))
         figure.suptitle(text, x=0.01, horizontalalignment="left", fontsize="large")
     return figure
 
 
-def label(text: str, longest: int = LONGEST_NAME) -> str:
-    """Return text as matplotlib shows it literally: no formula, not too long, not hidden by an underscore."""
-    if len(text) > longest:
-        text = text[: longest // 2] + "…" + text[-(longest // 2) :]
-    text = text.replace("$", r"\$")
+def label(text: str, room: float = LONGEST_NAME) -> str:
+    """Return text as matplotlib shows it literally: no formula, not too long, not hidden by an underscore.
+
+    room: its width at most, in sizes of its letters.
+    """
+    text = shortened(text, room).replace("$", r"\$")
     # A legend leaves out names that begin with an underscore.
     return "\u200a" + text if text.startswith("_") else text
 
 
-def _fitting(inches: float, letters: float) -> int:
-    """Return how many letters of a size (points) a width has room for; on average they are 0.57 of it wide."""
-    return max(int(72 * inches / (0.57 * letters)), 8)
-
-
-def _wrapped(text: str, inches: float, letters: float) -> str:
-    """Return text in lines of that width."""
-    return "\n".join(textwrap.wrap(text, _fitting(inches, letters)))
+def _wrapped(text: str, room: float) -> str:
+    """Return text in lines of that width, in sizes of its letters, of which 0.57 is the mean width."""
+    return "\n".join(textwrap.wrap(text, max(int(room / 0.57), 8)))
 
 
 @contextlib.contextmanager
@@ -172,13 +173,24 @@ def _single(chart: Chart, medium: FigureStyle) -> "Figure":
     figure = Figure(figsize=(medium.column, height * medium.letters / SCREEN.letters), layout="constrained")
     panel = figure.subplots()
     _draw(chart, panel)
-    across = f"{chart.x.label} ({chart.runs})" if chart.kind == "bars" else chart.x.label
+    directly = chart.kind == "lines" and n <= MOST_NAMED
+    remarks = [chart.runs]
+    if directly and any(one.look.kind in ("upper", "lower") for one in chart.series):
+        remarks.append("dashed: references")
+    told = "; ".join(filter(None, remarks))
+    across = f"{chart.x.label} ({told})" if told and (directly or chart.kind == "bars") else chart.x.label
+    # Widths and heights in sizes of the letters; names at the side are smaller by a sixth, and have markers.
+    wide, high = (72 * inches / medium.letters for inches in figure.get_size_inches())
+    names = [label(one.name, 0.35 * wide) if directly else _name(one.name, one.look) for one in chart.series]
+    beside = directly or (chart.kind == "points" and medium.column > NARROW)
+    taken = max(map(text_width, names)) / 1.2 + 3 if beside else 0
     # At its right end, a label has the room of the names at the left, too.
-    panel.set_xlabel(_wrapped(across, 0.95 * figure.get_figwidth(), medium.letters), loc="right")
-    panel.set_ylabel(_wrapped(chart.y.label, 0.95 * figure.get_figheight(), medium.letters))
-    if chart.kind in ("lines", "points"):
+    panel.set_xlabel(_wrapped(across, 0.95 * wide - taken), loc="right")
+    panel.set_ylabel(_wrapped(chart.y.label, 0.95 * high))
+    if directly:
+        _name_ends(chart, panel, names, medium)
+    elif chart.kind in ("lines", "points"):
         handles = [Line2D([], [], **_line(one.look, joined=chart.kind == "lines")) for one in chart.series]
-        names = [_name(one.name, one.look) for one in chart.series]
         if chart.front:
             handles.append(Line2D([], [], color="0.3", linewidth=0.9))
             names.append("Pareto front")
@@ -200,7 +212,9 @@ def _grid(drawing: Panels, medium: FigureStyle) -> "Figure":
     down = math.ceil(len(panels) / across)
     natural = max(across * width + 1.2, 5.0)
     wide = natural if medium.page is None else min(medium.page, natural * medium.letters / SCREEN.letters)
-    figure = Figure(figsize=(wide, down * height * wide / natural + 0.7), layout="constrained")
+    figure = Figure(
+        figsize=(wide, down * (height * wide / natural + 0.03 * medium.letters) + 0.7), layout="constrained"
+    )
     charts = [one.drawing for one in panels if isinstance(one.drawing, Chart)]
     share = bool(charts) and all((one.x, one.y) == (charts[0].x, charts[0].y) for one in charts)
     axes = figure.subplots(down, across, squeeze=False, sharex=share, sharey=share).ravel().tolist()
@@ -213,10 +227,9 @@ def _grid(drawing: Panels, medium: FigureStyle) -> "Figure":
         else:
             _draw(one.drawing, panel)
         # The letters of a title are smaller by a sixth.
-        title = [_role(one.look), one.caption]
-        room, letters = wide / across - 0.4, medium.letters / 1.2
-        lines = [_wrapped(text, room, letters) for text in title if text]
-        panel.set_title("\n".join([label(one.name, _fitting(room, letters)), *lines]), fontsize="small")
+        room = 72 * (wide / across - 0.4) / (medium.letters / 1.2)
+        lines = [_wrapped(text, room) for text in (_role(one.look), one.caption) if text]
+        panel.set_title("\n".join([label(one.name, min(room, LONGEST_NAME)), *lines]), fontsize="small")
     for panel in axes[len(panels) - across : len(panels)]:
         panel.tick_params(labelbottom=True)
     figure.supxlabel(first.across if isinstance(first, HeatMap) else first.x.label, fontsize="medium")
@@ -231,6 +244,8 @@ def _grid(drawing: Panels, medium: FigureStyle) -> "Figure":
 
 def _draw(chart: Chart, panel: "Axes") -> None:
     """Draw the marks of a chart, its axes, and the lines that help to read them."""
+    import matplotlib
+
     _scale(panel, "x", chart.x)
     _scale(panel, "y", chart.y)
     panel.set_axisbelow(True)
@@ -253,7 +268,7 @@ def _draw(chart: Chart, panel: "Axes") -> None:
             # References lie on top, where their dashes show what they cover.
             line = _line(one.look) | ({} if chart.marked else {"marker": ""})
             above = 3.0 if one.look.kind in ("upper", "lower") else 2 + 0.1 * _gaps(one.look)
-            panel.plot(xs, ys, **line, zorder=above, clip_on=False)
+            panel.plot(xs, ys, **line, label=label(one.name), zorder=above, clip_on=False)
             if dy is not None:
                 panel.fill_between(xs, ys - dy, ys + dy, color=line["color"], alpha=0.18, linewidth=0)
     for at in chart.rules:
@@ -271,7 +286,9 @@ def _draw(chart: Chart, panel: "Axes") -> None:
         panel.axis("off")
     elif chart.kind == "bars":
         panel.axvline(0, color="black", linewidth=0.8)
-        panel.set_yticks(range(len(chart.series)), [_name(one.name, one.look) for one in chart.series])
+        figure = panel.get_figure(root=True)
+        room = min(0.3 * 72 * figure.get_figwidth() / matplotlib.rcParams["font.size"], LONGEST_NAME)
+        panel.set_yticks(range(len(chart.series)), [_name(one.name, one.look, room) for one in chart.series])
     else:
         panel.grid(axis="both" if chart.kind == "points" else "y", color="0.9", linewidth=0.6)
         if chart.kind == "points" and chart.y.low < 0 < chart.y.high:
@@ -307,7 +324,7 @@ def _heat_map(heat: HeatMap, panel: "Axes") -> Any:
     panel.spines[:].set_visible(False)
     for axis, names in ((panel.xaxis, heat.columns), (panel.yaxis, heat.rows)):
         shown = range(0, len(names), math.ceil(len(names) / (10 if len(names) <= NUMBERED else 7)))
-        axis.set_ticks(shown, [label(names[k], 14) for k in shown])
+        axis.set_ticks(shown, [label(names[k], 9) for k in shown])
     longest = max(map(len, heat.columns))
     panel.tick_params(length=2, labelsize="small")
     panel.tick_params(axis="x", labelrotation=90 if longest > 2 else 0)
@@ -330,12 +347,27 @@ def _scale(panel: "Axes", which: str, axis: Axis) -> None:
 
 def _legend(figure: "Figure", handles: Sequence[Any], names: Sequence[str], title: str) -> None:
     """Put the legend beside the panel, or below it where a column has no room at its side."""
-    if figure.get_figwidth() > 5:
+    if figure.get_figwidth() > NARROW:
         figure.legend(handles, names, loc="outside right center", title=title)
         return
     columns = 1 if max(map(len, names)) > 25 else 2
     figure.set_figheight(figure.get_figheight() + 0.13 * math.ceil(len(names) / columns))
     figure.legend(handles, names, loc="outside lower center", title=title, ncols=columns, columnspacing=1.0)
+
+
+def _name_ends(chart: Chart, panel: "Axes", names: Sequence[str], medium: FigureStyle) -> None:
+    """Put the name and the marker of each line at its end, where they do not cover each other."""
+    from matplotlib.lines import Line2D
+
+    figure = panel.get_figure(root=True)
+    ends = [(one, name, one.y[one.known[-1]]) for one, name in zip(chart.series, names, strict=True) if one.known]
+    # The panel takes about two thirds of the figure's height, and small letters are 0.83 of the size.
+    gap = 1.2 * 0.83 * medium.letters / (0.62 * 72 * figure.get_figheight())
+    heights = spaced([chart.y.share(end) for *_, end in ends], gap, 1.0)
+    for (one, name, _), height in zip(ends, heights, strict=True):
+        mark = Line2D([1.04], [height], transform=panel.transAxes, **_line(one.look, joined=False))
+        figure.add_artist(mark)
+        panel.text(1.08, height, name, transform=panel.transAxes, va="center", fontsize="small")
 
 
 def _task_legend(figure: "Figure", named: dict[str, tuple[Look, bool]]) -> None:
@@ -382,5 +414,5 @@ def _role(look: Look) -> str:
     return {"upper": "(upper reference)", "lower": "(lower reference)"}.get(look.kind, "")
 
 
-def _name(text: str, look: Look) -> str:
-    return f"{label(text)} {_role(look)}".rstrip()
+def _name(text: str, look: Look, room: float = LONGEST_NAME) -> str:
+    return f"{label(text, room)} {_role(look)}".rstrip()

@@ -6,12 +6,23 @@ drawn numbers themselves.
 
 import math
 import textwrap
-import unicodedata
 from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from clbench.reports.chart import Axis, Cell, Chart, Heading, HeatMap, Look, NumberTable, Series
+from clbench.reports.chart import (
+    Axis,
+    Cell,
+    Chart,
+    Heading,
+    HeatMap,
+    Look,
+    NumberTable,
+    Series,
+    shortened,
+    spaced,
+    text_width,
+)
 
 WIDE, SMALL = (440, 280), (300, 180)
 COLOURS, MARKERS, DASHES = 6, 8, 4
@@ -122,33 +133,6 @@ def draw(chart: Chart, *, small: bool = False) -> Markup:
     )
 
 
-def text_width(text: str, letters: float) -> float:
-    """Return at least the width of text in a usual sans-serif typeface with letters of that size."""
-    return letters * sum(map(_letter_width, text))
-
-
-def _letter_width(letter: str) -> float:
-    """Return the width of a letter in its size; measured on DejaVu Sans, which is wider than most."""
-    if unicodedata.combining(letter):
-        return 0.0
-    if ord(letter) > 0x2FF:
-        return 1.05
-    if letter in "WM@%mw±—":
-        return 1.0
-    if letter in " .,:;|!'ijl()[]/\\ftr-":
-        return 0.42
-    return 0.8 if letter.isupper() else 0.66
-
-
-def _fitted(text: str, room: float, letters: float) -> str:
-    """Return text that fits into the room; of one that is too long, its two ends around an ellipsis."""
-    fitted, kept = text, len(text)
-    while kept and text_width(fitted, letters) > room:
-        kept -= 1
-        fitted = f"{text[: kept - kept // 2].rstrip()}…{text[len(text) - kept // 2 :].lstrip()}"
-    return fitted
-
-
 class _Frame:
     """The area of a chart inside its axes, and where a value lies on it."""
 
@@ -177,11 +161,11 @@ class _Frame:
         """Return the label of an axis in as many lines as it needs."""
         if text_width(text, self.letters) <= room:
             return [text] if text else []
-        return [_fitted(line, room, self.letters) for line in textwrap.wrap(text, int(room / self.letters / 0.66))]
+        return [shortened(line, room, self.letters) for line in textwrap.wrap(text, int(room / self.letters / 0.66))]
 
     def text(self, text: str, x: float, y: float, css: str, room: float) -> str:
         """Return text at a place, as much of it as there is room for; all of it is told under the pointer."""
-        fitted = _fitted(text, room, self.letters)
+        fitted = shortened(text, room, self.letters)
         more = "" if fitted == text else f"<title>{escape(text.strip())}</title>"
         return f'<text class="{css}" x="{_n(x)}" y="{_n(y)}" dy=".35em">{escape(fitted)}{more}</text>'
 
@@ -248,17 +232,11 @@ def _named(chart: Chart, small: bool) -> list[Series]:
 def _end_labels(chart: Chart, frame: _Frame, small: bool) -> list[str]:
     """Return the names at the ends of the lines, at heights where they do not cover each other."""
     parts: list[str] = []
-    named = sorted(_named(chart, small), key=lambda one: one.y[one.known[-1]])
-    free = frame.bottom + frame.letters / 2
-    heights = []
-    for one in named:
-        free = min(frame.y(one.y[one.known[-1]]), free - frame.letters)
-        heights.append(free)
-    # What was pushed out at the top moves down again.
-    free = frame.top - frame.letters / 2
-    for k in reversed(range(len(heights))):
-        heights[k] = free = max(heights[k], free + frame.letters)
-    for one, at in zip(named, heights, strict=True):
+    named = _named(chart, small)
+    # Heights count upwards, y downwards.
+    heights = spaced([-frame.y(one.y[one.known[-1]]) for one in named], frame.letters, frame.letters / 2 - frame.top)
+    for one, height in zip(named, heights, strict=True):
+        at = -height
         if small:
             parts.append(frame.text(str(one.look.place), frame.right + 3, at, "s lb", frame.size[0] - frame.right - 3))
             continue
