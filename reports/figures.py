@@ -181,7 +181,8 @@ def _single(chart: Chart, medium: FigureStyle) -> "Figure":
     across = f"{chart.x.label} ({told})" if told and (directly or chart.kind == "bars") else chart.x.label
     # Widths and heights in sizes of the letters; names at the side are smaller by a sixth, and have markers.
     wide, high = (72 * inches / medium.letters for inches in figure.get_size_inches())
-    names = [label(one.name, 0.35 * wide) if directly else _name(one.name, one.look) for one in chart.series]
+    room = min(0.35 * wide, LONGEST_NAME)
+    names = [label(one.name, room) if directly else _name(one.name, one.look) for one in chart.series]
     beside = directly or (chart.kind == "points" and medium.column > NARROW)
     taken = max(map(text_width, names)) / 1.2 + 3 if beside else 0
     # At its right end, a label has the room of the names at the left, too.
