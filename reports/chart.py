@@ -316,10 +316,10 @@ def axis(label: str, values: Iterable[float], *, zero: bool = False, margin: flo
 
 
 def percent_axis(label: str, values: Iterable[float] = (100,)) -> Axis:
-    """Return an axis from 0 to 100 percent; to 20 or 50 where none of the values is larger."""
+    """Return an axis from 0 to 100 percent; to 20, 30, 40 or 50 where none of the values is larger."""
     most = max((v for v in values if math.isfinite(v)), default=100)
-    high = next((v for v in (20, 50) if most <= v), 100)
-    return Axis(label, 0, high, [(v, str(v)) for v in range(0, high + 1, {20: 5, 50: 10, 100: 25}[high])])
+    high = next((v for v in (20, 30, 40, 50) if most <= v), 100)
+    return Axis(label, 0, high, [(v, str(v)) for v in range(0, high + 1, {20: 5, 100: 25}.get(high, 10))])
 
 
 def steps_axis(label: str, n: int) -> Axis:

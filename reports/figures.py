@@ -172,7 +172,7 @@ def _single(chart: Chart, medium: FigureStyle) -> "Figure":
     }[chart.kind]
     figure = Figure(figsize=(medium.column, height * medium.letters / SCREEN.letters), layout="constrained")
     panel = figure.subplots()
-    _draw(chart, panel)
+    _draw(chart, panel, figure)
     directly = chart.kind == "lines" and n <= MOST_NAMED
     remarks = [chart.runs]
     if directly and any(one.look.kind in ("upper", "lower") for one in chart.series):
@@ -189,7 +189,7 @@ def _single(chart: Chart, medium: FigureStyle) -> "Figure":
     panel.set_xlabel(_wrapped(across, 0.95 * wide - taken), loc="right")
     panel.set_ylabel(_wrapped(chart.y.label, 0.95 * high))
     if directly:
-        _name_ends(chart, panel, names, medium)
+        _name_ends(chart, panel, figure, names, medium)
     elif chart.kind in ("lines", "points"):
         handles = [Line2D([], [], **_line(one.look, joined=chart.kind == "lines")) for one in chart.series]
         if chart.front:
@@ -226,7 +226,7 @@ def _grid(drawing: Panels, medium: FigureStyle) -> "Figure":
         if isinstance(one.drawing, HeatMap):
             image = _heat_map(one.drawing, panel)
         else:
-            _draw(one.drawing, panel)
+            _draw(one.drawing, panel, figure)
         # The letters of a title are smaller by a sixth.
         room = 72 * (wide / across - 0.4) / (medium.letters / 1.2)
         lines = [_wrapped(text, room) for text in (_role(one.look), one.caption) if text]
@@ -243,8 +243,8 @@ def _grid(drawing: Panels, medium: FigureStyle) -> "Figure":
     return figure
 
 
-def _draw(chart: Chart, panel: "Axes") -> None:
-    """Draw the marks of a chart, its axes, and the lines that help to read them."""
+def _draw(chart: Chart, panel: "Axes", figure: "Figure") -> None:
+    """Draw the marks of a chart, its axes, and the lines that help to read them, in a panel of the figure."""
     import matplotlib
 
     _scale(panel, "x", chart.x)
@@ -266,9 +266,9 @@ def _draw(chart: Chart, panel: "Axes") -> None:
             panel.errorbar(xs, ys, yerr=dy, xerr=dx, **style, elinewidth=0.8, capsize=2, clip_on=False)
         elif known:
             # Markers of no point would stretch the panel to the figure's corner.
-            # References lie on top, where their dashes show what they cover.
             line = _line(one.look) | ({} if chart.marked else {"marker": ""})
-            above = 3.0 if one.look.kind in ("upper", "lower") else 2 + 0.1 * _gaps(one.look)
+            above, wider = _layer(one.look)
+            line |= {name: wider * matplotlib.rcParams[f"lines.{name}"] for name in ("linewidth", "markersize")}
             panel.plot(xs, ys, **line, label=label(one.name), zorder=above, clip_on=False)
             if dy is not None:
                 panel.fill_between(xs, ys - dy, ys + dy, color=line["color"], alpha=0.18, linewidth=0)
@@ -287,7 +287,6 @@ def _draw(chart: Chart, panel: "Axes") -> None:
         panel.axis("off")
     elif chart.kind == "bars":
         panel.axvline(0, color="black", linewidth=0.8)
-        figure = panel.get_figure(root=True)
         room = min(0.3 * 72 * figure.get_figwidth() / matplotlib.rcParams["font.size"], LONGEST_NAME)
         panel.set_yticks(range(len(chart.series)), [_name(one.name, one.look, room) for one in chart.series])
     else:
@@ -356,11 +355,10 @@ def _legend(figure: "Figure", handles: Sequence[Any], names: Sequence[str], titl
     figure.legend(handles, names, loc="outside lower center", title=title, ncols=columns, columnspacing=1.0)
 
 
-def _name_ends(chart: Chart, panel: "Axes", names: Sequence[str], medium: FigureStyle) -> None:
+def _name_ends(chart: Chart, panel: "Axes", figure: "Figure", names: Sequence[str], medium: FigureStyle) -> None:
     """Put the name and the marker of each line at its end, where they do not cover each other."""
     from matplotlib.lines import Line2D
 
-    figure = panel.get_figure(root=True)
     ends = [(one, name, one.y[one.known[-1]]) for one, name in zip(chart.series, names, strict=True) if one.known]
     # The panel takes about two thirds of the figure's height, and small letters are 0.83 of the size.
     gap = 1.2 * 0.83 * medium.letters / (0.62 * 72 * figure.get_figheight())
@@ -405,6 +403,16 @@ def _line(look: Look, *, joined: bool = True) -> dict[str, Any]:
 def _gaps(look: Look) -> int:
     """Return which of LINES a competitor has: neighbours differ, and no two of the first 18 look the same."""
     return (look.place + look.place // len(COLOURS)) % len(LINES) if look.kind == "competitor" else 0
+
+
+def _layer(look: Look) -> tuple[float, float]:
+    """Return on which layer a line lies, and how many times as wide as others it is, with its markers.
+
+    What lies below is wider, so that lines that fall together all show; the references lie on top.
+    """
+    if look.kind == "competitor":
+        return 2 + 0.1 * _gaps(look), 1.6 - 0.3 * _gaps(look)
+    return (2.0, 1.0) if look.kind == "task" else (3.0, 0.8)
 
 
 def _hatch(look: Look) -> str:
