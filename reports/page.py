@@ -21,7 +21,7 @@ from clbench.results.metrics import METRICS
 MOST_DRAWN = 12
 # Charts that stand before the table: those of the accuracy and of the forgetting.
 LEADING = 2
-# Notes that stand above the numbers; the others are folded.
+# Notes that stand above the numbers; the others are folded, but none on runs that are not finished.
 MOST_NOTES = 6
 # Cells that a section's heat maps of one kind may have in all, so that the page stays small.
 MOST_CELLS = 40_000

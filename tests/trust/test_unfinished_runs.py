@@ -109,8 +109,8 @@ def test_each_output_says_how_many_runs_are_not_finished_how_far_they_got_and_wh
 
 def test_the_latex_table_has_the_row_of_a_strategy_without_a_finished_run_and_counts_the_finished_ones() -> None:
     said = everything(only(MIXED))["latex"]
-    assert "Finished runs: lwf 2 of 3; er 0 of 3." in said
-    assert "er & -- & -- & -- & -- & -- \\\\" in said
+    assert "Finished runs: LwF 2 of 3; ER 0 of 3." in said
+    assert "ER & -- & -- & -- & -- & -- \\\\" in said
 
 
 def test_what_is_at_the_top_of_report_and_page_is_before_the_first_table() -> None:
