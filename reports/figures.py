@@ -268,7 +268,8 @@ def _draw(chart: Chart, panel: "Axes", figure: "Figure") -> None:
             # Markers of no point would stretch the panel to the figure's corner.
             line = _line(one.look) | ({} if chart.marked else {"marker": ""})
             above, wider = _layer(one.look)
-            line |= {name: wider * matplotlib.rcParams[f"lines.{name}"] for name in ("linewidth", "markersize")}
+            line["linewidth"] = wider * matplotlib.rcParams["lines.linewidth"]
+            line["markersize"] = wider * matplotlib.rcParams["lines.markersize"]
             panel.plot(xs, ys, **line, label=label(one.name), zorder=above, clip_on=False)
             if dy is not None:
                 panel.fill_between(xs, ys - dy, ys + dy, color=line["color"], alpha=0.18, linewidth=0)
