@@ -241,8 +241,9 @@ def _without_copies(part: Comparison, shown: Sequence[Column]) -> list[Column]:
         found = (row.spread(column.number).mean for row in part.rows)
         return [None if mean is None else round(mean, 9) for mean in found]
 
-    headline = means(shown[0])
-    return [shown[0], *(column for column in shown[1:] if column.unit != "%" or means(column) != headline)]
+    return [
+        column for k, column in enumerate(shown) if k == 0 or column.unit != "%" or means(column) != means(shown[0])
+    ]
 
 
 def _ends(row: StrategyRuns) -> tuple[float, float, float] | None:
