@@ -1,6 +1,8 @@
 """One model of a chart. `charts` defines every chart once; `figures` draws it for paper and `svg` for the page."""
 
+import itertools
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -239,7 +241,7 @@ class Panels:
     """The same chart of each strategy, side by side, as a part of the page or one figure.
 
     short: the title in the page's contents. about: what the page says first; table: what it shows first.
-    file: where the numbers are of those strategies that the page has no room for. folded: whether it is unfolded first.
+    file: where the numbers are of those strategies that the page has no room for.
     """
 
     title: str
@@ -248,7 +250,6 @@ class Panels:
     panels: Sequence[Panel]
     table: NumberTable | None = None
     file: str = "run.json"
-    folded: bool = False
 
 
 def lowest(curves: Sequence[Sequence[float]], every: int) -> list[int]:
@@ -262,6 +263,49 @@ def lowest(curves: Sequence[Sequence[float]], every: int) -> list[int]:
     return sorted(places | {len(mean) - 1})
 
 
+def text_width(text: str, letters: float = 1.0) -> float:
+    """Return at least the width of text in a usual sans-serif typeface with letters of that size."""
+    return letters * sum(map(_letter_width, text))
+
+
+def _letter_width(letter: str) -> float:
+    """Return the width of a letter in its size, no less than that of DejaVu Sans, which is wider than most."""
+    if unicodedata.combining(letter):
+        return 0.0
+    if ord(letter) > 0x2FF or letter in "WM@%mw±=+<>":
+        return 1.05
+    if letter in " .,:;|!'ijl":
+        return 0.34
+    if letter in "ftrIJ()[]/\\-":
+        return 0.42
+    return 0.8 if letter.isupper() else 0.64
+
+
+def shortened(text: str, room: float, letters: float = 1.0) -> str:
+    """Return text that fits into the room; of one that is too long, its two ends around an ellipsis."""
+    fitted, kept = text, len(text)
+    while kept and text_width(fitted, letters) > room:
+        kept -= 1
+        fitted = f"{text[: kept - kept // 2].rstrip()}…{text[len(text) - kept // 2 :].lstrip()}"
+    return fitted
+
+
+def spaced(wanted: Sequence[float], gap: float, high: float) -> list[float]:
+    """Return heights for names, none nearer to another than `gap` and none above `high`, near the heights wanted.
+
+    In a chart with the most names that there is room for, the lowest ones end below.
+    """
+    order = sorted(range(len(wanted)), key=lambda k: wanted[k])
+    heights = list(wanted)
+    for below, k in itertools.pairwise(order):
+        heights[k] = max(heights[k], heights[below] + gap)
+    for k in reversed(order):
+        # What was pushed out at the top moves down again.
+        heights[k] = min(heights[k], high)
+        high = heights[k] - gap
+    return heights
+
+
 def axis(label: str, values: Iterable[float], *, zero: bool = False, margin: float = 0.06) -> Axis:
     """Return a linear axis that holds the values; zero: it begins at 0."""
     known = [v for v in values if math.isfinite(v)] or [0.0]
@@ -271,9 +315,11 @@ def axis(label: str, values: Iterable[float], *, zero: bool = False, margin: flo
     return Axis(label, low, high, _ticks(low, high))
 
 
-def percent_axis(label: str) -> Axis:
-    """Return an axis from 0 to 100 percent."""
-    return Axis(label, 0, 100, [(v, str(v)) for v in (0, 25, 50, 75, 100)])
+def percent_axis(label: str, values: Iterable[float] = (100,)) -> Axis:
+    """Return an axis from 0 to 100 percent; to 20, 30, 40 or 50 where none of the values is larger."""
+    most = max((v for v in values if math.isfinite(v)), default=100)
+    high = next((v for v in (20, 30, 40, 50) if most <= v), 100)
+    return Axis(label, 0, high, [(v, str(v)) for v in range(0, high + 1, {20: 5, 100: 25}.get(high, 10))])
 
 
 def steps_axis(label: str, n: int) -> Axis:

@@ -90,13 +90,13 @@ def average_accuracy(part: Comparison) -> Chart:
         at = [spread(curve[k] if k < len(curve) else None for curve in curves) for k in range(n_tasks)]
         band = [_points(s.sd) for s in at] if len(row.runs) > 1 else []
         means, counts = [_points(s.mean) for s in at], [s.n for s in at] if row.n < len(row.runs) else []
-        series.append(Series(row.label, row.look, range(n_tasks), means, dy=band, row=i, counts=counts))
+        series.append(Series(title(part, row), row.look, range(n_tasks), means, dy=band, row=i, counts=counts))
     name = part.matrix(part.headline)
     return Chart(
         "Average accuracy after each task",
         "lines",
         steps_axis("after task", n_tasks),
-        percent_axis(f"average {name} accuracy (%)"),
+        percent_axis(f"average {name} accuracy (%)", _ends(series, "y")),
         series,
         f"Mean {name} accuracy on the tasks learned so far; band: ± one sd over the runs.",
         _runs(part, "band"),
@@ -106,14 +106,14 @@ def average_accuracy(part: Comparison) -> Chart:
 @chart()
 def forgetting(part: Comparison) -> Chart:
     """Draw the forgetting of each strategy as a bar with a whisker of one sd over the runs (n-1)."""
-    series = [_point(i, row, row.spread("forgetting"), Spread(i / 100, None, 1)) for i, row in enumerate(part.rows)]
+    series = [_point(part, i, row.spread("forgetting"), Spread(i / 100, None, 1)) for i, row in enumerate(part.rows)]
     label = "forgetting (percentage points), less is better"
     ends = _ends(series, "x")
     return Chart(
         "Forgetting",
         "bars",
         axis(label, [0.0, *ends], zero=not any(x < 0 for x in ends)),
-        names_axis([row.label for row in part.rows]),
+        names_axis([title(part, row) for row in part.rows]),
         series,
         "Mean over all tasks but the last; whiskers: ± one sd over the runs; dashed: the references.",
         _runs(part, "whisker"),
@@ -130,7 +130,7 @@ def forgetting(part: Comparison) -> Chart:
 def forgetting_plasticity(part: Comparison) -> Chart:
     """Draw forgetting against learning accuracy, with whiskers of one sd over the runs: lower right is best."""
     series = [
-        _point(i, row, row.spread("learning_accuracy"), row.spread("forgetting")) for i, row in enumerate(part.rows)
+        _point(part, i, row.spread("learning_accuracy"), row.spread("forgetting")) for i, row in enumerate(part.rows)
     ]
     undefined = not any(one.known for one in series)
     return Chart(
@@ -174,7 +174,7 @@ def stored_bytes(part: Comparison) -> Chart:
             kept = [[sum(n for kind, n in entry.items() if kind != "model") for entry in r.ledger] for r in row.runs]
             means = [spread(of_run[k] if k < len(of_run) else None for of_run in kept).mean for k in range(n_tasks)]
             series.append(
-                Series(row.label, row.look, range(n_tasks), [math.nan if m is None else m for m in means], row=i)
+                Series(title(part, row), row.look, range(n_tasks), [math.nan if m is None else m for m in means], row=i)
             )
     return Chart(
         "Bytes stored beside the model",
@@ -194,7 +194,10 @@ def accuracy_matrices(part: Comparison) -> Panels:
         "Accuracy matrices",
         "matrices",
         "Mean over the runs, percent.",
-        [Panel(row.label, row.look, i, _accuracy_map(part, row), _rows_of(row)) for i, row in enumerate(part.rows)],
+        [
+            Panel(title(part, row), row.look, i, _accuracy_map(part, row), _rows_of(row))
+            for i, row in enumerate(part.rows)
+        ],
         file="matrices.csv",
     )
 
@@ -204,15 +207,16 @@ def task_accuracy(part: Comparison) -> Panels:
     """Draw for each strategy the accuracy on each task from when it was learned, its mean over the runs."""
     n_tasks = len(part.task_sizes)
     panels = []
-    for i, row in enumerate(part.rows):
-        heat = _accuracy_map(part, row)
+    maps = [_accuracy_map(part, row) for row in part.rows]
+    x = steps_axis("after task", n_tasks)
+    y = percent_axis("test accuracy (%)", [value for heat in maps for value in heat.values.ravel().tolist()])
+    for i, (row, heat) in enumerate(zip(part.rows, maps, strict=True)):
         series = [
             Series(f"task {task}", look, range(task, n_tasks), heat.values[task:, task].tolist(), row=i)
             for task, look in enumerate(_task_looks(n_tasks))
         ]
-        x, y = steps_axis("after task", n_tasks), percent_axis("test accuracy (%)")
-        drawing = Chart(f"Accuracy on each task, {row.label}", "lines", x, y, series, own_numbers=heat)
-        panels.append(Panel(row.label, row.look, i, drawing, _rows_of(row)))
+        drawing = Chart(f"Accuracy on each task, {title(part, row)}", "lines", x, y, series, own_numbers=heat)
+        panels.append(Panel(title(part, row), row.look, i, drawing, _rows_of(row)))
     about = (
         "Mean over the runs, percent. Curves: from when a task was learned, dark (the first task) to bright. Table: "
         "the accuracy matrix, row after which task, column on which task."
@@ -228,7 +232,7 @@ def confusion(part: Comparison) -> Panels:
         "Confusion of the final model",
         "confusion",
         "Percent of the test images of a row's class that were taken for the column's.",
-        [Panel(row.label, row.look, i, *known) for i, row, known in found if known],
+        [Panel(title(part, row), row.look, i, *known) for i, row, known in found if known],
     )
 
 
@@ -258,7 +262,7 @@ def stability_gap(part: Comparison) -> Panels:
             )
         ]
         drawing = Chart(
-            f"Accuracy within tasks, {row.label}",
+            f"Accuracy within tasks, {title(part, row)}",
             "lines",
             Axis("task under way", 0, n_tasks, steps_axis("", n_tasks).ticks),
             percent_axis("test accuracy (%)"),
@@ -271,7 +275,7 @@ def stability_gap(part: Comparison) -> Panels:
         single = f"seed {row.runs[0].seed} alone: the others' steps differ"
         panels.append(
             Panel(
-                row.label,
+                title(part, row),
                 row.look,
                 i,
                 drawing,
@@ -281,7 +285,7 @@ def stability_gap(part: Comparison) -> Panels:
         falls = [_falls(run) for run in row.finished]
         values = [row.spread("min_accuracy"), row.spread("worst_case_accuracy")]
         values += [spread(fall for fall, _ in falls), spread(regained for _, regained in falls)]
-        lines.append((i, [Cell(row.label), *(spread_cell(v) for v in values)]))
+        lines.append((i, [Cell(title(part, row)), *(spread_cell(v) for v in values)]))
     headings = [
         Heading("strategy", text=True),
         Heading("min accuracy %", note=METRICS["min_accuracy"].sentence),
@@ -330,23 +334,23 @@ def training_loss(part: Comparison) -> Panels:
             for (task, stage, epoch), terms in means.items()
         ]
         drawing = Chart(
-            f"Training loss, {row.label}",
+            f"Training loss, {title(part, row)}",
             "lines",
             axis("epoch of the run", [0, len(means) - 1], margin=0.03),
             axis("loss", totals, zero=min(totals) >= 0),
-            [Series(row.label, row.look, range(len(means)), totals, row=i)],
+            [Series(title(part, row), row.look, range(len(means)), totals, row=i)],
             own_numbers=NumberTable([*headings, *(Heading(printable(name)) for name in names)], lines),
             unit="",
             rules=[k + 0.5 for k, (one, next_one) in enumerate(pairwise(means)) if one[0] != next_one[0]],
             by_point=True,
             marked=False,
         )
-        panels.append(Panel(row.label, row.look, i, drawing))
+        panels.append(Panel(title(part, row), row.look, i, drawing))
     about = (
         "Sum of the loss terms, mean of each epoch over the runs. Each strategy has its own loss: the levels can't be "
         "compared."
     )
-    return Panels("Training loss", "training loss", about, panels, folded=True)
+    return Panels("Training loss", "training loss", about, panels)
 
 
 def critical_difference(parts: Sequence[Comparison], setting: str) -> Chart:
@@ -355,6 +359,7 @@ def critical_difference(parts: Sequence[Comparison], setting: str) -> Chart:
     Thick bars join the strategies whose ranks are not told apart. Raises ConfigError below five scenarios.
     """
     found = ranks(parts, setting)
+    titles = {row.label: row.title for part in parts for row in part.rows}
     k = len(found.mean)
     half = math.ceil(k / 2)
     depth = 0.6 + 0.45 * len(found.groups)
@@ -369,16 +374,17 @@ def critical_difference(parts: Sequence[Comparison], setting: str) -> Chart:
     series += [stroke("axis", (x, -1.45), (x, -1.15)) for x in (1, 1 + distance)]
     texts: list[Note] = [(rank, -0.6, str(rank), "center") for rank in range(1, k + 1)]
     texts.append((1 + distance, -1.3, f"  CD = {distance:.2f}", "left"))
-    for place, (name, at) in enumerate(found.mean.items()):
+    for place, (label, at) in enumerate(found.mean.items()):
         left = place < half
         low = depth + (place if left else k - 1 - place) + 0.5
         end = 0.9 if left else k + 0.1
         series.append(stroke("leader", (at, 0), (at, low), (end, low)))
+        name = titles[label]
         texts.append((end, low, f"{name} ({at:.2f}) " if left else f" {name} ({at:.2f})", "right" if left else "left"))
     for level, group in enumerate(found.groups):
         y = 0.4 + 0.45 * level
         series.append(stroke("bar", (found.mean[group[0]] - 0.05, y), (found.mean[group[-1]] + 0.05, y)))
-    lines = [(-1, [Cell(name), Cell(f"{at:.2f}", at)]) for name, at in found.mean.items()]
+    lines = [(-1, [Cell(titles[label]), Cell(f"{at:.2f}", at)]) for label, at in found.mean.items()]
     side = 0.9 * (k - 1) / 2
     return Chart(
         f"mean ranks over {found.n} {SETTING_NAMES[setting]} scenarios, 1 is best",
@@ -389,6 +395,12 @@ def critical_difference(parts: Sequence[Comparison], setting: str) -> Chart:
         own_numbers=NumberTable([Heading("strategy", text=True), Heading("mean rank")], lines),
         texts=texts,
     )
+
+
+def title(part: Comparison, row: StrategyRuns) -> str:
+    """Return the name of a row in charts: as papers write it, and the rest of its label where others share the name."""
+    name, _ = row.name
+    return name if sum(other.name[0] == name for other in part.rows) == 1 else row.title
 
 
 def spread_text(value: Spread) -> str:
@@ -406,15 +418,15 @@ def _accuracy_against(part: Comparison, name: str, recorded: str, label: str, un
     series = []
     for i, row in enumerate(part.rows):
         cost = row.spread(name) if row.spread(recorded).mean else Spread(None, None, 0)
-        series.append(_point(i, row, cost, row.spread("average_accuracy"), scale=1.0))
+        series.append(_point(part, i, cost, row.spread("average_accuracy"), scale=1.0))
     competing = [
         (one.x[0], one.y[0]) for one, row in zip(series, part.rows, strict=True) if one.known and not row.is_line
     ]
     return Chart(
         f"Accuracy against {label.split()[0]}",
         "points",
-        cost_axis(f"{label}, less is better", [one.x[0] for one in series], unit),
-        percent_axis(f"{part.matrix(part.headline)} average accuracy (%)"),
+        cost_axis(f"{label}, less is better", [one.x[0] + sd for one in series for sd in (0.0, *one.dx)], unit),
+        percent_axis(f"{part.matrix(part.headline)} average accuracy (%)", _ends(series, "y")),
         series,
         "The line is the Pareto front of the competitors: for that price nothing here is better.",
         _runs(part, "whisker"),
@@ -422,11 +434,12 @@ def _accuracy_against(part: Comparison, name: str, recorded: str, label: str, un
     )
 
 
-def _point(i: int, row: StrategyRuns, x: Spread, y: Spread, *, scale: float = 100.0) -> Series:
+def _point(part: Comparison, i: int, x: Spread, y: Spread, *, scale: float = 100.0) -> Series:
     """Return the means of two numbers as a point, with their deviations where there are any; y is a share."""
+    row = part.rows[i]
     at = [math.nan if x.mean is None else scale * x.mean], [_points(y.mean)]
     dx = [] if x.sd is None else [scale * x.sd]
-    return Series(row.label, row.look, *at, dx, [] if y.sd is None else [100 * y.sd], i)
+    return Series(title(part, row), row.look, *at, dx, [] if y.sd is None else [100 * y.sd], i)
 
 
 def _ends(series: Sequence[Series], which: str) -> list[float]:
@@ -480,6 +493,7 @@ def _confusion(part: Comparison, row: StrategyRuns) -> tuple[HeatMap, str] | Non
     first = known[0][0]
     # For each run, the row of the matrix to which each head output belongs.
     maps: list[list[int]]
+    columns: list[str] = []
     if part.setting == "domain":
         names = [str(k) for k in range(size)]
         maps = [list(range(size))] * len(known)
@@ -491,6 +505,7 @@ def _confusion(part: Comparison, row: StrategyRuns) -> tuple[HeatMap, str] | Non
         about = "by class"
     else:
         names = [f"task {k}" for k in range(len(part.task_sizes))]
+        columns = [str(k) for k in range(len(part.task_sizes))]
         maps = [[task for task, _ in _outputs(run, size)] for run, _ in known]
         about = "by the task of the class"
     total = np.zeros((len(names), len(names)))
@@ -500,7 +515,7 @@ def _confusion(part: Comparison, row: StrategyRuns) -> tuple[HeatMap, str] | Non
         np.add.at(total, (np.array(target)[:, None], np.array(target)[None, :]), counts)
     of_row = total.sum(axis=1, keepdims=True)
     share = np.divide(100.0 * total, of_row, out=np.full(total.shape, math.nan), where=of_row > 0)
-    heat = HeatMap(share, names, names, "share of the row's test images (%)", "of", "taken for")
+    heat = HeatMap(share, names, columns or names, "share of the row's test images (%)", "of", "taken for")
     return heat, f"{about}; {len(known)} runs added up" if len(known) > 1 else about
 
 

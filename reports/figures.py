@@ -5,13 +5,15 @@ import io
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clbench.reports.chart import Axis, Chart, HeatMap, Look, Panels, Series
+from clbench.reports.chart import Axis, Chart, HeatMap, Look, Panels, Series, shortened, spaced, text_width
+from clbench.results.result import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,14 +23,19 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "D", "^", "v", "P", "*", "X", "<", ">", "p", "h")
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "--", "oo", "++")
-# Only references are dashed.
+# Only references are dashed. What has gaps is drawn later, so that lines that fall together show.
 LINES = ("-", "-.", ":")
 STROKES: dict[str, dict[str, Any]] = {
     "axis": {"color": "black", "linewidth": 0.9},
     "leader": {"color": "0.4", "linewidth": 0.9, "zorder": 1},
     "bar": {"color": "black", "linewidth": 3, "solid_capstyle": "round"},
 }
-LONGEST_NAME = 28
+# The room of a name, in sizes of its letters.
+LONGEST_NAME = 16.0
+# Up to so many inches, there is no room for a legend at the side.
+NARROW = 5.0
+# Up to so many lines, the names stand at their ends; of more there is a legend.
+MOST_NAMED = 14
 # Up to so many columns, the cells of a heat map have room for their numbers.
 NUMBERED = 10
 
@@ -93,8 +100,7 @@ def draw(
     """
     # Without a date, the same runs give the same file.
     undated: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    medium = STYLES[style]
-    with _settings(medium):
+    with in_style(style) as medium:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         figure = render(drawing, title, medium)
@@ -113,24 +119,31 @@ def render(drawing: Chart | Panels, title: str = "", medium: FigureStyle = SCREE
     """Return a chart as a figure of matplotlib."""
     figure = _grid(drawing, medium) if isinstance(drawing, Panels) else _single(drawing, medium)
     if medium.titled:
-        # An inch holds some 11 letters of ten points.
-        text = label(title, int(99 / medium.letters * figure.get_figwidth()))
+        # Its letters are larger by a fifth.
+        text = label(title, 0.98 * 72 * figure.get_figwidth() / (1.2 * medium.letters))
         figure.suptitle(text, x=0.01, horizontalalignment="left", fontsize="large")
     return figure
 
 
-def label(text: str, longest: int = LONGEST_NAME) -> str:
-    """Return text as matplotlib shows it literally: no formula, not too long, not hidden by an underscore."""
-    if len(text) > longest:
-        text = text[: longest // 2] + "…" + text[-(longest // 2) :]
-    text = text.replace("$", r"\$")
+def label(text: str, room: float = LONGEST_NAME) -> str:
+    """Return text as matplotlib shows it literally: no formula, not too long, not hidden by an underscore.
+
+    room: its width at most, in sizes of its letters.
+    """
+    text = shortened(text, room).replace("$", r"\$")
     # A legend leaves out names that begin with an underscore.
     return "\u200a" + text if text.startswith("_") else text
 
 
+def _wrapped(text: str, room: float) -> str:
+    """Return text in lines of that width, in sizes of its letters, of which 0.57 is the mean width."""
+    return "\n".join(textwrap.wrap(text, max(int(room / 0.57), 8)))
+
+
 @contextlib.contextmanager
-def _settings(medium: FigureStyle) -> Iterator[None]:
+def in_style(style: str) -> Iterator[FigureStyle]:
     """Draw with matplotlib's own defaults and the style's settings, not with those of a matplotlibrc or MPLBACKEND."""
+    medium = STYLES[style]
     # An MPLBACKEND that matplotlib doesn't know would make its import fail, so it is hidden until then.
     backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
     try:
@@ -143,7 +156,7 @@ def _settings(medium: FigureStyle) -> Iterator[None]:
         with contextlib.suppress(ValueError):
             matplotlib.rcParams["backend"] = backend
     with matplotlib.style.context(["default", {"font.size": medium.letters, **MATPLOTLIB_SETTINGS, **medium.settings}]):
-        yield
+        yield medium
 
 
 def _single(chart: Chart, medium: FigureStyle) -> "Figure":
@@ -159,12 +172,26 @@ def _single(chart: Chart, medium: FigureStyle) -> "Figure":
     }[chart.kind]
     figure = Figure(figsize=(medium.column, height * medium.letters / SCREEN.letters), layout="constrained")
     panel = figure.subplots()
-    _draw(chart, panel)
-    across = f"{chart.x.label} ({chart.runs})" if chart.kind == "bars" else chart.x.label
-    panel.set(xlabel=across, ylabel=chart.y.label)
-    if chart.kind in ("lines", "points"):
+    _draw(chart, panel, figure)
+    directly = chart.kind == "lines" and n <= MOST_NAMED
+    remarks = [chart.runs]
+    if directly and any(one.look.kind in ("upper", "lower") for one in chart.series):
+        remarks.append("dashed: references")
+    told = "; ".join(filter(None, remarks))
+    across = f"{chart.x.label} ({told})" if told and (directly or chart.kind == "bars") else chart.x.label
+    # Widths and heights in sizes of the letters; names at the side are smaller by a sixth, and have markers.
+    wide, high = (72 * inches / medium.letters for inches in figure.get_size_inches())
+    room = min(0.35 * wide, LONGEST_NAME)
+    names = [label(one.name, room) if directly else _name(one.name, one.look) for one in chart.series]
+    beside = directly or (chart.kind == "points" and medium.column > NARROW)
+    taken = max(map(text_width, names)) / 1.2 + 3 if beside else 0
+    # At its right end, a label has the room of the names at the left, too.
+    panel.set_xlabel(_wrapped(across, 0.95 * wide - taken), loc="right")
+    panel.set_ylabel(_wrapped(chart.y.label, 0.95 * high))
+    if directly:
+        _name_ends(chart, panel, figure, names, medium)
+    elif chart.kind in ("lines", "points"):
         handles = [Line2D([], [], **_line(one.look, joined=chart.kind == "lines")) for one in chart.series]
-        names = [_name(one.name, one.look) for one in chart.series]
         if chart.front:
             handles.append(Line2D([], [], color="0.3", linewidth=0.9))
             names.append("Pareto front")
@@ -186,7 +213,9 @@ def _grid(drawing: Panels, medium: FigureStyle) -> "Figure":
     down = math.ceil(len(panels) / across)
     natural = max(across * width + 1.2, 5.0)
     wide = natural if medium.page is None else min(medium.page, natural * medium.letters / SCREEN.letters)
-    figure = Figure(figsize=(wide, down * height * wide / natural + 0.7), layout="constrained")
+    figure = Figure(
+        figsize=(wide, down * (height * wide / natural + 0.03 * medium.letters) + 0.7), layout="constrained"
+    )
     charts = [one.drawing for one in panels if isinstance(one.drawing, Chart)]
     share = bool(charts) and all((one.x, one.y) == (charts[0].x, charts[0].y) for one in charts)
     axes = figure.subplots(down, across, squeeze=False, sharex=share, sharey=share).ravel().tolist()
@@ -197,9 +226,11 @@ def _grid(drawing: Panels, medium: FigureStyle) -> "Figure":
         if isinstance(one.drawing, HeatMap):
             image = _heat_map(one.drawing, panel)
         else:
-            _draw(one.drawing, panel)
-        caption = f"\n{one.caption}" if one.caption else ""
-        panel.set_title(_name(one.name, one.look) + caption, fontsize="small")
+            _draw(one.drawing, panel, figure)
+        # The letters of a title are smaller by a sixth.
+        room = 72 * (wide / across - 0.4) / (medium.letters / 1.2)
+        lines = [_wrapped(text, room) for text in (_role(one.look), one.caption) if text]
+        panel.set_title("\n".join([label(one.name, min(room, LONGEST_NAME)), *lines]), fontsize="small")
     for panel in axes[len(panels) - across : len(panels)]:
         panel.tick_params(labelbottom=True)
     figure.supxlabel(first.across if isinstance(first, HeatMap) else first.x.label, fontsize="medium")
@@ -212,8 +243,10 @@ def _grid(drawing: Panels, medium: FigureStyle) -> "Figure":
     return figure
 
 
-def _draw(chart: Chart, panel: "Axes") -> None:
-    """Draw the marks of a chart, its axes, and the lines that help to read them."""
+def _draw(chart: Chart, panel: "Axes", figure: "Figure") -> None:
+    """Draw the marks of a chart, its axes, and the lines that help to read them, in a panel of the figure."""
+    import matplotlib
+
     _scale(panel, "x", chart.x)
     _scale(panel, "y", chart.y)
     panel.set_axisbelow(True)
@@ -229,12 +262,15 @@ def _draw(chart: Chart, panel: "Axes") -> None:
             _bar(one, panel)
         elif chart.kind == "points":
             style = _line(one.look, joined=False)
+            dx, dy = _within(chart.x, xs, dx), _within(chart.y, ys, dy)
             panel.errorbar(xs, ys, yerr=dy, xerr=dx, **style, elinewidth=0.8, capsize=2, clip_on=False)
         elif known:
             # Markers of no point would stretch the panel to the figure's corner.
-            # References lie on top, where their dashes show what they cover.
             line = _line(one.look) | ({} if chart.marked else {"marker": ""})
-            panel.plot(xs, ys, **line, zorder=3 if one.look.kind in ("upper", "lower") else 2, clip_on=False)
+            above, wider = _layer(one.look)
+            line["linewidth"] = wider * matplotlib.rcParams["lines.linewidth"]
+            line["markersize"] = wider * matplotlib.rcParams["lines.markersize"]
+            panel.plot(xs, ys, **line, label=label(one.name), zorder=above, clip_on=False)
             if dy is not None:
                 panel.fill_between(xs, ys - dy, ys + dy, color=line["color"], alpha=0.18, linewidth=0)
     for at in chart.rules:
@@ -252,11 +288,17 @@ def _draw(chart: Chart, panel: "Axes") -> None:
         panel.axis("off")
     elif chart.kind == "bars":
         panel.axvline(0, color="black", linewidth=0.8)
-        panel.set_yticks(range(len(chart.series)), [_name(one.name, one.look) for one in chart.series])
+        room = min(0.3 * 72 * figure.get_figwidth() / matplotlib.rcParams["font.size"], LONGEST_NAME)
+        panel.set_yticks(range(len(chart.series)), [_name(one.name, one.look, room) for one in chart.series])
     else:
         panel.grid(axis="both" if chart.kind == "points" else "y", color="0.9", linewidth=0.6)
         if chart.kind == "points" and chart.y.low < 0 < chart.y.high:
             panel.axhline(0, color="black", linewidth=0.8, zorder=0)
+
+
+def _within(axis: Axis, at: Floats, spread: Floats | None) -> Floats | None:
+    """Return the lengths [2, n] of whiskers to both sides, which end where the axis ends."""
+    return None if spread is None else np.clip(np.stack([at - axis.low, axis.high - at]), 0, spread)
 
 
 def _bar(one: Series, panel: "Axes") -> None:
@@ -282,8 +324,8 @@ def _heat_map(heat: HeatMap, panel: "Axes") -> Any:
     image = panel.imshow(heat.values, cmap="cividis", vmin=0, vmax=100, aspect="equal")
     panel.spines[:].set_visible(False)
     for axis, names in ((panel.xaxis, heat.columns), (panel.yaxis, heat.rows)):
-        shown = range(0, len(names), math.ceil(len(names) / 10))
-        axis.set_ticks(shown, [label(names[k], 14) for k in shown])
+        shown = range(0, len(names), math.ceil(len(names) / (10 if len(names) <= NUMBERED else 7)))
+        axis.set_ticks(shown, [label(names[k], 9) for k in shown])
     longest = max(map(len, heat.columns))
     panel.tick_params(length=2, labelsize="small")
     panel.tick_params(axis="x", labelrotation=90 if longest > 2 else 0)
@@ -306,12 +348,26 @@ def _scale(panel: "Axes", which: str, axis: Axis) -> None:
 
 def _legend(figure: "Figure", handles: Sequence[Any], names: Sequence[str], title: str) -> None:
     """Put the legend beside the panel, or below it where a column has no room at its side."""
-    if figure.get_figwidth() > 5:
+    if figure.get_figwidth() > NARROW:
         figure.legend(handles, names, loc="outside right center", title=title)
         return
     columns = 1 if max(map(len, names)) > 25 else 2
     figure.set_figheight(figure.get_figheight() + 0.13 * math.ceil(len(names) / columns))
     figure.legend(handles, names, loc="outside lower center", title=title, ncols=columns, columnspacing=1.0)
+
+
+def _name_ends(chart: Chart, panel: "Axes", figure: "Figure", names: Sequence[str], medium: FigureStyle) -> None:
+    """Put the name and the marker of each line at its end, where they do not cover each other."""
+    from matplotlib.lines import Line2D
+
+    ends = [(one, name, one.y[one.known[-1]]) for one, name in zip(chart.series, names, strict=True) if one.known]
+    # The panel takes about two thirds of the figure's height, and small letters are 0.83 of the size.
+    gap = 1.2 * 0.83 * medium.letters / (0.62 * 72 * figure.get_figheight())
+    heights = spaced([chart.y.share(end) for *_, end in ends], gap, 1.0)
+    for (one, name, _), height in zip(ends, heights, strict=True):
+        mark = Line2D([1.04], [height], transform=panel.transAxes, **_line(one.look, joined=False))
+        figure.add_artist(mark)
+        panel.text(1.08, height, name, transform=panel.transAxes, va="center", fontsize="small")
 
 
 def _task_legend(figure: "Figure", named: dict[str, tuple[Look, bool]]) -> None:
@@ -337,7 +393,7 @@ def _line(look: Look, *, joined: bool = True) -> dict[str, Any]:
         line = {
             "color": COLOURS[place % len(COLOURS)],
             "marker": MARKERS[place % len(MARKERS)],
-            "linestyle": LINES[place // len(COLOURS) % len(LINES)],
+            "linestyle": LINES[_gaps(look)],
         }
     else:
         colour, marker = ("black", "+") if look.kind == "upper" else ("0.45", "x")
@@ -345,10 +401,28 @@ def _line(look: Look, *, joined: bool = True) -> dict[str, Any]:
     return line if joined else line | {"linestyle": "none"}
 
 
+def _gaps(look: Look) -> int:
+    """Return which of LINES a competitor has: neighbours differ, and no two of the first 18 look the same."""
+    return (look.place + look.place // len(COLOURS)) % len(LINES) if look.kind == "competitor" else 0
+
+
+def _layer(look: Look) -> tuple[float, float]:
+    """Return on which layer a line lies, and how many times as wide as others it is, with its markers.
+
+    What lies below is wider, so that lines that fall together all show; the references lie on top.
+    """
+    if look.kind == "competitor":
+        return 2 + 0.1 * _gaps(look), 1.6 - 0.3 * _gaps(look)
+    return (2.0, 1.0) if look.kind == "task" else (3.0, 0.8)
+
+
 def _hatch(look: Look) -> str:
     return HATCHES[look.place % len(HATCHES)] if look.kind == "competitor" else ""
 
 
-def _name(text: str, look: Look) -> str:
-    role = {"upper": " (upper reference)", "lower": " (lower reference)"}.get(look.kind, "")
-    return label(text) + role
+def _role(look: Look) -> str:
+    return {"upper": "(upper reference)", "lower": "(lower reference)"}.get(look.kind, "")
+
+
+def _name(text: str, look: Look, room: float = LONGEST_NAME) -> str:
+    return f"{label(text, room)} {_role(look)}".rstrip()

@@ -41,11 +41,11 @@ def _table(part: Comparison) -> str:
     shown = columns_of(part, "latex")
     counts = sorted({row.n for row in part.rows})
     runs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    short = "; ".join(f"{row.label} {row.count}" for row in part.rows if row.n < len(row.runs))
+    short = "; ".join(f"{row.title} {row.count}" for row in part.rows if row.n < len(row.runs))
     finished = f" Finished runs: {escape(short)}." if short else ""
     marks = [_marks(part, column) for column in shown]
     lines = [
-        escape(row.label)
+        _name(row)
         + (r"$^\dagger$ & " if row.is_reference else " & ")
         + " & ".join(_cell(row, *cell) for cell in zip(shown, marks, strict=True))
         + r" \\"
@@ -73,6 +73,12 @@ def _table(part: Comparison) -> str:
             "",
         ]
     )
+
+
+def _name(row: StrategyRuns) -> str:
+    """Return the strategy as papers write it, and the rest of its label in small letters."""
+    name, beside = map(escape, row.name)
+    return name + (rf" {{\footnotesize {beside.strip()}}}" if beside else "")
 
 
 def _marks(part: Comparison, column: Column) -> dict[str, str]:

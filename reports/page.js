@@ -48,7 +48,7 @@
       const passed = new Set(), drawn = new Set();
       for (const key of keys) {
         const row = Number(key.dataset.k);
-        const passes = key.querySelector("bdi").textContent.toLowerCase().includes(wanted);
+        const passes = `${key.dataset.n} ${key.textContent}`.toLowerCase().includes(wanted);
         key.hidden = !passes;
         if (passes) passed.add(row);
         if (passes && key.getAttribute("aria-pressed") === "true") drawn.add(row);
@@ -97,6 +97,8 @@
       for (const use of all("use[data-t]", svg)) {
         found.push({ x: use.x.baseVal.value, y: use.y.baseVal.value, element: use, text: use.dataset.t });
       }
+      // In the order of the comparison, whatever lies on top.
+      found.sort((a, b) => a.element.dataset.s - b.element.dataset.s);
       known.set(svg, found);
     }
     return known.get(svg).filter((point) => !point.element.hasAttribute("hidden"));
@@ -154,6 +156,27 @@
   }
   // A chart that gets the focus is scrolled to: its tip goes with it, one of the pointer goes away.
   addEventListener("scroll", () => (shown && shown === document.activeElement ? place() : leave()), { passive: true });
+
+  // A frame says whether its table is wider, and whether there is more to the right of what is shown.
+  const told = (scroll) => {
+    const hidden = scroll.scrollWidth - scroll.clientWidth;
+    scroll.parentNode.classList.toggle("scrolls", hidden > 1);
+    scroll.parentNode.classList.toggle("more", hidden - scroll.scrollLeft > 1);
+  };
+  const sizes = new ResizeObserver((entries) => entries.forEach((entry) => told(entry.target)));
+  for (const scroll of all(".scroll")) {
+    sizes.observe(scroll);
+    scroll.addEventListener("scroll", () => told(scroll), { passive: true });
+  }
+
+  // What a link leads to is unfolded.
+  const unfold = () => {
+    const target = location.hash && document.getElementById(location.hash.slice(1));
+    if (target && target.matches("details")) target.open = true;
+  };
+  addEventListener("hashchange", unfold);
+  for (const link of all("a[href^='#']")) link.addEventListener("click", () => setTimeout(unfold));
+  unfold();
 
   // On paper nothing can be unfolded.
   let unfolded = [];

@@ -1,5 +1,6 @@
 """report.html: one self-contained page, made from finished runs, that needs no network."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from markupsafe import Markup
 from clbench.reports import provenance, svg
 from clbench.reports.chart import Cell, Chart, Heading, HeatMap, NumberTable, Panels, axis
 from clbench.reports.charts import CHARTS, critical_difference, spread_text
-from clbench.reports.columns import Column, columns_of, percent, signed, words
+from clbench.reports.columns import FIRST_ON_PAGE, Column, columns_of, percent, signed, words
 from clbench.reports.comparison import SETTING_NAMES, Comparison
 from clbench.reports.markdown import digits, rank_sentence
 from clbench.reports.strategy_runs import StrategyRuns
@@ -18,6 +19,10 @@ from clbench.results.metrics import METRICS
 
 # Strategies up to which all are drawn at first; the legend switches the others on.
 MOST_DRAWN = 12
+# Charts that stand before the table: those of the accuracy and of the forgetting.
+LEADING = 2
+# Notes that stand above the numbers; the others are folded, but none on runs that are not finished.
+MOST_NOTES = 6
 # Cells that a section's heat maps of one kind may have in all, so that the page stays small.
 MOST_CELLS = 40_000
 # Points of a curve of the training, or of evaluations within tasks.
@@ -36,29 +41,42 @@ class Figure:
     row: int = -1
     key: Markup | None = None
 
+    @property
+    def heat(self) -> str:
+        """The CSS classes of its table as a heat map: whether it needs a row of its own, and whether it has numbers."""
+        columns = len(self.numbers.headings) - 1
+        return f"heat{' wide' if columns > svg.MOST_NARROW else ''}{' dots' if columns > svg.MOST_PRINTED else ''}"
+
 
 @dataclass(frozen=True)
 class Group:
-    """The figures of one kind, one a strategy, and the part of the page that they make up."""
+    """The figures of one kind, one a strategy, and the part of the page that they make up.
+
+    tasks: the strokes that stand for tasks, with their names; with many tasks some of them.
+    """
 
     name: str
     about: Panels
     table: NumberTable | None
     figures: Sequence[Figure]
+    tasks: Sequence[tuple[Markup, str]]
 
 
 @dataclass(frozen=True)
 class Section:
     """One comparison with the tables and figures that the page shows of it; the template adds texts of its own.
 
-    table, references: the competitors and the references, with the same columns. hidden: rows that the legend leaves
-    out of the charts at first. left_out: what there is no room for, a sentence each.
+    table, references: the competitors and the references, with the same columns; more: the other columns of all rows.
+    lead: the figures that stand before the table, main: the others of all strategies. hidden: rows that the legend
+    leaves out of the charts at first. left_out: what there is no room for, a sentence each.
     """
 
     anchor: str
     part: Comparison
     table: NumberTable
     references: NumberTable
+    more: NumberTable | None
+    lead: Sequence[Figure]
     main: Sequence[Figure]
     groups: Sequence[Group]
     hidden: Sequence[int]
@@ -80,8 +98,8 @@ def render(parts: Sequence[Comparison]) -> str:
         sections=sections(parts),
         metrics=METRICS,
         ranks=_ranks(parts),
-        n_runs=len(runs),
-        versions=sorted({run.recorded.clbench for run in runs}),
+        made=provenance.made(runs),
+        most_notes=MOST_NOTES,
     )
 
 
@@ -100,9 +118,19 @@ def _section(part: Comparison, anchor: str) -> Section:
             main.append(_figure(drawing))
         elif drawing and drawing.panels:
             figures = _within_limit(drawing, left_out)
-            groups.append(Group(name, drawing, drawing.table and _marked(part, drawing.table), figures))
+            table = drawing.table and _marked(part, drawing.table)
+            groups.append(Group(name, drawing, table, figures, _task_keys(drawing)))
     competing = [i for i, row in enumerate(part.rows) if not row.is_line]
-    return Section(anchor, part, *_comparison_tables(part), main, groups, competing[MOST_DRAWN:], left_out)
+    tables, hidden = _comparison_tables(part), competing[MOST_DRAWN:]
+    return Section(anchor, part, *tables, main[:LEADING], main[LEADING:], groups, hidden, left_out)
+
+
+def _task_keys(drawing: Panels) -> list[tuple[Markup, str]]:
+    """Return the strokes and names of the tasks whose lines the panels have, at most ten of them."""
+    charts = [one.drawing for one in drawing.panels if isinstance(one.drawing, Chart)]
+    named = {one.name: one.look for chart in charts for one in chart.series if one.look.kind == "task"}
+    every = max(math.ceil(len(named) / 10), 1)
+    return [(svg.task_key(look), name) for k, (name, look) in enumerate(named.items()) if k % every == 0]
 
 
 def _figure(chart: Chart) -> Figure:
@@ -144,10 +172,12 @@ def role(row: StrategyRuns) -> str:
 
 
 def _named(row: StrategyRuns) -> Cell:
-    """Return the name of a row with its mark from the charts, and its role or family below."""
+    """Return the name of a row with its mark from the charts, and below it the rest of its label and its role."""
+    name, beside = row.name
+    told = role(row) or row.runs[0].recorded.strategy.family
     return Cell(
-        svg.key(row.look) + Markup(" <bdi>{}</bdi>").format(row.label),
-        small=role(row) or row.runs[0].recorded.strategy.family,
+        svg.key(row.look) + Markup(" <bdi>{}</bdi>").format(name),
+        small=f"{beside.strip()} {told}" if beside else told,
     )
 
 
@@ -170,28 +200,50 @@ def _number(part: Comparison, row: StrategyRuns, column: Column) -> Cell:
     return Cell(spread_text(found), mean, small, "best" if column.is_best(part, row) else "")
 
 
-def _comparison_tables(part: Comparison) -> tuple[NumberTable, NumberTable]:
-    """Return the table of the competitors and that of the references, with the same columns."""
-    shown = columns_of(part, "page")
+def _comparison_tables(part: Comparison) -> tuple[NumberTable, NumberTable, NumberTable | None]:
+    """Return the table of the competitors, that of the references with the same columns, and that of what is left."""
+    shown = _without_copies(part, columns_of(part, "page"))
+    first = [column for column in shown if column.lead < len(FIRST_ON_PAGE)]
+    others = [column for column in shown if column.lead == len(FIRST_ON_PAGE)]
     ends = [_ends(row) for row in part.rows]
     scale = axis("", [min(max(value, 0.0), 100.0) for of_row in ends for value in of_row or ()])
     headings = [Heading("strategy", text=True), Heading("n", note="runs")]
-    for column in shown:
-        headings.append(Heading(column.titles["page"], note=column.metric.sentence if column.metric else ""))
+    for column in first:
+        headings.append(_heading(column))
         if column.number == "average_accuracy":
             limits = f"{max(scale.low, 0):.0f} to {min(scale.high, 100):.0f} %"
             headings.append(Heading(limits, text=True, note="95 % interval"))
     lines: tuple[list[tuple[int, list[Cell]]], ...] = ([], [])
     for i, row in enumerate(part.rows):
         cells = [_named(row), Cell(row.count, row.n)]
-        for column in shown:
+        for column in first:
             cells.append(_number(part, row, column))
             if column.number == "average_accuracy":
                 at = ends[i]
                 mark = "-" if at is None else svg.interval(row.look, *at, scale)
                 cells.append(Cell(mark, row.spread(column.number).mean))
         lines[row.is_line].append((i, cells))
-    return NumberTable(headings, lines[0]), NumberTable(headings, lines[1])
+    more = NumberTable(
+        [headings[0], *map(_heading, others)],
+        [(i, [_named(row), *(_number(part, row, column) for column in others)]) for i, row in enumerate(part.rows)],
+    )
+    return NumberTable(headings, lines[0]), NumberTable(headings, lines[1]), more if others else None
+
+
+def _heading(column: Column) -> Heading:
+    return Heading(column.titles["page"], note=column.metric.sentence if column.metric else "")
+
+
+def _without_copies(part: Comparison, shown: Sequence[Column]) -> list[Column]:
+    """Leave out the accuracies that are in each row the same number as the headline, which comes first."""
+
+    def means(column: Column) -> list[float | None]:
+        found = (row.spread(column.number).mean for row in part.rows)
+        return [None if mean is None else round(mean, 9) for mean in found]
+
+    return [
+        column for k, column in enumerate(shown) if k == 0 or column.unit != "%" or means(column) != means(shown[0])
+    ]
 
 
 def _ends(row: StrategyRuns) -> tuple[float, float, float] | None:
@@ -212,7 +264,7 @@ def differences(part: Comparison) -> tuple[NumberTable | None, str]:
         ends = "" if pair.interval is None else f"{percent(pair.interval.low)} to {percent(pair.interval.high)}"
         numbers = [(one.p, ".2g"), (one.effect_size, ".1f"), (pair.probability_of_improvement, ".0%")]
         cells = [
-            *(Cell(one.ours.label), Cell(one.theirs.label), Cell(str(pair.n), pair.n)),
+            *(Cell(one.ours.title), Cell(one.theirs.title), Cell(str(pair.n), pair.n)),
             Cell(signed(pair.difference), pair.difference, ends, "best" if one.is_real else ""),
             Cell(one.standing),
             *(Cell(digits(value, form), value) for value, form in [*numbers, (one.runs_needed, "d")]),
@@ -255,5 +307,5 @@ def ledger(part: Comparison) -> NumberTable:
     for i, row in enumerate(part.rows):
         if row.is_headline:
             means = [row.spread(column.number).mean for column in shown]
-            lines.append((i, [Cell(row.label), *(Cell(digits(mean, ",.0f"), mean) for mean in means)]))
+            lines.append((i, [Cell(row.title), *(Cell(digits(mean, ",.0f"), mean) for mean in means)]))
     return NumberTable([Heading("strategy", text=True), *(Heading(c.titles["storage"]) for c in shown)], lines)

@@ -4,6 +4,8 @@ import shlex
 import string
 from collections.abc import Iterable, Sequence
 
+from markupsafe import Markup, escape
+
 from clbench.config.errors import ConfigError
 from clbench.config.registry import entry_point_names, parse_spec
 from clbench.config.run import IN_FILES, INTERNAL, NOT_IDENTITY, fields, without_removed
@@ -25,7 +27,7 @@ def runs(part: Comparison) -> tuple[NumberTable, list[tuple[str, str]]]:
             letter = orders.setdefault(tuple(run.recorded.class_order), _letter(len(orders)))
             values = [(column, numbers.get(column.number)) for column in shown]
             cells = [
-                Cell(row.label),
+                Cell(row.title),
                 Cell(str(run.seed), run.seed),
                 Cell(letter),
                 *(Cell("-" if value is None else column.text(value), value) for column, value in values),
@@ -53,14 +55,33 @@ def configs(part: Comparison) -> tuple[NumberTable | None, list[tuple[str, str]]
         return None, common
     body = []
     for place, (i, row) in enumerate(rows):
-        cells = [Cell(row.label), Cell(", ".join(str(run.seed) for run in row.runs))]
+        cells = [Cell(row.title), Cell(", ".join(str(run.seed) for run in row.runs))]
         for key in differing:
-            usual = max(dict.fromkeys(values[key]), key=values[key].count)
+            if key == "strategy_options":
+                cells.append(Cell(_own_options(row, [other for _, other in rows])))
+                continue
             value = values[key][place]
-            cells.append(Cell(value, css="" if value == usual else "differs"))
+            usual = max(values[key], key=values[key].count)
+            marked = value != usual and values[key].count(usual) > len(rows) / 2
+            cells.append(Cell(value, css="differs" if marked else ""))
         body.append((i, cells))
     columns = [Heading("strategy", text=True), Heading("seeds", text=True)]
     return NumberTable([*columns, *(Heading(printable(key), text=True) for key in differing)], body), common
+
+
+def _own_options(row: StrategyRuns, rows: Sequence[StrategyRuns]) -> Markup:
+    """Return the options of a row's strategy; marked is what another row of the same strategy has differently."""
+    options = [one.runs[0].config.get("strategy_options") or {} for one in (row, *rows)]
+    same = [of for of, one in zip(options[1:], rows, strict=True) if _strategy(one) == _strategy(row)]
+    texts = []
+    for key, value in options[0].items():
+        text = escape(f"{printable(str(key))}={_shown(value)}")
+        texts.append(text if all(of.get(key) == value for of in same) else Markup("<mark>{}</mark>").format(text))
+    return Markup(", ").join(texts) or Markup("none")
+
+
+def _strategy(row: StrategyRuns) -> str:
+    return row.runs[0].recorded.strategy.name
 
 
 def _fields(runs: Iterable[Sequence[Result]]) -> list[str]:
@@ -145,6 +166,32 @@ def _typed(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     return str(value)
+
+
+def made(runs: Sequence[Result]) -> str:
+    """Return in a sentence how many runs there are, from when, on what machine and by which code of clbench."""
+
+    def each(values: Iterable[object]) -> str:
+        return ", ".join(dict.fromkeys(printable(str(value)) for value in values if value))
+
+    days = sorted({run.recorded.created[:10] for run in runs})
+    when = f" of {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else "") if days else ""
+    where = each(run.environment.get("device") for run in runs)
+    source = each(run.recorded.source for run in runs)
+    told = [f"{len(runs)} run{'' if len(runs) == 1 else 's'}{printable(when)}{f' on {where}' if where else ''}"]
+    told += [f"made by clbench {each(run.recorded.clbench for run in runs)}", f"source {source}" if source else ""]
+    return f"{', '.join(filter(None, told))}."
+
+
+def tasks(part: Comparison) -> tuple[list[tuple[int, str]], str]:
+    """Return the number of each task with the names of its classes, and a remark where the runs' orders differ."""
+    runs = [run for row in part.rows for run in row.runs]
+    names = runs[0].class_names
+    orders = {tuple(run.recorded.class_order) for run in runs}
+    said = f"The runs have {len(orders)} class orders; this is that of seed {runs[0].seed}." if len(orders) > 1 else ""
+    return [
+        (task, ", ".join(printable(names[c]) for c in classes)) for task, classes in enumerate(runs[0].task_classes)
+    ], said
 
 
 def machines(part: Comparison) -> list[tuple[str, Sequence[str]]]:

@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from clbench.reports.chart import Look
+from clbench.reports.names import paper_name
 from clbench.results.metrics import METRICS
 from clbench.results.result import Floats, Result
 from clbench.results.statistics import Interval, Spread, interval, spread
@@ -30,6 +31,16 @@ class StrategyRuns:
     runs: list[Result]
     numbers: list[Numbers]
     look: Look
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """The strategy as papers write it, and what the label says beside it: ER and [memory_size=200]."""
+        return paper_name(self.runs[0].recorded.strategy.name, self.label)
+
+    @property
+    def title(self) -> str:
+        """The label with the strategy as papers write it: ER[memory_size=200]."""
+        return "".join(self.name)
 
     @property
     def finished(self) -> list[Result]:

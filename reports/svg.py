@@ -5,16 +5,35 @@ drawn numbers themselves.
 """
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from clbench.reports.chart import Axis, Cell, Chart, Heading, HeatMap, Look, NumberTable, Series
+from clbench.reports.chart import (
+    Axis,
+    Cell,
+    Chart,
+    Heading,
+    HeatMap,
+    Look,
+    NumberTable,
+    Series,
+    shortened,
+    spaced,
+    text_width,
+)
 
 WIDE, SMALL = (440, 280), (300, 180)
-COLOURS, MARKERS, DASHES = 6, 8, 3
-# Points of a line up to which each has a marker, and letters of a name beside a bar.
-MOST_MARKED, MOST_LETTERS = 30, 20
+COLOURS, MARKERS, DASHES = 6, 8, 4
+# Points of a line up to which each has a marker, and lines of tasks up to which each has its number at its end.
+MOST_MARKED, MOST_NUMBERED = 30, 10
+# Columns up to which a heat map has room beside others, and up to which its numbers are printed in its cells.
+MOST_NARROW, MOST_PRINTED = 10, 40
+# The largest letters that the style sheet gives a chart and a small one, in units of the drawing.
+LETTERS, SMALL_LETTERS = 14.0, 11.0
+# The room that names may take beside a chart, in units of the drawing.
+MOST_ROOM = 120.0
 SHADES = (
     *("#00224e", "#002b62", "#083370", "#243c6e", "#35456c", "#434e6c", "#4f576c", "#5b606e", "#666970", "#727274"),
     *("#7d7c78", "#888578", "#948e77", "#a19975", "#aea371", "#bcae6c", "#c8b866", "#d6c35d", "#e5cf52", "#f3db42"),
@@ -28,10 +47,15 @@ BLACK_FROM = 11
 def css(look: Look) -> str:
     """Return the CSS classes that give a mark its colour and dashes."""
     if look.kind == "competitor":
-        return f"c{look.place % COLOURS} d{look.place // COLOURS % DASHES}"
+        return f"c{look.place % COLOURS} d{dashes(look)}"
     if look.kind == "task":
         return f"t{round(7 * look.place / max(look.of - 1, 1))}"
     return {"upper": "cj dr", "lower": "cn dr"}.get(look.kind, look.kind)
+
+
+def dashes(look: Look) -> int:
+    """Return which dashes a competitor's line has: neighbours differ, and no two of the first 24 look the same."""
+    return (look.place + look.place // COLOURS) % DASHES
 
 
 def marker(look: Look) -> str:
@@ -57,56 +81,93 @@ def interval(look: Look, low: float, mean: float, high: float, x: Axis) -> Marku
     )
 
 
+def task_key(look: Look) -> Markup:
+    """Return the stroke of a task's line for a line of text."""
+    return Markup(
+        f'<svg class="key" viewBox="0 0 14 14" aria-hidden="true"><path class="ln {css(look)}" d="M0 7H14"/></svg>'
+    )
+
+
 def heat_table(heat: HeatMap) -> NumberTable:
-    """Return a heat map as a table whose cells are coloured; with many columns its numbers are whole."""
+    """Return a heat map as a table whose cells are coloured; with many columns its numbers are whole.
+
+    Columns with long names are headed by their numbers, which then stand before the names of the rows, too.
+    """
     digits = 1 if len(heat.columns) <= 6 else 0
+    named = len(heat.rows) == len(heat.columns) and max(map(len, heat.columns), default=0) > 3
+    titles = [str(k) for k in range(len(heat.columns))] if named else list(heat.columns)
+    if len(titles) > MOST_PRINTED:
+        titles = [title if k % 10 == 0 else "" for k, title in enumerate(titles)]
     lines = []
-    for name, values in zip(heat.rows, heat.values.tolist(), strict=True):
+    for k, (name, values) in enumerate(zip(heat.rows, heat.values.tolist(), strict=True)):
         cells = [
             Cell("") if math.isnan(v) else Cell(f"{v:.{digits}f}", css=f"h{round(v / 100 * (len(SHADES) - 1))}")
             for v in values
         ]
-        lines.append((-1, [Cell(heat.prefix + name), *cells]))
-    return NumberTable([Heading("", text=True), *map(Heading, heat.columns)], lines)
+        lines.append((-1, [Cell(f"{k} {name}" if named else heat.prefix + name), *cells]))
+    return NumberTable([Heading("", text=True), *map(Heading, titles)], lines)
 
 
 def draw(chart: Chart, *, small: bool = False) -> Markup:
-    """Return a chart as an SVG element, to which the script adds the read-outs."""
-    frame = _Frame(chart, SMALL if small else WIDE)
+    """Return a chart as an SVG element, to which the script adds the read-outs. No text leaves its box."""
+    frame = _Frame(chart, small)
     marks = {"lines": _lines, "points": _points, "bars": _bars, "diagram": _strokes}[chart.kind](chart, frame, small)
     rules = [f'<path class="rule" d="M{_n(frame.x(at))} {_n(frame.top)}V{_n(frame.bottom)}"/>' for at in chart.rules]
-    texts = [
-        f'<text class="{ {"left": "s", "center": "m", "right": "e"}[side] }" x="{_n(frame.x(x))}" y="{_n(frame.y(y))}" '
-        f'dy=".35em">{escape(text)}</text>'
-        for x, y, text, side in chart.texts
-    ]
+    width, height = frame.size
+    texts = []
+    for x, y, text, side in chart.texts:
+        at = frame.x(x)
+        room = {"left": width - at, "right": at, "center": 2 * min(at, width - at)}[side]
+        anchor = {"left": "s", "center": "m", "right": "e"}[side]
+        texts.append(frame.text(text, at, frame.y(y), anchor, room))
     data = (
         f' data-x="{escape(chart.step or chart.x.label)}" data-u="{escape(chart.unit)}"'
         if chart.kind == "lines"
         else ""
     )
-    width, height = frame.size
     axes = [] if chart.kind == "diagram" else frame.axes()
     return Markup(
-        f'<svg class="chart" viewBox="0 0 {width} {height}" tabindex="0" role="group" aria-roledescription="chart" '
-        f'aria-label="{escape(chart.title)}"{data}>{"".join([*axes, *rules, *marks, *texts])}</svg>'
+        f'<svg class="chart" viewBox="0 0 {width} {_n(height)}" tabindex="0" role="group" '
+        f'aria-roledescription="chart" aria-label="{escape(chart.title)}"{data}>'
+        f"{''.join([*axes, *rules, *marks, *texts])}</svg>"
     )
 
 
 class _Frame:
     """The area of a chart inside its axes, and where a value lies on it."""
 
-    def __init__(self, chart: Chart, size: tuple[int, int]) -> None:
+    def __init__(self, chart: Chart, small: bool) -> None:
         self.across, self.up = chart.x, chart.y
-        longest = max((len(text) for _, text in chart.y.ticks), default=0)
-        self.left, self.right, self.top = max(46.0, 20.0 + 6 * min(longest, MOST_LETTERS)), size[0] - 12.0, 10.0
+        self.letters = SMALL_LETTERS if small else LETTERS
+        width, height = SMALL if small else WIDE
+        if chart.kind == "diagram":
+            self.size: tuple[int, float] = (width, 22 * abs(chart.y.high - chart.y.low))
+            self.left, self.right, self.top, self.bottom = 0.0, float(width), 0.0, self.size[1]
+            return
+        ticks = max((text_width(text, self.letters) for _, text in chart.y.ticks), default=0.0)
+        self.room = min(ticks, MOST_ROOM)
+        self.left, self.right = self.room + 12.0, width - 12.0 - _label_room(chart, small, self.letters)
+        self.x_label = self._lines(chart.x.label, width - 8.0)
+        self.y_label = self._lines(chart.y.label, width - 8.0)
+        line = 1.25 * self.letters
+        self.top = 10.0 + line * len(self.y_label)
+        below = line * (1 + len(self.x_label)) + 8.0
         if chart.kind == "bars":
-            size = size[0], 60 + 22 * len(chart.series)
-        elif chart.kind == "diagram":
-            size = size[0], round(22 * abs(chart.y.high - chart.y.low))
-            self.left, self.right, self.top = 0.0, float(size[0]), 0.0
-        self.size = size
-        self.bottom = size[1] - (0.0 if chart.kind == "diagram" else 38.0)
+            height = round(self.top + below + 10 + 22 * len(chart.series))
+        self.size = width, height
+        self.bottom = height - below
+
+    def _lines(self, text: str, room: float) -> list[str]:
+        """Return the label of an axis in as many lines as it needs."""
+        if text_width(text, self.letters) <= room:
+            return [text] if text else []
+        return [shortened(line, room, self.letters) for line in textwrap.wrap(text, int(room / self.letters / 0.66))]
+
+    def text(self, text: str, x: float, y: float, css: str, room: float) -> str:
+        """Return text at a place, as much of it as there is room for; all of it is told under the pointer."""
+        fitted = shortened(text, room, self.letters)
+        more = "" if fitted == text else f"<title>{escape(text.strip())}</title>"
+        return f'<text class="{css}" x="{_n(x)}" y="{_n(y)}" dy=".35em">{escape(fitted)}{more}</text>'
 
     def x(self, value: float) -> float:
         return self.left + self.across.share(value) * (self.right - self.left)
@@ -123,26 +184,74 @@ class _Frame:
         return f"matrix({' '.join(f'{n:.6g}' for n in numbers)})"
 
     def axes(self) -> list[str]:
-        parts = []
+        """Return the grid, the ticks, and the labels: of y above the chart, of x below it at its right end."""
+        parts, line = [], 1.25 * self.letters
         for value, text in self.up.ticks:
-            at = _n(self.y(value))
-            short = text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"
-            parts.append(f'<path class="grid" d="M{_n(self.left)} {at}H{_n(self.right)}"/>')
-            parts.append(f'<text class="e" x="{_n(self.left - 6)}" y="{at}" dy=".35em">{escape(short)}</text>')
+            at = self.y(value)
+            parts.append(f'<path class="grid" d="M{_n(self.left)} {_n(at)}H{_n(self.right)}"/>')
+            parts.append(self.text(text, self.left - 6, at, "e", self.room + 4))
+        free = 0.0
         for value, text in self.across.ticks:
-            parts.append(f'<text class="m" x="{_n(self.x(value))}" y="{_n(self.bottom + 15)}">{escape(text)}</text>')
-        middle = _n((self.left + self.right) / 2)
-        parts.append(f'<text class="m a" x="{middle}" y="{self.size[1] - 5}">{escape(self.across.label)}</text>')
-        turned = f"translate(11 {_n((self.top + self.bottom) / 2)}) rotate(-90)"
-        parts.append(f'<text class="m a" transform="{turned}">{escape(self.up.label)}</text>')
+            at, half = self.x(value), text_width(text, self.letters) / 2
+            at = min(max(at, half), self.size[0] - half)
+            # A label that has no room beside the one before it is left out.
+            if at - half >= free:
+                parts.append(f'<text class="m" x="{_n(at)}" y="{_n(self.bottom + line)}">{escape(text)}</text>')
+                free = at + half + 0.4 * self.letters
+        for k, text in enumerate(self.x_label):
+            end = max(self.right, text_width(text, self.letters) + 4)
+            y = self.bottom + (2 + k) * line
+            parts.append(f'<text class="e a" x="{_n(min(end, self.size[0] - 4))}" y="{_n(y)}">{escape(text)}</text>')
+        for k, text in enumerate(self.y_label):
+            parts.append(f'<text class="s a" x="2" y="{_n((1 + k) * line - 2)}">{escape(text)}</text>')
         parts.append(f'<path class="axis" d="M{_n(self.left)} {_n(self.bottom)}H{_n(self.right)}"/>')
         return parts
+
+
+def _label_room(chart: Chart, small: bool, letters: float) -> float:
+    """Return the width of the names at the ends of the lines, 0 where they have none."""
+    named = _named(chart, small)
+    if not named:
+        return 0.0
+    if small:
+        return letters * 1.6
+    return min(max(text_width(one.name, letters) for one in named), MOST_ROOM) + 16
+
+
+def _named(chart: Chart, small: bool) -> list[Series]:
+    """Return the lines whose names stand at their ends: as many as there is room for, of small charts their tasks."""
+    if chart.kind != "lines":
+        return []
+    known = [one for one in chart.series if one.known]
+    if small:
+        tasks = all(one.look.kind == "task" for one in known)
+        return known if 1 < len(chart.series) <= MOST_NUMBERED and tasks else []
+    return known[: int((WIDE[1] - 70) / LETTERS)]
+
+
+def _end_labels(chart: Chart, frame: _Frame, small: bool) -> list[str]:
+    """Return the names at the ends of the lines, at heights where they do not cover each other."""
+    parts: list[str] = []
+    named = _named(chart, small)
+    # Heights count upwards, y downwards.
+    heights = spaced([-frame.y(one.y[one.known[-1]]) for one in named], frame.letters, frame.letters / 2 - frame.top)
+    for one, height in zip(named, heights, strict=True):
+        at = -height
+        if small:
+            parts.append(frame.text(str(one.look.place), frame.right + 3, at, "s lb", frame.size[0] - frame.right - 3))
+            continue
+        left = frame.right + 8
+        parts.append(_mark(one, left, at))
+        text = frame.text(one.name, left + 8, at, "s lb", frame.size[0] - left - 8)
+        parts.append(text.replace("<text ", f'<text data-s="{one.row}" ', 1))
+    return parts
 
 
 def _lines(chart: Chart, frame: _Frame, small: bool) -> list[str]:
     """Return the lines with their bands under one transform, and the markers over them."""
     bands, drawn, marks = [], [], []
-    for one in chart.series:
+    # What has gaps lies above what has none, the references on top, so that lines that fall together all show.
+    for one in sorted(chart.series, key=lambda one: dashes(one.look) if one.look.kind == "competitor" else DASHES):
         if not (places := one.known):
             continue
         known = [(one.x[k], one.y[k], one.dy[k] if one.dy and math.isfinite(one.dy[k]) else 0.0) for k in places]
@@ -160,7 +269,8 @@ def _lines(chart: Chart, frame: _Frame, small: bool) -> list[str]:
             bands.append(f'<polygon class="band {look}" data-s="{one.row}" points="{corners}"/>')
         if chart.marked and not small and len(known) <= MOST_MARKED:
             marks += [_mark(one, frame.x(x), frame.y(y)) for x, y, _ in known]
-    return [f'<g transform="{frame.transform}">', *bands, *drawn, "</g>", *marks]
+    ends = _end_labels(chart, frame, small)
+    return [f'<g transform="{frame.transform}">', *bands, *drawn, "</g>", *marks, *ends]
 
 
 def _points(chart: Chart, frame: _Frame, _: bool) -> list[str]:

@@ -2,12 +2,15 @@
 
 import itertools
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from clbench.reports import page
 from clbench.reports.comparison import Comparison, compare
 from clbench.results.result import Result
 
@@ -174,3 +177,37 @@ def seven() -> list[Result]:
         for name in SEVEN
         for seed in range(3)
     ]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    chromium, chromedriver = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
+    if chromium is None or chromedriver is None:
+        pytest.skip("needs chromium and chromedriver (apt-get install chromium chromium-driver)")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(chromedriver))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def opened(browser: Any, tmp_path: Path) -> Callable[..., None]:
+    """Opens the page of some runs in the browser at a width of the window, on the screen or as it is printed."""
+
+    def show(results: list[Result], width: int, media: str = "screen") -> None:
+        file = tmp_path / "report.html"
+        file.write_text(page.render(compare(results)), "utf-8")
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
+        browser.get(file.as_uri())
+        assert browser.get_log("browser") == []
+
+    return show

@@ -81,7 +81,7 @@ def test_axes_name_their_units(seven: list[Result], compared: Compared) -> None:
     part = compared(seven)
     average = drawn("average_accuracy", part).axes[0]
     assert average.get_ylabel() == "average class-incremental accuracy (%)"
-    assert average.get_xlabel() == "after task"
+    assert average.get_xlabel().startswith("after task (band: ± sd")
     assert "percentage points" in drawn("forgetting", part).axes[0].get_xlabel()
     for figure in (drawn("task_accuracy", part), drawn("accuracy_matrices", part)):
         assert "after task" in {figure.get_supxlabel(), figure.get_supylabel()}
@@ -102,21 +102,38 @@ def test_the_references_are_dashed_and_named(seven: list[Result], compared: Comp
     """Joint and naive are lines in the plots over steps and of forgetting; only they are dashed."""
     part = compared(seven)
     figure = drawn("average_accuracy", part)
-    names = [text.get_text() for text in figure.legends[0].get_texts()]
-    dashed = {n for n, line in zip(names, figure.axes[0].lines, strict=True) if line.get_linestyle() == "--"}
-    assert dashed == {"joint (upper reference)", "naive (lower reference)"}
+    panel = figure.axes[0]
+    assert {line.get_label() for line in panel.lines if line.get_linestyle() == "--"} == {"joint", "naive"}
+    assert "dashed: references" in panel.get_xlabel()
+    assert {text.get_text() for text in panel.texts} == {line.get_label() for line in panel.lines}
+    scatter = drawn("forgetting_plasticity", part)
+    assert {"joint (upper reference)", "naive (lower reference)"} <= {
+        text.get_text() for text in scatter.legends[0].get_texts()
+    }
     bars = drawn("forgetting", part).axes[0]
     lines = {line.get_xdata()[0] for line in bars.lines if line.get_linestyle() == "--"}
     expected = [100 * part_row.spread("forgetting").mean for part_row in (part.rows[0], part.rows[-1])]
     assert sorted(lines) == pytest.approx(expected)
 
 
+def test_the_names_of_lines_stand_at_their_ends_apart(seven: list[Result], compared: Compared) -> None:
+    """In the order of the ends, the distance between two names no less than a line of small letters."""
+    part = compared(seven)
+    panel = drawn("average_accuracy", part).axes[0]
+    ends = {line.get_label(): line.get_ydata()[-1] for line in panel.lines}
+    heights = {text.get_text(): text.get_position()[1] for text in panel.texts}
+    by_end = sorted(ends, key=ends.__getitem__)
+    assert sorted(heights, key=heights.__getitem__) == by_end
+    step = 9 / 72 / panel.get_figure().get_figheight()
+    assert min(np.diff([heights[name] for name in by_end])) > step
+
+
 def test_the_references_lie_on_top_so_that_none_is_hidden(seven: list[Result], compared: Compared) -> None:
     """Ewc and lwf often fall on naive; its dashes and crosses must still show, and they between its dashes."""
     figure = drawn("average_accuracy", compared(seven))
-    lines = dict(zip((text.get_text() for text in figure.legends[0].get_texts()), figure.axes[0].lines, strict=True))
-    others = [line.get_zorder() for name, line in lines.items() if "reference" not in name]
-    for name in ("naive (lower reference)", "joint (upper reference)"):
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    others = [line.get_zorder() for name, line in lines.items() if name not in ("naive", "joint")]
+    for name in ("naive", "joint"):
         assert lines[name].get_zorder() > max(others)
         assert lines[name].get_marker() not in figures.MARKERS
 
@@ -189,7 +206,7 @@ def test_a_critical_difference_diagram_needs_five_scenarios_and_joins_what_is_no
     bars = [line.get_xdata() for line in panel.lines if line.get_linewidth() == 3]
     assert [list(bar) for bar in bars] == [pytest.approx([0.95, 2.05]), pytest.approx([1.95, 3.05])]
     texts = {text.get_text().strip() for text in panel.texts}
-    assert {"er (1.00)", "lwf (2.00)", "naive (3.00)", "CD = 1.48"} <= texts
+    assert {"ER (1.00)", "LwF (2.00)", "naive (3.00)", "CD = 1.48"} <= texts
     write_figures(results, tmp_path, ["critical_difference"], kind="svg")
     assert (tmp_path / "class-critical_difference.svg").stat().st_size
     section = markdown.rank_section(parts)
@@ -214,7 +231,7 @@ def test_figures_for_papers_embed_their_letters_and_fit_a_column(
     assert float(box[1]) / 72 == pytest.approx(width)
     (path,) = write_figures(seven, tmp_path, ["average_accuracy"], kind="svg", style=style)
     svg = path.read_text()
-    assert ">feature-extraction</text>" in svg
+    assert ">feature extraction</text>" in svg
     assert (">split-mnist-5k, class-incremental" in svg) == (style == "talk"), "a paper has its caption"
     write_figures(seven, tmp_path, ["average_accuracy"], style=style)
     assert (tmp_path / "split-mnist-5k-class-average_accuracy.pdf").read_bytes() == pdf
@@ -275,8 +292,8 @@ def test_matrices_show_the_mean_over_seeds(make_result: Make, compared: Compared
 
 
 def test_long_names_keep_their_two_ends(make_result: Make, compared: Compared) -> None:
-    part = compared([make_result("er", label="er[" + "x" * 100 + "memory_size=500]")])
-    (text,) = drawn("average_accuracy", part).legends[0].get_texts()
+    part = compared([make_result("lwf", label="er[" + "x" * 100 + "memory_size=500]")])
+    (text,) = drawn("average_accuracy", part).axes[0].texts
     assert text.get_text().startswith("er[")
     assert text.get_text().endswith("memory_size=500]"[-10:])
     assert len(text.get_text()) <= 30

@@ -28,8 +28,8 @@ def test_best_is_bold_and_second_underlined_among_competitors(make_result: Make)
     ]
     found = rows(latex.to_latex(compare(results)))
     assert found["joint$^\\dagger$"][0] == r"$90.0 \pm 7.1$"
-    assert found["er"][0] == r"$\mathbf{70.0} \pm 7.1$"
-    assert found["lwf"][0] == found["ewc"][0] == r"$\underline{50.0} \pm 7.1$"
+    assert found["ER"][0] == r"$\mathbf{70.0} \pm 7.1$"
+    assert found["LwF"][0] == found["EWC"][0] == r"$\underline{50.0} \pm 7.1$"
     assert found["naive"][0] == r"$15.0 \pm 7.1$"
 
 
@@ -41,7 +41,7 @@ def test_naive_is_a_line_to_compare_with_and_no_second_best(make_result: Make) -
     ]
     found = rows(latex.to_latex(compare(results)))
     assert found["naive"][0] == r"$15.0 \pm 7.1$"
-    assert found["lwf"][0] == r"$\underline{10.0} \pm 7.1$"
+    assert found["LwF"][0] == r"$\underline{10.0} \pm 7.1$"
 
 
 def test_of_forgetting_the_least_is_best(seven: list[Result]) -> None:
@@ -49,11 +49,11 @@ def test_of_forgetting_the_least_is_best(seven: list[Result]) -> None:
     text = latex.to_latex(compare(seven))
     found = rows(text)
     column = found["Strategy"].index("Forgetting")
-    assert found["icarl"][column].startswith(r"$\mathbf{")
-    assert found["er"][column].startswith(r"$\underline{")
+    assert found["iCaRL"][column].startswith(r"$\mathbf{")
+    assert found["ER"][column].startswith(r"$\underline{")
     assert text.count(r"\begin{tabular}{lrrrrr}") == text.count(r"\toprule") == text.count(r"\bottomrule") == 1
     assert {len(cells) for cells in found.values()} == {5}
-    assert found["icarl (linear)"][1] == "--"
+    assert found[r"iCaRL {\footnotesize (linear)}"][1] == "--"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_of_forgetting_the_least_is_best(seven: list[Result]) -> None:
 def test_text_is_escaped(make_result: Make, text: str, escaped: str) -> None:
     """The escapes are those of the LaTeX 2e manual (latexref.xyz, "Reserved characters")."""
     assert latex.escape(text) == escaped
-    table = latex.to_latex(compare([make_result("er", label=text, scenario=text)]))
+    table = latex.to_latex(compare([make_result("lwf", label=text, scenario=text)]))
     # An invisible character is a question mark in every table.
     shown = latex.escape("".join(c if c.isprintable() else "?" for c in text))
     assert f"\n{shown} & " in table

@@ -277,4 +277,4 @@ def test_a_run_whose_numbers_are_all_undefined_is_printed_without_a_0(make: Call
     said = everything(part)
     line = next(line for line in said["markdown"].splitlines() if line.startswith("| `lwf`"))
     assert set(line.replace("|", " ").split()[3:]) == {"-"}
-    assert next(line for line in said["latex"].splitlines() if line.startswith("lwf")).count("--") == 5
+    assert next(line for line in said["latex"].splitlines() if line.startswith("LwF")).count("--") == 5

@@ -109,8 +109,8 @@ def test_each_output_says_how_many_runs_are_not_finished_how_far_they_got_and_wh
 
 def test_the_latex_table_has_the_row_of_a_strategy_without_a_finished_run_and_counts_the_finished_ones() -> None:
     said = everything(only(MIXED))["latex"]
-    assert "Finished runs: lwf 2 of 3; er 0 of 3." in said
-    assert "er & -- & -- & -- & -- & -- \\\\" in said
+    assert "Finished runs: LwF 2 of 3; ER 0 of 3." in said
+    assert "ER & -- & -- & -- & -- & -- \\\\" in said
 
 
 def test_what_is_at_the_top_of_report_and_page_is_before_the_first_table() -> None:
@@ -145,13 +145,13 @@ def test_finished_tasks_count_in_the_curve_with_the_number_of_runs_of_each_point
     chart = CHARTS["average_accuracy"].make(part)
     numbers: Any = chart.numbers  # type: ignore[union-attr]
     lines = {str(cells[0].text): [str(cell.text) for cell in cells[1:]] for _, cells in numbers.lines}
-    assert lines["lwf"] == ["91.0 ± 1.0 (n=3)", "86.0 ± 1.0 (n=3)", "81.0 ± 1.0 (n=3)", "75.5 ± 0.7 (n=2)"]
-    assert lines["er"] == ["91.0 ± 1.0 (n=3)", "-", "-", "-"]
+    assert lines["LwF"] == ["91.0 ± 1.0 (n=3)", "86.0 ± 1.0 (n=3)", "81.0 ± 1.0 (n=3)", "75.5 ± 0.7 (n=2)"]
+    assert lines["ER"] == ["91.0 ± 1.0 (n=3)", "-", "-", "-"]
     assert lines["naive"] == ["91.0 ± 1.0", "86.0 ± 1.0", "81.0 ± 1.0", "76.0 ± 1.0"]
     one = only([*MIXED[:7], made("lwf", 1, 1, "running")])
     numbers = CHARTS["average_accuracy"].make(one).numbers  # type: ignore[union-attr]
     lines = {str(cells[0].text): [str(cell.text) for cell in cells[1:]] for _, cells in numbers.lines}
-    assert lines["lwf"][1:] == ["85.0 (n=1)", "80.0 (n=1)", "75.0 (n=1)"], "one value has no deviation"
+    assert lines["LwF"][1:] == ["85.0 (n=1)", "80.0 (n=1)", "75.0 (n=1)"], "one value has no deviation"
 
 
 def test_each_run_is_in_the_csv_with_its_state_and_its_finished_rows() -> None:

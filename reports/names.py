@@ -1,0 +1,50 @@
+"""The names of strategies as papers write them."""
+
+PAPER_NAMES = {
+    "agem": "A-GEM",
+    "bic": "BiC",
+    "cumulative": "cumulative",
+    "der": "DER",
+    "derpp": "DER++",
+    "dgr": "DGR",
+    "er": "ER",
+    "er-ace": "ER-ACE",
+    "ewc": "EWC",
+    "feature-extraction": "feature extraction",
+    "frozen-ncm": "frozen NCM",
+    "gdumb": "GDumb",
+    "gem": "GEM",
+    "hat": "HAT",
+    "icarl": "iCaRL",
+    "il2m": "IL2M",
+    "independent": "independent",
+    "joint": "joint",
+    "l2": "L2",
+    "lucir": "LUCIR",
+    "lwf": "LwF",
+    "lwf-mc": "LwF.MC",
+    "mas": "MAS",
+    "mir": "MIR",
+    "naive": "naive",
+    "packnet": "PackNet",
+    "pnn": "PNN",
+    "podnet": "PODNet",
+    "ranpac": "RanPAC",
+    "rwalk": "RWalk",
+    "si": "SI",
+    "simplecil": "SimpleCIL",
+    "slda": "SLDA",
+    "wa": "WA",
+    "xdg": "XdG",
+}
+
+
+def paper_name(strategy: str, label: str) -> tuple[str, str]:
+    """Return the name of a strategy in papers, and what its label says beside it: `er[share=0.2]` is ER, [share=0.2].
+
+    A label that the user chose, and a strategy that is not of clbench, keep their text.
+    """
+    beside = label.removeprefix(strategy)
+    if strategy not in PAPER_NAMES or not label.startswith(strategy) or beside[:1] not in ("", "[", " "):
+        return label, ""
+    return PAPER_NAMES[strategy], beside
