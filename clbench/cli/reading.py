@@ -106,15 +106,15 @@ def describe_verb(
 
 
 def check_verb(
-    strategies: Annotated[list[str], typer.Argument(help="Strategies by name, or path/to/file.py:Class.")],
+    names: Annotated[list[str], typer.Argument(help="Strategies or networks by name, or path/to/file.py:Class.")],
     as_json: Json = False,
 ) -> None:
-    """Check a strategy, built-in or your own, against the conformance kit."""
+    """Check a strategy or a network, built-in or your own, against the conformance kit."""
     from dataclasses import asdict
 
-    from clbench.tools.conformance import check_strategy
+    from clbench.tools.conformance import check_named
 
-    found = {name: check_strategy(name) for name in strategies}
+    found = {name: check_named(name) for name in names}
     if as_json:
         print(json.dumps({name: [asdict(outcome) for outcome in outcomes] for name, outcomes in found.items()}))
     else:
