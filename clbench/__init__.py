@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from clbench.results.result import Result, load
     from clbench.running.observer import Observer
     from clbench.running.run import run
+    from clbench.running.tracking import Tracker
     from clbench.tools import conformance as testing
     from clbench.tools.tune import tune
 
@@ -43,6 +44,7 @@ _HOMES = {
     "Stage": "learning.strategy",
     "Strategy": "learning.strategy",
     "Task": "data.scenario",
+    "Tracker": "running.tracking",
     "Traits": "learning.strategy",
     "compare": "notebook",
     "load": "results.result",
@@ -69,6 +71,7 @@ __all__ = [
     "Stage",
     "Strategy",
     "Task",
+    "Tracker",
     "Traits",
     "augment",
     "compare",

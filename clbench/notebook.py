@@ -42,9 +42,10 @@ class Results(list[Result]):
         scenario: which one, where the runs are of several.
         Raises ConfigError for another name, and where the runs lack the data for it.
         """
-        from clbench.reports.charts import CHARTS
+        from clbench.reports.charts import CHARTS, chart_name
         from clbench.reports.figures import figure
 
+        name = chart_name(name)
         if name not in CHARTS:
             raise unknown("figure", name, CHARTS)
         parts = self._parts([run for run in self if scenario in (None, run.scenario)])
