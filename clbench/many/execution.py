@@ -155,6 +155,8 @@ def run_planned(
         from clbench.running.tracking import require_tracker
 
         require_tracker(track)
+    if seeds_together and any(item.config.evaluation.keep_predictions for item in planned):
+        raise ConfigError("keep_predictions is for runs that train alone; leave out keep_predictions or seeds_together")
     if seeds_together:
         _refuse_together(planned, scenario, jobs, cluster)
     left: list[PlannedRun] = []
