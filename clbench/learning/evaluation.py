@@ -99,8 +99,8 @@ def final_scores(strategy: Strategy, context: Context) -> dict[str, Tensor]:
     """Score every test image with the headline classifier, once all tasks are learnt.
 
     Returns for N images, in order of tasks: scores, float [N, outputs]; labels (head outputs), prediction (the output
-    with the largest score), classes (original ones), tasks and ids, int64 [N]. A strategy that needs to know the task of
-    an image is told it, and then the scores of other tasks' outputs mean nothing.
+    with the largest score), classes (original ones), tasks and ids, int64 [N]. A strategy that needs to know the task
+    of an image is told it, and then the scores of other tasks' outputs mean nothing.
     """
     scenario, tasks = context.scenario, context.scenario.tasks
     groups = [[task] for task in tasks] if strategy.traits.needs_task_at_test else [tasks]

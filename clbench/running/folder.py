@@ -143,7 +143,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run left here, and nothing else."""
-        for name in ("run.json", "accuracy.csv", "training.csv", "model.pt", TRACKED):
+        for name in ("run.json", "accuracy.csv", "training.csv", "model.pt", PREDICTIONS, TRACKED):
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob("tensorboard/events.out.tfevents.*"):
             events.unlink(missing_ok=True)
