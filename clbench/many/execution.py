@@ -99,8 +99,8 @@ def plan_requests(
             owner[identity] = config.label
         except ConfigError as error:
             raise ConfigError(f"{request.place}: {error}" if request.place else str(error)) from None
-        model = request.options.get("model")
-        network = None if model is None or isinstance(model, str) else as_network(model, "model is given as")
+        asked = request.options.get("model")
+        network = None if asked is None or isinstance(asked, str) else as_network(asked, "model is given as")
         named = {"scenario": request.scenario, "strategy": request.strategy, "model": network}
         given = {kind: cls for kind, cls in named.items() if isinstance(cls, type)}
         planned.append(PlannedRun(config, default_folder(config, out), given))

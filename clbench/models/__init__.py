@@ -93,7 +93,7 @@ def as_network(model: object, said: str, head: str | None = None) -> type[Networ
         )
     elif isinstance(model, type) and issubclass(model, nn.Module):
         if head is not None:
-            return network_of(model, head)
+            return network_of(model, head)  # type: ignore[arg-type]
         accepted = (
             f"it has no features() and no head that grows; {model.__name__}[head=LAYER] with its last layer (in Python "
             f"models.from_module({model.__name__}, head='LAYER')), or {accepted}"

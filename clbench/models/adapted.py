@@ -71,7 +71,7 @@ class Adapted(Network):
             )
         end.leaves = answer is not found[0]
         super().__init__([], feature_dim=found[0].flatten(1).shape[1])
-        self.backbone = module  # type: ignore[assignment] - any module makes features
+        self.backbone = module  # type: ignore[assignment]
 
     def features(self, images: Tensor) -> Tensor:
         """Map normalised images, float [B, C, H, W], to float [B, feature_dim]."""
@@ -96,7 +96,8 @@ def _with_parameters(module: nn.Module) -> list[nn.Module]:
 @functools.lru_cache(maxsize=64)
 def network_of(made: Callable[..., object], head: str | None) -> type[Network]:
     """Return a class that stands for what a class of torch, or a function, makes; see `from_module`."""
-    name = getattr(made, "__name__", None) or getattr(getattr(made, "func", made), "__name__", type(made).__name__)
+    # A functools.partial has no name, but what it calls has.
+    name = str(getattr(getattr(made, "func", made), "__name__", type(made).__name__))
     options, takes_shape = _options(made, name)
 
     def new(cls: type, image_shape: tuple[int, int, int], **given: Any) -> Network:
