@@ -20,7 +20,7 @@ from clbench.config.run import RunConfig
 from clbench.data.batches import Pipeline
 from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.data.spec import ScenarioSpec
-from clbench.learning.evaluation import Evaluation, evaluate
+from clbench.learning.evaluation import Evaluation, evaluate, final_scores
 from clbench.learning.memory import MEMORIES
 from clbench.learning.returned import class_features, declared_stages, empty_memory, require_contract
 from clbench.learning.strategy import (
@@ -43,7 +43,7 @@ from clbench.running.blame import run_error
 from clbench.running.check import check, first_images
 from clbench.running.checkpoint import Checkpoint, Store, Within, learnt, newest
 from clbench.running.display import Display, Named
-from clbench.running.folder import RunFolder, default_folder, superseded
+from clbench.running.folder import PREDICTIONS, RunFolder, default_folder, superseded
 from clbench.running.observer import Observer
 from clbench.running.packing import holds_a_set, require_restorable, unpack
 from clbench.running.process import process_settings
@@ -145,15 +145,19 @@ def execute(
         raise ConfigError(f"{folder} holds files that no run of clbench left; name another folder")
     if not force and (found := folder.existing(config)) is not None and found.status == "done":
         # It may be where nothing can be written, not even a lock.
-        return _reused(found, folder)
+        return _reused(found, folder, config)
     with folder.lock(), process_settings(config):
         if force:
             folder.clear()
             store.drop_checkpoint()
         found = folder.existing(config)
         if found is not None and found.status == "done":
-            return _reused(found, folder)
+            return _reused(found, folder, config)
         kind = runner_of(type(strategy))
+        if config.evaluation.keep_predictions and not kind.continues:
+            raise ConfigError(
+                f"keep_predictions is for strategies of clbench; {config.strategy} trains by its own loop"
+            )
         if found is not None:
             _refuse_to_go_on(found, folder, store, config, kind, resume=resume)
         observers = [
@@ -164,7 +168,10 @@ def execute(
         ]
         try:
             made = kind(config, scenario, strategy, observers=observers, store=store, trainer=trainer)
-            return made.go(found)
+            result = made.go(found)
+            if config.evaluation.keep_predictions:
+                folder.save_predictions(final_scores(strategy, made.context))
+            return result
         except Exception as error:  # of a strategy, an observer or a store, before or after the tasks
             failure = run_error(error, -1)
             if failure is error:
@@ -174,9 +181,12 @@ def execute(
             settle(code, classes)
 
 
-def _reused(found: Result, folder: RunFolder) -> Result:
+def _reused(found: Result, folder: RunFolder, config: RunConfig) -> Result:
     with_others = f", with {others}" if (others := other_packages(found.recorded)) else ""
-    tell(f"{folder}: reused, finished at {folder.finished_at()}{with_others}; --force (force=True) begins it again")
+    lacks = config.evaluation.keep_predictions and not (folder.path / PREDICTIONS).exists()
+    without = f" without {PREDICTIONS}" if lacks else ""
+    finished = f"finished at {folder.finished_at()}{without}{with_others}"
+    tell(f"{folder}: reused, {finished}; --force (force=True) begins it again")
     return found
 
 
