@@ -117,8 +117,8 @@ def draw(
 
 def figure(drawing: Chart | Panels, title: str) -> "Figure":
     """Return a chart as a figure of matplotlib that a notebook shows, whether or not matplotlib is set up for one."""
-    with _settings(SCREEN):
-        made = render(drawing, title)
+    with in_style("screen") as medium:
+        made = render(drawing, title, medium)
     # A notebook asks every object for this.
     setattr(made, "_repr_png_", lambda: draw(drawing, title, ["png"])["png"])  # noqa: B010 - a type checker knows Figure
     return made
