@@ -18,8 +18,18 @@ from numpy.typing import NDArray
 from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, shown, unknown
 from clbench.config.plain import listed, plain
-from clbench.config.registry import entry_point_names, load_entry_point
-from clbench.scenarios.files import Found, Raw, check_labels, chunks, digest, find_npz, require_memory, to_nchw
+from clbench.config.registry import entry_point_names, load_entry_point, natural_sorted
+from clbench.scenarios.files import (
+    Found,
+    Raw,
+    check_labels,
+    chunks,
+    digest,
+    find_npz,
+    hold_out,
+    require_memory,
+    to_nchw,
+)
 from clbench.scenarios.images import find_image_folder
 from clbench.scenarios.known import KNOWN, Known, Published, find_known
 
@@ -36,6 +46,7 @@ class Dataset:
     origin: the path or package that the data came from.
     n_validation: the number of images at the end of x_train that are a validation split of the data's own.
     published: what was published under this name.
+    left_out: the files that can't be used and are left out.
     """
 
     name: str
@@ -49,6 +60,7 @@ class Dataset:
     origin: str
     n_validation: int = 0
     published: Published | None = None
+    left_out: tuple[str, ...] = ()
 
     @cached_property
     def differences(self) -> dict[str, str]:
@@ -74,6 +86,8 @@ def load_dataset(
     *,
     offline: bool = False,
     image_size: int | None = None,
+    test_share: float | None = None,
+    skip_unreadable: bool = False,
 ) -> Dataset:
     """Return a dataset: one by its name, or the user's NAME.npz or DIR/{train,test}/CLASS/*, with or without DIR/val.
 
@@ -81,29 +95,47 @@ def load_dataset(
         NAME/{train,test}/CLASS/*); then come Debian's folder of Fashion-MNIST and torchvision's sources.
     offline: leave out torchvision's sources.
     image_size: S makes images in folders S x S pixels.
+    test_share: the share of each class that becomes the test, of the user's data that have none: DIR/CLASS/*,
+        DIR/train/CLASS/*, or an NPZ file with x_train and y_train alone.
+    skip_unreadable: leave out the user's image files that can't be used.
     Raises ConfigError for data that are missing, damaged, inconsistent or too large. Warns of data that are not those
     that were published under the name.
     """
-    found = find_dataset(name_or_path, data_root, offline, image_size)
-    return found if isinstance(found, Dataset) else read_dataset(name_or_path, found, image_size)
+    found = find_dataset(
+        name_or_path, data_root, offline, image_size, test_share=test_share, skip_unreadable=skip_unreadable
+    )
+    return found if isinstance(found, Dataset) else read_dataset(name_or_path, found, image_size, test_share)
 
 
 def find_dataset(
-    name_or_path: str | os.PathLike[str], data_root: str | os.PathLike[str], offline: bool, image_size: int | None
+    name_or_path: str | os.PathLike[str],
+    data_root: str | os.PathLike[str],
+    offline: bool,
+    image_size: int | None,
+    *,
+    test_share: float | None = None,
+    skip_unreadable: bool = False,
 ) -> Found | Dataset:
     """Return where a data set is, or what a package made of it; see load_dataset()."""
     if image_size is not None and image_size < 1:
         raise ConfigError(f"--image-size {image_size} is not a size in pixels; expected at least 1")
+    if test_share is not None and not 0 < test_share < 1:
+        raise ConfigError(f"test_share={test_share:g} is a share; more than 0 and less than 1 is accepted")
     root = Path(data_root).expanduser()
+    own = entry_point_names("clbench.datasets")
+    if (test_share or skip_unreadable) and name_or_path in (*KNOWN, *own):
+        raise ConfigError(f"test_share and skip_unreadable are for files of your own; {name_or_path} has its own test")
     if name_or_path in KNOWN:
         return find_known(str(name_or_path), root, offline, image_size)
-    if name_or_path in (own := entry_point_names("clbench.datasets")):
+    if name_or_path in own:
         return _of_package(str(name_or_path), root, offline, image_size)
     path = Path(name_or_path).expanduser()
     if os.path.isdir(path):
-        return find_image_folder(path, image_size)
+        return find_image_folder(path, image_size, held_out=test_share is not None, skip=skip_unreadable)
     if os.path.isfile(path) and path.suffix.lower() == ".npz":
-        return find_npz(path)
+        if skip_unreadable:
+            raise ConfigError(f"skip_unreadable is for folders of images; {path} is one file")
+        return find_npz(path, held_out=test_share is not None)
     if os.path.exists(path):
         raise ConfigError(f"{path} is neither a .npz file nor a folder with train/CLASS and test/CLASS")
     if len(path.parts) > 1 or path.suffix:
@@ -111,12 +143,15 @@ def find_dataset(
     raise unknown("dataset", str(name_or_path), [*KNOWN, *own])
 
 
-def read_dataset(name_or_path: str | os.PathLike[str], found: Found, image_size: int | None) -> Dataset:
+def read_dataset(
+    name_or_path: str | os.PathLike[str], found: Found, image_size: int | None, test_share: float | None = None
+) -> Dataset:
     """Read a data set that was found; see load_dataset()."""
     if name_or_path not in KNOWN:
         path = Path(name_or_path).expanduser()
-        data = _build(found.read(), path.resolve().name if path.is_dir() else path.stem, found.origin, None, image_size)
-        if path.is_file():
+        raw = found.read() if test_share is None else hold_out(found.read(), test_share, found.origin)
+        data = _build(raw, path.resolve().name if path.is_dir() else path.stem, found.origin, None, image_size)
+        if path.is_file() or test_share is not None:
             _note_shared(data)
         return data
     name = str(name_or_path)
@@ -170,27 +205,31 @@ def dataset_from_arrays(
 ) -> Dataset:
     """Return a dataset of arrays or CPU tensors.
 
-    Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; labels are any integers [N], mapped to 0..K-1 in
-    sorted order. class_names: a name for each label in sorted order, or a table from labels to names. Raises
-    ConfigError for anything else. Warns of test images that are training images too.
+    Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; labels are whole numbers or text, [N] or [N, 1], or
+    one-hot rows [N, K], mapped to 0..K-1 in sorted order.
+
+    class_names: a name for each label in sorted order, or a table from labels to names; where the labels are text, a
+        list holds the same names in the order that is wanted.
+    Raises ConfigError for anything else. Warns of test images that are training images too.
     """
-    labels = check_labels(y_train, f"{name}: y_train")
     raw = Raw(
         to_nchw(x_train, f"{name}: x_train"),
-        labels,
+        check_labels(y_train, f"{name}: y_train"),
         to_nchw(x_test, f"{name}: x_test"),
         check_labels(y_test, f"{name}: y_test"),
-        _given_names(class_names, np.unique(labels).tolist(), name),
     )
+    if isinstance(class_names, Mapping):
+        raw = _numbered(raw, name)
+    labels = list(raw.class_names or np.unique(raw.y_train).tolist())
+    if class_names is not None:
+        raw = raw._replace(class_names=_given_names(class_names, labels, name))
     data = _build(raw, name, name)
     _note_shared(data)
     return data
 
 
-def _given_names(names: object, labels: list[int], what: str) -> tuple[str, ...] | None:
+def _given_names(names: object, labels: list[Any], what: str) -> tuple[str, ...]:
     """Return the names of the classes in order of their labels; raises ConfigError."""
-    if names is None:
-        return None
     if isinstance(names, Mapping):
         if set(names) != set(labels):
             raise ConfigError(
@@ -216,7 +255,7 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def _build(raw: Raw, name: str, origin: str, known: Known | None = None, image_size: int | None = None) -> Dataset:
-    shape = raw.x_train.shape[1:]
+    raw, shape = _numbered(raw, origin), raw.x_train.shape[1:]
     for part, images, labels in (("train", raw.x_train, raw.y_train), ("test", raw.x_test, raw.y_test)):
         if len(images) != len(labels):
             raise ConfigError(f"{origin}: x_{part} has {len(images)} images, y_{part} {len(labels)} labels")
@@ -245,7 +284,34 @@ def _build(raw: Raw, name: str, origin: str, known: Known | None = None, image_s
         origin,
         raw.n_validation,
         None if known is None else known.published,
+        raw.left_out,
     )
+
+
+def _numbered(raw: Raw, origin: str) -> Raw:
+    """Return labels that are text as numbers, in the order of the class names, or else in natural order."""
+    texts = [labels.dtype.kind == "U" for labels in (raw.y_train, raw.y_test)]
+    if not any(texts):
+        return raw
+    if not all(texts):
+        raise ConfigError(
+            f"{origin}: one of y_train and y_test is text, the other numbers; labels of one kind are accepted"
+        )
+    known, tested = set(raw.y_train.tolist()), set(raw.y_test.tolist())
+    if known != tested:
+        odd = natural_sorted(known ^ tested)
+        raise ConfigError(f"{origin}: only one of y_train and y_test has {_some(odd)}; each class needs both")
+    names = tuple(natural_sorted(known))
+    if raw.class_names is not None:
+        if sorted(raw.class_names) != sorted(known):
+            raise ConfigError(
+                f"{origin}: the labels are text, and class_names has {_some(raw.class_names)}; the same names in any "
+                f"order are accepted: {_some(names)}"
+            )
+        names = raw.class_names
+    number = {name: index for index, name in enumerate(names)}
+    y_train, y_test = (np.array([number[v] for v in y.tolist()], np.int64) for y in (raw.y_train, raw.y_test))
+    return raw._replace(y_train=y_train, y_test=y_test, class_names=names)
 
 
 def _class_names(raw: Raw, classes: NDArray[Any], origin: str, known: Known | None) -> tuple[str, ...]:

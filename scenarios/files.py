@@ -42,9 +42,11 @@ SETTLED_NS = 10 * 10**9
 
 
 class Raw(NamedTuple):
-    """The content of files: images uint8 [N, C, H, W], integer labels [N] as in the files, perhaps class names.
+    """The content of files: images uint8 [N, C, H, W], labels [N] as in the files, perhaps class names.
 
+    y_train, y_test: numbers, int64, or text.
     n_validation: the number of images at the end of x_train that are a validation split.
+    left_out: the files that can't be used and are left out.
     """
 
     x_train: NDArray[np.uint8]
@@ -53,6 +55,7 @@ class Raw(NamedTuple):
     y_test: NDArray[Any]
     class_names: tuple[str, ...] | None = None
     n_validation: int = 0
+    left_out: tuple[str, ...] = ()
 
 
 class Found(NamedTuple):
@@ -211,39 +214,72 @@ def read_idx_files(paths: Sequence[Path]) -> Raw:
     return Raw(x_train[:, None], y_train, x_test[:, None], y_test)
 
 
-def find_npz(path: Path) -> Found:
+def hold_out(raw: Raw, share: float, what: str) -> Raw:
+    """Make a share of each class's training images the test images, at least one; raises ConfigError.
+
+    They are those whose digests come first in order, so they are the same ones in any order of the images and whatever
+    the files are called, and an image more seldom changes the part of another one.
+    """
+    n = len(raw.y_train) - raw.n_validation
+    each = [hashlib.sha256(b"test share" + image.tobytes()).digest() for image in raw.x_train[:n]]
+    tested = np.zeros(len(raw.y_train), dtype=bool)
+    for label in np.unique(raw.y_train[:n]):
+        ids = sorted(np.flatnonzero(raw.y_train[:n] == label), key=each.__getitem__)
+        held = max(1, round(share * len(ids)))
+        if held >= len(ids):
+            name = label if raw.class_names is None or isinstance(label, str) else raw.class_names[label]
+            raise ConfigError(
+                f"{what}: test_share={share:g} of the {len(ids)} images of the class {name} leaves none to train on"
+            )
+        tested[ids[:held]] = True
+    return raw._replace(
+        x_train=raw.x_train[~tested],
+        y_train=raw.y_train[~tested],
+        x_test=raw.x_train[tested],
+        y_test=raw.y_train[tested],
+    )
+
+
+def find_npz(path: Path, *, held_out: bool = False) -> Found:
     """Return the data set in an NPZ file; reading it raises what read_npz raises."""
-    return Found(str(path), [path], functools.partial(read_npz, path))
+    return Found(str(path), [path], functools.partial(read_npz, path, held_out=held_out))
 
 
-def read_npz(path: Path) -> Raw:
+def read_npz(path: Path, *, held_out: bool = False) -> Raw:
     """Return the data set in an NPZ file: x_train, y_train, x_test, y_test and perhaps class_names.
 
-    Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; labels are integers [N]. Shapes and types are
-    checked from the headers before the data are read. Raises ConfigError for a wrong or damaged file.
+    Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; labels are what check_labels() reads. Shapes and types are
+    checked from the headers before the data are read. held_out: there are no x_test and y_test yet. Raises ConfigError
+    for a wrong or damaged file.
     """
+    needed = ARRAYS[:2] if held_out else ARRAYS
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            # An archive that a Mac has packed anew holds a second file for each.
+            infos = [info for info in archive.infolist() if not info.filename.startswith("__MACOSX/")]
+            members = {info.filename.removesuffix(".npy"): info for info in infos}
             for name in members:
                 if name not in (*ARRAYS, "class_names"):
                     raise ConfigError(f"{path}: {unknown('array', name, (*ARRAYS, 'class_names'))}")
-            for name in ARRAYS:
+            if held_out and "x_test" in members:
+                raise ConfigError(f"{path} has test images of its own; leave test_share out")
+            for name in needed:
                 if name not in members:
-                    raise ConfigError(f"{path} has no array {name!r}; it needs {', '.join(ARRAYS)}")
+                    raise ConfigError(
+                        f"{path} has no array {name!r}; it needs {', '.join(ARRAYS)}, or x_train and y_train with "
+                        "test_share"
+                    )
             arrays = {name: _read_member(archive, path, name, info) for name, info in members.items()}
         names = arrays["class_names"].astype(str).tolist() if "class_names" in arrays else None
     except ConfigError:
         raise
     except Exception as error:  # zipfile and numpy raise almost anything on a damaged archive
         raise ConfigError(f"{path} is not a readable NPZ file: {error or type(error).__name__}") from error
-    return Raw(
-        to_nchw(arrays["x_train"], f"{path}: x_train"),
-        check_labels(arrays["y_train"], f"{path}: y_train"),
-        to_nchw(arrays["x_test"], f"{path}: x_test"),
-        check_labels(arrays["y_test"], f"{path}: y_test"),
-        None if names is None else tuple(names),
-    )
+    images = [to_nchw(arrays[name], f"{path}: {name}") for name in needed[::2]]
+    labels = [check_labels(arrays[name], f"{path}: {name}") for name in needed[1::2]]
+    if held_out:
+        images, labels = [images[0], images[0][:0]], [labels[0], labels[0][:0]]
+    return Raw(images[0], labels[0], images[1], labels[1], None if names is None else tuple(names))
 
 
 def _read_member(archive: zipfile.ZipFile, path: Path, name: str, info: zipfile.ZipInfo) -> NDArray[Any]:
@@ -317,18 +353,49 @@ def to_nchw(images: Any, what: str) -> NDArray[np.uint8]:
 
 
 def _check_label_type(what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    if dtype.kind not in "iu":
-        hints = {"f": "; convert whole numbers with astype(int)", "U": "; names go into class_names"}
-        raise ConfigError(f"{what} is {dtype}; expected integer labels{hints.get(dtype.kind, '')}")
-    if len(shape) != 1:
-        one_hot = "; argmax(1) makes labels of one-hot rows" if len(shape) == 2 and shape[1] > 1 else ""
-        raise ConfigError(f"{what} has the shape {shape}; expected one label for each image, [N]{one_hot}")
+    if dtype.kind not in "iubfUS":
+        hint = "; text is saved without pickling by astype(str)" if dtype.kind == "O" else ""
+        raise ConfigError(f"{what} is {dtype}; numbers or text are accepted as labels{hint}")
+    if len(shape) not in (1, 2) or (len(shape) == 2 and shape[1] != 1 and dtype.kind in "US"):
+        raise ConfigError(f"{what} has the shape {shape}; one label for each image, [N], or one-hot rows are accepted")
 
 
 def check_labels(labels: Any, what: str) -> NDArray[Any]:
-    """Return the labels as int64 [N]; raise ConfigError if they are not integers [N] of that range."""
+    """Return one label for each image, as int64 [N] or text [N].
+
+    labels: whole numbers of any type, or text, [N] or [N, 1]; or one-hot rows [N, K]. Raises ConfigError for others.
+    """
     array = _array(labels, what)
+    if array.dtype.kind == "O":
+        kinds = {type(value) for value in array.flat}
+        if kinds <= {str} or all(issubclass(kind, int | float | np.number) for kind in kinds):
+            array = np.array(array.tolist())
     _check_label_type(what, array.shape, array.dtype)
+    if array.dtype.kind == "S":
+        try:
+            array = np.char.decode(array, "utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{what} is no text in UTF-8 ({error})") from None
+    if array.ndim == 2:
+        array = array[:, 0] if array.shape[1] == 1 else _of_one_hot(array, what)
+    if array.dtype.kind == "U":
+        if not all(array.tolist()):
+            raise ConfigError(f"{what} holds an empty text; a name of a class is accepted")
+        return array
+    if array.dtype.kind == "f":
+        odd = np.flatnonzero(~(np.isfinite(array) & (np.floor(array) == array) & (np.abs(array) <= 2.0**53)))
+        if len(odd):
+            raise ConfigError(f"{what}[{odd[0]}] is {array[odd[0]]}; whole numbers are accepted as labels")
     if array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise ConfigError(f"{what} holds {array.max()}; labels up to {np.iinfo(np.int64).max} are accepted")
     return array.astype(np.int64)
+
+
+def _of_one_hot(rows: NDArray[Any], what: str) -> NDArray[np.int64]:
+    odd = np.flatnonzero(((rows == 1).sum(1) != 1) | ((rows != 0).sum(1) != 1))
+    if len(odd):
+        raise ConfigError(
+            f"{what} has the shape {rows.shape}, and its row {odd[0]} is no one-hot row; one 1 and zeros, or one label "
+            "for each image, [N], are accepted"
+        )
+    return rows.argmax(1).astype(np.int64)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import warnings
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +29,13 @@ BATCH = 256  # images decoded between two writes; it bounds the memory in use
 ANNOUNCE_FROM = 1000
 VALIDATION = ("val", "valid", "validation")
 # Files that systems and programs leave in folders; names that begin with a dot are left out too.
-LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx")
+LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin")
+# Named in an error; what is beyond that is counted.
+NAMED = 40
 # Part of the name of what is cached: another way of decoding is another number.
 DECODER = 2
 TRANSPARENT, CMYK = "have transparent parts and are laid on white", "are CMYK and become RGB without a colour profile"
+DEEP = "have 16 bits a channel, of which the upper 8 are kept"
 
 
 class _Header(NamedTuple):
@@ -40,14 +44,21 @@ class _Header(NamedTuple):
 
 
 class _Parts(NamedTuple):
-    """The folders of a data set, or the images in them by class."""
+    """The folders of a data set, the images in them by class, or their numbers."""
 
     train: Any
     validation: Any
     test: Any
 
 
-def find_image_folder(folder: Path, image_size: int | None, class_order: tuple[str, ...] = ()) -> Found:
+def find_image_folder(
+    folder: Path,
+    image_size: int | None,
+    class_order: tuple[str, ...] = (),
+    *,
+    held_out: bool = False,
+    skip: bool | None = None,
+) -> Found:
     """Return the data set in FOLDER/{train,test}/CLASS/*; reading it gives RGB images, or grey ones if all are grey.
 
     A folder val, valid or validation beside them is a validation split; without a folder test it is the test data.
@@ -55,11 +66,15 @@ def find_image_folder(folder: Path, image_size: int | None, class_order: tuple[s
     image_size: S resizes the shorter side to S (bilinear, antialiased) and cuts out the centre S x S; without it all
         sizes must agree.
     class_order: the order of the classes, if these are their names; otherwise they are in natural order.
-    Transparent parts become white. Raises ConfigError for a file that is no image, and for training and test classes
-    that differ; reading does so for a damaged file, and for images that don't fit into memory or the cache's disk.
+    held_out: there is no test yet: the images are in FOLDER/CLASS/*, or in FOLDER/train/CLASS/* with or without a
+        validation split.
+    skip: leave out files that can't be used, and name them in Raw.left_out; None: nobody can ask for that.
+    Transparent parts become white. Raises ConfigError for training and test classes that differ; reading does so for
+    all files together that are damaged or no images, and for images that don't fit into memory or the cache's disk.
     """
-    folders = _parts(folder)
-    parts = _Parts(*({} if part is None else _scan(part) for part in folders))
+    folders = _parts(folder, held_out)
+    problems: dict[Path, str] = {}
+    parts = _Parts(*({} if part is None else _scan(part, problems, flat=part == folder) for part in folders))
     for part, found in zip(folders, parts, strict=True):
         if part is not None and found.keys() != parts.train.keys():
             odd = sorted(found.keys() ^ parts.train.keys())[0]
@@ -70,61 +85,126 @@ def find_image_folder(folder: Path, image_size: int | None, class_order: tuple[s
     names = class_order if set(class_order) == parts.train.keys() else tuple(natural_sorted(parts.train))
     paths = [path for part in parts for name in names for path in part.get(name, ())]
     numbers = _Parts(*([len(part.get(name, ())) for name in names] for part in parts))
-    return Found(str(folder), paths, partial(_read, folder, paths, names, numbers, image_size))
+    return Found(str(folder), paths, partial(_read, folder, paths, names, numbers, image_size, problems, skip))
 
 
-def _read(folder: Path, paths: list[Path], names: tuple[str, ...], numbers: _Parts, image_size: int | None) -> Raw:
+def _read(
+    folder: Path,
+    paths: list[Path],
+    names: tuple[str, ...],
+    numbers: _Parts,
+    image_size: int | None,
+    problems: dict[Path, str],
+    skip: bool | None,
+) -> Raw:
     digests = content_digests(paths)
-    images, remarks = _cached(folder, paths, digests, image_size)
-    n_test = sum(numbers.test)
-    trained = set(digests[:-n_test])
-    if copies := [path for path, of_file in zip(paths[-n_test:], digests[-n_test:], strict=True) if of_file in trained]:
+    images, remarks, broken = _cached(folder, paths, digests, image_size)
+    problems = {**problems, **{paths[index]: why for index, why in broken.items()}}
+    if problems and not skip:
+        hint = f"; --skip-unreadable (skip_unreadable=True) leaves {'them' if len(problems) > 1 else 'it'} out"
+        raise _unusable(folder, problems, hint if skip is not None else "")
+    labels = _Parts(*(np.repeat(np.arange(len(names)), of_part) for of_part in numbers))
+    used = np.delete(np.arange(len(paths)), list(broken))
+    part_of = np.repeat(np.arange(3), [len(of_part) for of_part in labels])[used]
+    found = _Parts(*(np.concatenate(labels)[used][part_of == part] for part in range(3)))
+    for part, before, after in zip(_Parts._fields, labels, found, strict=True):
+        if len(lost := np.setdiff1d(before, after)):
+            raise ConfigError(f"{folder}: none of the {part} images of the class {names[lost[0]]!r} can be used")
+    n_test = len(found.test)
+    n = len(used) - n_test
+    trained = {digests[index] for index in used[:n]}
+    if copies := [paths[index] for index in used[n:] if digests[index] in trained]:
         remarks = [*remarks, f"{len(copies):,} test images ({copies[0].relative_to(folder)}) are training images too"]
+    if problems:
+        remarks = [*remarks, f"{len(problems):,} files can't be used and are left out: {_listed(folder, problems, 3)}"]
     for remark in remarks:
         warnings.warn(f"{folder}: {remark}", stacklevel=2)
-    labels = _Parts(*(np.repeat(np.arange(len(names)), of_part) for of_part in numbers))
-    y_train = np.concatenate([labels.train, labels.validation])
-    return Raw(images[:-n_test], y_train, images[-n_test:], labels.test, names, n_validation=sum(numbers.validation))
+    return Raw(
+        images[:n],
+        np.concatenate([found.train, found.validation]),
+        images[n:],
+        found.test,
+        names,
+        n_validation=len(found.validation),
+        left_out=tuple(natural_sorted(str(path.relative_to(folder)) for path in problems)),
+    )
 
 
-def _parts(folder: Path) -> _Parts:
+def _unusable(folder: Path, problems: dict[Path, str], hint: str) -> ConfigError:
+    """Return one error for all files that can't be used."""
+    if len(problems) == 1:
+        ((path, why),) = problems.items()
+        return ConfigError(f"{path} {why}{hint}")
+    # Longer than other errors, since whoever mends the files needs all their names.
+    text = f"{len(problems):,} files of {folder} can't be used: {_listed(folder, problems, NAMED)}{hint}"
+    return ConfigError(text, longest=1400)
+
+
+def _listed(folder: Path, problems: dict[Path, str], most: int) -> str:
+    by_reason: dict[str, list[str]] = {}
+    named = natural_sorted(str(path.relative_to(folder)) for path in problems)[:most]
+    for name in named:
+        by_reason.setdefault(problems[folder / name], []).append(name)
+    texts = [f"{', '.join(names)} ({why.partition('; ')[0]})" for why, names in by_reason.items()]
+    return "; ".join(texts) + (f"; and {len(problems) - most:,} more" if len(problems) > most else "")
+
+
+def _parts(folder: Path, held_out: bool) -> _Parts:
     there = {path.name: path for path in _visible(folder) if path.is_dir()}
     held = [name for name in VALIDATION if name in there]
-    if "train" not in there or len(held) > 1 or not ("test" in there or held):
+    # A class may be called train, too: its folder holds images, and no folders.
+    by_class = not any(path.is_dir() for path in _visible(there["train"])) if "train" in there else True
+    if held_out and by_class:
+        return _Parts(folder, None, None)
+    if held_out and "test" in there:
+        raise ConfigError(f"{folder} has test images of its own; leave test_share out")
+    if "train" not in there or len(held) > 1 or not (held_out or "test" in there or held):
+        hint = ""
+        if by_class and any(path.suffix.lower() in EXTENSIONS for sub in there.values() for path in _visible(sub)):
+            hint = "; if these are the classes, --test-share 0.2 (test_share=0.2) makes a fifth of each class the test"
         raise ConfigError(
             f"{folder} must hold one folder 'train' and one folder 'test' or 'val', each CLASS/IMAGES, or all three; "
-            f"its folders are {', '.join(list(there)[:6]) or 'none'}"
+            f"its folders are {', '.join(list(there)[:6]) or 'none'}{hint}"
         )
     validation = there[held[0]] if held else None
+    if held_out:
+        return _Parts(there["train"], validation, None)
     return _Parts(there["train"], validation if "test" in there else None, there.get("test", validation))
 
 
-def _scan(folder: Path) -> dict[str, list[Path]]:
+def _scan(folder: Path, problems: dict[Path, str], *, flat: bool) -> dict[str, list[Path]]:
+    """Return the image files of each class; what is none is added to the problems.
+
+    flat: the folder is the whole data set, which may hold other files beside the classes.
+    """
     classes = {}
     for class_folder in _visible(folder):
         if not class_folder.is_dir():
+            if flat and class_folder.suffix.lower() not in EXTENSIONS:
+                continue
             raise ConfigError(f"{class_folder} is not a folder; expected one folder for each class")
-        classes[class_folder.name] = _visible(class_folder)
-        for path in classes[class_folder.name]:
-            if path.suffix.lower() not in EXTENSIONS or not path.is_file():
-                raise _no_image(path)
-        if not classes[class_folder.name]:
+        files = {path: _no_image(path) for path in _visible(class_folder)}
+        problems |= {path: why for path, why in files.items() if why}
+        classes[class_folder.name] = [path for path, why in files.items() if not why]
+        if not files:
             raise ConfigError(f"{class_folder} holds no images")
     if not classes:
         raise ConfigError(f"{folder} holds no folders of images, one for each class")
     return classes
 
 
-def _no_image(path: Path) -> ConfigError:
-    """Return why a path in the folder of a class is no image file."""
+def _no_image(path: Path) -> str:
+    """Return why a path in the folder of a class is no image file, "" where it may be one; refuses a folder."""
     if path.is_dir():
-        return ConfigError(
-            f"{path} is a folder in the folder of a class; train/CLASS/IMAGE and test/CLASS/IMAGE are read, and "
-            "val/CLASS/IMAGE for validation"
+        raise ConfigError(
+            f"{path} is a folder in the folder of a class; train/CLASS/IMAGE and test/CLASS/IMAGE are read, "
+            "val/CLASS/IMAGE for validation, and CLASS/IMAGE with test_share"
         )
     if not path.exists():
-        return ConfigError(f"{path} is a link to a file that is not there")
-    return ConfigError(f"{path} is not an image file; accepted: {', '.join(EXTENSIONS)}")
+        return "is a link to a file that is not there"
+    if path.suffix.lower() not in EXTENSIONS or not path.is_file():
+        return f"is not an image file; accepted: {', '.join(EXTENSIONS)}"
+    return "" if os.access(path, os.R_OK) else "can't be read: permission denied"
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -137,8 +217,8 @@ def _visible(folder: Path) -> list[Path]:
 
 def _cached(
     folder: Path, paths: list[Path], digests: Sequence[bytes], size: int | None
-) -> tuple[NDArray[np.uint8], list[str]]:
-    """Return the images [N, C, H, W] of the paths, mapped from the cache, and remarks on how they were decoded.
+) -> tuple[NDArray[np.uint8], list[str], dict[int, str]]:
+    """Return the images [N, C, H, W] of the paths, mapped from the cache, remarks, and why some paths have no image.
 
     The digests of the files are their key. Images that the cache lacks are decoded into it.
     """
@@ -146,7 +226,8 @@ def _cached(
     cached = cache_folder() / f"images-{key[:32]}.npy"
     found = _map(cached, len(paths))
     if found is None:
-        _decode_all(folder, paths, size, cached)
+        if (broken := _decode_all(folder, paths, size, cached)) is not None:
+            return np.empty((0, 1, 1, 1), np.uint8), [], broken
         found = _map(cached, len(paths))
         if found is None:
             raise ConfigError(f"{cached} can't be read back; set CLBENCH_CACHE to a folder on a working disk")
@@ -154,25 +235,27 @@ def _cached(
     return found
 
 
-def _map(cached: Path, n: int) -> tuple[NDArray[np.uint8], list[str]] | None:
-    """Return the cached array and remarks, or None if they are missing or damaged.
+def _map(cached: Path, n: int) -> tuple[NDArray[np.uint8], list[str], dict[int, str]] | None:
+    """Return what _cached() returns, or None if the cached array is missing or damaged.
 
-    Behind the array the file holds its digest and the remarks as JSON.
+    Behind the array the file holds, as JSON, its digest, the remarks, and the numbers of the files that were broken.
     """
     try:
         images = np.lib.format.open_memmap(cached, mode="r")
         with cached.open("rb") as file:
             file.seek(images.offset + images.nbytes)
             behind = json.loads(file.read())
-        fits = images.dtype == np.uint8 and images.ndim == 4 and len(images) == n
+        broken = {int(index): str(why) for index, why in behind.get("broken", {}).items()}
+        fits = images.dtype == np.uint8 and images.ndim == 4 and len(images) == n - len(broken)
         if not fits or hashlib.blake2b(images.data, digest_size=16).hexdigest() != behind["digest"]:
             return None
-        return np.asarray(images), list(behind["remarks"])
+        return np.asarray(images), list(behind["remarks"]), broken
     except Exception:  # numpy raises almost anything on a damaged header
         return None
 
 
-def _decode_all(folder: Path, paths: list[Path], size: int | None, target: Path) -> None:
+def _decode_all(folder: Path, paths: list[Path], size: int | None, target: Path) -> dict[int, str] | None:
+    """Decode the files into the cache; return why each is broken where all of them are."""
     from PIL import Image
 
     if len(paths) >= ANNOUNCE_FROM:
@@ -180,17 +263,20 @@ def _decode_all(folder: Path, paths: list[Path], size: int | None, target: Path)
     with ThreadPoolExecutor() as pool, warnings.catch_warnings():
         # _read_header refuses the images that Pillow would only warn of.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        headers = list(pool.map(_read_header, paths))
+        tried = list(pool.map(_read_header, paths))
+        broken = {index: found for index, found in enumerate(tried) if isinstance(found, str)}
+        headers = {paths[index]: found for index, found in enumerate(tried) if isinstance(found, _Header)}
+        if not headers:
+            return broken
+        first = next(iter(headers))
         if size is None:
-            for path, header in zip(paths, headers, strict=True):
-                if header.size != headers[0].size:
-                    (w0, h0), (w, h) = headers[0].size, header.size
-                    raise ConfigError(
-                        f"{paths[0]} is {w0}x{h0} and {path} {w}x{h} pixels; --image-size S makes all S x S"
-                    )
-        grey = all(header.grey for header in headers)
-        width, height = (size, size) if size else headers[0].size
-        shape = (len(paths), 1 if grey else 3, height, width)
+            for path, header in headers.items():
+                if header.size != headers[first].size:
+                    (w0, h0), (w, h) = headers[first].size, header.size
+                    raise ConfigError(f"{first} is {w0}x{h0} and {path} {w}x{h} pixels; --image-size S makes all S x S")
+        grey = all(header.grey for header in headers.values())
+        width, height = (size, size) if size else headers[first].size
+        shape = (len(headers), 1 if grey else 3, height, width)
         n_bytes = int(np.prod(shape, dtype=object))
         require_memory(n_bytes, folder)
         try:
@@ -200,44 +286,65 @@ def _decode_all(folder: Path, paths: list[Path], size: int | None, target: Path)
                 raise ConfigError(f"{folder} needs {n_bytes:,} bytes in {target.parent}, and {free:,} are free")
             # Written front to back, not through a map, so that a full disk is an error, not a signal.
             with atomic_file(target) as file:
-                fields = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, fields)
+                _write_header(file, shape)
                 pixels = hashlib.blake2b(digest_size=16)
                 changed: dict[str, list[Path]] = {}
-                for start in range(0, len(paths), BATCH):
-                    batch = paths[start : start + BATCH]
-                    decoded = pool.map(lambda path: _decode(path, grey, size), batch)
-                    for path, (image, change) in zip(batch, decoded, strict=True):
+                sound = [index for index in range(len(paths)) if index not in broken]
+                for start in range(0, len(sound), BATCH):
+                    batch = sound[start : start + BATCH]
+                    decoded = pool.map(lambda index: _decode(paths[index], grey, size), batch)
+                    for index, found in zip(batch, decoded, strict=True):
+                        if isinstance(found, str):
+                            broken[index] = found
+                            continue
+                        image, changes = found
                         pixels.update(image.tobytes())
                         file.write(image.tobytes())
-                        if change:
-                            changed.setdefault(change, []).append(path)
+                        for change in changes:
+                            changed.setdefault(change, []).append(paths[index])
                 remarks = [
                     f"{len(those):,} images ({those[0].relative_to(folder)}) {change}"
                     for change, those in sorted(changed.items())
                 ]
-                file.write(json.dumps({"digest": pixels.hexdigest(), "remarks": remarks}).encode())
+                behind: dict[str, Any] = {"digest": pixels.hexdigest(), "remarks": remarks}
+                if broken:
+                    behind["broken"] = dict(sorted(broken.items()))
+                file.write(json.dumps(behind).encode())
+                # numpy leaves room for any number of images, so a smaller one is as long.
+                file.seek(0)
+                _write_header(file, (len(paths) - len(broken), *shape[1:]))
         except OSError as error:
             raise ConfigError(
                 f"{target.parent} can't keep the images ({error}); set CLBENCH_CACHE to a folder"
             ) from error
+    return broken if len(broken) == len(paths) else None
 
 
-def _read_header(path: Path) -> _Header:
+def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def _read_header(path: Path) -> _Header | str:
+    """Return what the header of an image file says, or why the file can't be used."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             mode, (width, height) = image.mode, image.size
             if width * height > MAX_PIXELS:
-                raise ConfigError(f"{path} claims {width} x {height} pixels; at most {MAX_PIXELS:,} are accepted")
-            if mode.startswith(("I", "F")) or _is_deep(image):
-                raise ConfigError(f"{path} has more than 8 bits a channel (mode {mode}); expected 8-bit images")
-            if mode not in (*GREY_MODES, *COLOUR_MODES):
-                raise ConfigError(f"{path} has colours of the mode {mode}; grey, RGB, a palette or CMYK is accepted")
+                return f"claims {width} x {height} pixels; at most {MAX_PIXELS:,} are accepted"
+            deep = _is_deep(image)
+            if mode.startswith(("I", "F")) and not deep:
+                return f"has more than 16 bits a channel (mode {mode}); images of 8 or 16 bits are accepted"
+            if mode not in (*GREY_MODES, *COLOUR_MODES) and not deep:
+                return f"has colours of the mode {mode}; grey, RGB, a palette or CMYK is accepted"
+            if deep and "transparency" in image.info:
+                return "has 16 bits a channel and a transparent colour; save it with an alpha channel"
+            # Pillow opens grey of 16 bits with opacity as colour.
+            is_grey = mode in GREY_MODES or mode.startswith("I") or (deep and _raw_mode(image).startswith("LA"))
             # A photo in the format MPO carries previews of itself.
             if getattr(image, "is_animated", False) and image.format != "MPO":
-                raise ConfigError(f"{path} holds several pictures, as an animation does; files of one are accepted")
+                return "holds several pictures, as an animation does; files of one are accepted"
             # This decodes the image if its format stores EXIF data behind the pixels.
             turned = image.getexif().get(EXIF_ORIENTATION, 1) in TURNED
             if turned and image.format == "TIFF":
@@ -245,34 +352,50 @@ def _read_header(path: Path) -> _Header:
                 image.load()
                 width, height = image.size
                 turned = image.getexif().get(EXIF_ORIENTATION, 1) in TURNED
-    except ConfigError:
-        raise
     except Exception as error:  # Pillow's plug-ins raise almost anything on a damaged file
-        raise ConfigError(f"{path} is not a readable image: {error or type(error).__name__}") from error
-    return _Header((height, width) if turned else (width, height), mode in GREY_MODES)
+        return _damaged(path, error)
+    return _Header((height, width) if turned else (width, height), is_grey)
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    """Return what is wrong with a damaged file; Pillow's own sentence may only repeat the path."""
+    reason = str(error) or type(error).__name__
+    return f"is not a readable image: {'no known format' if str(path) in reason else reason}"
 
 
 def _is_deep(image: Any) -> bool:
-    """Whether Pillow would cut the file's 16 bits a channel down to 8 without a word."""
-    for tile in image.tile:
-        args = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-        if ";16" in str(args[0]) or (tile[0].startswith("ppm") and int(args[-1]) > 255):
-            return True
-    return False
+    """Whether an image that was opened has 16 bits a channel, of which Pillow may keep 8 without a word."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return True
+    return ";16" in _raw_mode(image) or any(tile[0].startswith("ppm") and int(tile[3][-1]) > 255 for tile in image.tile)
 
 
-def _decode(path: Path, grey: bool, size: int | None) -> tuple[NDArray[np.uint8], str]:
-    """Return one upright image [C, H, W], and how it was changed; rounds as torchvision's Resize and CenterCrop do."""
+def _raw_mode(image: Any) -> str:
+    """Return how the pixels stand in the file, in Pillow's words."""
+    return " ".join(str(tile[3][0] if isinstance(tile[3], tuple) else tile[3]) for tile in image.tile[:1])
+
+
+def _decode(path: Path, grey: bool, size: int | None) -> tuple[NDArray[np.uint8], list[str]] | str:
+    """Return one upright image [C, H, W] and how it was changed, or why it can't be used.
+
+    Rounds as torchvision's Resize and CenterCrop do.
+    """
     from PIL import Image, ImageOps
 
-    change = ""
+    changes = []
     try:
         with Image.open(path) as opened:
+            deep = _is_deep(opened)
             image: Any = ImageOps.exif_transpose(opened)
+        if deep:
+            changes.append(DEEP)
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.has_transparency_data:
-            image, change = _on_white(path, image)
+            image, change = _on_white(image)
+            changes += [change] if change else []
         elif image.mode == "CMYK":
-            change = CMYK
+            changes.append(CMYK)
         image = image.convert("L" if grey else "RGB")
         if size is not None:
             shorter = min(image.size)
@@ -280,16 +403,20 @@ def _decode(path: Path, grey: bool, size: int | None) -> tuple[NDArray[np.uint8]
             image = image.resize(resized, Image.Resampling.BILINEAR)
             left, top = (round((side - size) / 2) for side in image.size)
             image = image.crop((left, top, left + size, top + size))
-    except ConfigError:
-        raise
+    except _NothingShownError:
+        return "shows nothing once its transparent parts are white; save it without transparency"
     except Exception as error:  # Pillow's plug-ins raise almost anything on a damaged file
-        raise ConfigError(f"{path} is not a readable image: {error or type(error).__name__}") from error
+        return _damaged(path, error)
     array = np.asarray(image)
-    return (array[None] if grey else array.transpose(2, 0, 1)), change
+    return (array[None] if grey else array.transpose(2, 0, 1)), changes
 
 
-def _on_white(path: Path, image: Any) -> tuple[Any, str]:
-    """Lay an image on white, and say whether that changed it; raises ConfigError if nothing of a picture is left."""
+class _NothingShownError(Exception):
+    """Raised for an image of which nothing is left on white."""
+
+
+def _on_white(image: Any) -> tuple[Any, str]:
+    """Lay an image on white, and say whether that changed it."""
     from PIL import Image
 
     image = image.convert("RGBA")
@@ -297,5 +424,5 @@ def _on_white(path: Path, image: Any) -> tuple[Any, str]:
         return image.convert("RGB"), ""
     shown: Any = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if all(low == high for low, high in shown.getextrema()) and any(low < high for low, high in image.getextrema()):
-        raise ConfigError(f"{path} shows nothing once its transparent parts are white; save it without transparency")
+        raise _NothingShownError
     return shown, TRANSPARENT

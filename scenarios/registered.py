@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from clbench.config.errors import ConfigError
 from clbench.config.groups import Count, Share
@@ -81,9 +81,16 @@ class _Cut(ScenarioSpec):
         """Cut tasks from a data set as the options say; `given` are arguments of split() that override them."""
         from clbench.scenarios.splits import split
 
-        asked = {name: value for name, value in self.options.items() if name not in ("image_size", "padding")}
+        # The others say how the data are read.
+        read = ("image_size", "padding", "test_share", "skip_unreadable")
+        asked = {name: value for name, value in self.options.items() if name not in read}
         asked |= {"class_order_seed": self.drawn_by(config), "validation": config.data.validation}
         return split(data, **{**asked, "seed": config.seed, "name": config.scenario, **given})
+
+
+def _joined(order: object) -> object:
+    """Return a list of classes that holds names as a text with commas, as it is typed."""
+    return ",".join(map(str, order)) if isinstance(order, list) and any(isinstance(c, str) for c in order) else order
 
 
 class Split(_Cut):
@@ -94,7 +101,8 @@ class Split(_Cut):
     task_sizes: Annotated[list[Count] | None, Field(description="classes per task, such as 4,3,3")] = None
     class_order: Annotated[
         list[int] | str | None,
-        Field(description="classes in order of appearance, or a published order by name"),
+        BeforeValidator(_joined),
+        Field(description="classes in order of appearance, by number or name, or a published order by name"),
     ] = None
 
     def build(self, config: RunConfig) -> "Scenario":
@@ -150,13 +158,26 @@ class Files(Split):
 
     preset = Preset("files")
 
+    test_share: Annotated[
+        Annotated[float, Field(gt=0, lt=1)] | None,
+        Field(description="share of each class that becomes the test, of files without one: FOLDER/CLASS/IMAGE"),
+    ] = None
+    skip_unreadable: Annotated[bool, Field(description="leave out image files that can't be used")] = False
+
     def build(self, config: RunConfig) -> "Scenario":
         """Read the files and cut the tasks; their content, not their name, identifies them."""
         from pathlib import Path
 
         from clbench.scenarios.splits import load_once
 
-        data = load_once(config.scenario, config.data.root, config.data.offline, self.image_size)
+        data = load_once(
+            config.scenario,
+            config.data.root,
+            config.data.offline,
+            self.image_size,
+            test_share=self.test_share,
+            skip_unreadable=self.skip_unreadable,
+        )
         return self.cut(data, config, name=Path(config.scenario).resolve().stem).of(data.fingerprint)
 
 

@@ -27,7 +27,7 @@ def split(
     *,
     tasks: int | None = None,
     task_sizes: Sequence[int] | None = None,
-    class_order: Sequence[int] | str | None = None,
+    class_order: Sequence[int | str] | str | None = None,
     class_order_seed: int | None = None,
     setting: str = "class",
     limit: int | None = None,
@@ -42,7 +42,8 @@ def split(
 
     tasks: the number of tasks; spare classes go to the first ones.
     task_sizes: the number of classes of each task, in place of `tasks`.
-    class_order: original classes in order of appearance (a part of them is accepted), or the name of a published order.
+    class_order: original classes, by number or name, in order of appearance (a part of them is accepted), as a list or
+        as text with commas; or the name of a published order.
     class_order_seed: draws the order if `class_order` is not given.
     limit: training images per class at most, the first in the files.
     validation: share of each class held out, drawn by `seed`; data may bring a validation split of their own instead.
@@ -99,25 +100,46 @@ def split(
         )
         for index, (classes, first) in enumerate(zip(chunks, first_outputs, strict=True))
     ]
-    return Scenario(name or f"split-{data.name}", setting, made, data.class_names, train, test, data.mean, data.std)
+    return Scenario(
+        name or f"split-{data.name}",
+        setting,
+        made,
+        data.class_names,
+        train,
+        test,
+        data.mean,
+        data.std,
+        left_out=data.left_out,
+    )
 
 
-def _class_order(data: Dataset, given: Sequence[int] | str | None, seed: int | None) -> list[int]:
+def _class_order(data: Dataset, given: Sequence[int | str] | str | None, seed: int | None) -> list[int]:
     n = len(data.class_names)
     if given is None:
         return list(range(n)) if seed is None else torch.randperm(n, generator=stream(seed, "class order")).tolist()
-    if isinstance(given, str):
-        if given not in CLASS_ORDERS:
-            raise unknown("class order", given, CLASS_ORDERS)
+    if isinstance(given, str) and given in CLASS_ORDERS:
         given = CLASS_ORDERS[given]
         if len(given) != n:
             raise ConfigError(f"this published class order is for {len(given)} classes; {data.name} has {n}")
-    order = list(given)
+    elif isinstance(given, str):
+        given = [given] if given in data.class_names else [name.strip() for name in given.split(",")]
+        if len(given) == 1 and given[0] not in data.class_names:
+            raise unknown("class order", str(given[0]), [*CLASS_ORDERS, *data.class_names])
+    order = [c if isinstance(c, int) else _class_of(data, c) for c in given]
     wrong = [c for c in order if not 0 <= c < n]
     if wrong or len(set(order)) != len(order) or not order:
         what = f"class {wrong[0]}" if wrong else "a class twice" if order else "no class"
         raise ConfigError(f"class_order names {what}; distinct classes of 0..{n - 1} are accepted")
     return order
+
+
+def _class_of(data: Dataset, name: str) -> int:
+    """Return the number of a class that is given by its name, or by its number as text beside names."""
+    if name in data.class_names:
+        return data.class_names.index(name)
+    if name.isascii() and name.isdecimal():
+        return int(name)
+    raise unknown(f"class of {data.name}", name, data.class_names)
 
 
 def _task_sizes(order: list[int], tasks: int | None, sizes: Sequence[int] | None) -> list[int]:
@@ -233,19 +255,22 @@ def _hold_out(train: Images, end: int, c: int, n: int, share: float, seed: int) 
 _latest: dict[str, tuple[object, Dataset, bytes]] = {}
 
 
-def load_once(dataset: str, data_root: str, offline: bool, image_size: int | None) -> Dataset:
+def load_once(dataset: str, data_root: str, offline: bool, image_size: int | None, **own: Any) -> Dataset:
     """Return load_dataset's data set; the latest one comes from memory while the content of its files is the same.
+
+    own: test_share and skip_unreadable, for files of the user's own.
 
     It is read again, too, where a scenario of somebody's own has written into its arrays. What a package brings is
     asked for each time, since nobody knows what it reads.
     """
-    found = find_dataset(dataset, data_root, offline, image_size)
+    found = find_dataset(dataset, data_root, offline, image_size, **own)
     if isinstance(found, Dataset):
         return found
-    key = dataset, image_size, found.origin, content_digests(found.paths)
+    # The folder of an image is its class.
+    key = dataset, image_size, own, found.origin, list(map(str, found.paths)), content_digests(found.paths)
     latest = _latest.get("data")
     if latest is None or latest[0] != key or latest[2] != _trace(latest[1]):
-        data = read_dataset(dataset, found, image_size)
+        data = read_dataset(dataset, found, image_size, own.get("test_share"))
         laid_out = replace(data, x_train=_writable(data.x_train), x_test=_writable(data.x_test))
         vars(laid_out)["fingerprint"] = data.fingerprint  # of the same values, so they are not digested again
         _latest["data"] = latest = key, laid_out, _trace(laid_out)

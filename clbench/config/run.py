@@ -281,7 +281,9 @@ def _default(config: RunConfig, name: str) -> object:
     """Return the default of a field, or of an option of a built-in scenario; an object that equals nothing without."""
     if name in fields():
         return fields()[name].default
-    return _option_default("clbench.scenarios", config.scenario, name)
+    known = entry_points("clbench.scenarios", config.scenario) or entry_points(PROTOCOLS, config.scenario)
+    # Whatever has no name is a file or a folder of the user's.
+    return _option_default("clbench.scenarios", config.scenario if known else "files", name)
 
 
 def _strategy_default(strategy: str, name: str) -> object:

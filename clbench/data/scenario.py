@@ -121,6 +121,7 @@ class Scenario:
     fingerprint: digest of the data that it was cut from, if its name does not identify them.
     augment: the default augmentation of its runs.
     published: whether its name identifies the data, because they are those that were published under it.
+    left_out: the files of the data that can't be used and are left out.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Scenario:
     fingerprint: str | None = None
     augment: str = "none"
     published: bool = False
+    left_out: tuple[str, ...] = ()
 
     @property
     def class_order(self) -> list[int]:

@@ -71,12 +71,13 @@ class ScenarioTask(Part):
 
 
 class ScenarioRecord(Part):
-    """The scenario and its tasks."""
+    """The scenario, its tasks, and how many files of its data can't be used and were left out."""
 
     name: str
     setting: Literal["class", "task", "domain"]
     class_names: list[str] = []
     tasks: Annotated[list[ScenarioTask], Field(min_length=1)]
+    left_out: Count = 0
 
 
 class Headline(Part):

@@ -226,6 +226,8 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> Run
                 "setting": scenario.setting,
                 "class_names": list(scenario.class_names),
                 "tasks": scenario.describe(),
+                # Only where there are some: records without it stay as they were.
+                **({"left_out": len(scenario.left_out)} if scenario.left_out else {}),
             }
         ),
         class_order=scenario.class_order,

@@ -42,6 +42,12 @@ def _about_this_run(config: RunConfig, scenario: Scenario, strategy: Strategy) -
         )
     if traits.data_access == "all" and traits.family != "reference":
         yield "all-past-data", "reads the data of all tasks so far, as for class means: a reference, no competitor"
+    if n := len(scenario.left_out):
+        more = ", ..." if n > 3 else ""
+        yield (
+            "files-left-out",
+            f"{n} image files can't be used and were left out: {', '.join(scenario.left_out[:3])}{more}",
+        )
     if scenario.test is scenario.train:
         yield "evaluated-on-training-data", "accuracies are on training images; they say nothing about new ones"
     if drops := training.milestones or ([training.step_epochs] if training.step_epochs else []):

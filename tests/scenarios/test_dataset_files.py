@@ -186,8 +186,8 @@ class Unpickled:
     [
         ({"x_train": IMAGES / 255}, "x_train is float64; expected uint8 images; scale"),
         ({"x_train": np.array([Unpickled()] * 2)}, "x_train is object; expected uint8"),
-        ({"y_train": np.array(["cat", "dog"])}, "y_train is <U3; expected integer labels"),
-        ({"y_train": np.array([Unpickled()] * 2)}, "y_train is object; expected integer labels"),
+        ({"y_train": np.array(["cat", "dog"])}, "one of y_train and y_test is text, the other numbers"),
+        ({"y_train": np.array([Unpickled()] * 2)}, "y_train is object; numbers or text are accepted as labels"),
         ({"class_names": np.array([Unpickled()] * 2)}, "class_names is object"),
         ({"y_tset": np.array([0])}, "unknown array 'y_tset'; did you mean 'y_test'"),
     ],

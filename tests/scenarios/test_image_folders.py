@@ -161,8 +161,8 @@ def break_with(folder: Path, what: str) -> None:
     elif what == "empty class":
         shutil.rmtree(folder / "test" / "2")
         (folder / "test" / "2").mkdir()
-    elif what == "16 bits":
-        Image.fromarray(np.zeros((4, 6), np.uint16)).save(target / "deep.png")
+    elif what == "32 bits":
+        Image.fromarray(np.zeros((4, 6), np.int32)).save(target / "deep.tif")
     elif what == "both":
         for name in ("val", "valid"):
             shutil.copytree(folder / "test", folder / name)
@@ -182,7 +182,7 @@ def break_with(folder: Path, what: str) -> None:
         ("nested", r"train/2/more is a folder in the folder of a class; train/CLASS/IMAGE and"),
         ("loose", r"train/a\.png is not a folder"),
         ("empty class", "test/2 holds no images"),
-        ("16 bits", r"deep\.png has more than 8 bits a channel"),
+        ("32 bits", r"deep\.tif has more than 16 bits a channel"),
         ("both", "one folder 'test' or 'val'"),
         ("no test", "one folder 'test' or 'val'"),
         ("no classes", "train holds no folders of images"),
