@@ -81,13 +81,15 @@ def as_name(scenario: Any) -> Any:
 
 
 def scenario_given(scenario: Any) -> "str | Scenario":
-    """Return a scenario as it is named, or a Scenario; raises ConfigError for what is neither.
+    """Return a scenario as it is named, or a sound Scenario; raises ConfigError for anything else.
 
     A path is a name, and a class that is handed over gets one.
     """
     if isinstance(scenario, type) and issubclass(scenario, ScenarioSpec) and scenario is not ScenarioSpec:
         return give("scenario", scenario)
     found = as_name(scenario)
+    if isinstance(found, Scenario):
+        found.check()
     if isinstance(found, str | Scenario):
         return found
     raise ConfigError(
@@ -292,7 +294,7 @@ def _of_scenario(scenario: Scenario, asked: Mapping[str, Any]) -> dict[str, Any]
 def prepare(config: RunConfig) -> tuple[RunConfig, Scenario]:
     """Build the scenario of a config, which gets the digest of the data if they are not published under its name."""
     scenario = _built(config)
-    if scenario.fingerprint is None and not scenario.published:
+    if not scenario.claimed:
         # One seed gives the digest, so that all seeds count as of the same data though a scenario may draw images.
         scenario = scenario.of((scenario if config.seed == 0 else _built(config.replace(seed=0))).content())
     return config.replace(data_fingerprint=scenario.fingerprint), scenario
@@ -312,6 +314,7 @@ def _built(config: RunConfig) -> Scenario:
         ) from error
     if not isinstance(scenario, Scenario):
         raise ConfigError(f"{spec.__name__}.build() returned {shown(scenario)}; a clbench.Scenario is accepted")
+    scenario.check()
     return scenario
 
 

@@ -523,18 +523,26 @@ def with_ids(scenario: Any, index: int, part: str, ids: torch.Tensor) -> Any:
     return replace(scenario, tasks=tasks)
 
 
+def with_images(scenario: Any, part: str, **changes: torch.Tensor) -> Any:
+    """The scenario with other training or test images, of which its views are."""
+    images = replace(getattr(scenario, part), **changes)
+    views = ["train", "validation"] if part == "train" else ["test"]
+    tasks = [replace(t, **{v: ImageSet(images, getattr(t, v).ids) for v in views}) for t in scenario.tasks]
+    return replace(scenario, **{part: images}, tasks=tasks)
+
+
 def pixel(scenario: Any, part: str) -> Any:
-    images = getattr(scenario, part)
-    other = images.images.clone()
+    other = getattr(scenario, part).images.clone()
     other[0, 0, 3, 3] ^= 1
-    return replace(scenario, **{part: replace(images, images=other)})
+    return with_images(scenario, part, images=other)
 
 
 def exchanged(scenario: Any) -> Any:
-    labels = scenario.train.labels.clone()
     one, two = scenario.tasks[0].train.ids[[0, -1]].tolist()
-    labels[[one, two]] = labels[[two, one]]
-    return replace(scenario, train=replace(scenario.train, labels=labels))
+    changes = {name: getattr(scenario.train, name).clone() for name in ("labels", "classes")}
+    for values in changes.values():
+        values[[one, two]] = values[[two, one]]
+    return with_images(scenario, "train", **changes)
 
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
@@ -547,7 +555,6 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "the order of the training images": lambda s: with_ids(s, 1, "train", s.tasks[1].train.ids.flip(0)),
     "a validation image less": lambda s: with_ids(s, 1, "validation", s.tasks[1].validation.ids[1:]),
     "a test image less": lambda s: with_ids(s, 1, "test", s.tasks[1].test.ids[1:]),
-    "the test images of another task": lambda s: with_ids(s, 1, "test", s.tasks[2].test.ids),
     "tested on training images": lambda s: s.tested_on_training(),
     "a claimed fingerprint, and other pixels": lambda s: pixel(s, "train").of(s.digest()),
     "said to be published, and other pixels": lambda s: pixel(s, "train").of(None),
