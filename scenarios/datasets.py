@@ -7,7 +7,7 @@ Path, and `offline`, which forbids downloads. It returns a Dataset and raises Co
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,9 +84,8 @@ class Dataset:
         return self._compared_now().fingerprint
 
     def _compared_now(self) -> "Compared":
-        if self.compared.content != self.checksums():
-            del vars(self)["compared"]
-        return self.compared
+        # `compared` stays of the first content: load_once() finds by it that an array was written into.
+        return (self if self.compared.content == self.checksums() else replace(self)).compared
 
     def checksums(self) -> tuple[int, ...]:
         """Return what tells whether images, labels or their normalisation have been changed since; see checksums()."""
@@ -214,8 +213,11 @@ def read_dataset(
         return data
     name = str(name_or_path)
     data = _build(found.read(), name, found.origin, KNOWN[name], image_size)
-    if data.differences:
-        told = "; ".join(f"its {part} data are {text}" for part, text in data.differences.items())
+    told = "; ".join(f"its {part} data are {text}" for part, text in data.compared.differences.items())
+    if (expected := KNOWN[name].n) and (found_n := (len(data.x_train), len(data.x_test))) != expected:
+        numbers = [f"{n:,} training and {n_test:,} test images" for n, n_test in (found_n, expected)]
+        told = f"its data are {numbers[0]}, not the {numbers[1]} that were published"
+    if told:
         warnings.warn(f"{name} in {data.origin}: {told}", stacklevel=2)
     return data
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from clbench.config.arguments import checked
-from clbench.scenarios.datasets import Dataset
+from clbench.scenarios.datasets import Compared, Dataset
 from clbench.scenarios.files import require_memory
 from clbench.support.streams import stream
 from clbench.support.surroundings import by_default
@@ -136,6 +136,6 @@ def _once(data: Dataset, how: tuple[object, ...], make: Callable[[], Dataset]) -
         or latest[2].compared.content != latest[2].checksums()
     ):
         made = make()
-        vars(made)["compared"] = data.compared._replace(content=made.checksums())
+        vars(made)["compared"] = Compared(data.fingerprint, {}, made.checksums())
         _latest["data"] = latest = key, data, made
     return latest[2]

@@ -137,14 +137,14 @@ def execute(
         raise ConfigError(f"{folder} holds files that no run of clbench left; name another folder")
     if not force and (found := folder.existing(config)) is not None and found.status == "done":
         # It may be where nothing can be written, not even a lock.
-        return _reused(found, folder)
+        return _reused(found, folder, scenario)
     with folder.lock(), process_settings(config):
         if force:
             folder.clear()
             store.drop_checkpoint()
         found = folder.existing(config)
         if found is not None and found.status == "done":
-            return _reused(found, folder)
+            return _reused(found, folder, scenario)
         kind = runner_of(type(strategy))
         if found is not None:
             _refuse_to_go_on(found, folder, store, config, kind, resume=resume)
@@ -165,8 +165,12 @@ def execute(
             settle(code, classes)
 
 
-def _reused(found: Result, folder: RunFolder) -> Result:
+def _reused(found: Result, folder: RunFolder, scenario: Scenario) -> Result:
     with_others = f", with {others}" if (others := other_packages(found.recorded)) else ""
+    before = found.recorded.scenario.class_names
+    if before and (renamed := [pair for pair in zip(before, scenario.class_names, strict=False) if pair[0] != pair[1]]):
+        # They decide no number, so they are no part of the identity.
+        with_others += f", with other names of classes ({renamed[0][0]}, not {renamed[0][1]})"
     tell(f"{folder}: reused, finished at {folder.finished_at()}{with_others}; --force (force=True) begins it again")
     return found
 
