@@ -11,7 +11,8 @@ from clbench.config.errors import ConfigError, RunError
 from clbench.support.moved import PUBLIC, Finder
 
 if TYPE_CHECKING:
-    from clbench import models, reports, scenarios
+    from clbench import models, reports, scenarios, strategies
+    from clbench.config import errors
     from clbench.config.space import Choices, Log
     from clbench.data import augment
     from clbench.data.batches import Batch
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
     from clbench.data.spec import ScenarioSpec
     from clbench.learning import importance, losses, memory
     from clbench.learning.strategy import Stage, Strategy, Traits
-    from clbench.many.compare import compare
-    from clbench.many.sweeps import sweep
+    from clbench.notebook import Results, compare, sweep
     from clbench.results import metrics, statistics
     from clbench.results.result import Result, load
     from clbench.running.observer import Observer
     from clbench.running.run import run
+    from clbench.running.tracking import Tracker
     from clbench.tools import conformance as testing
     from clbench.tools.tune import tune
 
@@ -37,20 +38,22 @@ _HOMES = {
     "Log": "config.space",
     "Observer": "running.observer",
     "Result": "results.result",
+    "Results": "notebook",
     "Scenario": "data.scenario",
     "ScenarioSpec": "data.spec",
     "Stage": "learning.strategy",
     "Strategy": "learning.strategy",
     "Task": "data.scenario",
+    "Tracker": "running.tracking",
     "Traits": "learning.strategy",
-    "compare": "many.compare",
+    "compare": "notebook",
     "load": "results.result",
     "run": "running.run",
-    "sweep": "many.sweeps",
+    "sweep": "notebook",
     "tune": "tools.tune",
 }
 _MODULES = {name: home for name, home in PUBLIC.items() if "." not in name} | {
-    name: name for name in ("models", "reports", "scenarios")
+    name: name for name in ("models", "reports", "scenarios", "strategies")
 }
 
 __all__ = [
@@ -61,15 +64,18 @@ __all__ = [
     "Log",
     "Observer",
     "Result",
+    "Results",
     "RunError",
     "Scenario",
     "ScenarioSpec",
     "Stage",
     "Strategy",
     "Task",
+    "Tracker",
     "Traits",
     "augment",
     "compare",
+    "errors",
     "importance",
     "load",
     "losses",
@@ -80,6 +86,7 @@ __all__ = [
     "run",
     "scenarios",
     "statistics",
+    "strategies",
     "sweep",
     "testing",
     "tune",
@@ -99,4 +106,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    # What `import clbench` itself needs is no part of what it offers.
+    return sorted({*__all__, "__version__", *(name for name in globals() if name.startswith("__"))})

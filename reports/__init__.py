@@ -11,7 +11,7 @@ from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, RunError, unknown
 from clbench.reports import figures, latex, markdown, page, tables
 from clbench.reports.chart import Chart, Panels
-from clbench.reports.charts import CHARTS, critical_difference
+from clbench.reports.charts import CHARTS, chart_name, critical_difference
 from clbench.reports.comparison import Comparison, compare
 from clbench.reports.verdict import all_ranks
 from clbench.results.result import Result
@@ -90,6 +90,7 @@ def write_figures(
     Raises ConfigError for an unknown name, kind or style, and for a figure for which every comparison lacks the data,
     and RunError where they can't be written.
     """
+    names = [chart_name(name) for name in names]
     for what, given, accepted in (
         *(("figure", name, [*CHARTS, OVERVIEW]) for name in names),
         ("format", kind, list(figures.KINDS)),

@@ -11,6 +11,8 @@ from itertools import accumulate, groupby, pairwise
 
 import numpy as np
 
+from clbench.config.classes import is_elsewhere, load_class
+from clbench.config.errors import ConfigError, shown
 from clbench.reports.chart import (
     Axis,
     Cell,
@@ -78,6 +80,22 @@ def chart(*, needs: str = "", on_page: bool = True, in_markdown: bool = True) ->
         return make
 
     return register
+
+
+def chart_name(name: str) -> str:
+    """Return the name of a chart; one that path/to/file.py:NAME or an entry point names is registered by that.
+
+    Raises ConfigError for one that `chart` has not registered.
+    """
+    if name in CHARTS or not is_elsewhere("chart", name):
+        return name
+    loaded = load_class("chart", name)
+    known = next((known for known, definition in CHARTS.items() if definition.make is loaded), None)
+    if known is None:
+        raise ConfigError(
+            f"figure {name}: {shown(loaded)}; a function under @clbench.reports.charts.chart() is accepted"
+        )
+    return known
 
 
 @chart()

@@ -109,6 +109,15 @@ def draw(
         return files
 
 
+def figure(drawing: Chart | Panels, title: str) -> "Figure":
+    """Return a chart as a figure of matplotlib that a notebook shows, whether or not matplotlib is set up for one."""
+    with _settings(SCREEN):
+        made = render(drawing, title)
+    # A notebook asks every object for this.
+    setattr(made, "_repr_png_", lambda: draw(drawing, title, ["png"])["png"])  # noqa: B010 - a type checker knows Figure
+    return made
+
+
 def render(drawing: Chart | Panels, title: str = "", medium: FigureStyle = SCREEN) -> "Figure":
     """Return a chart as a figure of matplotlib."""
     figure = _grid(drawing, medium) if isinstance(drawing, Panels) else _single(drawing, medium)

@@ -402,4 +402,4 @@ def _of_one_hot(rows: NDArray[Any], what: str) -> NDArray[np.int64]:
             f"{what} has the shape {rows.shape}, and its row {odd[0]} is no one-hot row; one 1 and zeros, or one label "
             "for each image, [N], are accepted"
         )
-    return rows.argmax(1).astype(np.int64)
+    return np.asarray(rows.argmax(1), np.int64)

@@ -60,6 +60,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).resize((40, 36)).save(file)
     np.savez("mine.npz", **data)
+    # The same photos without a test of their own.
+    shutil.copytree("photos/train", "holiday")
     # The grid of docs/sweeps.md, with one seed and little to do.
     grid = re.sub(r"^(seeds = ).*", r"\g<1>1", blocks("docs/sweeps.md", "toml")[0], flags=re.MULTILINE)
     Path("grid.toml").write_text(f"limit = 5\n{grid}")

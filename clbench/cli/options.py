@@ -49,7 +49,10 @@ Like = Annotated[
 ]
 Track = Annotated[
     str | None,
-    typer.Option(metavar="tensorboard|wandb|mlflow", help="Send losses and accuracies there while a run goes on."),
+    typer.Option(
+        metavar="tensorboard|wandb|mlflow",
+        help="Send losses and accuracies there, or to path/to/file.py:NAME, while a run goes on.",
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Begin again; what a run left in its folder is overwritten.")]
 

@@ -20,7 +20,14 @@ def report_verb(
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
     figure: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Write this figure alone, such as average_accuracy; repeatable."),
+        typer.Option(
+            metavar="NAME",
+            help="Write this figure alone, such as average_accuracy or path/to/file.py:NAME; repeatable.",
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE.py:NAME", help="Add a metric of your own to every table; repeatable."),
     ] = None,
     kind: Annotated[
         str | None, typer.Option("--format", metavar="pdf|svg|png", help="Format of --figure (default: pdf).")
@@ -38,6 +45,10 @@ def report_verb(
     if figure and as_json:
         raise ConfigError("--json prints the table, which --figure leaves out; give one of them")
 
+    for name in metric or []:
+        from clbench.results.metrics import load_metric
+
+        load_metric(name)
     results = load_all(folders)
     if not results:
         raise ConfigError(
@@ -110,15 +121,15 @@ def describe_verb(
 
 
 def check_verb(
-    strategies: Annotated[list[str], typer.Argument(help="Strategies by name, or path/to/file.py:Class.")],
+    names: Annotated[list[str], typer.Argument(help="Strategies or networks by name, or path/to/file.py:Class.")],
     as_json: Json = False,
 ) -> None:
-    """Check a strategy, built-in or your own, against the conformance kit."""
+    """Check a strategy or a network, built-in or your own, against the conformance kit."""
     from dataclasses import asdict
 
-    from clbench.tools.conformance import check_strategy
+    from clbench.tools.conformance import check_named
 
-    found = {name: check_strategy(name) for name in strategies}
+    found = {name: check_named(name) for name in names}
     if as_json:
         print(json.dumps({name: [asdict(outcome) for outcome in outcomes] for name, outcomes in found.items()}))
     else:

@@ -13,8 +13,15 @@ from clbench.config.errors import ConfigError, unknown
 from clbench.config.registry import PROTOCOLS, entry_points, load_with_protocols, path_of
 from clbench.config.run import file_digest
 
-# Kinds of classes, by the word for them in errors, and the entry points that they stand beside.
-GROUPS = {"strategy": "clbench.strategies", "scenario": "clbench.scenarios", "model": "clbench.models"}
+# Kinds of classes and functions, by the word for them in errors, and the entry points that they stand beside.
+GROUPS = {
+    "strategy": "clbench.strategies",
+    "scenario": "clbench.scenarios",
+    "model": "clbench.models",
+    "metric": "clbench.metrics",
+    "chart": "clbench.charts",
+    "tracker": "clbench.trackers",
+}
 
 # Classes handed over in Python, by kind and name.
 _given: dict[tuple[str, str], type] = {}
@@ -41,6 +48,11 @@ def give(kind: str, cls: type) -> str:
 def is_known(kind: str, name: str) -> bool:
     """Whether a name is that of a class handed over, or registered."""
     return (kind, name) in _given or bool(_registered(kind, name))
+
+
+def is_elsewhere(kind: str, name: str) -> bool:
+    """Whether a name is path/to/file.py:NAME, or that of an entry point."""
+    return bool(path_of(name)) or bool(_registered(kind, name))
 
 
 def load_class(kind: str, name: str, code: Mapping[str, str] | None = None) -> object:

@@ -24,6 +24,7 @@ from clbench.config.errors import ConfigError
 _IGNORED = {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__annotate__"} | {
     "__annotate_func__",
     "__annotations_cache__",
+    "__signature__",
     "__firstlineno__",
     "__static_attributes__",
     "__slotnames__",

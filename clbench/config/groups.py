@@ -194,6 +194,9 @@ class EvaluationConfig(Group):
     eval_every: Literal["task", "epoch"] | Count = Field(
         default="task", description="evaluate after each task, also after each epoch, or every N steps"
     )
+    keep_predictions: bool = Field(
+        default=False, description="keep the final scores of every test image in predictions.npz beside run.json"
+    )
 
 
 class EngineConfig(Group):

@@ -36,7 +36,9 @@ Setting = Literal["class", "task", "domain"]
 # Pairs of fields of which at most one is given; the one that a user names displaces a preset's other one.
 EXCLUSIVE = (("epochs", "iterations"), ("memory_size", "memory_per_class"))
 # Recorded with a run, but no part of its identity: they can't change its numbers (on_nan: but whether there are any).
-NOT_IDENTITY = frozenset({"data_root", "offline", "label", "checkpoint_every", "on_nan", "tuned_by"})
+NOT_IDENTITY = frozenset(
+    {"data_root", "offline", "label", "checkpoint_every", "on_nan", "tuned_by", "keep_predictions"}
+)
 # Fields of a run that no option of the command line sets.
 INTERNAL = {"scenario", "scenario_options", "strategy", "strategy_options", "per_task", "label"} | {
     "data_fingerprint",

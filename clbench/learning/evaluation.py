@@ -95,6 +95,35 @@ def evaluate(strategy: Strategy, context: Context, after: int) -> Evaluation:
     return Evaluation({n: t.counts(hidden, defined) for n, t in tallies.items()}, totals, defined)
 
 
+def final_scores(strategy: Strategy, context: Context) -> dict[str, Tensor]:
+    """Score every test image with the headline classifier, once all tasks are learnt.
+
+    Returns for N images, in order of tasks: scores, float [N, outputs]; labels (head outputs), prediction (the output
+    with the largest score), classes (original ones), tasks and ids, int64 [N]. A strategy that needs to know the task
+    of an image is told it, and then the scores of other tasks' outputs mean nothing.
+    """
+    scenario, tasks = context.scenario, context.scenario.tasks
+    groups = [[task] for task in tasks] if strategy.traits.needs_task_at_test else [tasks]
+    rows, indices = [], []
+    with torch.inference_mode(), eval_mode(strategy), context.autocast():
+        for group in groups:
+            ids = torch.cat([task.test.ids for task in group])
+            for images, _, index in context.pipeline.test_passes(ids):
+                scores = next(iter(class_scores(strategy, images, group[0].index).values()))
+                rows.append(scores.float().cpu())
+                indices.append(index.cpu())
+    ids, found = torch.cat(indices), torch.cat(rows)
+    test = scenario.test
+    return {
+        "scores": found,
+        "prediction": found.argmax(1),
+        "labels": test.labels[ids],
+        "classes": test.classes[ids],
+        "tasks": test.tasks[ids],
+        "ids": ids,
+    }
+
+
 class _Tally:
     """Counts right answers on the device; nothing is read back before the end."""
 

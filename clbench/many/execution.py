@@ -24,6 +24,7 @@ from clbench.learning.strategy import Context, Strategy
 from clbench.learning.trainer import Trainer
 from clbench.many.cluster import Cluster, on_ray
 from clbench.many.planned import Outcome, PlannedRun
+from clbench.models import as_network
 from clbench.results.result import Result
 from clbench.running.check import check, check_model
 from clbench.running.folder import RunFolder, announce, default_folder, make_folder, superseded
@@ -98,7 +99,9 @@ def plan_requests(
             owner[identity] = config.label
         except ConfigError as error:
             raise ConfigError(f"{request.place}: {error}" if request.place else str(error)) from None
-        named = {"scenario": request.scenario, "strategy": request.strategy, "model": request.options.get("model")}
+        model = request.options.get("model")
+        network = None if model is None or isinstance(model, str) else as_network(model, "model is given as")
+        named = {"scenario": request.scenario, "strategy": request.strategy, "model": network}
         given = {kind: cls for kind, cls in named.items() if isinstance(cls, type)}
         planned.append(PlannedRun(config, default_folder(config, out), given))
     make_folder(out)
@@ -152,6 +155,8 @@ def run_planned(
         from clbench.running.tracking import require_tracker
 
         require_tracker(track)
+    if seeds_together and any(item.config.evaluation.keep_predictions for item in planned):
+        raise ConfigError("keep_predictions is for runs that train alone; leave out keep_predictions or seeds_together")
     if seeds_together:
         _refuse_together(planned, scenario, jobs, cluster)
     left: list[PlannedRun] = []

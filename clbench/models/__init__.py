@@ -13,11 +13,12 @@ from clbench.config.arguments import checked
 from clbench.config.classes import load_class
 from clbench.config.errors import ConfigError, shown
 from clbench.config.registry import options_model, parse_spec, path_of, validate_options
+from clbench.models.adapted import network_of
 from clbench.models.network import Head, Network
 from clbench.support.streams import global_streams
 from clbench.support.surroundings import undisturbed
 
-__all__ = ["Head", "Network", "build_model"]
+__all__ = ["Head", "Network", "build_model", "from_module"]
 
 
 @checked
@@ -28,7 +29,8 @@ def build_model(
     """Build a model for images of shape [C, H, W]; its weights are a function of the arguments alone.
 
     spec: `NAME`, `NAME:400-400` (the widths of an mlp or conv), `NAME[key=value,...]`, or the last two together; names
-        come from the entry-point group `clbench.models`. Or `path/to/net.py:Net`, options in brackets too.
+        come from the entry-point group `clbench.models`. Or `path/to/net.py:Net`, options in brackets too; of a plain
+        torch.nn.Module one option is `head`, see from_module().
     code: `RunConfig.code` of the run.
 
     The random streams of torch do not move. Raises ConfigError for an unknown name or option, for a value out of range
@@ -58,16 +60,48 @@ def model_class(spec: str, code: Mapping[str, str] | None = None) -> type[Networ
     return _asked(spec, code)[0]
 
 
-def as_network(model: object, said: str) -> type[Network]:
-    """Return what is given if it is the class of a network; raises ConfigError, which begins with what is `said`."""
-    if isinstance(model, type) and issubclass(model, Network):
-        return model
+@checked
+def from_module(made: Callable[..., object], head: str | None = None) -> type[Network]:
+    """Return the class of a network for a plain torch.nn.Module, to be given as `model=`.
+
+    made: a class of torch.nn.Module, or a function that returns a module or a Network. It is called with the shape of
+        an image, [C, H, W], if its first parameter is `image_shape`; its other parameters are options, as far as their
+        types or defaults are numbers or text.
+    head: the name of the layer that makes the outputs, such as `fc`. What goes into it are the features; a head that
+        grows takes its place, and what would come behind it (a softmax) is left out.
+    Raises ConfigError for what is neither.
+    """
+    return as_network(made, "model is given as", head)
+
+
+def as_network(model: object, said: str, head: str | None = None) -> type[Network]:
+    """Return the class of a network for what is given; see from_module().
+
+    Raises ConfigError, which begins with what is `said`, for what is none.
+    """
     accepted = "a subclass of clbench.models.Network is accepted"
-    if isinstance(model, Network):
+    if isinstance(model, type) and issubclass(model, Network):
+        if head is None:
+            return model
+        accepted = f"it has a head that grows already; without head={head} it is accepted"
+    elif isinstance(model, Network):
         accepted = f"the class {type(model).__name__} itself is accepted, since each run builds a network of its own"
-    elif isinstance(model, nn.Module) or (isinstance(model, type) and issubclass(model, nn.Module)):
-        accepted = f"it has no features() and no head that grows; {accepted}"
-    raise ConfigError(f"{said} {shown(model, 80)}; {accepted}")
+    elif isinstance(model, nn.Module):
+        accepted = (
+            "each run builds a network of its own, and it has no features() and no head that grows; its class, as in "
+            f"clbench.models.from_module({type(model).__name__}, head='fc'), or {accepted}"
+        )
+    elif isinstance(model, type) and issubclass(model, nn.Module):
+        if head is not None:
+            return network_of(model, head)
+        accepted = (
+            f"it has no features() and no head that grows; {model.__name__}[head=LAYER] with its last layer (in Python "
+            f"models.from_module({model.__name__}, head='LAYER')), or {accepted}"
+        )
+    elif callable(model) and not isinstance(model, type):
+        return network_of(model, head)
+    given = f"the class {model.__name__}" if isinstance(model, type) else shown(model, 80)
+    raise ConfigError(f"{said} {given}; {accepted}")
 
 
 def model_options(model: type[Network]) -> dict[str, tuple[Any, Any]]:
@@ -89,7 +123,9 @@ def model_options(model: type[Network]) -> dict[str, tuple[Any, Any]]:
 def _asked(spec: str, code: Mapping[str, str] | None) -> tuple[type[Network], dict[str, Any]]:
     """Return the class that a spec names, and all its options."""
     name, widths, values = _parsed(spec)
-    model = as_network(load_class("model", name, code), f"model {name!r} is")
+    loaded = load_class("model", name, code)
+    own = isinstance(loaded, type) and issubclass(loaded, Network)
+    model = as_network(loaded, f"model {name!r} is", None if own else values.pop("head", None))
     options = model_options(model)
     if widths is not None:
         if "widths" not in options:

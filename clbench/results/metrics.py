@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clbench.config.arguments import checked
+from clbench.config.classes import load_class
 from clbench.config.errors import ConfigError, shown, unknown
 from clbench.config.plain import plain
 
@@ -45,6 +46,19 @@ class Metric:
 
 METRICS: dict[str, Metric] = {}
 """The metrics of `summarize` by name, in its order. `metric` adds one; tables and reports take them from here."""
+
+
+def load_metric(name: str) -> None:
+    """Register a metric of the user's own, path/to/file.py:NAME or an entry point of `clbench.metrics`.
+
+    Raises ConfigError for what `metric` has not registered.
+    """
+    loaded = load_class("metric", name)
+    if not any(known.function is loaded for known in METRICS.values()):
+        raise ConfigError(
+            f"metric {name}: {shown(loaded)}; a function under @clbench.metrics.metric('a sentence') is accepted"
+        )
+
 
 Formula = TypeVar("Formula", bound=Callable[..., float | None])
 

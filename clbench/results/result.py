@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, shown, unknown
+from clbench.config.groups import MemoryConfig, ModelConfig, TrainingConfig
 from clbench.results import metrics
 from clbench.results.record import (
     MATRICES,
@@ -151,6 +152,14 @@ class Result:
     def config(self) -> dict[str, Any]:
         """The fields of the run's RunConfig."""
         return self.recorded.config.model_dump()
+
+    @property
+    def hyper_parameters(self) -> dict[str, Any]:
+        """The options of the strategy, and the fields of network, training and memory, by name."""
+        groups = (ModelConfig, TrainingConfig, MemoryConfig)
+        names = [field.alias or name for group in groups for name, field in group.model_fields.items()]
+        config = self.config
+        return {name: config[name] for name in names if name in config} | self.recorded.config.strategy_options
 
     @property
     def is_reference(self) -> bool:
@@ -428,30 +437,58 @@ def load(paths: Paths) -> "pd.DataFrame":
 
     Columns: scenario, setting, strategy, family, reference, seed, class_order, identity say which run; classifier (the
     headline one), after and task which cell; class_incremental, task_aware and accuracy (the setting's headline matrix
-    again) hold accuracies in [0, 1], NaN where a task was not tested. Warns and raises as `load_results` does.
+    again) hold accuracies in [0, 1], NaN where a task was not tested. Behind them come the metrics, seconds and
+    hyper-parameters of the run, the same in each of its rows, as `run_table` has them. Warns and raises as
+    `load_results` does.
     """
     import pandas as pd
 
+    results = load_results(paths)
     parts = []
-    for result in load_results(paths):
+    for result in results:
         n = len(result.task_classes)
         after, task = np.divmod(np.arange(n * n), n)
-        found = result.classifiers[result.recorded.headline.classifier]
-        run = {
-            "scenario": result.scenario,
-            "setting": result.setting,
-            "strategy": result.strategy,
-            "family": result.recorded.strategy.family,
-            "reference": result.is_reference,
-            "seed": result.seed,
-            "class_order": " ".join(map(str, result.recorded.class_order)),
-            "identity": result.recorded.identity,
-            "classifier": result.recorded.headline.classifier,
-        }
+        name = result.recorded.headline.classifier
+        found = result.classifiers[name]
         cells = {name: np.nan if (matrix := found[name]) is None else matrix.ravel() for name in MATRICES}
-        columns = run | {"after": after, "task": task} | cells | {"accuracy": result.accuracy.ravel()}
+        columns = {"classifier": name, "after": after, "task": task} | cells | {"accuracy": result.accuracy.ravel()}
         parts.append(pd.DataFrame(columns))
-    return pd.concat(parts, ignore_index=True)
+    runs = run_table(results).drop(columns="status")
+    repeated = runs.loc[np.repeat(np.arange(len(parts)), [len(part) for part in parts])].reset_index(drop=True)
+    frame = pd.concat([repeated, pd.concat(parts, ignore_index=True)], axis=1)
+    first = [name for name in _WHICH if name != "status"]
+    return frame[[*first, *parts[0].columns, *(name for name in runs.columns if name not in first)]]
+
+
+# The columns that say which run it is.
+_WHICH = ("scenario", "setting", "strategy", "family", "reference", "seed", "class_order", "identity", "status")
+
+
+def run_table(results: Iterable[Result]) -> "pd.DataFrame":
+    """Return a row for each run, for pandas: what it is, its metrics, its seconds and its hyper-parameters.
+
+    Columns: scenario, setting, strategy, family, reference, seed, class_order, identity, status; each metric by its
+    name, NaN where it is undefined; seconds_train, seconds_evaluation, seconds_memory; each hyper-parameter by its
+    name, with `option_` before the name of one that is a column already. A list stands as text, 5,10.
+    """
+    import pandas as pd
+
+    rows = []
+    for result in results:
+        recorded = result.recorded
+        which = (
+            *(result.scenario, result.setting, result.strategy, recorded.strategy.family, result.is_reference),
+            *(result.seed, " ".join(map(str, recorded.class_order)), recorded.identity, result.status),
+        )
+        row: dict[str, Any] = dict(zip(_WHICH, which, strict=True))
+        row |= {name: math.nan if value is None else value for name, value in result.metrics.items()}
+        row |= {f"seconds_{name}": value for name, value in result.seconds.items()}
+        taken = set(row)
+        for name, value in result.hyper_parameters.items():
+            text = ",".join(map(str, value)) if isinstance(value, list) else value
+            row[f"option_{name}" if name in taken else name] = text
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def _natural(path: Path) -> list[tuple[int, int | str]]:

@@ -1,14 +1,17 @@
 """Run folders: what is already there, locks, checkpoints. No file of a run folder can run code."""
 
 import functools
+import io
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from clbench.config.code import changed
 from clbench.config.errors import ConfigError, RunError
@@ -20,6 +23,8 @@ from clbench.support.locks import held
 
 # Left in every run folder, so that a damaged run is known as one of ours.
 MARK = ".clbench"
+# The final scores of the test images, where they are kept.
+PREDICTIONS = "predictions.npz"
 # The ids by which the services of --track know the run.
 TRACKED = "track.json"
 
@@ -138,7 +143,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run left here, and nothing else."""
-        for name in ("run.json", "accuracy.csv", "training.csv", "model.pt", TRACKED):
+        for name in ("run.json", "accuracy.csv", "training.csv", "model.pt", PREDICTIONS, TRACKED):
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob("tensorboard/events.out.tfevents.*"):
             events.unlink(missing_ok=True)
@@ -183,6 +188,12 @@ class RunFolder:
     def save_model(self, content: bytes) -> None:
         """Write the final weights; raises RunError when it can't."""
         self._write(self.path / "model.pt", content)
+
+    def save_predictions(self, arrays: Mapping[str, Any]) -> None:
+        """Write tensors by name as predictions.npz; raises RunError when it can't."""
+        content = io.BytesIO()
+        np.savez_compressed(content, **{name: tensor.numpy() for name, tensor in arrays.items()})
+        self._write(self.path / PREDICTIONS, content.getvalue())
 
     def __str__(self) -> str:
         return str(self._named)

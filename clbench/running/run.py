@@ -20,7 +20,7 @@ from clbench.config.run import RunConfig
 from clbench.data.batches import Pipeline
 from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.data.spec import ScenarioSpec
-from clbench.learning.evaluation import Evaluation, evaluate
+from clbench.learning.evaluation import Evaluation, evaluate, final_scores
 from clbench.learning.memory import MEMORIES
 from clbench.learning.returned import class_features, declared_stages, empty_memory
 from clbench.learning.strategy import (
@@ -41,7 +41,7 @@ from clbench.results.result import Result
 from clbench.running.blame import run_error
 from clbench.running.check import check, first_images
 from clbench.running.checkpoint import Checkpoint, Store, Within, learnt, newest
-from clbench.running.folder import RunFolder, default_folder, superseded
+from clbench.running.folder import PREDICTIONS, RunFolder, default_folder, superseded
 from clbench.running.observer import Observer
 from clbench.running.packing import require_restorable, unpack
 from clbench.running.process import process_settings
@@ -137,15 +137,19 @@ def execute(
         raise ConfigError(f"{folder} holds files that no run of clbench left; name another folder")
     if not force and (found := folder.existing(config)) is not None and found.status == "done":
         # It may be where nothing can be written, not even a lock.
-        return _reused(found, folder, scenario)
+        return _reused(found, folder, config, scenario)
     with folder.lock(), process_settings(config):
         if force:
             folder.clear()
             store.drop_checkpoint()
         found = folder.existing(config)
         if found is not None and found.status == "done":
-            return _reused(found, folder, scenario)
+            return _reused(found, folder, config, scenario)
         kind = runner_of(type(strategy))
+        if config.evaluation.keep_predictions and not kind.continues:
+            raise ConfigError(
+                f"keep_predictions is for strategies of clbench; {config.strategy} trains by its own loop"
+            )
         if found is not None:
             _refuse_to_go_on(found, folder, store, config, kind, resume=resume)
         observers = [
@@ -155,7 +159,10 @@ def execute(
         ]
         try:
             made = kind(config, scenario, strategy, observers=observers, store=store, trainer=trainer)
-            return made.go(found)
+            result = made.go(found)
+            if config.evaluation.keep_predictions:
+                folder.save_predictions(final_scores(strategy, made.context))
+            return result
         except Exception as error:  # of a strategy, an observer or a store, before or after the tasks
             failure = run_error(error, -1)
             if failure is error:
@@ -165,13 +172,16 @@ def execute(
             settle(code, classes)
 
 
-def _reused(found: Result, folder: RunFolder, scenario: Scenario) -> Result:
+def _reused(found: Result, folder: RunFolder, config: RunConfig, scenario: Scenario) -> Result:
     with_others = f", with {others}" if (others := other_packages(found.recorded)) else ""
     before = found.recorded.scenario.class_names
     if before and (renamed := [pair for pair in zip(before, scenario.class_names, strict=False) if pair[0] != pair[1]]):
         # They decide no number, so they are no part of the identity.
         with_others += f", with other names of classes ({renamed[0][0]}, not {renamed[0][1]})"
-    tell(f"{folder}: reused, finished at {folder.finished_at()}{with_others}; --force (force=True) begins it again")
+    lacks = config.evaluation.keep_predictions and not (folder.path / PREDICTIONS).exists()
+    without = f" without {PREDICTIONS}" if lacks else ""
+    finished = f"finished at {folder.finished_at()}{without}{with_others}"
+    tell(f"{folder}: reused, {finished}; --force (force=True) begins it again")
     return found
 
 

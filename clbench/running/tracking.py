@@ -1,5 +1,6 @@
 """Runs under way in TensorBoard, Weights & Biases or MLflow: off by default, extras, and no part of what a run is."""
 
+import inspect
 import json
 import math
 import re
@@ -10,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from clbench.config.errors import ConfigError, unknown
+from clbench.config.classes import is_elsewhere, load_class
+from clbench.config.errors import ConfigError, shown, unknown
 from clbench.config.run import RunConfig, identity_fields
 from clbench.data.scenario import Scenario
 from clbench.results.record import MATRICES, EpochRecord, RunRecord
@@ -32,6 +34,11 @@ class Tracker(Observer, ABC):
     """
 
     name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        """Name a tracker that has no name after its class."""
+        if not hasattr(cls, "name"):
+            cls.name = cls.__name__
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -215,7 +222,16 @@ TRACKERS: dict[str, type[Tracker]] = {cls.name: cls for cls in (TensorBoard, Wan
 
 
 def require_tracker(name: str) -> type[Tracker]:
-    """Return a tracker whose package is installed; raises ConfigError."""
+    """Return a tracker whose package is installed, or one of the user's own by its file or entry point.
+
+    Raises ConfigError.
+    """
+    if name not in TRACKERS and is_elsewhere("tracker", name):
+        own = load_class("tracker", name)
+        if not (isinstance(own, type) and issubclass(own, Tracker)) or inspect.isabstract(own):
+            missing = ", ".join(sorted(getattr(own, "__abstractmethods__", ()))) or "start, log, finish"
+            raise ConfigError(f"track={name}: {shown(own)}; a subclass of clbench.Tracker with {missing} is accepted")
+        return own
     if name not in TRACKERS:
         raise unknown("tracker", name, TRACKERS)
     spec = find_spec(name)

@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -23,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from clbench.config.arguments import checked
-from clbench.config.classes import give
+from clbench.config.classes import give, is_known, load_class
 from clbench.config.errors import ConfigError, unknown
-from clbench.config.registry import parse_spec
+from clbench.config.registry import parse_spec, path_of
 from clbench.config.run import RunConfig, Setting
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.memory import Memory
@@ -37,6 +36,10 @@ from clbench.running.packing import pack, unpack
 from clbench.running.resolve import prepare, resolve, strategy_class
 from clbench.running.run import Run, execute, runner_of
 from clbench.support.surroundings import undisturbed
+from clbench.tools.model_conformance import check_model
+from clbench.tools.outcomes import CheckResult, NotApplicableError, demand, found_by
+
+__all__ = ["CHECKS", "CheckResult", "NotApplicableError", "check_model", "check_named", "check_strategy"]
 
 SETTINGS = get_args(Setting)
 # Small enough that a strategy is checked in seconds: real digits, 12 of a class, a narrow network.
@@ -51,19 +54,6 @@ BASE: dict[str, Any] = {
     "tasks": 3,
 }
 MEMORY = 20
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """The finding of a check: passed, failed (with what is wrong), or not applicable (with the strategy's reason)."""
-
-    check: str
-    status: str
-    reason: str = ""
-
-
-class NotApplicableError(Exception):
-    """Raised by a check for a strategy that it can't apply to by what the strategy declares."""
 
 
 class Bench:
@@ -113,12 +103,6 @@ class Bench:
 
 def _call(self: Strategy, hook: Callable[..., Any], original: Callable[..., Any], *args: Any) -> Any:
     return hook(original, self, *args)
-
-
-def demand(holds: object, otherwise: str) -> None:
-    """Raise AssertionError unless something holds, also under `python -O`, which leaves out assert statements."""
-    if not holds:
-        raise AssertionError(otherwise)
 
 
 def same(one: Result, other: Result) -> bool:
@@ -496,7 +480,7 @@ def check_optimizer(bench: Bench) -> None:
 CHECKS: dict[str, Callable[[Bench], None]] = {
     name.removeprefix("check_"): function
     for name, function in list(globals().items())
-    if name.startswith("check_") and name != "check_strategy"
+    if name.startswith("check_") and function.__module__ == __name__
 }
 
 
@@ -525,20 +509,19 @@ def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None =
             outcomes.append(CheckResult(name, "not applicable", cls.traits.not_applicable[name]))
             continue
         with tempfile.TemporaryDirectory() as folder:
-            outcomes.append(_outcome(name, Bench(cls, Path(folder))))
+            outcomes.append(found_by(name, functools.partial(CHECKS[name], Bench(cls, Path(folder)))))
     return outcomes
 
 
-def _outcome(name: str, bench: Bench) -> CheckResult:
-    try:
-        CHECKS[name](bench)
-    except NotApplicableError as reason:
-        return CheckResult(name, "not applicable", str(reason))
-    except AssertionError as error:
-        return CheckResult(name, "failed", str(error))
-    except Exception as error:  # whatever a strategy under test raises
-        return CheckResult(name, "failed", f"{type(error).__name__}: {error}")
-    return CheckResult(name, "passed")
+def check_named(name: str) -> list[CheckResult]:
+    """Run the checks on a strategy or a network by its name, which may be path.py:Class; raises ConfigError."""
+    base = parse_spec(name)[0]
+    if path_of(base):
+        loaded = load_class("strategy", base)
+        is_strategy = isinstance(loaded, type) and issubclass(loaded, Strategy)
+    else:
+        is_strategy = is_known("strategy", base) or not is_known("model", base.partition(":")[0])
+    return check_strategy(name) if is_strategy else check_model(name)
 
 
 def _tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:

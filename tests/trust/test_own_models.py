@@ -114,10 +114,6 @@ class Other:
     pass
 
 
-def raising(image_shape: tuple[int, int, int]) -> None:
-    raise KeyError("no such layer")
-
-
 @pytest.mark.parametrize(
     ("model", "words"),
     [
@@ -136,7 +132,6 @@ def raising(image_shape: tuple[int, int, int]) -> None:
         (Other(), ("a subclass of clbench.models.Network",)),
         (8, ("8", "a subclass of clbench.models.Network")),
         ([Tiny], ("a subclass of clbench.models.Network",)),
-        (raising, ("raising", "a subclass of clbench.models.Network")),
         (type("mlp", (Tiny,), {}), ("mlp", "registered", "clbench.models.mlp:MLP", "another name")),
     ],
     ids=lambda v: re.sub(" at 0x.*", "", str(v))[:30],
