@@ -23,6 +23,12 @@ from clbench.scenarios.domains import permuted, rotated
 FAST: dict[str, Any] = {"model": "mlp:4", "epochs": 1, "batch_size": 20, "threads": 1}
 
 
+@pytest.fixture(autouse=True)
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has a folder of its own for runs."""
+    monkeypatch.chdir(tmp_path)
+
+
 def dataset() -> Any:
     """Images that tell their class by their brightness, no two of them alike."""
     labels = np.arange(4).repeat(30)
