@@ -7,10 +7,10 @@ Path, and `offline`, which forbids downloads. It returns a Dataset and raises Co
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, shown, unknown
 from clbench.config.plain import listed, plain
 from clbench.config.registry import entry_point_names, load_entry_point, natural_sorted
+from clbench.data.scenario import checksums
 from clbench.scenarios.files import (
     Found,
     Raw,
@@ -63,20 +64,76 @@ class Dataset:
     left_out: tuple[str, ...] = ()
 
     @cached_property
+    def compared(self) -> "Compared":
+        """The data's digest and their differences from the published ones, when either was first asked for."""
+        content, found = self.checksums(), {}
+        if self.published is not None:
+            found["training"] = self.published.train.difference(self.x_train, self.y_train)
+            found["test"] = self.published.test.difference(self.x_test, self.y_test)
+        differences = {part: text for part, text in found.items() if text}
+        return Compared(fingerprint(self) if differences or not found else None, differences, content)
+
+    @property
     def differences(self) -> dict[str, str]:
         """The differences of the training and the test data from the published ones, in words."""
-        if self.published is None:
-            return {}
-        found = {
-            "training": self.published.train.difference(self.x_train, self.y_train),
-            "test": self.published.test.difference(self.x_test, self.y_test),
-        }
-        return {part: text for part, text in found.items() if text}
+        return self._compared_now().differences
 
-    @cached_property
+    @property
     def fingerprint(self) -> str | None:
         """The digest of images and labels; None where they are those that were published under the data set's name."""
-        return fingerprint(self) if self.published is None or self.differences else None
+        return self._compared_now().fingerprint
+
+    def _compared_now(self) -> "Compared":
+        # `compared` stays of the first content: load_once() finds by it that an array was written into.
+        return (self if self.compared.content == self.checksums() else replace(self)).compared
+
+    def checksums(self) -> tuple[int, ...]:
+        """Return what tells whether images, labels or their normalisation have been changed since; see checksums()."""
+        return checksums(self.x_train, self.y_train, self.x_test, self.y_test, scale=(self.mean, self.std))
+
+    def check(self) -> None:
+        """Refuse arrays that are not as this class says, which split() would cut wrongly; raises ConfigError."""
+        parts = (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test))
+        for part, x, y in parts:
+            if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4 or 0 in x.shape:
+                raise ConfigError(
+                    f"{self.name}: x_{part} is {_described(x)}; uint8 [N, C, H, W] is accepted, and "
+                    "dataset_from_arrays() takes other layouts"
+                )
+            if not isinstance(y, np.ndarray) or y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
+                raise ConfigError(
+                    f"{self.name}: y_{part} is {_described(y)}; int64 [{len(x)}], a label for each image, is accepted"
+                )
+            if int(y.min()) < 0 or int(y.max()) >= len(self.class_names):
+                raise ConfigError(
+                    f"{self.name}: y_{part} has labels from {int(y.min())} to {int(y.max())}; indices into the "
+                    f"{len(self.class_names)} class_names are accepted, as dataset_from_arrays() makes them"
+                )
+        if (shape := self.x_train.shape[1:]) != self.x_test.shape[1:]:
+            raise ConfigError(
+                f"{self.name}: training images are {_sizes(shape)}, test images {_sizes(self.x_test.shape[1:])}"
+            )
+        if shape[0] not in (1, 3):
+            raise ConfigError(
+                f"{self.name}: the images are {_sizes(shape)}; 1 or 3 channels, which come first, are accepted"
+            )
+        if not 0 <= self.n_validation < len(self.x_train):
+            raise ConfigError(
+                f"{self.name}: n_validation={self.n_validation} of {len(self.x_train)} training images; 0 up to "
+                f"{len(self.x_train) - 1} is accepted"
+            )
+
+
+class Compared(NamedTuple):
+    """The fingerprint of data, their differences from what was published, and checksums of the data it is true of."""
+
+    fingerprint: str | None
+    differences: dict[str, str]
+    content: tuple[int, ...]
+
+
+def _described(array: object) -> str:
+    return f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else shown(array)
 
 
 @checked
@@ -156,8 +213,11 @@ def read_dataset(
         return data
     name = str(name_or_path)
     data = _build(found.read(), name, found.origin, KNOWN[name], image_size)
-    if data.differences:
-        told = "; ".join(f"its {part} data are {text}" for part, text in data.differences.items())
+    told = "; ".join(f"its {part} data are {text}" for part, text in data.compared.differences.items())
+    if (expected := KNOWN[name].n) and (found_n := (len(data.x_train), len(data.x_test))) != expected:
+        numbers = [f"{n:,} training and {n_test:,} test images" for n, n_test in (found_n, expected)]
+        told = f"its data are {numbers[0]}, not the {numbers[1]} that were published"
+    if told:
         warnings.warn(f"{name} in {data.origin}: {told}", stacklevel=2)
     return data
 
@@ -186,6 +246,7 @@ def _of_package(name: str, data_root: Path, offline: bool, image_size: int | Non
         raise ConfigError(f"dataset {name!r} can't be read ({type(error).__name__}: {error})") from error
     if not isinstance(data, Dataset):
         raise ConfigError(f"dataset {name!r} is {shown(data)}; a Dataset, as of dataset_from_arrays(), is accepted")
+    data.check()
     if image_size is not None and (size := data.x_train.shape[2:]) != (image_size, image_size):
         raise ConfigError(
             f"{name}: --image-size {image_size} is for folders of images; these images are {_sizes(size)}"
@@ -203,7 +264,7 @@ def dataset_from_arrays(
     name: str = "custom",
     class_names: Any = None,
 ) -> Dataset:
-    """Return a dataset of arrays or CPU tensors.
+    """Return a dataset of arrays or CPU tensors, which are copied.
 
     Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; labels are whole numbers or text, [N] or [N, 1], or
     one-hot rows [N, K], mapped to 0..K-1 in sorted order.
@@ -212,10 +273,11 @@ def dataset_from_arrays(
         list holds the same names in the order that is wanted.
     Raises ConfigError for anything else. Warns of test images that are training images too.
     """
+    # Copied, because what the caller writes into the arrays later is not what was measured here.
     raw = Raw(
-        to_nchw(x_train, f"{name}: x_train"),
+        np.array(to_nchw(x_train, f"{name}: x_train"), order="C"),
         check_labels(y_train, f"{name}: y_train"),
-        to_nchw(x_test, f"{name}: x_test"),
+        np.array(to_nchw(x_test, f"{name}: x_test"), order="C"),
         check_labels(y_test, f"{name}: y_test"),
     )
     if isinstance(class_names, Mapping):
@@ -249,7 +311,8 @@ def _given_names(names: object, labels: list[Any], what: str) -> tuple[str, ...]
 
 @checked
 def fingerprint(dataset: Dataset) -> str:
-    """Return 32 hexadecimal digits that identify a dataset's images and labels."""
+    """Return 32 hexadecimal digits that identify a dataset's images and labels; raises what Dataset.check() raises."""
+    dataset.check()
     held = [np.array([dataset.n_validation])] if dataset.n_validation else []
     return digest(dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test, *held)
 

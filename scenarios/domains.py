@@ -1,6 +1,5 @@
 """Permuted and rotated scenarios: each task has all classes, with a fixed change of the pixels of its own."""
 
-import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from clbench.config.arguments import checked
-from clbench.scenarios.datasets import Dataset
+from clbench.scenarios.datasets import Compared, Dataset
 from clbench.scenarios.files import require_memory
 from clbench.support.streams import stream
 from clbench.support.surroundings import by_default
@@ -26,8 +25,9 @@ def permuted(data: Dataset, tasks: int, *, seed: int = 0, pad: int = 0) -> Datas
     """Return the images of all tasks, each task's pixels in an order of its own; split(..., tasks=tasks) cuts them.
 
     For N images and K classes, row t * N + i is image i in task t, and class t * K + c is class c in task t, so ids and
-    classes are unique to their task. `seed` draws the orders, which are the same for training and test images and for
-    all channels. Task 0 keeps the pixels in place, as in the code of Zenke et al. 2017, arXiv:1703.04200.
+    classes are unique to their task; a validation split of the data's own stays at the end, laid out in the same way.
+    `seed` draws the orders, which are the same for training and test images and for all channels. Task 0 keeps the
+    pixels in place, as in the code of Zenke et al. 2017, arXiv:1703.04200.
     pad: rows and columns of zeros added on each side. Raises ConfigError if the images don't fit into memory.
     """
     c, h, w = data.x_train.shape[1:]
@@ -79,41 +79,63 @@ def _shown(
     shape: tuple[int, ...],
     show: Callable[[Images, int], Iterator[Images]],
 ) -> Dataset:
+    data.check()
     name = f"{kind}-{data.name}"
-    n = len(names) * (len(data.x_train) + len(data.x_test))
-    require_memory(n * math.prod(shape), f"{name} with {len(names)} tasks")
+    n_images = len(names) * (len(data.x_train) + len(data.x_test))
+    require_memory(n_images * math.prod(shape), f"{name} with {len(names)} tasks")
 
-    def images(of: Images) -> Images:
-        made = np.empty((len(names) * len(of), *shape), np.uint8)
+    # A validation split is at the end, so that of all tasks is behind the training images of all tasks.
+    n = len(data.x_train) - data.n_validation
+
+    def images(*parts: Images) -> Images:
+        made = np.empty((len(names) * sum(map(len, parts)), *shape), np.uint8)
         start = 0
-        for t in range(len(names)):
-            for part in show(of, t):
-                made[start : start + len(part)] = part
-                start += len(part)
+        for of in parts:
+            for t in range(len(names) if len(of) else 0):
+                for part in show(of, t):
+                    made[start : start + len(part)] = part
+                    start += len(part)
         return made
 
-    def classes(of: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.concatenate([of + t * len(data.class_names) for t in range(len(names))])
+    def classes(*parts: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.concatenate([of + t * len(data.class_names) for of in parts for t in range(len(names))])
 
     return replace(
         data,
         name=name,
-        x_train=images(data.x_train),
-        y_train=classes(data.y_train),
+        x_train=images(data.x_train[:n], data.x_train[n:]),
+        y_train=classes(data.y_train[:n], data.y_train[n:]),
         x_test=images(data.x_test),
         y_test=classes(data.y_test),
         class_names=tuple(f"{c} ({task})" for task in names for c in data.class_names),
+        n_validation=len(names) * data.n_validation,
     )
 
 
 # A worker process makes the images once for all its runs, as it loads the data sets themselves once.
-@functools.lru_cache(maxsize=1)
+_latest: dict[str, tuple[tuple[object, ...], Dataset, Dataset]] = {}
+
+
 def permuted_once(data: Dataset, tasks: int, seed: int, pad: int) -> Dataset:
-    """Return permuted(); the latest one comes from memory."""
-    return permuted(data, tasks, seed=seed, pad=pad)
+    """Return permuted(); the latest one comes from memory, and counts as the data that it is made of."""
+    return _once(data, ("permuted", tasks, seed, pad), lambda: permuted(data, tasks, seed=seed, pad=pad))
 
 
-@functools.lru_cache(maxsize=1)
 def rotated_once(data: Dataset, tasks: int, seed: int) -> Dataset:
-    """Return rotated(); the latest one comes from memory."""
-    return rotated(data, tasks, seed=seed)
+    """Return rotated(); the latest one comes from memory, and counts as the data that it is made of."""
+    return _once(data, ("rotated", tasks, seed), lambda: rotated(data, tasks, seed=seed))
+
+
+def _once(data: Dataset, how: tuple[object, ...], make: Callable[[], Dataset]) -> Dataset:
+    key = *how, data.fingerprint
+    latest = _latest.get("data")
+    if (
+        latest is None
+        or latest[0] != key
+        or latest[1] is not data
+        or latest[2].compared.content != latest[2].checksums()
+    ):
+        made = make()
+        vars(made)["compared"] = Compared(data.fingerprint, {}, made.checksums())
+        _latest["data"] = latest = key, data, made
+    return latest[2]

@@ -258,6 +258,10 @@ def read_npz(path: Path, *, held_out: bool = False) -> Raw:
             # An archive that a Mac has packed anew holds a second file for each.
             infos = [info for info in archive.infolist() if not info.filename.startswith("__MACOSX/")]
             members = {info.filename.removesuffix(".npy"): info for info in infos}
+            if len(members) < len(infos):
+                names_there = [info.filename.removesuffix(".npy") for info in infos]
+                twice = next(name for name in names_there if names_there.count(name) > 1)
+                raise ConfigError(f"{path} has the array {twice!r} twice; each once is accepted")
             for name in members:
                 if name not in (*ARRAYS, "class_names"):
                     raise ConfigError(f"{path}: {unknown('array', name, (*ARRAYS, 'class_names'))}")

@@ -1,13 +1,16 @@
 """Images in folders, one folder for each class; decoded once, then kept in the cache as one memory-mapped array."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import sys
+import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -24,6 +27,7 @@ GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 EXIF_ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)
+TIFF_SAMPLE_FORMAT, SIGNED = 339, 2
 MAX_PIXELS = 1 << 26  # a file of a few kB can claim any number, and each core decodes an image at a time
 BATCH = 256  # images decoded between two writes; it bounds the memory in use
 ANNOUNCE_FROM = 1000
@@ -33,7 +37,7 @@ LITTER = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@ead
 # Named in an error; what is beyond that is counted.
 NAMED = 40
 # Part of the name of what is cached: another way of decoding is another number.
-DECODER = 2
+DECODER = 3
 TRANSPARENT, CMYK = "have transparent parts and are laid on white", "are CMYK and become RGB without a colour profile"
 DEEP = "have 16 bits a channel, of which the upper 8 are kept"
 
@@ -79,13 +83,21 @@ def find_image_folder(
         if part is not None and found.keys() != parts.train.keys():
             odd = sorted(found.keys() ^ parts.train.keys())[0]
             missing = part if odd in parts.train else folders.train
+            there = found if odd in parts.train else parts.train
+            alike = [name for name in there if _composed(name) == _composed(odd)]
+            # They look the same on a screen; file systems of other machines write them in the other way.
+            hint = f", and {alike[0]!a}, of the same letters, is {odd!a} there" if alike else ""
             raise ConfigError(
-                f"{missing} has no folder for the class {odd!r}; each class needs training and test images"
+                f"{missing} has no folder for the class {odd!r}; each class needs training and test images{hint}"
             )
     names = class_order if set(class_order) == parts.train.keys() else tuple(natural_sorted(parts.train))
     paths = [path for part in parts for name in names for path in part.get(name, ())]
     numbers = _Parts(*([len(part.get(name, ())) for name in names] for part in parts))
     return Found(str(folder), paths, partial(_read, folder, paths, names, numbers, image_size, problems, skip))
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _read(
@@ -112,8 +124,9 @@ def _read(
             raise ConfigError(f"{folder}: none of the {part} images of the class {names[lost[0]]!r} can be used")
     n_test = len(found.test)
     n = len(used) - n_test
-    trained = {digests[index] for index in used[:n]}
-    if copies := [paths[index] for index in used[n:] if digests[index] in trained]:
+    trained = {hash(image.tobytes()) for image in images[:n]} if n_test else set()
+    tested = zip(used[n:], images[n:], strict=True)
+    if copies := [paths[index] for index, image in tested if hash(image.tobytes()) in trained]:
         remarks = [*remarks, f"{len(copies):,} test images ({copies[0].relative_to(folder)}) are training images too"]
     if problems:
         remarks = [*remarks, f"{len(problems):,} files can't be used and are left out: {_listed(folder, problems, 3)}"]
@@ -226,7 +239,7 @@ def _cached(
     cached = cache_folder() / f"images-{key[:32]}.npy"
     found = _map(cached, len(paths))
     if found is None:
-        if (broken := _decode_all(folder, paths, size, cached)) is not None:
+        if (broken := _decode_all(folder, paths, digests, size, cached)) is not None:
             return np.empty((0, 1, 1, 1), np.uint8), [], broken
         found = _map(cached, len(paths))
         if found is None:
@@ -254,16 +267,21 @@ def _map(cached: Path, n: int) -> tuple[NDArray[np.uint8], list[str], dict[int, 
         return None
 
 
-def _decode_all(folder: Path, paths: list[Path], size: int | None, target: Path) -> dict[int, str] | None:
-    """Decode the files into the cache; return why each is broken where all of them are."""
+def _decode_all(
+    folder: Path, paths: list[Path], digests: Sequence[bytes], size: int | None, target: Path
+) -> dict[int, str] | None:
+    """Decode the files into the cache; return why each is broken where all of them are.
+
+    Raises ConfigError for a file whose content has another digest by now.
+    """
     from PIL import Image
 
     if len(paths) >= ANNOUNCE_FROM:
         print(f"clbench: reading {len(paths):,} images in {folder} (once: kept in {target})", file=sys.stderr)
-    with ThreadPoolExecutor() as pool, warnings.catch_warnings():
+    with ThreadPoolExecutor() as pool, _pillow_by_default(), warnings.catch_warnings():
         # _read_header refuses the images that Pillow would only warn of.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        tried = list(pool.map(_read_header, paths))
+        tried = list(pool.map(_read_header, paths, digests))
         broken = {index: found for index, found in enumerate(tried) if isinstance(found, str)}
         headers = {paths[index]: found for index, found in enumerate(tried) if isinstance(found, _Header)}
         if not headers:
@@ -292,7 +310,7 @@ def _decode_all(folder: Path, paths: list[Path], size: int | None, target: Path)
                 sound = [index for index in range(len(paths)) if index not in broken]
                 for start in range(0, len(sound), BATCH):
                     batch = sound[start : start + BATCH]
-                    decoded = pool.map(lambda index: _decode(paths[index], grey, size), batch)
+                    decoded = pool.map(lambda index: _decode(paths[index], digests[index], grey, size), batch)
                     for index, found in zip(batch, decoded, strict=True):
                         if isinstance(found, str):
                             broken[index] = found
@@ -324,12 +342,49 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
-def _read_header(path: Path) -> _Header | str:
+@contextmanager
+def _pillow_by_default() -> Iterator[None]:
+    """Decode as a fresh Pillow does, whatever its user has set: what is decoded is kept for everybody."""
+    from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, PngImagePlugin, TiffImagePlugin
+
+    settings: list[tuple[Any, str, object]] = [
+        (ImageFile, "LOAD_TRUNCATED_IMAGES", False),
+        (ImageFile, "MAXBLOCK", 1 << 16),
+        (Image, "MAX_IMAGE_PIXELS", (1 << 30) // 12),
+        (PngImagePlugin, "MAX_TEXT_CHUNK", 1 << 20),
+        (PngImagePlugin, "MAX_TEXT_MEMORY", 1 << 26),
+        (GifImagePlugin, "LOADING_STRATEGY", GifImagePlugin.LoadingStrategy.RGB_AFTER_FIRST),
+        (TiffImagePlugin, "READ_LIBTIFF", False),
+        (BmpImagePlugin, "USE_RAW_ALPHA", False),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings if hasattr(owner, name)]
+    for owner, name, value in settings:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def _content(path: Path, digest: bytes) -> bytes:
+    """Return the bytes of a file, which must be those that were digested: the digests name what is cached."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror or error}") from error
+    if hashlib.sha256(content).digest() != digest:
+        raise ConfigError(f"{path} was changed while it was read; begin again")
+    return content
+
+
+def _read_header(path: Path, digest: bytes) -> _Header | str:
     """Return what the header of an image file says, or why the file can't be used."""
     from PIL import Image
 
+    content = _content(path, digest)
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(content)) as image:
             mode, (width, height) = image.mode, image.size
             if width * height > MAX_PIXELS:
                 return f"claims {width} x {height} pixels; at most {MAX_PIXELS:,} are accepted"
@@ -342,6 +397,8 @@ def _read_header(path: Path) -> _Header | str:
                 return "has 16 bits a channel and a transparent colour; save it with an alpha channel"
             # Pillow opens grey of 16 bits with opacity as colour.
             is_grey = mode in GREY_MODES or mode.startswith("I") or (deep and _raw_mode(image).startswith("LA"))
+            if why := _contradiction(image, content, deep):
+                return why
             # A photo in the format MPO carries previews of itself.
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 return "holds several pictures, as an animation does; files of one are accepted"
@@ -353,21 +410,43 @@ def _read_header(path: Path) -> _Header | str:
                 width, height = image.size
                 turned = image.getexif().get(EXIF_ORIENTATION, 1) in TURNED
     except Exception as error:  # Pillow's plug-ins raise almost anything on a damaged file
-        return _damaged(path, error)
+        return _damaged(error)
     return _Header((height, width) if turned else (width, height), is_grey)
 
 
-def _damaged(path: Path, error: Exception) -> str:
-    """Return what is wrong with a damaged file; Pillow's own sentence may only repeat the path."""
-    reason = str(error) or type(error).__name__
-    return f"is not a readable image: {'no known format' if str(path) in reason else reason}"
+def _contradiction(image: Any, content: bytes, deep: bool) -> str:
+    """Return what of an image that was opened Pillow would read as something else without a word; "" for nothing."""
+    kinds = image.tag_v2.get(TIFF_SAMPLE_FORMAT, ()) if image.format == "TIFF" else ()
+    if SIGNED in (kinds if isinstance(kinds, tuple) else (kinds,)):
+        return "has signed numbers for pixels; unsigned ones are accepted"
+    if image.format != "PPM" or image.tile[0][0] not in ("raw", "ppm"):
+        return ""
+    (width, height), (decoder, _, start, args) = image.size, image.tile[0]
+    row = -(-width // 8) if image.mode == "1" else width * len(image.getbands()) * (2 if deep else 1)
+    pixels = np.frombuffer(content[start : start + height * row], ">u2" if deep else "u1")
+    if content[start + height * row :].lstrip()[:1] == b"P":
+        return "holds several pictures; files of one are accepted"
+    if decoder == "ppm" and len(pixels) and pixels.max() > int(args[-1]):
+        return f"has the value {pixels.max()} above {int(args[-1])}, which its header names as the largest"
+    return ""
+
+
+def _damaged(error: Exception) -> str:
+    """Return what is wrong with a damaged file."""
+    from PIL import UnidentifiedImageError
+
+    unknown = isinstance(error, UnidentifiedImageError)
+    return f"is not a readable image: {'no known format' if unknown else str(error) or type(error).__name__}"
 
 
 def _is_deep(image: Any) -> bool:
     """Whether an image that was opened has 16 bits a channel, of which Pillow may keep 8 without a word."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return True
-    return ";16" in _raw_mode(image) or any(tile[0].startswith("ppm") and int(tile[3][-1]) > 255 for tile in image.tile)
+    # BGR;16 is a pixel of 16 bits, of which a channel has 5 or 6.
+    return (";16" in _raw_mode(image) and _raw_mode(image) != "BGR;16") or any(
+        tile[0].startswith("ppm") and int(tile[3][-1]) > 255 for tile in image.tile
+    )
 
 
 def _raw_mode(image: Any) -> str:
@@ -375,16 +454,16 @@ def _raw_mode(image: Any) -> str:
     return " ".join(str(tile[3][0] if isinstance(tile[3], tuple) else tile[3]) for tile in image.tile[:1])
 
 
-def _decode(path: Path, grey: bool, size: int | None) -> tuple[NDArray[np.uint8], list[str]] | str:
+def _decode(path: Path, digest: bytes, grey: bool, size: int | None) -> tuple[NDArray[np.uint8], list[str]] | str:
     """Return one upright image [C, H, W] and how it was changed, or why it can't be used.
 
     Rounds as torchvision's Resize and CenterCrop do.
     """
     from PIL import Image, ImageOps
 
-    changes = []
+    changes, content = [], _content(path, digest)
     try:
-        with Image.open(path) as opened:
+        with Image.open(io.BytesIO(content)) as opened:
             deep = _is_deep(opened)
             image: Any = ImageOps.exif_transpose(opened)
         if deep:
@@ -400,13 +479,16 @@ def _decode(path: Path, grey: bool, size: int | None) -> tuple[NDArray[np.uint8]
         if size is not None:
             shorter = min(image.size)
             resized = tuple(size * side // shorter for side in image.size)
+            if resized[0] * resized[1] > MAX_PIXELS:
+                longer = f"{resized[0]} x {resized[1]} pixels before its centre is cut out"
+                return f"becomes {longer}; at most {MAX_PIXELS:,} are accepted"
             image = image.resize(resized, Image.Resampling.BILINEAR)
             left, top = (round((side - size) / 2) for side in image.size)
             image = image.crop((left, top, left + size, top + size))
     except _NothingShownError:
         return "shows nothing once its transparent parts are white; save it without transparency"
     except Exception as error:  # Pillow's plug-ins raise almost anything on a damaged file
-        return _damaged(path, error)
+        return _damaged(error)
     array = np.asarray(image)
     return (array[None] if grey else array.transpose(2, 0, 1)), changes
 

@@ -63,6 +63,7 @@ class Known:
     """A published data set; mean and std are of its training images / 255, or None, and then measured when loaded.
 
     published: digests of what was published; None where they are not known.
+    n: the numbers of training and test images that were published, where digests are not known.
     """
 
     shape: tuple[int, int, int]
@@ -72,6 +73,7 @@ class Known:
     torchvision_class: str = ""
     folder: str = ""  # where torchvision keeps it under the data root
     published: Published | None = None
+    n: tuple[int, int] | None = None
 
 
 _DIGITS = tuple("0123456789")
@@ -119,8 +121,10 @@ _CIFAR100_SCALE = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 KNOWN: dict[str, Known] = {
     "mnist": Known(_GREY, _DIGITS, (0.1307,), (0.3081,), "MNIST", "MNIST/raw", _MNIST_DATA),
     "mnist-5k": Known(_GREY, _DIGITS, (0.1309,), (0.3080,), published=_MNIST_5K_DATA),
-    "fashion-mnist": Known(_GREY, _FASHION, (0.2860,), (0.3530,), "FashionMNIST", "FashionMNIST/raw"),
-    "kmnist": Known(_GREY, _KUZUSHIJI, None, None, "KMNIST", "KMNIST/raw"),
+    "fashion-mnist": Known(
+        _GREY, _FASHION, (0.2860,), (0.3530,), "FashionMNIST", "FashionMNIST/raw", n=(60_000, 10_000)
+    ),
+    "kmnist": Known(_GREY, _KUZUSHIJI, None, None, "KMNIST", "KMNIST/raw", n=(60_000, 10_000)),
     "cifar10": Known(_COLOUR, _CIFAR10, *_CIFAR10_SCALE, "CIFAR10", CIFAR_10, _CIFAR10_DATA),
     "cifar100": Known(_COLOUR, _CIFAR100, *_CIFAR100_SCALE, "CIFAR100", CIFAR_100, _CIFAR100_DATA),
 }

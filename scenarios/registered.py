@@ -108,7 +108,7 @@ class Split(_Cut):
     def build(self, config: RunConfig) -> "Scenario":
         """Read the data set and cut the tasks."""
         data = self.source(config)
-        return self.cut(data, config).of(data.fingerprint)
+        return self.cut(data, config).of(data.compared.fingerprint, data.compared.content)
 
 
 class SplitMNIST(Split):
@@ -178,7 +178,8 @@ class Files(Split):
             test_share=self.test_share,
             skip_unreadable=self.skip_unreadable,
         )
-        return self.cut(data, config, name=Path(config.scenario).resolve().stem).of(data.fingerprint)
+        made = self.cut(data, config, name=Path(config.scenario).resolve().stem)
+        return made.of(data.compared.fingerprint, data.compared.content)
 
 
 class Rotated(_Cut):
@@ -189,13 +190,13 @@ class Rotated(_Cut):
         if self.tasks is None:
             raise ConfigError(f"{config.scenario} has all classes in each task; give a number of tasks, such as 10")
         seed = self.drawn_by(config) or 0
-        source = self.source(config)
-        data = self.changed(source, self.tasks, seed)
+        data = self.changed(self.source(config), self.tasks, seed)
         order = list(range(len(data.class_names)))
-        return self.cut(data, config, class_order=order, class_order_seed=seed).of(source.fingerprint)
+        made = self.cut(data, config, class_order=order, class_order_seed=seed if self.blurry else None)
+        return made.of(data.compared.fingerprint, data.compared.content)
 
     def changed(self, data: "Dataset", tasks: int, seed: int) -> "Dataset":
-        """Return the images of all tasks."""
+        """Return the images of all tasks; permuted_once() and rotated_once() make them known as the data's."""
         from clbench.scenarios.domains import rotated_once
 
         return rotated_once(data, tasks, seed)

@@ -1,10 +1,9 @@
 """Split scenarios: they share the classes of one data set out over tasks."""
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, unknown
+from clbench.config.run import Setting
 from clbench.data.scenario import Images, ImageSet, Scenario, Task
 from clbench.scenarios.class_orders import CLASS_ORDERS
 from clbench.scenarios.datasets import Dataset, find_dataset, read_dataset
@@ -58,9 +58,14 @@ def split(
     Test images are always those of the task's own classes. Raises ConfigError for a value that doesn't fit the data or
     the setting.
     """
+    data.check()
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit} training images of each class; 1 or more are accepted")
     order = _class_order(data, class_order, class_order_seed)
+    if tasks is not None and task_sizes is not None:
+        raise ConfigError(f"tasks={tasks} and task_sizes={list(task_sizes)} exclude each other; give one of them")
+    if class_order is not None and class_order_seed is not None and not blurry:
+        raise ConfigError("class_order and class_order_seed exclude each other, where no blurry tasks are drawn by it")
     sizes = _task_sizes(order, tasks, task_sizes)
     _check_setting(setting, sizes)
     _check_training_images(setting, sizes, validation, blurry, imbalance, shots)
@@ -157,6 +162,8 @@ def _task_sizes(order: list[int], tasks: int | None, sizes: Sequence[int] | None
 
 
 def _check_setting(setting: str, sizes: list[int]) -> None:
+    if setting not in get_args(Setting):
+        raise unknown("setting", setting, get_args(Setting))
     text = ",".join(map(str, sizes))
     if setting in ("task", "domain") and min(sizes) < 2:
         raise ConfigError(
@@ -252,7 +259,7 @@ def _hold_out(train: Images, end: int, c: int, n: int, share: float, seed: int) 
 
 
 # Worker processes stay up between runs; each reads a data set, and lays it out for torch, once.
-_latest: dict[str, tuple[object, Dataset, bytes]] = {}
+_latest: dict[str, tuple[object, Dataset]] = {}
 
 
 def load_once(dataset: str, data_root: str, offline: bool, image_size: int | None, **own: Any) -> Dataset:
@@ -266,25 +273,18 @@ def load_once(dataset: str, data_root: str, offline: bool, image_size: int | Non
     found = find_dataset(dataset, data_root, offline, image_size, **own)
     if isinstance(found, Dataset):
         return found
+    digests = content_digests(found.paths)
     # The folder of an image is its class.
-    key = dataset, image_size, own, found.origin, list(map(str, found.paths)), content_digests(found.paths)
+    key = dataset, image_size, own, found.origin, list(map(str, found.paths)), digests
     latest = _latest.get("data")
-    if latest is None or latest[0] != key or latest[2] != _trace(latest[1]):
+    if latest is None or latest[0] != key or latest[1].compared.content != latest[1].checksums():
         data = read_dataset(dataset, found, image_size, own.get("test_share"))
+        if content_digests(found.paths) != digests:
+            raise ConfigError(f"files of {found.origin} were changed while they were read; begin again")
         laid_out = replace(data, x_train=_writable(data.x_train), x_test=_writable(data.x_test))
-        vars(laid_out)["fingerprint"] = data.fingerprint  # of the same values, so they are not digested again
-        _latest["data"] = latest = key, laid_out, _trace(laid_out)
+        vars(laid_out)["compared"] = data.compared  # of the same values, so they are not digested again
+        _latest["data"] = latest = key, laid_out
     return latest[1]
-
-
-def _trace(data: Dataset) -> bytes:
-    """Return a digest of each image's sum and of the labels, which quickly tells whether arrays were written into."""
-    parts = [data.y_train.tobytes(), data.y_test.tobytes()]
-    for images in (data.x_train, data.x_test):
-        rows = images.reshape(len(images), -1)
-        words = rows.view(np.uint64) if rows.shape[1] % 8 == 0 else rows
-        parts.append(words.sum(axis=1, dtype=np.uint64).tobytes())
-    return hashlib.sha256(b"".join(parts)).digest()
 
 
 def _writable(array: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":

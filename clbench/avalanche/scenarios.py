@@ -104,6 +104,7 @@ def to_benchmark(scenario: Scenario) -> Any:
             f"to_benchmark was given {_kind(scenario)}; a Scenario, such as split(load_dataset('mnist-5k', 'data'), "
             "tasks=5), is accepted"
         )
+    scenario.check()
     plain = [transforms.ConvertImageDtype(torch.float32), transforms.Normalize(scenario.mean, scenario.std)]
     random = [make(scenario.image_shape[1:]) for kind, make in _RANDOM.items() if kind in scenario.augment.split("-")]
     groups = TransformGroups({"train": transforms.Compose([*random, *plain]), "eval": transforms.Compose(plain)})

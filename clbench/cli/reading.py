@@ -13,7 +13,7 @@ from clbench.cli.options import (
     Json,
     config_options,
 )
-from clbench.config.errors import ConfigError, RunError
+from clbench.config.errors import ConfigError, RunError, one_line
 
 
 def report_verb(
@@ -110,11 +110,15 @@ def describe_verb(
         return
     from rich.table import Table
 
-    table = Table(title=f"{made.name}, {made.setting}-incremental, images {'x'.join(map(str, made.image_shape))}")
+    title = plain(one_line(made.name, 200))
+    table = Table(title=f"{title}, {made.setting}-incremental, images {'x'.join(map(str, made.image_shape))}")
     for column in ("task", "original classes", "head outputs", "train", "validation", "test"):
         table.add_column(column, justify="left" if "s" in column[-1:] else "right")
     for row in rows:
-        named = [c if str(c) == n else f"{c} ({n})" for c, n in zip(row["classes"], row["names"], strict=True)]
+        # A name in a file may hold what moves the cursor of a terminal.
+        named = [
+            c if str(c) == n else f"{c} ({one_line(n, 200)})" for c, n in zip(row["classes"], row["names"], strict=True)
+        ]
         outputs = f"{row['outputs'][0]}-{row['outputs'][-1]}" if len(row["outputs"]) > 1 else str(row["outputs"][0])
         others = f" ({n} of other tasks)" if (n := row["n_train_of_other_tasks"]) else ""
         counts = (f"{row['n_train']}{others}", row["n_validation"], row["n_test"])

@@ -1,15 +1,20 @@
 """Task, Scenario and ImageSet: what is learnt, in which order, from which images."""
 
 import hashlib
+import math
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, RunError, shown
+from clbench.config.plain import listed
+from clbench.config.run import Setting
 from clbench.support.surroundings import by_default
 
 
@@ -98,12 +103,17 @@ class ImageSet:
         return len(self._ids)
 
     def __add__(self, other: "ImageSet") -> "ImageSet":
+        if other._open() is not self._open():
+            raise ConfigError("training images were added to test images or others; a view has images of one split")
         return ImageSet(self._open(), torch.cat([self.ids, other.ids]), (self, other))
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task: its original classes, its head outputs [start, stop), and its data."""
+    """One task: its original classes, its head outputs [start, stop), and its data.
+
+    train, validation: views of the scenario's `train`; test: a view of its `test`. See Scenario.check().
+    """
 
     index: int
     classes: tuple[int, ...]
@@ -136,6 +146,7 @@ class Scenario:
     augment: str = "none"
     published: bool = False
     left_out: tuple[str, ...] = ()
+    _claimed: tuple[int, ...] | None = field(default=None, repr=False)
 
     @property
     def class_order(self) -> list[int]:
@@ -164,15 +175,142 @@ class Scenario:
 
     def tested_on_training(self) -> "Scenario":
         """Return the same scenario with each task's training images as its test; its runs carry a warning."""
-        return replace(
+        made = replace(
             self,
             tasks=[replace(task, test=ImageSet(self.train, task.train.ids)) for task in self.tasks],
             test=self.train,
         )
+        return made.of(self.fingerprint) if self.claimed else made
 
-    def of(self, fingerprint: str | None) -> "Scenario":
-        """Return the scenario as one of data with this digest; None: of the data that were published under its name."""
-        return replace(self, fingerprint=fingerprint, published=fingerprint is None)
+    def of(self, fingerprint: str | None, content: tuple[int, ...] | None = None) -> "Scenario":
+        """Return the scenario as one of data with this digest; None: of the data that were published under its name.
+
+        content: checksums() of the data that were digested; by default those of the scenario's own images as they are.
+        What is changed later, in place or by dataclasses.replace(), is no longer covered; see `claimed`.
+        """
+        content = self._checksums() if content is None else content
+        return replace(self, fingerprint=fingerprint, published=fingerprint is None, _claimed=content)
+
+    @property
+    def claimed(self) -> bool:
+        """Whether of() was told the digest of the images, classes and normalisation that the scenario still has."""
+        return self._claimed is not None and self._claimed == self._checksums()
+
+    def _checksums(self) -> tuple[int, ...]:
+        parts = [tensor.numpy() for part in (self.train, self.test) for tensor in (part.images, part.classes)]
+        return checksums(*parts, scale=(self.mean, self.std))
+
+    @by_default()
+    def check(self) -> None:
+        """Refuse a scenario that contradicts itself, which would train or test on other images than it seems to.
+
+        Raises ConfigError unless all views are of `train` and `test`, an image's label is the output of its class, and
+        its task is the one that has it; outputs begin where earlier ones end at the latest.
+        """
+        if not isinstance(self.name, str) or not self.name or "\0" in self.name:
+            raise ConfigError(f"the scenario's name is {self.name!r}; a text is accepted")
+        if self.setting not in get_args(Setting):
+            raise ConfigError(
+                f"the scenario's setting is {self.setting!r}; {', '.join(get_args(Setting))} are accepted"
+            )
+        for name, kind in (("tasks", Task), ("class_names", str), ("mean", Real), ("std", Real)):
+            values = listed(getattr(self, name))
+            if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+                accepted = {Task: "a list of Task", str: "a tuple of texts", Real: "a tuple of numbers"}[kind]
+                raise ConfigError(f"the scenario's {name}={shown(getattr(self, name))}; {accepted} is accepted")
+        if not self.tasks:
+            raise ConfigError("the scenario has no task; one or more is accepted")
+        for part, images in (("train", self.train), ("test", self.test)):
+            _check_images(part, images)
+        if (shape := self.test.images.shape[1:]) != self.train.images.shape[1:]:
+            raise ConfigError(
+                f"the scenario's training images are {list(self.image_shape)} and its test images {list(shape)}; "
+                "one shape is accepted"
+            )
+        _check_scale(self.mean, self.std, self.image_shape[0])
+        outputs = self._outputs()
+        for task in self.tasks:
+            for part, source in (("train", "train"), ("validation", "train"), ("test", "test")):
+                self._check_view(task, part, source, outputs)
+            if bool(torch.isin(task.validation._ids, task.train._ids).any()):
+                raise ConfigError(f"task {task.index} trains on some of its validation images; others are accepted")
+
+    def _outputs(self) -> Tensor:
+        """Return the head output of each original class, -1 for one in no task; refuses tasks that disagree."""
+        outputs, n_outputs, n = {}, 0, len(self.class_names)
+        for place, task in enumerate(self.tasks):
+            if task.index != place:
+                raise ConfigError(f"task {place} of the scenario has the index {task.index}; {place} is accepted")
+            classes = listed(task.classes)
+            if not isinstance(classes, list) or not isinstance(task.outputs, slice):
+                raise ConfigError(
+                    f"task {place} has classes={shown(task.classes)} and outputs={shown(task.outputs)}; a tuple of "
+                    "numbers and a slice are accepted"
+                )
+            first, stop = task.outputs.start, task.outputs.stop
+            if (
+                not classes
+                or not all(isinstance(c, Integral) for c in classes)
+                or len(set(classes)) < len(classes)
+                or not all(0 <= c < n for c in classes)
+            ):
+                raise ConfigError(
+                    f"task {place} has the classes {shown(task.classes)}; one or more of 0..{n - 1}, which class_names "
+                    "names, are accepted"
+                )
+            if not isinstance(first, int) or not 0 <= first <= n_outputs or stop != first + len(classes):
+                raise ConfigError(
+                    f"task {place} has outputs={task.outputs}; one for each of its {len(classes)} classes, without a "
+                    f"gap after the {n_outputs} of earlier tasks, is accepted"
+                )
+            n_outputs = max(n_outputs, stop)
+            for c, output in zip(classes, range(first, stop), strict=True):
+                if outputs.setdefault(c, output) != output:
+                    raise ConfigError(f"class {c} has the outputs {outputs[c]} and {output}; one is accepted")
+        if self.setting != "domain" and len(set(outputs.values())) < len(outputs):
+            raise ConfigError(f"two classes share an output, which setting='domain' has, not {self.setting!r}")
+        found = torch.full((n,), -1)
+        found[list(outputs)] = torch.tensor(list(outputs.values()))
+        return found
+
+    def _check_view(self, task: Task, part: str, source: str, outputs: Tensor) -> None:
+        what, view, images = f"the {part} images of task {task.index}", getattr(task, part), getattr(self, source)
+        if not isinstance(view, ImageSet) or view._source is not images:
+            hint = "tested_on_training()" if isinstance(view, ImageSet) and view._source is self.train else ""
+            raise ConfigError(
+                f"{what} are {'no view' if hint or isinstance(view, ImageSet) else shown(view) + ', no view'} of "
+                f"scenario.{source}, from which they are read; ImageSet(scenario.{source}, ids) is accepted"
+                + (f", and scenario.{hint} tests on training images" if hint else "")
+            )
+        ids, n = view._ids, len(images.labels)
+        if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.ndim != 1 or ids.device.type != "cpu":
+            raise ConfigError(f"{what} have the ids {shown(ids)}; int64 [n] on the CPU are accepted")
+        if not len(ids):
+            if part == "validation":
+                return
+            raise ConfigError(
+                f"task {task.index} has no {'training' if part == 'train' else 'test'} image; one or more is accepted"
+            )
+        if int(ids.min()) < 0 or int(ids.max()) >= n:
+            raise ConfigError(f"{what} have ids from {int(ids.min())} to {int(ids.max())}; 0..{n - 1} are accepted")
+        classes, labels, tasks = images.classes[ids], images.labels[ids], images.tasks[ids]
+        if int(classes.min()) < 0 or int(classes.max()) >= len(outputs):
+            raise ConfigError(f"{what} have classes beyond the {len(outputs)} that class_names names")
+        wrong = (labels != outputs[classes]) | (labels < 0)
+        if self.setting == "task":
+            wrong |= (labels < task.outputs.start) | (labels >= task.outputs.stop)
+        if (at := wrong.nonzero()).numel():
+            i = int(at[0])
+            raise ConfigError(
+                f"{what} have the label {int(labels[i])} for an image of class {int(classes[i])} (id {int(ids[i])}); "
+                f"the output of that class is accepted, {int(outputs[classes[i]])}, where the task has it"
+            )
+        if (at := (tasks != task.index).nonzero()).numel():
+            i = int(at[0])
+            raise ConfigError(
+                f"{what} have one (id {int(ids[i])}) that scenario.{source}.tasks gives to task {int(tasks[i])}; "
+                "images of the task are accepted"
+            )
 
     @by_default()
     def digest(self) -> str:
@@ -193,7 +331,9 @@ class Scenario:
         """Return a row per task: original classes, their names, head outputs, numbers of images.
 
         n_train_of_other_tasks: how many of n_train belong to other tasks' classes; only blurry tasks have such images.
+        Raises ConfigError where class_names lacks a class.
         """
+        self._outputs()
         return [
             {
                 "task": task.index,
@@ -207,6 +347,40 @@ class Scenario:
             }
             for task in self.tasks
         ]
+
+
+def checksums(*arrays: Any, scale: object) -> tuple[int, ...]:
+    """Return checksums (CRC-32) of arrays and of their normalisation: they tell quickly whether something was changed.
+
+    Digests identify data; these only notice what is written into arrays whose digest is known.
+    """
+    parts = [*(array.data if array.flags.c_contiguous else array.tobytes() for array in arrays), repr(scale).encode()]
+    return tuple(map(zlib.crc32, parts))
+
+
+def _check_images(part: str, images: object) -> None:
+    """Refuse what does not hold uint8 [N, C, H, W] and int64 [N] on the CPU."""
+    if not isinstance(images, Images):
+        raise ConfigError(f"the scenario's {part} is {shown(images)}; an Images is accepted")
+    for name in ("images", "labels", "classes", "tasks"):
+        tensor, of_images = getattr(images, name), name == "images"
+        if isinstance(tensor, Tensor):
+            given = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            fits = tensor.ndim == 4 and tensor.numel() if of_images else tensor.shape == images.images.shape[:1]
+            usual = tensor.device.type == "cpu" and tensor.layout == torch.strided
+            if fits and usual and tensor.dtype == (torch.uint8 if of_images else torch.int64):
+                continue
+        else:
+            given = shown(tensor)
+        accepted = "uint8 [N, C, H, W]" if of_images else "int64 [N], one for each image,"
+        raise ConfigError(f"the scenario's {part}.{name} are {given}; {accepted} on the CPU is accepted")
+
+
+def _check_scale(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    if (len(mean), len(std)) != (channels, channels):
+        raise ConfigError(f"the scenario has mean={mean} and std={std}; a number for each of {channels} is accepted")
+    if not all(map(math.isfinite, mean)) or not all(0 < value < math.inf for value in std):
+        raise ConfigError(f"the scenario has mean={mean} and std={std}; finite numbers, std above 0, are accepted")
 
 
 def _digest(*parts: str | Tensor) -> str:

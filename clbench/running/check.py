@@ -41,7 +41,6 @@ def _first(scenario: Scenario) -> Tensor:
 
 def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
     """Refuse, before any training, what only scenario and config together show; raises ConfigError."""
-    _check_scenario(scenario)
     try:
         call_hook(strategy, "check", config, scenario)
     except ConfigError:
@@ -87,19 +86,6 @@ def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
         raise ConfigError(
             f"batch_size={config.training.batch_size} with drop_last leaves no batch of the {n} training images of "
             f"task {smallest.index}; at most {n} is accepted"
-        )
-
-
-def _check_scenario(scenario: Scenario) -> None:
-    """Refuse tasks without training images, and images that are no numbers a network can be given."""
-    if empty := [task.index for task in scenario.tasks if not len(task.train)]:
-        raise ConfigError(f"task {empty[0]} has no training image; one or more is accepted")
-    for images in (scenario.train.images, scenario.test.images):
-        if images.dtype != torch.uint8:
-            raise ConfigError(f"the scenario's images are {images.dtype}; uint8 [N, C, H, W] is accepted")
-    if not all(map(math.isfinite, scenario.mean)) or not all(0 < std < math.inf for std in scenario.std):
-        raise ConfigError(
-            f"the scenario has mean={scenario.mean} and std={scenario.std}; finite numbers, std above 0, are accepted"
         )
 
 

@@ -20,6 +20,7 @@ from clbench.models import as_network, model_class
 from clbench.running.blame import place_of
 from clbench.support.streams import global_streams, stream_seed
 from clbench.support.surroundings import undisturbed
+from clbench.support.text import tell
 
 
 def strategy_class(name: str, code: Mapping[str, str] | None = None) -> type[Strategy]:
@@ -81,13 +82,15 @@ def as_name(scenario: Any) -> Any:
 
 
 def scenario_given(scenario: Any) -> "str | Scenario":
-    """Return a scenario as it is named, or a Scenario; raises ConfigError for what is neither.
+    """Return a scenario as it is named, or a sound Scenario; raises ConfigError for anything else.
 
     A path is a name, and a class that is handed over gets one.
     """
     if isinstance(scenario, type) and issubclass(scenario, ScenarioSpec) and scenario is not ScenarioSpec:
         return give("scenario", scenario)
     found = as_name(scenario)
+    if isinstance(found, Scenario):
+        found.check()
     if isinstance(found, str | Scenario):
         return found
     raise ConfigError(
@@ -144,6 +147,7 @@ def resolve(
             )
     special = _bracketed(cls, name, bracket, own, {} if shared else asked)
     own |= {key: value for key, value in bracket.items() if key not in special}
+    handed_over = isinstance(scenario, Scenario)
     if isinstance(scenario, Scenario):
         kind, cuts = scenario_class("files"), {"setting": scenario.setting}
         asked = _of_scenario(scenario, asked)
@@ -185,7 +189,7 @@ def resolve(
     cuts = {k: v for k, v in (preset | asked).items() if k not in fields()} | cuts
     values |= {
         "scenario": scenario,
-        "scenario_options": cuts if "data_fingerprint" in asked else kind(scenario, cuts).options,
+        "scenario_options": cuts if handed_over else kind(scenario, cuts).options,
         "strategy": name,
         "strategy_options": cls.validate(own, name),
         "label": values.get("label") or label,
@@ -280,21 +284,33 @@ def _of_scenario(scenario: Scenario, asked: Mapping[str, Any]) -> dict[str, Any]
                 f"{name}={asked[name]!r} is part of the scenario that was handed over; give it to split()"
             )
     held = sum(len(task.validation) for task in scenario.tasks)
+    # Digested now: its tensors may have been changed since it was made.
+    digest = scenario.digest()
+    if asked.get("data_fingerprint", digest) != digest:
+        raise ConfigError(
+            f"data_fingerprint={shown(asked['data_fingerprint'])} given, and that of the scenario that was handed over "
+            f"is {digest}; leave it out"
+        )
     return {
         **asked,
-        # Digested now: its tensors may have been changed since it was made.
-        "data_fingerprint": scenario.digest(),
+        "data_fingerprint": digest,
         "validation": held / max(held + sum(len(task.train) for task in scenario.tasks), 1),
     }
 
 
 @undisturbed()
 def prepare(config: RunConfig) -> tuple[RunConfig, Scenario]:
-    """Build the scenario of a config, which gets the digest of the data if they are not published under its name."""
+    """Build the scenario of a config, which gets the digest of the data if they are not published under its name.
+
+    Warns where the config has the digest of other data.
+    """
     scenario = _built(config)
-    if scenario.fingerprint is None and not scenario.published:
+    if not scenario.claimed:
         # One seed gives the digest, so that all seeds count as of the same data though a scenario may draw images.
         scenario = scenario.of((scenario if config.seed == 0 else _built(config.replace(seed=0))).content())
+    if config.data_fingerprint not in (None, scenario.fingerprint):
+        have = f"have the digest {scenario.fingerprint}" if scenario.fingerprint else "are the published ones"
+        tell(f"{config.scenario}: data of the digest {config.data_fingerprint} were asked for, and these {have}")
     return config.replace(data_fingerprint=scenario.fingerprint), scenario
 
 
@@ -312,6 +328,7 @@ def _built(config: RunConfig) -> Scenario:
         ) from error
     if not isinstance(scenario, Scenario):
         raise ConfigError(f"{spec.__name__}.build() returned {shown(scenario)}; a clbench.Scenario is accepted")
+    scenario.check()
     return scenario
 
 

@@ -145,14 +145,14 @@ def execute(
         raise ConfigError(f"{folder} holds files that no run of clbench left; name another folder")
     if not force and (found := folder.existing(config)) is not None and found.status == "done":
         # It may be where nothing can be written, not even a lock.
-        return _reused(found, folder, config)
+        return _reused(found, folder, config, scenario)
     with folder.lock(), process_settings(config):
         if force:
             folder.clear()
             store.drop_checkpoint()
         found = folder.existing(config)
         if found is not None and found.status == "done":
-            return _reused(found, folder, config)
+            return _reused(found, folder, config, scenario)
         kind = runner_of(type(strategy))
         if config.evaluation.keep_predictions and not kind.continues:
             raise ConfigError(
@@ -181,8 +181,12 @@ def execute(
             settle(code, classes)
 
 
-def _reused(found: Result, folder: RunFolder, config: RunConfig) -> Result:
+def _reused(found: Result, folder: RunFolder, config: RunConfig, scenario: Scenario) -> Result:
     with_others = f", with {others}" if (others := other_packages(found.recorded)) else ""
+    before = found.recorded.scenario.class_names
+    if before and (renamed := [pair for pair in zip(before, scenario.class_names, strict=False) if pair[0] != pair[1]]):
+        # They decide no number, so they are no part of the identity.
+        with_others += f", with other names of classes ({renamed[0][0]}, not {renamed[0][1]})"
     lacks = config.evaluation.keep_predictions and not (folder.path / PREDICTIONS).exists()
     without = f" without {PREDICTIONS}" if lacks else ""
     finished = f"finished at {folder.finished_at()}{without}{with_others}"

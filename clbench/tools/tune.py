@@ -178,6 +178,9 @@ def held_out(scenario: Scenario, first: int | None = None) -> Scenario:
             raise ConfigError(f"task {task.index} has no validation images to choose by; give validation, such as 0.1")
     if scenario.blurred and first is not None and scenario.setting == "class":
         raise ConfigError("first-k-tasks needs tasks without classes of later ones, and these are blurry; try oracle")
+    # The test data are not looked at: the check is of a scenario that is tested on its validation images.
+    tested = [replace(task, test=task.validation) for task in tasks]
+    replace(scenario, tasks=tested, test=scenario.train).check()
     held = torch.cat([task.validation.ids for task in tasks])
     known = torch.cat([held, *(task.train.ids for task in tasks)]).unique()
     train, test = _rows(scenario.train, known), _rows(scenario.train, held)

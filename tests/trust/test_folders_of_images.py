@@ -475,3 +475,146 @@ def test_a_picture_that_is_in_train_and_test_is_noted_with_its_name(tmp_path: Pa
     (folder / "test/b/zoo.png").write_bytes((folder / "train/a/0.png").read_bytes())
     told = read(folder)[1]
     assert told == [f"{folder}: 2 test images (test/b/leak.png) are training images too"]
+
+
+def test_a_picture_of_the_same_pixels_in_another_file_is_noted(tmp_path: Path) -> None:
+    """The bytes of a BMP and of a PNG differ, their pixels don't."""
+    folder = laid_out(tmp_path / "own", "train", "test")
+    with Image.open(folder / "train/a/0.png") as image:
+        image.save(folder / "test/b/leak.bmp")
+    assert read(folder)[1] == [f"{folder}: 1 test images (test/b/leak.bmp) are training images too"]
+
+
+# What surrounds the reading
+
+
+@pytest.mark.parametrize("moment", ["header", "pixels"])
+def test_a_file_that_changes_while_it_is_read_spoils_nothing(
+    moment: str, cache: Path, tmp_path: Path, refused: Any
+) -> None:
+    """Digested with one content and decoded with another: nothing is kept, and the old content is read as it is."""
+    from clbench.scenarios import images
+
+    folder = folder_with(tmp_path / "own", grey(200))
+    path = folder / "train/a/0.png"
+    digest = files.content_digests([path])[0]
+    path.write_bytes(grey(0))
+    with refused("train/a/0.png was changed while it was read; begin again"):
+        images._read_header(path, digest) if moment == "header" else images._decode(path, digest, True, None)
+    paths = [path, folder / "train/b/1.png", folder / "test/a/2.png", folder / "test/b/3.png"]
+    digests = [digest, *files.content_digests(paths[1:])]
+    with refused("was changed while it was read"):
+        images._cached(folder, paths, digests, None)
+    assert not list(cache.glob("images-*"))
+    path.write_bytes(grey(200))
+    assert (read(folder)[0].x_train[0] == 200).all()
+
+
+PILLOW: list[tuple[str, str, Any]] = [
+    ("ImageFile", "LOAD_TRUNCATED_IMAGES", True),
+    ("Image", "MAX_IMAGE_PIXELS", 1),
+    ("Image", "MAX_IMAGE_PIXELS", None),
+    ("PngImagePlugin", "MAX_TEXT_CHUNK", 1),
+    ("PngImagePlugin", "MAX_TEXT_MEMORY", 1),
+    ("GifImagePlugin", "LOADING_STRATEGY", 2),
+    ("TiffImagePlugin", "READ_LIBTIFF", True),
+    ("BmpImagePlugin", "USE_RAW_ALPHA", True),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "value"), PILLOW)
+def test_what_is_set_in_pillow_reaches_no_picture_and_stays_set(
+    module: str, name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib
+
+    from PIL import PngImagePlugin
+
+    owner = importlib.import_module(f"PIL.{module}")
+    text = PngImagePlugin.PngInfo()
+    text.add_text("note", "some words", zip=True)
+    contents = {
+        "train/a/0.png": encoded(Image.fromarray(WIDE), pnginfo=text),
+        "train/a/1.gif": encoded(Image.fromarray(WIDE), "GIF"),
+        "train/a/2.tif": encoded(Image.fromarray(WIDE), "TIFF"),
+        "train/b/0.bmp": encoded(Image.fromarray(WIDE), "BMP"),
+        "test/a/0.png": grey(1),
+        "test/b/0.png": grey(2),
+    }
+    for place, content in contents.items():
+        (tmp_path / "own" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / place).write_bytes(content)
+    monkeypatch.setattr(owner, name, value)
+    data, _ = read(tmp_path / "own")
+    assert data.x_train.shape == (4, 3, 2, 4)  # the palette of the GIF makes all of them colours
+    assert (data.x_train == WIDE).all()
+    assert getattr(owner, name) == value
+    (tmp_path / "own/train/a/0.png").write_bytes(encoded(Image.effect_noise((64, 64), 50))[:900])
+    with pytest.raises(ConfigError, match=r"0\.png is not a readable image"):
+        load_dataset(tmp_path / "own", "nowhere")
+
+
+def netpbm(kind: str, pixels: bytes, largest: str = "255\n") -> bytes:
+    return f"{kind}\n4 2\n{largest}".encode() + pixels
+
+
+def tiff_of_signed_numbers() -> bytes:
+    """Tag 339, the format of a sample, is 2."""
+    from PIL import TiffImagePlugin
+
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[339] = 2
+    return encoded(Image.fromarray(WIDE), "TIFF", tiffinfo=tags)
+
+
+CONTRADICTIONS: dict[str, tuple[bytes, str, str]] = {
+    "two grey maps in one file": (2 * netpbm("P5", WIDE.tobytes()), ".pgm", "holds several pictures"),
+    "two colour maps in one file": (2 * netpbm("P6", 3 * WIDE.tobytes()), ".ppm", "holds several pictures"),
+    "values above the largest": (netpbm("P5", WIDE.tobytes(), "15\n"), ".pgm", "has the value 252 above 15"),
+    "values of 16 bits above the largest": (
+        netpbm("P5", np.full(8, 5000, ">u2").tobytes(), "4095\n"),
+        ".pgm",
+        "has the value 5000 above 4095",
+    ),
+    "signed numbers": (tiff_of_signed_numbers(), ".tif", "has signed numbers for pixels"),
+}
+
+
+@pytest.mark.parametrize("kind", CONTRADICTIONS)
+def test_a_picture_that_pillow_reads_as_something_else_is_refused(kind: str, tmp_path: Path, refused: Any) -> None:
+    content, suffix, reason = CONTRADICTIONS[kind]
+    with refused(f"train/a/0{suffix}", reason):
+        load_dataset(folder_with(tmp_path / "own", content, suffix), "nowhere")
+
+
+@pytest.mark.parametrize("behind", [b"", b"\n", b"\0\0"])
+def test_one_grey_map_is_read_whatever_stands_behind_it(behind: bytes, tmp_path: Path) -> None:
+    data, told = read(folder_with(tmp_path / "own", netpbm("P5", WIDE.tobytes()) + behind, ".pgm"))
+    assert (data.x_train[0, 0] == WIDE).all()
+    assert told == []
+
+
+def test_a_bitmap_of_five_and_six_bits_is_no_deep_one(tmp_path: Path) -> None:
+    """Pure red, green and blue in 5, 6 and 5 bits; all bits set is 255."""
+    pixels = struct.pack("<4H", 0xF800, 0x07E0, 0x001F, 0xFFFF) * 2
+    masks = struct.pack("<3I", 0xF800, 0x07E0, 0x001F)
+    header = struct.pack("<IiiHHIIiiII", 40, 4, 2, 1, 16, 3, len(pixels), 0, 0, 0, 0)
+    content = b"BM" + struct.pack("<IHHI", 66 + len(pixels), 0, 0, 66) + header + masks + pixels
+    data, told = read(folder_with(tmp_path / "own", content, ".bmp"))
+    assert data.x_train[0, :, 0].T.tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]
+    assert told == []
+
+
+def test_a_strip_that_would_be_resized_to_gigabytes_is_refused(tmp_path: Path, refused: Any) -> None:
+    folder = folder_with(tmp_path / "own", encoded(Image.new("L", (1, 300_000))))
+    with refused("train/a/0.png becomes 64 x 19200000 pixels before its centre is cut out"):
+        load_dataset(folder, "nowhere", image_size=64)
+
+
+def test_names_that_look_the_same_are_told_apart(tmp_path: Path, refused: Any) -> None:
+    """An e with an accent is one character, or an e and an accent, as Macs write it."""
+    folder = folder_with(tmp_path / "own", grey())
+    (folder / "train/a").rename(folder / "train/caf\u00e9")
+    (folder / "test/a").rename(folder / "test/cafe\u0301")
+    with refused("'caf\\xe9'", "'cafe\\u0301'", "of the same letters"):
+        load_dataset(folder, "nowhere")
