@@ -105,10 +105,12 @@ def plan_verb(
             _show_plan(plan)
         known = [plan for plan in plans if "error" not in plan]
         left = sum(plan["seconds"] * (plan["runs"] - plan["runs_done"]) for plan in known) / jobs
-        n, n_done = (sum(plan[name] for plan in plans) for name in ("runs", "runs_done"))
-        if n > 1:
+        n_runs, n_done = (sum(plan[name] for plan in plans) for name in ("runs", "runs_done"))
+        if n_runs > 1:
             done = f", {n_done} of them done" if n_done else ""
-            print(f"{n} runs{done}: about {duration(left)} with --jobs {jobs}, if they do not slow each other down")
+            print(
+                f"{n_runs} runs{done}: about {duration(left)} with --jobs {jobs}, if they do not slow each other down"
+            )
     if all("error" in plan for plan in plans):
         raise RunError(f"{plans[0]['strategy']} can't be rehearsed: {plans[0]['error']}")
 

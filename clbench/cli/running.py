@@ -134,8 +134,10 @@ def compare_verb(
     scenario, names, fields = beginning(like, scenario, strategies or [], fields, pairs(param))
     wanted = given_seeds(seeds, fields)
     planned = plan(scenario, names, seeds=wanted, out=out, references=references, **fields)
-    how = {"jobs": jobs, "force": force, "track": track, "seeds_together": seeds_together}
-    outcomes = list(run_shown(planned, quiet=quiet or as_json, **how))
+    shown = run_shown(
+        planned, quiet=quiet or as_json, jobs=jobs, force=force, track=track, seeds_together=seeds_together
+    )
+    outcomes = list(shown)
     errors = {outcome.planned.folder: outcome.error for outcome in outcomes}
     results = [result for item in planned if (result := recorded(item, errors.get(item.folder))) is not None]
     if results:

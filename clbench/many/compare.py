@@ -83,14 +83,24 @@ def compare(
     quiet: bool = False,
     **options: Any,
 ) -> list[Result]:
-    """Run every strategy with every seed and return the results, strategy by strategy; see plan() and run().
+    """Run every strategy with every seed and return the results, strategy by strategy.
 
-    Unfinished runs are continued. seeds_together: train all seeds of a strategy in one batched model. quiet: show no
-    progress on stderr. Raises ConfigError before any training, RunError at the end if a run failed.
+    scenario, strategies, options: as for `clbench.run`; one strategy or several.
+    seeds: their number, or the seeds themselves.
+    out: the folder that the runs' folders are in.
+    jobs: how many processes work at the same time.
+    references: whether `naive` and `joint` are run too.
+    force: begin finished runs again; without it they are reused, and unfinished ones are continued.
+    track: as for `clbench.run`.
+    seeds_together: train all seeds of a strategy in one batched model.
+    quiet: show no progress on stderr.
+
+    Raises ConfigError before any training, and RunError at the end if a run failed.
     """
     planned = plan(scenario, strategies, seeds=seeds, out=out, references=references, **options)
     given = scenario if isinstance(scenario, Scenario) else None
-    how = {"jobs": jobs, "force": force, "track": track, "seeds_together": seeds_together, "quiet": quiet}
-    outcomes = run_shown(planned, scenario=given, **how)
+    outcomes = run_shown(
+        planned, quiet=quiet, scenario=given, jobs=jobs, force=force, track=track, seeds_together=seeds_together
+    )
     raise_first_failure(list(outcomes))
     return [Result.load(item.folder) for item in planned]

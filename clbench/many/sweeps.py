@@ -52,11 +52,19 @@ def sweep(
     cluster: Cluster | None = None,
     quiet: bool = False,
 ) -> list[Result]:
-    """Do the runs of a grid (a TOML file, or a mapping of the same shape) and return their results in its order.
+    """Do the runs of a grid and return their results in its order.
 
-    shard: (K, N) does the K-th of N parts. track, quiet: see `clbench.run`. Finished runs are not repeated,
-    unfinished ones are continued, failed ones are tried again. Raises ConfigError before any training, RunError if a
-    run failed.
+    Finished runs are not repeated, unfinished ones are continued, and failed ones are tried again.
+
+    grid: a TOML file, or a mapping of the same shape.
+    out: the folder that the runs' folders are in.
+    jobs: how many processes work at the same time.
+    shard: (K, N) does the K-th of N parts.
+    force: begin finished runs again.
+    track, quiet: as for `clbench.run`.
+    cluster: a Ray cluster that does the runs.
+
+    Raises ConfigError before any training, and RunError if a run failed.
     """
     planned = plan_sweep(grid, out=out, shard=shard, cluster=cluster)
     raise_first_failure(list(run_shown(planned, jobs=jobs, force=force, track=track, cluster=cluster, quiet=quiet)))

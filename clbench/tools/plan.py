@@ -90,7 +90,7 @@ def _told(config: RunConfig, scenario: Scenario, run: "_Rehearsal") -> dict[str,
     steps: _Steps = run.trainer
     tests = [len(task.test) for task in scenario.tasks]
     every = [one for measured in steps.measured.values() for one in measured]
-    tasks = []
+    tasks: list[dict[str, Any]] = []
     for task, counts in zip(scenario.tasks, run.counts, strict=True):
         stages = steps.stages.get(task.index, [])
         training = sum(stage.updates * _usual(steps.measured.get(stage.kind) or every) for stage in stages)

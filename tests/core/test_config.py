@@ -60,7 +60,7 @@ WRONG_TYPE = [
     ({"drop_last": "yes"}, ["drop_last", "yes", "boolean"]),
     ({"task_sizes": [5, True, 4]}, ["task_sizes", "True", "integer"]),
     ({"task_sizes": 5}, ["task_sizes", "5", "list"]),
-    ({"class_order": [0, "1"]}, ["class_order", "integer"]),
+    ({"class_order": [0, 1.5]}, ["class_order", "integer"]),
     ({"data_root": 3}, ["data_root", "3", "string"]),
     ({"tasks": 5.0}, ["tasks", "5.0", "integer"]),
     ({"strategy": "lwf", "strategy_options": {"strength": True}}, ["lwf", "strength", "True", "number"]),
