@@ -25,7 +25,7 @@ from types import (
     MethodType,
     ModuleType,
 )
-from typing import Any
+from typing import Any, TypeGuard
 
 from clbench.config.errors import ConfigError
 
@@ -191,7 +191,7 @@ class _Survey:
         done = 0
         while done < len(self._queue):
             (piece, _), (module, value) = list(self._queue.items())[done]
-            parts = self._class(value) if issubclass(type(value), type) else self._parts(value)
+            parts = self._class(value) if _is_class(value) else self._parts(value)
             if module not in self._whole:
                 found.setdefault(piece, []).append(_digest(parts))
             done += 1
@@ -200,7 +200,7 @@ class _Survey:
     def classes(self) -> list[type]:
         """Return the user's own classes."""
         self.code()
-        return [value for _, value in self._queue.values() if issubclass(type(value), type)]
+        return [value for _, value in self._queue.values() if _is_class(value)]
 
     def _of(self, value: object) -> str:
         """Return a description of any value, short and the same in every process."""
@@ -208,7 +208,7 @@ class _Survey:
             return f"bytes {hashlib.sha256(value).hexdigest()}"
         if type(value) in _PLAIN:
             return _plain(value)
-        if issubclass(type(value), type):
+        if _is_class(value):
             module = _module_of(value)
             if _is_own_class(value, module):
                 self._enqueue(module, value.__qualname__, value)
@@ -340,7 +340,6 @@ class _Survey:
         if first not in namespace or first in _OF_MODULES:
             return ""
         value = namespace[first]
-        # An object may lie about its class, or raise where it is asked for it.
         kind = type(value)
         if issubclass(kind, ModuleType) and is_own(value.__name__) and rest and rest[0] in vars(value):
             return self._named(vars(value), tuple(rest))
@@ -488,6 +487,11 @@ def _module_of(value: object) -> str:
     # Classes and objects of C extensions may have anything there, or nothing.
     module = getattr(value, "__module__", None)
     return module if isinstance(module, str) else "builtins"
+
+
+def _is_class(value: object) -> TypeGuard[type]:
+    # An object may lie about its class, or raise where it is asked for it.
+    return issubclass(type(value), type)
 
 
 def _is_own_class(cls: type, module: str) -> bool:

@@ -317,7 +317,7 @@ class _Kept:
         """Raise ConfigError for the first stacked attribute whose values a loss has changed."""
         for place, tensor in self.stacked.items():
             if tensor._version:
-                steps = tree_flatten_with_path(_attributes(self.strategies[0]))[0][int(place)][0]
+                steps: Any = tree_flatten_with_path(_attributes(self.strategies[0]))[0][int(place)][0]
                 raise _changed(self.strategies[0], f"self.{steps[0].key}{keystr(steps[1:])}")
 
     def require_unchanged(self) -> None:

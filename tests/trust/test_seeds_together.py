@@ -305,7 +305,7 @@ def keeping(name: str, table: dict[str, tuple[Any, Any]]) -> type[clbench.Strate
     return type("Mine", (Keeps,), parts)
 
 
-def first(names: Any, n: int = 6) -> list[Any]:
+def first(names: Any, n: int = 4) -> list[Any]:
     """Return all names as parameters, of which the fast tests take the first ones."""
     return [pytest.param(name, marks=[pytest.mark.slow] * (i >= n)) for i, name in enumerate(names)]
 
