@@ -107,10 +107,9 @@ def plan_verb(
         left = sum(plan["seconds"] * (plan["runs"] - plan["runs_done"]) for plan in known) / jobs
         n_runs, n_done = (sum(plan[name] for plan in plans) for name in ("runs", "runs_done"))
         if n_runs > 1:
-            done = f", {n_done} of them done" if n_done else ""
-            print(
-                f"{n_runs} runs{done}: about {duration(left)} with --jobs {jobs}, if they do not slow each other down"
-            )
+            of_them = f", {n_done} of them done" if n_done else ""
+            how = f"with --jobs {jobs}, if they do not slow each other down"
+            print(f"{n_runs} runs{of_them}: about {duration(left)} {how}")
     if all("error" in plan for plan in plans):
         raise RunError(f"{plans[0]['strategy']} can't be rehearsed: {plans[0]['error']}")
 

@@ -13,10 +13,19 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from types import BuiltinMethodType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
-from typing import Any
+from types import (
+    BuiltinMethodType,
+    CodeType,
+    FunctionType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
+from typing import Any, TypeGuard
 
 from clbench.config.errors import ConfigError
 
@@ -34,6 +43,15 @@ _IGNORED = {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", 
     "_checked_options",
 }
 _PLAIN = (type(None), bool, int, float, complex, str, type(...))
+# Attributes that Python puts into every module.
+_OF_MODULES = {f"__{name}__" for name in ("name", "doc", "package", "loader", "spec", "file", "cached", "path")} | {
+    *("__builtins__", "__annotations__", "__annotate__", "__conditional_annotations__", "__warningregistry__"),
+}
+# Attributes that name what a decorator wraps, or that Python gives to each member of an enum.
+_NAMES = {*functools.WRAPPER_ASSIGNMENTS, "__annotations__", "__wrapped__"} | {
+    *("_value_", "_name_", "__objclass__", "_sort_order_"),
+}
+_FILLED = (dict, list, tuple, MappingProxyType)
 # A module that is loaded from path/to/file.py:Class is named by the digest of its content.
 OF_FILE = "clbench_file_"
 # Values within values, and values in all, beyond which only types count.
@@ -112,6 +130,11 @@ def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     ]
 
 
+def content(value: object) -> str:
+    """Return a digest of a value by its content, which a copy of it has too."""
+    return _Survey(())._of(value)
+
+
 def confirm(code: Mapping[str, str], classes: Sequence[type]) -> dict[str, str]:
     """Return the code of a run that was planned as this process has it, where pieces may go by other names.
 
@@ -169,7 +192,7 @@ class _Survey:
         done = 0
         while done < len(self._queue):
             (piece, _), (module, value) = list(self._queue.items())[done]
-            parts = self._class(value) if isinstance(value, type) else self._parts(value)
+            parts = self._class(value) if _is_class(value) else self._parts(value)
             if module not in self._whole:
                 found.setdefault(piece, []).append(_digest(parts))
             done += 1
@@ -178,15 +201,15 @@ class _Survey:
     def classes(self) -> list[type]:
         """Return the user's own classes."""
         self.code()
-        return [value for _, value in self._queue.values() if isinstance(value, type)]
+        return [value for _, value in self._queue.values() if _is_class(value)]
 
     def _of(self, value: object) -> str:
         """Return a description of any value, short and the same in every process."""
         if type(value) is bytes:
             return f"bytes {hashlib.sha256(value).hexdigest()}"
         if type(value) in _PLAIN:
-            return f"{type(value).__name__} {value!r}"
-        if isinstance(value, type):
+            return _plain(value)
+        if _is_class(value):
             module = _module_of(value)
             if _is_own_class(value, module):
                 self._enqueue(module, value.__qualname__, value)
@@ -203,6 +226,13 @@ class _Survey:
         return self._seen[id(value)][1]
 
     def _parts(self, value: Any) -> list[str]:
+        """Describe a value by its parts, or by its type alone where its class raises whatever it is asked."""
+        try:
+            return self._by_kind(value)
+        except Exception:  # of any kind
+            return [type(value).__qualname__]
+
+    def _by_kind(self, value: Any) -> list[str]:
         torch = sys.modules.get("torch")
         if isinstance(value, MethodType | BuiltinMethodType) and (name := self._name_in_library(value)):
             return [name]
@@ -220,12 +250,25 @@ class _Survey:
             return [type(value).__name__, *map(self._of, value)]
         if type(value) in (set, frozenset):
             return [type(value).__name__, *sorted(map(self._of, value))]
+        if type(value) is memoryview:
+            return ["memoryview", self._of(value.tobytes())]
         if type(value) in (dict, MappingProxyType):
             return ["dict", *(self._of(part) for pair in value.items() for part in pair)]
         if torch is not None and isinstance(value, torch.Tensor):
-            content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            return ["tensor", str(value.dtype), str(tuple(value.shape)), hashlib.sha256(content).hexdigest()]
+            return self._tensor(value, torch)
         return [self._of(type(value)), *self._reduced(value)]
+
+    def _tensor(self, tensor: Any, torch: Any) -> list[str]:
+        try:
+            plain = tensor.detach().cpu()
+            plain = plain.dequantize() if plain.is_quantized else plain.resolve_conj().resolve_neg()
+            numbers = plain.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            described = ["tensor", str(tensor.dtype), str(tuple(tensor.shape)), hashlib.sha256(numbers).hexdigest()]
+        except Exception:  # of a layout of its own, such as a sparse one, or without numbers, as on the device meta
+            return [self._of(type(tensor)), *self._reduced(tensor)]
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            described.append(self._of(type(tensor)))
+        return described + ([self._of(vars(tensor))] if vars(tensor) else [])
 
     def _name_in_library(self, value: Any) -> str:
         """Return the name of a library's function such as random.random, a method of an object that changes; or ""."""
@@ -239,20 +282,32 @@ class _Survey:
         return ""
 
     def _reduced(self, value: Any) -> list[str]:
-        """Describe an object by what pickle would keep of it, or else by its attributes."""
+        """Describe an object by what pickle would keep of it, and by what it would leave out of one of the user's."""
+        own = _is_own_class(type(value), _module_of(type(value)))
+        attributes = {name: part for name, part in _attributes(value).items() if name not in _NAMES}
         try:
             if isinstance(wrapped := getattr(value, "__wrapped__", None), FunctionType):
-                return [self._of(wrapped)]  # as a cache does
+                return [self._of(wrapped), *self._around(value, attributes, own)]
             known = copyreg.dispatch_table.get(type(value))
             reduced = value.__reduce_ex__(4) if known is None else known(value)
             if isinstance(reduced, str):
                 self._use(_module_of(value))
-                return [reduced]
+                return [reduced, *([self._of(attributes)] if own and attributes else [])]
             made, arguments, state, *iterators = (*reduced, None)[:5]
             items = [list(iterator) for iterator in iterators if iterator is not None]
         except Exception:  # whatever a class raises
             return [self._of(_attributes(value))]
-        return [self._of(made), self._of(arguments), self._of(state), *map(self._of, items)]
+        kept = _pairs(state)
+        left_out = {name: part for name, part in attributes.items() if own and (name, id(part)) not in kept}
+        described = [self._of(made), self._of(arguments), self._of(state), *map(self._of, items)]
+        return described + ([self._of(left_out)] if left_out else [])
+
+    def _around(self, value: Any, attributes: dict[str, object], own: bool) -> list[str]:
+        """Describe what a decorator's object holds besides the function that it wraps."""
+        if isinstance(value, functools.partial | functools.partialmethod):
+            return [self._of([value.func, value.args, value.keywords, attributes])]
+        counting = attributes if own else _of_decorator(attributes)
+        return [self._of(counting)] if counting else []
 
     def _class(self, cls: type) -> list[str]:
         own = [(name, value) for name, value in sorted(vars(cls).items()) if name not in _IGNORED]
@@ -266,11 +321,9 @@ class _Survey:
         module = function.__globals__.get("__name__")
         foreign = module is not None and not is_own(module)
         if foreign and isinstance(wrapped := vars(function).get("__wrapped__"), FunctionType):
-            # A library's decorator may keep other things, which differ from process to process.
             self._use(str(module))
-            filled = (dict, list, tuple, MappingProxyType)
-            kept = [cell for cell in cells if type(cell) in (*_PLAIN, *filled)]
-            kept += [part for part in vars(function).values() if type(part) in filled]
+            kept = [cell for cell in cells if type(cell) in (*_PLAIN, *_FILLED)]
+            kept += _of_decorator(vars(function)).values()
             return [str(module), function.__qualname__, *map(self._of, (wrapped, *kept))]
         around = [self._of(part) for part in (*cells, *(part for item in vars(function).items() for part in item))]
         if foreign:
@@ -285,14 +338,15 @@ class _Survey:
     def _named(self, namespace: Mapping[str, Any], name: tuple[str, ...]) -> str:
         """Describe what code names, such as FACTOR or losses.FACTOR, as a piece of its own where it is the user's."""
         first, *rest = name
-        if first not in namespace or (first.startswith("__") and first.endswith("__")):
+        if first not in namespace or first in _OF_MODULES:
             return ""
         value = namespace[first]
-        if isinstance(value, ModuleType) and is_own(value.__name__) and rest and rest[0] in vars(value):
+        kind = type(value)
+        if issubclass(kind, ModuleType) and is_own(value.__name__) and rest and rest[0] in vars(value):
             return self._named(vars(value), tuple(rest))
-        if isinstance(value, type | ModuleType):
+        if issubclass(kind, type | ModuleType):
             return self._of(value)
-        if isinstance(value, FunctionType):
+        if issubclass(kind, FunctionType):
             module, called = value.__globals__.get("__name__", ""), value.__qualname__
             if module and not is_own(module):
                 # A library's decorator left this; the closure holds the function that it wraps.
@@ -340,7 +394,7 @@ def _compiled(code: CodeType) -> tuple[str, tuple[tuple[str, ...], ...], tuple[s
     within = [_compiled(const) for const in code.co_consts if isinstance(const, CodeType)]
     names = {name: None for _, found, _ in within for name in found}
     imports = {name: None for _, _, found in within for name in found}
-    steps = list(dis.get_instructions(code))
+    steps = list(dis.get_instructions(code.replace(co_consts=tuple(map(_written, code.co_consts)))))
     for place, step in enumerate(steps):
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
             read = itertools.takewhile(lambda after: after.opname in ("LOAD_ATTR", "LOAD_METHOD"), steps[place + 1 :])
@@ -367,14 +421,56 @@ def _constant(value: object) -> str:
         return f"frozenset {sorted(map(_constant, value))}"
     if isinstance(value, tuple):
         return f"tuple {list(map(_constant, value))}"
-    return f"{type(value).__name__} {value!r}"
+    return _plain(value)
+
+
+def _plain(value: object) -> str:
+    text = hex(value) if isinstance(value, int) and _written(value) is None else repr(value)
+    return f"{type(value).__name__} {text}"
+
+
+def _written(value: object) -> object:
+    """Return a value, or None for a number of more than 4,300 decimal digits, which Python does not write."""
+    try:
+        repr(value)
+    except ValueError:
+        return None
+    return value
 
 
 def _attributes(value: object) -> dict[str, object]:
-    try:
-        return dict(vars(value))
-    except Exception:  # there are none, or a class raises
-        return {}
+    """Return what stands on an object, in slots too."""
+    found: dict[str, object] = {}
+    with suppress(Exception):  # there are none, or a class raises
+        found |= vars(value)
+    for cls in type(value).__mro__:
+        for name, slot in vars(cls).items():
+            if isinstance(slot, MemberDescriptorType) and is_own(_module_of(cls)):
+                with suppress(AttributeError):  # it holds nothing yet
+                    found[name] = slot.__get__(value)
+    return found
+
+
+def _of_decorator(attributes: Mapping[str, object]) -> dict[str, object]:
+    """Return what counts of the attributes that a library's decorator, or its user, has left on what it made.
+
+    It may keep other things, such as a cache or an address in memory, which differ from process to process.
+    """
+    return {
+        name: part
+        for name, part in attributes.items()
+        if type(part) in _FILLED or (type(part) in _PLAIN and not name.startswith("_"))
+    }
+
+
+def _pairs(state: object, depth: int = 3) -> set[tuple[object, int]]:
+    """Return the names and values in the dicts that pickle would keep of an object."""
+    if depth and type(state) is dict:
+        own = {(name, id(value)) for name, value in state.items()}
+        return own.union(*(_pairs(value, depth - 1) for value in state.values()))
+    if depth and type(state) is tuple:
+        return set().union(*(_pairs(value, depth - 1) for value in state))
+    return set()
 
 
 def _content(cell: Any) -> object:
@@ -392,6 +488,11 @@ def _module_of(value: object) -> str:
     # Classes and objects of C extensions may have anything there, or nothing.
     module = getattr(value, "__module__", None)
     return module if isinstance(module, str) else "builtins"
+
+
+def _is_class(value: object) -> TypeGuard[type]:
+    # An object may lie about its class, or raise where it is asked for it.
+    return issubclass(type(value), type)
 
 
 def _is_own_class(cls: type, module: str) -> bool:

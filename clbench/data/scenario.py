@@ -237,7 +237,8 @@ class Scenario:
 
     def _outputs(self) -> Tensor:
         """Return the head output of each original class, -1 for one in no task; refuses tasks that disagree."""
-        outputs, n_outputs, n = {}, 0, len(self.class_names)
+        outputs: dict[int, int] = {}
+        n_outputs, n = 0, len(self.class_names)
         for place, task in enumerate(self.tasks):
             if task.index != place:
                 raise ConfigError(f"task {place} of the scenario has the index {task.index}; {place} is accepted")

@@ -1,22 +1,29 @@
 """Several seeds of one configuration in one batched model: each step computes all of them at once."""
 
+import random
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import reduce
+from itertools import zip_longest
 from operator import add
-from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_unflatten
 
-from clbench.config.errors import ConfigError, one_line, shown
+from clbench.config.code import content
+from clbench.config.errors import ConfigError, RunError, one_line, shown
 from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
+from clbench.data.scenario import ImageSet, Task
 from clbench.learning.fit import Fit
 from clbench.learning.returned import loss_of, loss_terms, penalty_term, require_gradient
 from clbench.learning.strategy import Context, Strategy
@@ -69,7 +76,7 @@ def _refuse_model(config: RunConfig, image_shape: tuple[int, int, int]) -> None:
     model = build_model(name, image_shape, 0, config.code)
     if any(isinstance(m, _DropoutNd) and m.p > 0 for m in model.modules()):
         raise ConfigError(f"--seeds-together: {name} has dropout, which draws for each seed on its own")
-    holder = _Holder(SimpleNamespace(model=model))
+    holder = _Holder([model])
     stacked = {n: torch.stack([value.detach()] * 2) for n, value in holder.tensors.items()}
 
     def features(own: Tensors, images: Tensor) -> Any:
@@ -151,6 +158,20 @@ class _Member(Trainer):
         text = f"seeds {seeds} in one batched model, so the last bits may differ from those of a separate run"
         self.remarks = [("seeds-together", text)]
 
+    @contextmanager
+    def drawing_nothing(self, hook: str) -> Iterator[None]:
+        """Raise ConfigError where a hook draws from a global random stream: there is one for all seeds."""
+        if not self._runs_code_of_others:
+            yield
+            return
+        before = _streams()
+        yield
+        if _streams() != before:
+            raise ConfigError(
+                f"--seeds-together: {type(self.strategy).__name__}.{hook} draws at random, and all seeds share one "
+                "stream; draws in begin_task, stages and end_task are accepted, and runs one by one"
+            )
+
     @property
     def position(self) -> tuple[int, int]:
         """Task and epoch."""
@@ -167,11 +188,10 @@ class _Member(Trainer):
 class _Holder(nn.Module):
     """The modules of a strategy, so that its methods can be called with other tensors in their place."""
 
-    def __init__(self, strategy: Strategy | SimpleNamespace) -> None:
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
         super().__init__()
-        for name, module in vars(strategy).items():
-            if isinstance(module, nn.Module):
-                self.add_module(name, module)
+        for index, module in enumerate(modules):
+            self.add_module(str(index), module)
 
     @property
     def tensors(self) -> Tensors:
@@ -182,10 +202,182 @@ class _Holder(nn.Module):
         return method(*arguments)
 
 
+class _Fact(NamedTuple):
+    """A fact about what stands on `self`: `for_all` is the same for all seeds, and `now` before and after each step."""
+
+    path: str
+    value: Any
+    for_all: Any
+    now: Any
+
+
+def _attributes(strategy: Strategy) -> dict[str, Any]:
+    return {name: value for name, value in sorted(vars(strategy).items()) if name != "_context"}
+
+
+def _facts(strategy: Strategy) -> Iterator[_Fact]:
+    """Yield what decides a loss besides the values of tensors and floats, which each seed has for itself."""
+    for name, attribute in _attributes(strategy).items():
+        try:
+            leaves, form = tree_flatten_with_path(attribute)
+        except RecursionError:
+            raise ConfigError(f"--seeds-together: self.{name} is nested too deeply, or holds itself") from None
+        if not form.is_leaf():
+            yield _Fact(f"self.{name}", attribute, form, form)
+        for steps, value in leaves:
+            path = f"self.{name}{keystr(steps)}"
+            if isinstance(value, nn.Module):
+                yield from _facts_of_layers(path, value)
+            elif _is_stackable(value):
+                version = 0 if value.is_inference() else value._version
+                yield _Fact(path, value, _kind(value), (id(value), version))
+            else:
+                found = _content(value)
+                yield _Fact(path, value, float if isinstance(value, float) else found, found)
+
+
+def _facts_of_layers(path: str, module: nn.Module) -> Iterator[_Fact]:
+    """Yield what decides the answer of a module besides the values of its parameters and buffers."""
+    yield _Fact(path, module, type(module), id(module))
+    for name, layer in module.named_modules(prefix=path):
+        for attribute, value in vars(layer).items():
+            if attribute in ("_parameters", "_buffers"):
+                found: Any = {n: tensor if tensor is None else _kind(tensor) for n, tensor in value.items()}
+            else:
+                found = list(value) if attribute == "_modules" else _content(value)
+            yield _Fact(f"{name}.{attribute}", value, found, found)
+
+
+def _is_stackable(value: object) -> bool:
+    """Whether a value is a tensor that is nothing but its numbers."""
+    return type(value) is Tensor and value.layout is torch.strided and not vars(value)
+
+
+def _kind(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def _content(value: Any) -> object:
+    """Return a description of a value's content; of views of data the samples that they show."""
+    # Most of what stands on layers is plain or empty, and there is much of it.
+    if type(value) in (type(None), bool, int, float, str) or (type(value) in (dict, set, OrderedDict) and not value):
+        return type(value), repr(value)
+    if type(value) is tuple:
+        return tuple(map(_content, value))
+    if isinstance(value, ImageSet):
+        return None if value.expired else content(value.ids)
+    if isinstance(value, Task):
+        return [_content(part) for part in (value.train, value.validation, value.test)]
+    return content(value)
+
+
+class _Kept:
+    """All that the strategies of the seeds keep on `self`, within containers too; no step changes any of it.
+
+    Each seed's parameters and buffers are put in their places by a holder. Tensors, and floats that are not the same
+    for all seeds, are stacked. What is left has to be the same, as the first seed's serves all of them: ConfigError
+    names the attribute where it is not.
+    """
+
+    def __init__(self, strategies: Sequence[Strategy]) -> None:
+        self.strategies = strategies
+        self._facts = [list(_facts(strategy)) for strategy in strategies]
+        nothing = _Fact("", "nothing", None, None)
+        for own in self._facts[1:]:
+            for one, other in zip_longest(self._facts[0], own, fillvalue=nothing):
+                if (one.path, one.for_all) != (other.path, other.for_all):
+                    if one.path != other.path:
+                        # The one that comes first in the order of paths is not there for the other seed.
+                        one, other = (one, nothing) if one.path and one.path < other.path else (nothing, other)
+                    raise ConfigError(
+                        f"--seeds-together: {one.path or other.path} is {shown(one.value)} for one seed and "
+                        f"{shown(other.value)} for another; a float or a tensor is accepted"
+                    )
+        flat = [tree_flatten(_attributes(strategy)) for strategy in strategies]
+        self.leaves, self.form = flat[0]
+        self.holders = [_Holder([leaf for leaf in own if isinstance(leaf, nn.Module)]) for own, _ in flat]
+        self.stacked = {
+            str(place): torch.stack([torch.as_tensor(value).detach() for value in values])
+            for place, values in enumerate(zip(*(own for own, _ in flat), strict=True))
+            if _is_stackable(values[0]) or (isinstance(values[0], float) and len(set(map(repr, values))) > 1)
+        }
+        for holder, own in zip(self.holders, self._facts, strict=True):
+            weights = {_memory_of(tensor) for tensor in holder.tensors.values() if tensor.numel()}
+            for fact in own:
+                if _is_stackable(fact.value) and _memory_of(fact.value) in weights:
+                    raise ConfigError(f"--seeds-together: {fact.path} shares memory with a module; a clone is accepted")
+
+    def attributes(self, own: Tensors) -> dict[str, Any]:
+        """Return the attributes for a step, with one seed's tensors in the place of the stacked ones."""
+        leaves = [own.get(str(place), leaf) for place, leaf in enumerate(self.leaves)]
+        attributes: dict[str, Any] = tree_unflatten(leaves, self.form)
+        return attributes
+
+    def require_unchanged_in_place(self) -> None:
+        """Raise ConfigError for the first stacked attribute whose values a loss has changed."""
+        for place, tensor in self.stacked.items():
+            if tensor._version:
+                steps: Any = tree_flatten_with_path(_attributes(self.strategies[0]))[0][int(place)][0]
+                raise _changed(self.strategies[0], f"self.{steps[0].key}{keystr(steps[1:])}")
+
+    def require_unchanged(self) -> None:
+        """Raise ConfigError for the first attribute that a step has changed."""
+        for strategy, before in zip(self.strategies, self._facts, strict=True):
+            for one, other in zip_longest(before, _facts(strategy), fillvalue=_Fact("", None, None, None)):
+                if (one.path, one.now) != (other.path, other.now):
+                    raise _changed(strategy, one.path or other.path)
+
+
+def _memory_of(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _changed(strategy: Strategy, path: str) -> ConfigError:
+    return ConfigError(
+        f"--seeds-together: {type(strategy).__name__} changes {path} in a step, which serves all seeds at once; what "
+        "begin_task, stages and end_task change is accepted, and runs one by one"
+    )
+
+
+class _OfAllSeeds:
+    """The config that a loss of all seeds sees: it has no seed."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "seed":
+            raise ConfigError(
+                "--seeds-together: the loss asks for the seed or for self.rng(...), and one loss serves all seeds; "
+                "a float or a tensor on self that begin_task draws is accepted"
+            )
+        return getattr(self._config, name)
+
+
+def _streams() -> tuple[object, ...]:
+    """Return where the global random streams are."""
+    numpy: Any = np.random.get_state()
+    own = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
+    return random.getstate(), numpy[1].tobytes(), numpy[2:], [state.numpy().tobytes() for state in own]
+
+
+# What torch's errors about a function of several seeds at once have in them, and the same in a reader's words.
+_REASONS = {
+    "data-dependent control flow": "as it looks at the value of a tensor, in `if` or max(); torch.where is accepted",
+    ".item()": "as it takes a number out of a tensor, as .item(), float() and int() do; tensors are accepted",
+    "data pointer": "as it takes values out of a tensor, as .numpy() and .tolist() do; tensors are accepted",
+    "random operation": "as it draws at random; draws in begin_task, stages and end_task are accepted",
+    "dynamic shape": "as it picks a number of values that a seed decides; torch.where is accepted",
+    "functorch": "",
+    "vmap": "",
+}
+
+
 def _train_epoch(members: Sequence[_Member]) -> None:
     """Train an epoch of all members; weights, buffers and optimizers end as if each member had trained alone."""
     started = time.perf_counter()
-    fits, holders = [member.fit_under_way for member in members], [_Holder(member.strategy) for member in members]
+    fits, kept = [member.fit_under_way for member in members], _Kept([member.strategy for member in members])
+    holders = kept.holders
     _refuse(members, holders[0])
     tensors = [holder.tensors for holder in holders]
     stacked = {name: torch.stack([own[name].detach() for own in tensors]) for name in tensors[0]}
@@ -196,8 +388,6 @@ def _train_epoch(members: Sequence[_Member]) -> None:
         for index, fit in enumerate(fits)
         if fit.rows is not None
     ]
-    # No hook of a step changes this state, so stacking it once an epoch is enough.
-    state = _states([member.strategy for member in members])
     batches = [member.batches(fit) for member, fit in zip(members, fits, strict=True)]
     if len({tuple(map(len, own)) for own in batches}) > 1:
         raise ConfigError("--seeds-together: the tasks of the seeds differ in size")
@@ -207,18 +397,20 @@ def _train_epoch(members: Sequence[_Member]) -> None:
         if members[0].group.stopped:
             return
         parts = []
-        for member, fit, own in zip(members, fits, ids, strict=True):
+        for member, fit, each in zip(members, fits, ids, strict=True):
             fit.set_rate(member.context.progress, member.config, len(member.context.scenario.tasks))
-            parts.append(member.batch(fit, own))
+            parts.append(member.batch(fit, each))
         for joint, single in zip(optimizer.param_groups, fits[0].optimizer.param_groups, strict=True):
             joint["lr"] = single["lr"]
         optimizer.zero_grad()
-        terms = _losses(members[0], holders[0], stacked, state, parts)
+        terms = _losses(members, kept, stacked, parts)
         require_gradient(terms, loss_of(members[0].strategy, fits[0].stage)[1])
         reduce(add, terms.values()).sum().backward()
         for index, (member, fit, holder) in enumerate(zip(members, fits, holders, strict=True)):
             own_terms = {name: term[index].detach() for name, term in terms.items()}
-            penalty = functional_call(holder, {n: t[index] for n, t in stacked.items()}, (member.strategy.penalty,))
+            own = {n: tensor[index] for n, tensor in stacked.items()}
+            with member.drawing_nothing("penalty"):
+                penalty = functional_call(holder, own, (member.strategy.penalty,))
             if penalty_term(member.strategy, penalty) is not None:
                 own_terms["penalty"] = penalty.detach()
                 if penalty.requires_grad:
@@ -227,8 +419,11 @@ def _train_epoch(members: Sequence[_Member]) -> None:
         optimizer.step()
         for rows, heads in fixed:
             rows.restore(heads)
-        for member, fit, own in zip(members, fits, ids, strict=True):
-            fit.count(member.context.progress, len(own))
+        for member, fit, part in zip(members, fits, parts, strict=True):
+            fit.count(member.context.progress, len(part))
+        if fits[0].tally.steps == 1:
+            kept.require_unchanged()
+    kept.require_unchanged()
     with torch.no_grad():
         for index, single in enumerate(tensors):
             for name, tensor in single.items():
@@ -248,11 +443,9 @@ def _refuse(members: Sequence[_Member], holder: _Holder) -> None:
         raise ConfigError("--seeds-together: some parameters are in no module of the strategy")
 
 
-def _losses(
-    member: _Member, holder: _Holder, stacked: Tensors, state: tuple[Any, list[Tensor]], parts: Sequence[Batch]
-) -> Tensors:
-    """Return the loss terms of a step by name, float [seeds], from one member's method and all members' tensors."""
-    strategy, (form, leaves) = member.strategy, state
+def _losses(members: Sequence[_Member], kept: _Kept, stacked: Tensors, parts: Sequence[Batch]) -> Tensors:
+    """Return the loss terms of a step by name, float [seeds], from the first member's method and all tensors."""
+    member, strategy = members[0], members[0].strategy
     own_loss, hook = loss_of(strategy, member.fit_under_way.stage)
     fields = ("images", "originals", "labels", "tasks", "ids")
     together = {name: torch.stack([getattr(part, name) for part in parts]) for name in fields}
@@ -261,19 +454,45 @@ def _losses(
     )
     if not same:
         together["active"] = _masks(parts, strategy.model.head.out_features)
+    config: Any = _OfAllSeeds(member.config)
+    context = replace(member.context, config=config, logged={})
 
-    def loss(tensors: Tensors, given: Tensors, own_leaves: list[Tensor]) -> Tensors:
+    def loss(tensors: Tensors, given: Tensors, leaves: Tensors) -> Tensors:
         batch = Batch(**{name: given[name] for name in fields}, active=given.get("active", parts[0].active))
-        vars(strategy).update(tree_unflatten(own_leaves, form))
-        return loss_terms(functional_call(holder, tensors, (own_loss, batch)), hook)
+        attributes = kept.attributes(leaves)
+        vars(strategy).update(attributes, _context=context)
+        before = {name: tree_flatten(value) for name, value in attributes.items()}
+        terms = loss_terms(functional_call(kept.holders[0], tensors, (own_loss, batch)), hook)
+        after = {name: tree_flatten(value) for name, value in _attributes(strategy).items()}
+        for name in {**before, **after}:
+            (one, form), (other, now) = before.get(name, ([], None)), after.get(name, ([], None))
+            if form != now or any(x is not y for x, y in zip(one, other, strict=True)):
+                raise _changed(strategy, f"self.{name}")
+        return terms
 
     own = dict(vars(strategy))
     try:
-        with member.context.autocast():
-            terms: Tensors = vmap(loss)(stacked, together, leaves)
+        with member.context.autocast(), member.drawing_nothing("loss"):
+            terms: Tensors = vmap(loss)(stacked, together, kept.stacked)
+    except RuntimeError as error:
+        raise _in_words(error, hook) from error
     finally:
+        vars(strategy).clear()
         vars(strategy).update(own)
+    kept.require_unchanged_in_place()
+    for each in members:
+        each.context.logged.update(context.logged)
     return terms
+
+
+def _in_words(error: RuntimeError, hook: str) -> Exception:
+    """Return what is raised for an error of torch's that only a loss of several seeds has; other errors stay."""
+    text = str(error)
+    for sign, reason in _REASONS.items():
+        if sign in text and not isinstance(error, RunError):
+            shown = reason or f"({one_line(text.removeprefix('vmap: '), 100)})"
+            return ConfigError(f"--seeds-together: {hook} can't be computed for all seeds at once {shown}")
+    return error
 
 
 def _masks(parts: Sequence[Batch], width: int) -> Tensor:
@@ -286,35 +505,6 @@ def _masks(parts: Sequence[Batch], width: int) -> Tensor:
             mask[:, part.active] = True
         masks.append(mask)
     return torch.stack(masks)
-
-
-def _states(strategies: Sequence[Strategy]) -> tuple[Any, list[Tensor]]:
-    """Return the form and the stacked leaves of the strategies' state outside modules, with numbers as tensors.
-
-    Raises ConfigError for a whole number or text that is not the same for all seeds, because the first one's would
-    serve all of them.
-    """
-    kept = [
-        {name: value for name, value in strategy.state().items() if not isinstance(value, nn.Module)}
-        for strategy in strategies
-    ]
-    for name, value in kept[0].items():
-        whole = all(isinstance(leaf, int | str) for leaf in tree_flatten(value)[0])
-        if whole and (other := next((own for own in kept[1:] if own.get(name) != value), None)):
-            raise ConfigError(
-                f"--seeds-together: self.{name} is {shown(value)} for one seed and {shown(other.get(name))} for "
-                "another; a float or a tensor is accepted"
-            )
-    kept = [{name: value for name, value in own.items() if _is_numeric(value)} for own in kept]
-    leaves = [tree_flatten(own)[0] for own in kept]
-    form = tree_flatten(kept[0])[1]
-    return form, [torch.stack([torch.as_tensor(leaf) for leaf in each]) for each in zip(*leaves, strict=True)]
-
-
-def _is_numeric(value: Any) -> bool:
-    """Whether all leaves are tensors or floats, at least one of them."""
-    leaves = tree_flatten(value)[0]
-    return bool(leaves) and all(isinstance(leaf, Tensor | float) for leaf in leaves)
 
 
 def _stacked_optimizer(members: Sequence[_Member], names: Mapping[int, str], stacked: Tensors) -> torch.optim.Optimizer:

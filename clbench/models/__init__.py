@@ -14,7 +14,7 @@ from clbench.config.classes import load_class
 from clbench.config.errors import ConfigError, shown
 from clbench.config.registry import options_model, parse_spec, path_of, validate_options
 from clbench.models.adapted import network_of
-from clbench.models.network import Head, Network
+from clbench.models.network import Head, Network, refuse_lazy
 from clbench.support.streams import global_streams
 from clbench.support.surroundings import undisturbed
 
@@ -42,7 +42,9 @@ def build_model(
     build: Callable[..., Network] = model
     with global_streams(seed):
         try:
-            return build(image_shape, **resolved)
+            made = build(image_shape, **resolved)
+            refuse_lazy(made, spec)
+            return made
         except ConfigError:
             raise
         except RuntimeError as error:  # torch raises it if there is too little memory

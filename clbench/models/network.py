@@ -100,6 +100,18 @@ class Network(nn.Module):
         return list(self.backbone)
 
 
+def refuse_lazy(model: nn.Module, name: str) -> None:
+    """Raise ConfigError for a layer that takes its shape from the first image, as no weights are drawn for it before.
+
+    name: what the error calls the model.
+    """
+    lazy = [layer for layer, tensor in model.state_dict(keep_vars=True).items() if is_lazy(tensor)]
+    if lazy:
+        raise ConfigError(
+            f"model {name!r}: {lazy[0]} has no shape before the first image; layers of a known size are accepted"
+        )
+
+
 def check_network(model: Network, images: Tensor, name: str) -> None:
     """Refuse a model whose features, head or blocks are not what Network promises; the model is used up.
 
@@ -133,9 +145,7 @@ def check_network(model: Network, images: Tensor, name: str) -> None:
         raise refused(f"its head is {head}; clbench.models.Head({dim}), to which tasks add their outputs, is accepted")
     if head.in_features != dim:
         raise refused(f"its feature_dim is {dim} and its head takes {head.in_features}; equal numbers are accepted")
-    lazy = [layer for layer, tensor in model.state_dict(keep_vars=True).items() if is_lazy(tensor)]
-    if lazy:
-        raise refused(f"{lazy[0]} has no shape before the first image; layers of a known size are accepted")
+    refuse_lazy(model, name)
     blocks_of(model, name)
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):

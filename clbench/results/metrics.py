@@ -8,6 +8,7 @@ NaN) everything is computed up to its last complete row, the last one with a val
 far.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ Formula = TypeVar("Formula", bound=Callable[..., float | None])
 def metric(sentence: str, *, better: Direction = "higher", unit: Unit = "%") -> Callable[[Formula], Formula]:
     """Add the decorated function to `METRICS` under its name.
 
-    Its parameters are among those of `summarize`; raises ConfigError for another one.
+    Its parameters are among those of `summarize`, and it gets copies of them; raises ConfigError for another one, and
+    for the name of one of clbench's own metrics.
     """
 
     if not isinstance(sentence, str) or not sentence.strip():
@@ -78,15 +80,25 @@ def metric(sentence: str, *, better: Direction = "higher", unit: Unit = "%") -> 
     def register(function: Formula) -> Formula:
         if not isfunction(function) or iscoroutinefunction(function) or isgeneratorfunction(function):
             raise ConfigError(f"metric: {shown(function)} given; a function of R that returns a number is accepted")
-        inputs = tuple(signature(function).parameters)
+        name, parameters = function.__name__, signature(function).parameters
         accepted = list(signature(summarize).parameters)
-        for name in inputs:
-            if name not in accepted:
-                raise unknown(f"parameter of the metric {function.__name__}", name, accepted)
-        METRICS[function.__name__] = Metric(function, sentence, better, unit, inputs)
+        for parameter in parameters.values():
+            if parameter.name not in accepted:
+                raise unknown(f"parameter of the metric {name}", parameter.name, accepted)
+            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                raise ConfigError(f"the metric {name} has the parameter {parameter}; {parameter.name} is accepted")
+        if not name.isidentifier():
+            raise ConfigError(f"metric: a function named {shown(name)} given; a name such as 'forgetting' is accepted")
+        if name in METRICS and _is_built_in(METRICS[name]) and function.__module__ != __name__:
+            raise ConfigError(f"metric: {name} is a metric of clbench; another name is accepted")
+        METRICS[name] = Metric(function, sentence, better, unit, tuple(parameters))
         return function
 
     return register
+
+
+def _is_built_in(metric: Metric) -> bool:
+    return metric.function.__module__ == __name__
 
 
 def summarize(
@@ -101,7 +113,7 @@ def summarize(
     `baseline` [T] holds the untrained model's accuracies, `test_sizes` [T] the number of test samples of each
     task, `joint` [T] the accuracy on task k of a model trained jointly on tasks 0..k, `minima` [T-1] the
     lowest accuracy on each task at any iteration since it was learned. Raises ConfigError for a matrix that
-    is not square, a value outside [0, 1] or a length that does not fit, and for a metric that is infinite.
+    is not square, a value outside [0, 1] or a length that does not fit, and for a metric that is infinite or fails.
     """
     completed(R)  # refuse a bad matrix before anything that goes with it
     cut = None if minima is None else _minima(R, minima)
@@ -113,10 +125,24 @@ def summarize(
 
 
 def _value(name: str, metric: Metric, given: Mapping[str, Any]) -> float | None:
-    value = plain(metric.function(**{key: given[key] for key in metric.inputs}))
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)):
+    inputs = {key: given[key] for key in metric.inputs}
+    if _is_built_in(metric):
+        return metric.function(**inputs)
+    try:
+        # What it edits is its own, and neither the run's record nor another metric's.
+        value = plain(metric.function(**copy.deepcopy(inputs)))
+    except (Exception, SystemExit, GeneratorExit) as error:  # whatever its author raises
+        raise ConfigError(f"the metric {name} raised {type(error).__name__}: {error}".removesuffix(": ")) from error
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)):
         return value
     raise ConfigError(f"the metric {name} returned {shown(value)}; a finite number or None is accepted")
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond the largest float
+        return False
 
 
 def completed(R: npt.ArrayLike) -> Floats:

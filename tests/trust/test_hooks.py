@@ -413,7 +413,7 @@ def test_the_metrics_of_a_user(refused: Any, monkeypatch: pytest.MonkeyPatch) ->
     for wrong in (5, "forgetting", later, yields, int):
         with refused("metric: "):
             clbench.metrics.metric("A sentence.")(wrong)
-    for returned in ("high", float("nan"), [1.0], True):
+    for returned in ("high", float("nan"), [1.0], True, 10**400, -(10**5000), 1j, float("inf"), {}):
 
         @clbench.metrics.metric("A sentence.")
         def of_mine(R: Any) -> Any:  # noqa: N803

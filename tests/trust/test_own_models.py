@@ -150,6 +150,12 @@ def test_what_is_no_network_is_refused_in_one_sentence(
         ("def __init__(self): pass", ("Net(image_shape, *, options)", "TypeError")),
         ("def __init__(self, image_shape, *, width=8): pass", ("option width has no type", "width: int = 8")),
         ("def __init__(self, image_shape, *, width: int): pass", ("width is required",)),
+        ("def __init__(self, image_shape): pass", ("AttributeError", "[1, 28, 28]")),
+        ("def __new__(cls, image_shape): return 5", ("[1, 28, 28]",)),
+        (
+            "def __init__(self, image_shape): super().__init__([nn.Flatten(), nn.LazyLinear(8)], 8)",
+            ("backbone.1.weight has no shape before the first image", "layers of a known size"),
+        ),
         (
             "def __init__(self, image_shape): raise KeyError('no such layer')",
             ("KeyError: 'no such layer'", "[1, 28, 28]"),
@@ -159,9 +165,12 @@ def test_what_is_no_network_is_refused_in_one_sentence(
 def test_a_constructor_that_can_not_be_called_is_refused_in_one_sentence(
     constructor: str, words: tuple[str, ...], net: Path, refused: Any
 ) -> None:
-    Path("wrong.py").write_text(f"from clbench.models import Network\nclass Net(Network):\n    {constructor}\n")
-    with refused(*words):
-        clbench.run(SCENARIO, "naive", model="wrong.py:Net", **SMALL)
+    Path("wrong.py").write_text(
+        f"from torch import nn\nfrom clbench.models import Network\nclass Net(Network):\n    {constructor}\n"
+    )
+    for verb in (clbench.run, clbench.compare):
+        with refused(*words):
+            verb(SCENARIO, "naive", model="wrong.py:Net", **SMALL)
 
 
 def test_its_code_counts_and_not_where_it_lies(net: Path) -> None:
