@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from markupsafe import Markup
 
@@ -91,7 +92,12 @@ def render(parts: Sequence[Comparison]) -> str:
     )
     runs = [run for part in parts for row in part.rows if row.is_headline for run in row.finished]
     shared = {"style_sheet": Markup(source("page.css")), "script": Markup(source("page.js")), "shades": Markup(shades)}
-    tables = {"verdict": verdict, "differences": differences, "ledger": ledger, "provenance": provenance}
+    tables = {
+        "verdict": partial(verdict, as_typed=False),
+        "differences": differences,
+        "ledger": ledger,
+        "provenance": provenance,
+    }
     template = environment(escaped=True).get_template("page.html")
     return template.render(
         shared | tables | {"key": svg.key, "role": role, "words": words},

@@ -37,8 +37,11 @@ def all_ranks(parts: Sequence[Comparison]) -> dict[str, Ranks]:
     return found
 
 
-def verdict(part: Comparison) -> str:
-    """Return in two sentences which strategy wins, whether that is real, where it forgets most and what it costs."""
+def verdict(part: Comparison, *, as_typed: bool = True) -> str:
+    """Return in two sentences which strategy wins, whether that is real, where it forgets most and what it costs.
+
+    as_typed: strategies go by what one types (er), as in the table of a terminal; else as papers write them (ER).
+    """
     found = part.differences
     best = found.best
     if best is None:
@@ -48,28 +51,29 @@ def verdict(part: Comparison) -> str:
             return "Nothing can be said yet: no competitor has a number."
         return "Nothing competes here: there are references alone."
     mean, _, n = best.spread("average_accuracy")
+    name = best.label if as_typed else best.title
     if mean is None:
-        return f"{best.label} has no average accuracy."
+        return f"{name} has no average accuracy."
     interval = best.interval("average_accuracy")
     within = "" if interval is None else f", 95 % interval {percent(interval.low)} to {percent(interval.high)}"
     accuracy = f"{part.matrix(part.headline)} average accuracy"
     higher = any((row.spread("average_accuracy").mean or 0.0) > mean for row in competitors(part.rows))
     which = f"{accuracy} of those that learn anything" if higher else accuracy
-    first = f"{best.label} has the highest {which}, {percent(mean)} % (n = {n}{within})"
+    first = f"{name} has the highest {which}, {percent(mean)} % (n = {n}{within})"
     if found.against_best:
         second = found.against_best[0]
-        difference = second.paired.difference
+        difference, other_name = second.paired.difference, second.ours.label if as_typed else second.ours.title
         if difference is None:
-            first += f"; nothing can be said of its lead over {second.ours.label}: {second.paired.reason}"
+            first += f"; nothing can be said of its lead over {other_name}: {second.paired.reason}"
         else:
-            first += f", {percent(-difference)} points above {second.ours.label}: {_reality(second)}"
+            first += f", {percent(-difference)} points above {other_name}: {_reality(second)}"
         for other in found.against_best[1:]:
             if other.ours.is_naive and other.standing != "too few runs":
                 real = {"real": "real", "clear": "clear", "not shown": "not shown to be real"}
                 first += f"; its lead over naive is {real[other.standing]}"
     else:
         first += "; there is nothing to compare it with"
-    return f"{first}. {_forgets(best)}, {_costs(best)}."
+    return f"{first}. {_forgets(best)}; {_costs(best)}."
 
 
 def _reality(one: Difference) -> str:
@@ -108,4 +112,4 @@ def _costs(row: StrategyRuns) -> str:
     if seconds is None or extra is None:
         return "what it costs was not recorded"
     kept = f"{extra / 1e6:.1f} MB" if extra >= 1e6 else f"{extra / 1e3:.1f} kB"
-    return f"takes {seconds:.1f} seconds a run and keeps {kept if extra else 'nothing'} beside the model"
+    return f"it takes {seconds:.1f} seconds a run and keeps {kept if extra else 'nothing'} beside the model"

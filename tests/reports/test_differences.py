@@ -120,7 +120,7 @@ def test_the_verdict_says_who_wins_whether_it_is_real_where_it_forgets_and_what_
     assert text.startswith("er has the highest class-incremental average accuracy, 70.4 % (n = 8, 95 % interval ")
     assert "15.0 points above lwf: a real difference (p = 0.023)" in text, "3 * 2 / 256"
     assert "its lead over naive is real" in text
-    assert "It forgets 29.1 points, takes 0.3 seconds a run and keeps nothing beside the model." in text
+    assert "It forgets 29.1 points; it takes 0.3 seconds a run and keeps nothing beside the model." in text
     assert text in re.sub(r"\\(.)", r"\1", markdown.to_markdown(compare(results)))
 
 
