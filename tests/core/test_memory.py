@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import dealt
 
 from clbench.config.errors import ConfigError
 from clbench.learning.memory import (
@@ -29,17 +30,6 @@ def offer(memory: Memory, ids: list[int], classes: list[int], rng: torch.Generat
     """Update the memory, with random features where it needs them."""
     features = torch.randn(len(ids), 3, generator=rng) if memory.needs_features else None
     memory.update(torch.tensor(ids, dtype=torch.int64), torch.tensor(classes, dtype=torch.int64), rng, features)
-
-
-def dealt(samples: list[int], size: int) -> list[int]:
-    """Deal `size` slots out one at a time, to each class in turn that has samples left."""
-    slots = [0] * len(samples)
-    while size and slots != samples:
-        for c, n in enumerate(samples):
-            if size and slots[c] < n:
-                slots[c] += 1
-                size -= 1
-    return slots
 
 
 def assert_uniform(inclusions: np.ndarray, kept: int, limit: float) -> None:

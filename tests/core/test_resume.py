@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from shared import StopAt, StoppedError
 from torch import Tensor, nn
 
 import clbench
@@ -54,25 +55,6 @@ KILLER = """
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (strategy, status)
 """
-
-
-class StoppedError(Exception):
-    """Raised in the middle of a run by the test."""
-
-
-class StopAfter(Observer):
-    """Stops a run at the end of a task, or at a step of it."""
-
-    def __init__(self, task: int, step: int | None = None) -> None:
-        self.at = (task, step)
-
-    def step(self, progress: Any, loss: float | None) -> None:
-        if (progress.task, progress.step) == self.at:
-            raise StoppedError
-
-    def task(self, task: int, row: Any) -> None:
-        if (task, None) == self.at:
-            raise StoppedError
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -212,7 +194,7 @@ def test_stopped_and_resumed_at_every_task_boundary(strategy, options, run, cut,
     run(strategy, scenario, out=tmp_path / "whole", **options)
     for task in range(4):
         with pytest.raises(StoppedError):
-            run(strategy, scenario, out=tmp_path / "parts", resume=True, observer=StopAfter(task), **options)
+            run(strategy, scenario, out=tmp_path / "parts", resume=True, observer=StopAt(task), **options)
         assert len(Result.load(tmp_path / "parts").record["tasks"]) == task + 1
     run(strategy, scenario, out=tmp_path / "parts", resume=True, **options)
     csv = [(tmp_path / name / "accuracy.csv").read_bytes() for name in ("whole", "parts")]
@@ -225,7 +207,7 @@ def test_stopped_and_resumed_at_every_task_boundary(strategy, options, run, cut,
 def test_stopped_within_a_task_without_checkpoints_there_the_task_begins_again(at, run, tmp_path):
     run("icarl", out=tmp_path / "whole", memory_size=20)
     with pytest.raises(StoppedError):
-        run("icarl", out=tmp_path / "parts", memory_size=20, observer=StopAfter(*at))
+        run("icarl", out=tmp_path / "parts", memory_size=20, observer=StopAt(*at))
     run("icarl", out=tmp_path / "parts", memory_size=20, resume=True)
     assert Result.load(tmp_path / "parts").record["resumes"] == [{"task": at[0], "stage": "", "epoch": 0, "step": 0}]
     assert comparable(tmp_path / "whole") == comparable(tmp_path / "parts")
@@ -233,7 +215,7 @@ def test_stopped_within_a_task_without_checkpoints_there_the_task_begins_again(a
 
 def test_a_run_that_was_stopped_before_anything_was_saved_begins_again_and_says_so(run, tmp_path):
     with pytest.raises(StoppedError):
-        run(out=tmp_path / "run", observer=StopAfter(0, 1))
+        run(out=tmp_path / "run", observer=StopAt(0, 1))
     with pytest.warns(UserWarning, match="nothing had been saved to continue from; the run begins again"):
         run(out=tmp_path / "run", resume=True)
 
@@ -266,7 +248,7 @@ def test_a_run_that_failed_can_be_resumed_when_its_cause_is_gone(run, tmp_path, 
 @pytest.fixture
 def unfinished(run: Any, tmp_path: Path) -> Path:
     with pytest.raises(StoppedError):
-        run("icarl", out=tmp_path / "run", memory_size=20, observer=StopAfter(1))
+        run("icarl", out=tmp_path / "run", memory_size=20, observer=StopAt(1))
     return tmp_path / "run"
 
 
@@ -326,7 +308,7 @@ def test_another_run_in_the_folder_is_refused_with_the_differing_keys(state, run
         run(out=folder)
     else:
         with pytest.raises(StoppedError):
-            run(out=folder, observer=StopAfter(1))
+            run(out=folder, observer=StopAt(1))
     before = files(folder) if state == "finished" else {f.name: f.read_bytes() for f in folder.iterdir()}
     options = {"lr": 0.25, "seed": 3, "resume": state == "resumed"}
     with refused(str(folder), "lr", "0.1", "0.25", "seed", "0", "3", "--force"):
@@ -451,7 +433,7 @@ def test_a_damaged_run_json_is_refused_in_one_sentence(how, unfinished, run, ref
 
 def test_a_checkpoint_of_another_run_is_refused(unfinished, run, refused, tmp_path):
     with pytest.raises(StoppedError):
-        run("icarl", out=tmp_path / "other", memory_size=21, observer=StopAfter(1))
+        run("icarl", out=tmp_path / "other", memory_size=21, observer=StopAt(1))
     (tmp_path / "other" / "checkpoint.pt").replace(unfinished / "checkpoint.pt")
     with refused("checkpoint", "another run", "--force"):
         run("icarl", out=unfinished, memory_size=20, resume=True)
@@ -506,7 +488,7 @@ def test_the_command_line_names_the_ways_out_and_takes_them(tmp_path, capsys):
     """Exit code 2 and one line for an unfinished run; --resume finishes it with exit code 0."""
     options = {"limit": 5, "model": "mlp:8", "epochs": 1, "threads": 1}
     with pytest.raises(StoppedError):
-        clbench.run(SCENARIO, "naive", out=tmp_path, observer=StopAfter(1), **options)
+        clbench.run(SCENARIO, "naive", out=tmp_path, observer=StopAt(1), quiet=True, **options)
     arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     for extra, code in (([], 2), (["--resume"], 0), ([], 0)):
         with pytest.raises(SystemExit) as ended:

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from shared import StopAt, StoppedError
 
 import clbench
-from clbench import Observer, Strategy, Traits
+from clbench import Strategy, Traits
 from clbench.models import build_model
 from clbench.running.resolve import prepare, resolve
 from clbench.tools.conformance import check_strategy
@@ -21,25 +22,6 @@ DRAWS = {
     "torch": lambda: float(torch.rand(())),
 }
 HOOKS = ("begin_run", "begin_task", "stages", "before", "loss", "after_step", "features", "end_task", "scores")
-
-
-class StoppedError(Exception):
-    """Raised in the middle of a run by the test."""
-
-
-class StopAt(Observer):
-    """Stops a run after a step of a task, or after the task, and uses up the global streams on the way."""
-
-    def __init__(self, task: int, step: int | None) -> None:
-        self.at = (task, step)
-
-    def step(self, progress: Any, loss: float | None) -> None:
-        if (progress.task, progress.step) == self.at:
-            raise StoppedError
-
-    def task(self, task: int, row: Any) -> None:
-        if (task, None) == self.at:
-            raise StoppedError
 
 
 class Draws(Strategy):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import dealt
 
 from clbench.learning.memory import MEMORIES, Memory, herding, quotas
 
@@ -16,17 +17,6 @@ BY_CLASS = ["balanced", "random", "herding"]
 
 def offer(memory: Memory, ids: list[int], classes: list[int], rng: torch.Generator, features: Any = None) -> None:
     memory.update(torch.tensor(ids), torch.tensor(classes), rng, features)
-
-
-def dealt(samples: list[int], size: int) -> list[int]:
-    """Deal `size` slots out one at a time, to each class in turn that has samples left."""
-    slots = [0] * len(samples)
-    while size and slots != samples:
-        for c, n in enumerate(samples):
-            if size and slots[c] < n:
-                slots[c] += 1
-                size -= 1
-    return slots
 
 
 def features_of(memory: Memory, n: int, rng: torch.Generator) -> Any:

@@ -20,9 +20,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shared import StopAt, StoppedError
 
 import clbench
-from clbench import Observer, Result, Strategy, Traits
+from clbench import Result, Strategy, Traits
 from clbench.config import code
 from clbench.running.resolve import resolve
 
@@ -567,16 +568,6 @@ def test_another_code_in_a_named_folder_is_refused_naming_what_differs(
         run(sys.modules["train"].Mine, out=tmp_path / "run")
 
 
-class StoppedError(Exception):
-    """Raised in the middle of a run by the test."""
-
-
-class Stop(Observer):
-    def task(self, task: int, row: Any) -> None:
-        if task == 1:
-            raise StoppedError
-
-
 def test_an_edit_between_a_failure_and_resume_is_refused_or_told(
     run: Any, refused: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -586,7 +577,7 @@ def test_an_edit_between_a_failure_and_resume_is_refused_or_told(
     file.write_text(text.format(1))
     for out in (tmp_path / "named", None):
         with pytest.raises(StoppedError):
-            run("mine.py:Mine", out=out, observer=Stop())
+            run("mine.py:Mine", out=out, observer=StopAt(1))
     file.write_text(text.format(2))
     with refused("mine.py is not what it was made with", "--force"):
         run("mine.py:Mine", out=tmp_path / "named", resume=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared import StopAt, StoppedError
 from torch import nn
 
 import clbench
-from clbench import Observer
 from clbench.cli import main
 from clbench.models import Network
 from clbench.running.resolve import resolve
@@ -198,19 +198,9 @@ def test_strategy_and_network_may_stand_in_one_file(net: Path, built_in: clbench
     assert list(result.config["code"]) == ["net.py"]
 
 
-class StoppedError(Exception):
-    """Raised in the middle of a run by the test."""
-
-
-class Stop(Observer):
-    def task(self, task: int, row: Any) -> None:
-        if task == 1:
-            raise StoppedError
-
-
 def test_a_run_with_it_is_continued_to_the_same_numbers(net: Path, built_in: clbench.Result) -> None:
     with pytest.raises(StoppedError):
-        clbench.run(SCENARIO, "naive", model="net.py:Net", out="run", observer=Stop(), **SMALL)
+        clbench.run(SCENARIO, "naive", model="net.py:Net", out="run", observer=StopAt(1), **SMALL)
     result = clbench.run(SCENARIO, "naive", model="net.py:Net", out="run", resume=True, **SMALL)
     assert result.record["resumes"] != []
     assert rows(result) == rows(built_in)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from shared import StopAt, StoppedError
 from torch import nn
 
 import clbench
@@ -140,20 +141,10 @@ def test_it_gives_the_numbers_of_the_same_layers_built_in(model: Any, net: Path,
     assert rows(result) == rows(built_in)
 
 
-class StoppedError(Exception):
-    """Raised in the middle of a run by the test."""
-
-
-class Stop(clbench.Observer):
-    def task(self, task: int, row: Any) -> None:
-        if task == 2:
-            raise StoppedError
-
-
 @pytest.mark.parametrize("model", ["net.py:Soft[head=fc2]", from_module(Net, head="fc2")], ids=str)
 def test_a_run_with_it_is_continued_to_the_same_numbers(model: Any, net: Path, built_in: clbench.Result) -> None:
     with pytest.raises(StoppedError):
-        clbench.run(SCENARIO, "lwf", model=model, out="run", observer=Stop(), **SMALL)
+        clbench.run(SCENARIO, "lwf", model=model, out="run", observer=StopAt(2), **SMALL)
     result = clbench.run(SCENARIO, "lwf", model=model, out="run", resume=True, **SMALL)
     assert result.record["resumes"] != []
     assert rows(result) == rows(built_in)

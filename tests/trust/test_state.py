@@ -24,34 +24,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shared import StopAt, StoppedError
 from torch import nn
 
 import clbench
-from clbench import Observer, RunError, Strategy, Traits
+from clbench import RunError, Strategy, Traits
 from clbench.models import build_model
 from clbench.running import packing
 from clbench.running.packing import pack, unpack
 from clbench.tools.conformance import check_strategy
-
-
-class StoppedError(Exception):
-    """Raised in the middle of a run by the test."""
-
-
-class StopAt(Observer):
-    """Stops a run after a step of a task, or after the task."""
-
-    def __init__(self, task: int, step: int | None) -> None:
-        self.at = (task, step)
-
-    def step(self, progress: Any, loss: float | None) -> None:
-        if (progress.task, progress.step) == self.at:
-            raise StoppedError
-
-    def task(self, task: int, row: Any) -> None:
-        if (task, None) == self.at:
-            raise StoppedError
-
 
 SMALL: dict[str, Any] = {"model": "mlp:8", "batch_size": 8, "checkpoint_every": "1-steps"}
 
