@@ -28,6 +28,7 @@ QUICK = [("ewc", "rotated-mnist"), ("mas", "rotated-mnist"), ("ewc", "split-mnis
 # Training images of each class, and epochs: the large networks take a second for a few images.
 FEW, MANY = {"limit": 4, "epochs": 3}, {"limit": 20, "epochs": 3}
 SLOW = pytest.mark.slow
+PENALTIES = ("ewc", "mas", "si", "rwalk", "l2")
 N_CLASSES = {"mnist": 10, "cifar10": 10, "cifar100": 100}
 
 
@@ -100,7 +101,9 @@ def cells() -> list[Any]:
             setting = next((s for s in strategy_class(name).traits.settings if fixed in (None, s)), None)
             if setting is not None:
                 quick = (name, scenario) in QUICK
-                marks = [] if quick else [SLOW]
+                # A ResNet-32 takes half a minute a cell, and only a penalty on weights meets its rate of 0.1.
+                large = scenario.startswith("split-cifar") and name not in PENALTIES
+                marks = [] if quick else [pytest.mark.soak if large else SLOW]
                 found.append(pytest.param(name, scenario, setting, id=f"{scenario}-{setting}-{name}", marks=marks))
     return found
 
