@@ -256,17 +256,8 @@ def test_the_page_on_training_names_options_and_strategies_that_exist():
     """docs/training.md against the command line's own help and the registry."""
     page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
     options = {name.replace("_", "-") for name in (*clbench.config.run.fields(), *SplitMNIST5K._options.model_fields)}
-    others = {
-        "overfit",
-        "explain-on-cpu",
-        "help",
-        "help-all",
-        "classes",
-        "out",
-        "seeds",
-        "no-decay-head",
-        "no-decay-norms",
-    }
+    others = {"overfit", "explain-on-cpu", "help", "help-all", "classes", "out", "seeds"}
+    others |= {"no-decay-head", "no-decay-norms"}
     assert set(re.findall(r"--([a-z][a-z-]+)", page)) <= options | others
     strategies = [
         name

@@ -157,7 +157,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_signature_is_that_of_the_function_that_runs() -> None:
     assert list(inspect.signature(clbench.compare).parameters)[:4] == ["scenario", "strategies", "seeds", "out"]
-    assert "Unfinished runs are continued" in str(clbench.compare.__doc__)
+    assert "unfinished ones are continued" in " ".join(str(clbench.compare.__doc__).split())
 
 
 def test_every_name_of_the_package_can_be_completed_and_leads_somewhere() -> None:
