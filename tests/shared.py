@@ -1,6 +1,11 @@
-"""What several files of tests use: an observer that stops a run at a place, and a memory's slots dealt out by hand."""
+"""What several files of tests use: runs that are stopped, optimizers that are watched, a memory's slots by hand."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
+
+import torch
 
 from clbench import Observer
 
@@ -22,6 +27,25 @@ class StopAt(Observer):
     def task(self, task: int, row: Any) -> None:
         if (task, None) == self.at:
             raise StoppedError
+
+
+@contextmanager
+def optimizer_steps(
+    before: Callable[[Any], None] = lambda optimizer: None, after: Callable[[Any], None] = lambda optimizer: None
+) -> Iterator[None]:
+    """Call a function on every optimizer of torch just before and just after each of its steps.
+
+    Hooks that torch calls for all optimizers would not do: a run sets those of its caller aside.
+    """
+    init = torch.optim.Optimizer.__init__
+
+    def hooked(self: torch.optim.Optimizer, *given: Any, **named: Any) -> None:
+        init(self, *given, **named)
+        self.register_step_pre_hook(lambda optimizer, *_: before(optimizer))
+        self.register_step_post_hook(lambda optimizer, *_: after(optimizer))
+
+    with mock.patch.object(torch.optim.Optimizer, "__init__", hooked):
+        yield
 
 
 def dealt(samples: list[int], size: int) -> list[int]:

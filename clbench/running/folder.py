@@ -98,6 +98,8 @@ def make_folder(path: str | os.PathLike[str]) -> None:
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
+    except ConfigError:  # a ValueError too, such as that another process holds the folder
+        raise
     except (OSError, ValueError) as error:  # no path can hold a NUL
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path}: {why}; a folder that can be written is accepted") from None

@@ -4,8 +4,6 @@ import copy
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from shared import optimizer_steps
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import clbench
 from clbench import RunError, Stage, Strategy, Traits
@@ -26,22 +24,6 @@ OPTIMIZERS = [
     {"optimizer": "adam", "lr": 0.01, "weight_decay": 0.1},
     {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1},
 ]
-
-
-@contextmanager
-def optimizer_steps(
-    before: Callable[[Any], None] = lambda optimizer: None, after: Callable[[Any], None] = lambda optimizer: None
-) -> Iterator[None]:
-    """Call a function on every optimizer of torch just before and just after each of its steps."""
-    hooks = [
-        register_optimizer_step_pre_hook(lambda optimizer, *_: before(optimizer)),
-        register_optimizer_step_post_hook(lambda optimizer, *_: after(optimizer)),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

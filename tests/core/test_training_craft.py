@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from shared import optimizer_steps
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import clbench
@@ -546,11 +546,8 @@ def groups_of(run: Any, **options: Any) -> list[dict[str, Any]]:
             ]
         )
 
-    hook = register_optimizer_step_pre_hook(look)
-    try:
+    with optimizer_steps(before=look):
         run(iterations=1, **options)
-    finally:
-        hook.remove()
     first: list[dict[str, Any]] = found[0]
     return first
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from shared import optimizer_steps
 
 import clbench
 from clbench import ConfigError, RunError, Stage, Strategy, Traits
@@ -45,11 +45,8 @@ def counted() -> Iterator[list[int]]:
     def step(*_: Any) -> None:
         steps[0] += 1
 
-    handle = register_optimizer_step_pre_hook(step)
-    try:
+    with optimizer_steps(before=step):
         yield steps
-    finally:
-        handle.remove()
 
 
 def outcome(name: str, scenario: Scenario, out: Path, **options: Any) -> str:
