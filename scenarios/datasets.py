@@ -195,7 +195,7 @@ def find_dataset(
         return find_npz(path, held_out=test_share is not None)
     if os.path.exists(path):
         raise ConfigError(f"{path} is neither a .npz file nor a folder with train/CLASS and test/CLASS")
-    if len(path.parts) > 1 or path.suffix:
+    if len(path.parts) > 1 or path.suffix or os.sep in str(name_or_path):
         raise ConfigError(f"there is no file or folder {path}")
     raise unknown("dataset", str(name_or_path), [*KNOWN, *own])
 

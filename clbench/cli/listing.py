@@ -66,8 +66,8 @@ def list_verb(
 
 
 NOTES = {
-    "strategies": "clbench list NAME: equation, options and source of one; avalanche:NAME is Avalanche's own strategy, "
-    "such as avalanche:LwF[alpha=1,temperature=2], and path/to/file.py:Class one of yours",
+    "strategies": "clbench list NAME: equation, options and source of one. Strategies too: avalanche:NAME, Avalanche's "
+    "own, such as avalanche:LwF[alpha=1,temperature=2], and path/to/file.py:Class, one of yours",
     "scenarios": "clbench list NAME: the options of one; an .npz file or a folder of images is a scenario too",
     "models": "clbench list NAME: the options of one; path/to/net.py:Net is a network of your own",
     "claims": "clbench list CLAIM: the protocol of one; clbench reproduce CLAIM runs it",

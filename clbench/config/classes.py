@@ -86,8 +86,8 @@ def _from_file(kind: str, name: str, code: Mapping[str, str]) -> object:
     module = sys.modules.get(f"{OF_FILE}{digest}") or _loaded(path, digest, f"{kind} {name!r}")
     _files[path] = digest
     if not hasattr(module, attribute):
-        classes = [n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__]
-        raise unknown(f"class in {path}", attribute, classes)
+        own = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+        raise unknown(f"class or function in {path}", attribute, own)
     return getattr(module, attribute)
 
 

@@ -451,8 +451,8 @@ def load(paths: Paths) -> "pd.DataFrame":
         name = result.recorded.headline.classifier
         found = result.classifiers[name]
         cells = {name: np.nan if (matrix := found[name]) is None else matrix.ravel() for name in MATRICES}
-        columns = {"classifier": name, "after": after, "task": task} | cells | {"accuracy": result.accuracy.ravel()}
-        parts.append(pd.DataFrame(columns))
+        values = (name, after, task, *cells.values(), result.accuracy.ravel())
+        parts.append(pd.DataFrame(dict(zip(_CELLS, values, strict=True))))
     runs = run_table(results).drop(columns="status")
     repeated = runs.loc[np.repeat(np.arange(len(parts)), [len(part) for part in parts])].reset_index(drop=True)
     frame = pd.concat([repeated, pd.concat(parts, ignore_index=True)], axis=1)
@@ -460,6 +460,8 @@ def load(paths: Paths) -> "pd.DataFrame":
     return frame[[*first, *parts[0].columns, *(name for name in runs.columns if name not in first)]]
 
 
+# The columns of `load` that say which cell of the matrix it is, and what stands there.
+_CELLS = ("classifier", "after", "task", *MATRICES, "accuracy")
 # The columns that say which run it is.
 _WHICH = ("scenario", "setting", "strategy", "family", "reference", "seed", "class_order", "identity", "status")
 
@@ -469,7 +471,8 @@ def run_table(results: Iterable[Result]) -> "pd.DataFrame":
 
     Columns: scenario, setting, strategy, family, reference, seed, class_order, identity, status; each metric by its
     name, NaN where it is undefined; seconds_train, seconds_evaluation, seconds_memory; each hyper-parameter by its
-    name, with `option_` before the name of one that is a column already. A list stands as text, 5,10.
+    name, with `option_` before the name of one that is a column already, here or in `load`. A list stands as text:
+    5,10.
     """
     import pandas as pd
 
@@ -483,7 +486,7 @@ def run_table(results: Iterable[Result]) -> "pd.DataFrame":
         row: dict[str, Any] = dict(zip(_WHICH, which, strict=True))
         row |= {name: math.nan if value is None else value for name, value in result.metrics.items()}
         row |= {f"seconds_{name}": value for name, value in result.seconds.items()}
-        taken = set(row)
+        taken = {*row, *_CELLS}
         for name, value in result.hyper_parameters.items():
             text = ",".join(map(str, value)) if isinstance(value, list) else value
             row[f"option_{name}" if name in taken else name] = text

@@ -174,6 +174,10 @@ def resolve(
                 raise ConfigError(f"unknown option of {scenario} {key!r}; accepted: {', '.join(own_options)}")
             # A field of the run may be meant; where none is near, the scenario's own options are named.
             near = get_close_matches(key, fields(), n=1, cutoff=0.6)
+            of_strategy = get_close_matches(key, cls._options.model_fields, n=1, cutoff=0.6)
+            if of_strategy and not near:
+                shape = f"strategy_options={{{of_strategy[0]!r}: {shown(asked[key], 30)}}}"
+                raise ConfigError(f"unknown option {key!r}; {of_strategy[0]} is one of {name}: {shape} is accepted")
             raise unknown(f"option of {scenario}", key, [*own_options, *near])
     tuned: dict[str, Any] = dict(preset.pop("strategies", {}).get(name, {}))
     by_setting = {setting: tuned.pop(setting, {}) for setting in get_args(Setting)}

@@ -31,9 +31,11 @@ def _about_this_run(config: RunConfig, scenario: Scenario, strategy: Strategy) -
     if traits.family == "regularisation" and scenario.setting == "class" and not memory.budget:
         yield (
             "regularisation-in-class-incremental",
-            "methods that only regularise weights are not expected to help in class-incremental scenarios; their "
-            "strengths are tuned for task-incremental ones",
+            "methods that only regularise weights are not expected to help in class-incremental scenarios; judge them "
+            "in task-incremental ones",
         )
+    if traits.needs_memory and not memory.budget:
+        yield "no-memory", "lives on a memory, and its memory has no room: --memory-size or --memory-per-class gives it"
     if (config.tuned_by or "").startswith("oracle"):
         yield (
             "tuned-by-oracle",

@@ -72,7 +72,8 @@ class Bench:
             raise NotApplicableError(
                 f"the digits that it would be trained on are no images of {list(self.image_shape)}"
             )
-        return run("split-mnist-5k", "naive", model=self.model, out=self.folder / name, **SMALL, **options)
+        given = SMALL | options
+        return run("split-mnist-5k", "naive", model=self.model, out=self.folder / name, quiet=True, **given)
 
 
 # The checks. Each has one sentence that says what it holds a network to; an AssertionError says what is wrong.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from clbench.running.folder import RunFolder
 from clbench.support import locks
 
 # The code of another process; the third argument is the name of its host, if it isn't this one.
@@ -102,3 +103,9 @@ def test_a_holder_that_was_killed_before_it_wrote_its_name_is_followed(tmp_path:
     assert seconds is not None
     assert seconds >= 0.5
     assert not locks.is_held(tmp_path)
+
+
+def test_a_run_folder_that_another_process_holds_is_refused_as_that(tmp_path: Path) -> None:
+    """Not as a folder that can't be written: a comparison waits for the one and fails for the other."""
+    with holder(tmp_path, 180), pytest.raises(locks.InUseError), RunFolder(tmp_path).lock():
+        pass

@@ -178,3 +178,12 @@ def test_the_page_has_every_method_of_an_observer_with_its_arguments() -> None:
     methods = [(name, f) for name, f in vars(clbench.Observer).items() if inspect.isfunction(f)]
     expected = [f"{name}({', '.join([*inspect.signature(f).parameters][1:])})" for name, f in methods]
     assert re.findall(r"^\| `(\w+\([^`]*\))` \|", page, re.MULTILINE) == expected
+
+
+def test_no_column_of_load_has_the_name_of_another(tmp_path: Path) -> None:
+    """icarl has a hyper-parameter `classifier`, as the table has a column."""
+    clbench.run("split-mnist-5k", "icarl", memory_size=20, out=tmp_path / "run", **SMALL)
+    frame = clbench.load(tmp_path)
+    assert frame.columns.is_unique
+    assert set(frame["classifier"]) == {"nearest_mean"}
+    assert set(frame["option_classifier"]) == {"nearest_mean"}
