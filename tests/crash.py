@@ -6,6 +6,7 @@ but has no name yet; or the last checkpoint has moved aside and the new one has 
 JSON for each strategy: the figures, or the error.
 """
 
+import dataclasses
 import io
 import itertools
 import json
@@ -131,7 +132,7 @@ def prepare_child(writer: int, fault: tuple[str, int] | None) -> None:
 
     def go_and_tell(self: Run, found: Any) -> Any:
         kept = self.store and newest(self.store, type(self.strategy))
-        at = vars(kept.within.progress) if kept and kept.within else None
+        at = dataclasses.asdict(kept.within.progress) if kept and kept.within else None
         os.write(writer, f"{json.dumps(at)}\n".encode())
         return go(self, found)
 
