@@ -118,14 +118,25 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder, also against other hosts; raises ConfigError, locks.InUseError when another process does."""
+        """Hold the folder, also against other hosts; raises ConfigError, locks.InUseError when another process does.
+
+        A folder that is made here and in which nothing is left, as by a run that was refused, is removed again.
+        """
         with ExitStack() as stack:
             with _writing(self._named):
+                if not self.path.exists():
+                    stack.callback(self._remove_empty)
                 self.path.mkdir(parents=True, exist_ok=True)
                 (self.path / MARK).touch()
                 stack.enter_context(held(self.path))
             remove_unfinished(self.path)
             yield
+
+    def _remove_empty(self) -> None:
+        with suppress(OSError):
+            if os.listdir(self.path) == [MARK]:
+                (self.path / MARK).unlink()
+                self.path.rmdir()
 
     def existing(self, config: RunConfig) -> Result | None:
         """Return the run that is there, None for a new folder; raises ConfigError when it is another one's."""

@@ -109,3 +109,12 @@ def test_a_run_folder_that_another_process_holds_is_refused_as_that(tmp_path: Pa
     """Not as a folder that can't be written: a comparison waits for the one and fails for the other."""
     with holder(tmp_path, 180), pytest.raises(locks.InUseError), RunFolder(tmp_path).lock():
         pass
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_folder_that_was_made_for_nothing_is_gone_afterwards(left: bool, tmp_path: Path) -> None:
+    """As after a request that is refused; a run that has begun leaves its files."""
+    with RunFolder(tmp_path / "run").lock():
+        if left:
+            (tmp_path / "run" / "run.json").write_text("{}")
+    assert (tmp_path / "run").exists() == left
