@@ -272,7 +272,10 @@ def _letter_width(letter: str) -> float:
     """Return the width of a letter in its size, no less than that of DejaVu Sans, which is wider than most."""
     if unicodedata.combining(letter):
         return 0.0
-    if ord(letter) > 0x2FF or letter in "WM@%mw±=+<>":
+    if ord(letter) > 0x2FF:
+        # Matplotlib draws a letter for which there is no typeface as a box that is as wide.
+        return 1.2
+    if letter in "WM@%mw±=+<>":
         return 1.05
     if letter in " .,:;|!'ijl":
         return 0.34
