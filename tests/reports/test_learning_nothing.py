@@ -73,8 +73,8 @@ def test_what_learns_nothing_is_the_best_in_no_column_though_it_forgets_nothing(
     assert any(text.startswith(note) for text in part.notes)
     for text in (markdown.section(part), page.render([part])):
         assert "No better than chance on a task just learned" in text
-    assert r"lwf" in latex.to_latex([part])
-    row = next(line for line in latex.to_latex([part]).splitlines() if line.startswith("lwf"))
+    assert "LwF" in latex.to_latex([part])
+    row = next(line for line in latex.to_latex([part]).splitlines() if line.startswith("LwF"))
     assert "mathbf" not in row
     assert "underline" not in row
 
