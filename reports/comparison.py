@@ -95,19 +95,30 @@ def matrix_label(name: MatrixName, setting: str) -> str:
 
 
 def compare(results: Sequence[Result]) -> list[Comparison]:
-    """Group runs by scenario, setting and task sizes; raises ConfigError when there are none."""
+    """Group runs by scenario, its classes, setting and task sizes; raises ConfigError when there are none."""
     if not results:
         raise ConfigError("results=[]: at least one run is accepted")
     groups: dict[tuple[str, str, MatrixName, tuple[int, ...]], list[Result]] = {}
     for result in results:
         sizes = tuple(len(classes) for classes in result.task_classes)
-        groups.setdefault((result.scenario, result.setting, result.recorded.headline.matrix, sizes), []).append(result)
+        key = (_named(result), result.setting, result.recorded.headline.matrix, sizes)
+        groups.setdefault(key, []).append(result)
     parts = [_comparison(key, group) for key, group in groups.items()]
     labels = dict.fromkeys(row.label for part in parts for row in part.rows if not row.is_line)
     looks = {label: Look("competitor", place) for place, label in enumerate(labels)}
     for part in parts:
         part.rows[:] = [replace(row, look=looks.get(row.label, row.look)) for row in part.rows]
     return parts
+
+
+def _named(result: Result) -> str:
+    """Return the scenario of a run, with its classes where they are not all that there are: others are harder."""
+    classes = sorted({c for classes in result.task_classes for c in classes})
+    if len(classes) >= len(result.recorded.scenario.class_names):
+        return result.scenario
+    shown = ", ".join(map(str, classes)) if len(classes) <= 12 else f"{classes[0]}, {classes[1]}, ..., {classes[-1]}"
+    digest = "" if len(classes) <= 12 else f" {hashlib.sha256(repr(classes).encode()).hexdigest()[:4]}"
+    return f"{result.scenario} (classes {shown}{digest})"
 
 
 def _comparison(key: tuple[str, str, MatrixName, tuple[int, ...]], results: list[Result]) -> Comparison:

@@ -137,3 +137,18 @@ def test_the_identity_of_a_run_still_counts_its_threads(runs: list[Result]) -> N
     """A run is a function of its configuration to the bit, and pooling is the report's affair."""
     groups = {run.record["group"] for run in runs}
     assert len(groups) == 2
+
+
+def test_runs_over_other_classes_are_comparisons_of_their_own(tmp_path: Path) -> None:
+    """Two classes of the digits are another problem than two others; another order of the same ones is not."""
+    small = {"tasks": 1, "limit": 5, "epochs": 1, "model": "mlp:8", "threads": 1, "quiet": True}
+    orders = {0: [0, 1], 1: [2, 3], 2: [1, 0], 3: [3, 2]}
+    results = [
+        clbench.run("split-mnist-5k", "naive", seed=seed, class_order=order, out=tmp_path / str(seed), **small)
+        for seed, order in orders.items()
+    ]
+    parts = compare(results)
+    assert [part.scenario for part in parts] == ["split-mnist-5k (classes 0, 1)", "split-mnist-5k (classes 2, 3)"]
+    assert [[run.seed for row in part.rows for run in row.runs] for part in parts] == [[0, 2], [1, 3]]
+    whole = clbench.run("split-mnist-5k", "naive", out=tmp_path / "whole", **{**small, "tasks": 5})
+    assert compare([whole])[0].scenario == "split-mnist-5k"

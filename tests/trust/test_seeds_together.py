@@ -92,6 +92,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("naive[memory_per_class=2,memory_policy=random]", {}),
     ("naive", {"model": "mlp:8[dropout=0.5]"}),
     ("naive", {"class_order_seed": "per-seed"}),
+    ("naive", {"keep_predictions": True}),
     ("er", {"memory_size": 10}),
     ("si", {}),
 ]
