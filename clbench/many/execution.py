@@ -157,7 +157,7 @@ def run_planned(
 
         require_tracker(track)
     if seeds_together and any(item.config.evaluation.keep_predictions for item in planned):
-        raise ConfigError("keep_predictions is for runs that train alone; leave it or --seeds-together (seeds_together=True) out")
+        raise ConfigError("keep_predictions is for runs that train alone; leave out it or --seeds-together")
     if seeds_together:
         _refuse_together(planned, scenario, jobs, cluster)
     left: list[PlannedRun] = []

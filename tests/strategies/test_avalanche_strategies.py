@@ -352,7 +352,7 @@ def test_what_it_keeps_is_in_the_ledger(run: Callable[..., Any]) -> None:
 
 def test_crosscheck_tables_ours_beside_avalanches(tmp_path: Path) -> None:
     """The difference and interval of the table are scipy's t interval of the differences of the runs themselves."""
-    from scipy import stats
+    from scipy import special, stats
 
     import clbench
 
@@ -370,8 +370,10 @@ def test_crosscheck_tables_ours_beside_avalanches(tmp_path: Path) -> None:
         ]
     differences = [found["naive"][seed] - found["avalanche:Naive"][seed] for seed in range(3)]
     assert table[0]["difference"] == pytest.approx(np.mean(differences))
-    wanted = stats.t.interval(0.95, 2, np.mean(differences), stats.sem(differences))
-    assert (table[0]["low"], table[0]["high"]) == pytest.approx(wanted)
+    # A difference of accuracies lies between -1 and 1: t on the logit scale, where the error is sem / (m (1 - m)).
+    share, error = (1 + np.mean(differences)) / 2, stats.sem(differences) / 2
+    ends = stats.t.interval(0.95, 2, special.logit(share), error / (share * (1 - share)))
+    assert (table[0]["low"], table[0]["high"]) == pytest.approx([2 * special.expit(end) - 1 for end in ends])
 
 
 def test_crosscheck_refuses_what_it_has_no_pair_for(refused: Refused) -> None:
