@@ -30,6 +30,12 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _no_width_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables have the width of a pipe, whatever the terminal that the tests are started from exports."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine with a GPU a test trains on it only by name, because byte-for-byte comparisons are of CPU runs."""
     import clbench.running.resolve

@@ -6,7 +6,8 @@ import pytest
 
 import clbench
 from clbench.learning.strategy import Strategy, Traits
-from clbench.many.compare import plan, run_planned
+from clbench.many.compare import plan
+from clbench.many.execution import run_planned
 from clbench.running.resolve import resolve
 
 DIGITS = "split-mnist-5k"
