@@ -106,5 +106,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    # What `import clbench` itself needs is no part of what it offers.
+    # Modules that `import clbench` itself needs are no part of what it offers.
     return sorted({*__all__, "__version__", *(name for name in globals() if name.startswith("__"))})

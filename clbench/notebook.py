@@ -1,4 +1,4 @@
-"""What compare() and sweep() return to a caller in Python: the runs as a list that a notebook shows as a table."""
+"""The value of compare() and sweep() in Python: the runs as a list that a notebook shows as a table."""
 
 import functools
 import os

@@ -303,7 +303,7 @@ def spaced(wanted: Sequence[float], gap: float, high: float) -> list[float]:
     for below, k in itertools.pairwise(order):
         heights[k] = max(heights[k], heights[below] + gap)
     for k in reversed(order):
-        # What was pushed out at the top moves down again.
+        # A name that was pushed out at the top moves down again.
         heights[k] = min(heights[k], high)
         high = heights[k] - gap
     return heights

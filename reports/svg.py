@@ -250,7 +250,7 @@ def _end_labels(chart: Chart, frame: _Frame, small: bool) -> list[str]:
 def _lines(chart: Chart, frame: _Frame, small: bool) -> list[str]:
     """Return the lines with their bands under one transform, and the markers over them."""
     bands, drawn, marks = [], [], []
-    # What has gaps lies above what has none, the references on top, so that lines that fall together all show.
+    # Lines with gaps lie above lines without, the references on top, so that lines that fall together all show.
     for one in sorted(chart.series, key=lambda one: dashes(one.look) if one.look.kind == "competitor" else DASHES):
         if not (places := one.known):
             continue

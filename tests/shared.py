@@ -1,4 +1,4 @@
-"""What several files of tests use: runs that are stopped, optimizers that are watched, a memory's slots by hand."""
+"""Tools of several files of tests: runs that are stopped, optimizers that are watched, a memory's slots by hand."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What a person sees on a terminal: tables that fit, progress, help, and the sentence that ends a command."""
+"""The view on a terminal: tables that fit, progress, help, and the sentence that ends a command."""
 
 import io
 import json

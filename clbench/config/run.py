@@ -284,7 +284,7 @@ def _default(config: RunConfig, name: str) -> object:
     if name in fields():
         return fields()[name].default
     known = entry_points("clbench.scenarios", config.scenario) or entry_points(PROTOCOLS, config.scenario)
-    # Whatever has no name is a file or a folder of the user's.
+    # A scenario without a name is a file or a folder of the user's.
     return _option_default("clbench.scenarios", config.scenario if known else "files", name)
 
 

@@ -361,7 +361,7 @@ def _streams() -> tuple[object, ...]:
     return random.getstate(), numpy[1].tobytes(), numpy[2:], [state.numpy().tobytes() for state in own]
 
 
-# What torch's errors about a function of several seeds at once have in them, and the same in a reader's words.
+# Pieces of torch's errors about a function of several seeds at once, and the same in a reader's words.
 _REASONS = {
     "data-dependent control flow": "as it looks at the value of a tensor, in `if` or max(); torch.where is accepted",
     ".item()": "as it takes a number out of a tensor, as .item(), float() and int() do; tensors are accepted",

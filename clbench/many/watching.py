@@ -136,7 +136,7 @@ def render(runs: Sequence[RunState], root: Path, rows: int | None = None) -> "Re
         column("time", 3, lambda run: duration(run.seconds) if run.seconds else "-", align="right"),
         column("left", 5, of_position("left"), align="right"),
     ]
-    # What is the same for all, and what is known of none, needs no column.
+    # A column is left out where all rows have the same in it, or none has anything.
     columns = [c for c in columns if c.title != "scenario" or len(scenarios) > 1]
     columns = [c for c in columns if c.title not in ("epoch", "loss", "images/s", "left") or any(map(str, c.cells))]
     of = f" of {printable(next(iter(scenarios)))}" if len(scenarios) == 1 else ""

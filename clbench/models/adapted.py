@@ -23,7 +23,7 @@ class _EndError(Exception):
 
 
 class End(nn.Module):
-    """What stands in the place of the last layer: it passes the features on.
+    """The layer in the place of the last one: it passes the features on.
 
     leaves: it ends the forward pass, because more comes behind it, such as a softmax.
     """

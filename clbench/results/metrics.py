@@ -129,7 +129,7 @@ def _value(name: str, metric: Metric, given: Mapping[str, Any]) -> float | None:
     if _is_built_in(metric):
         return metric.function(**inputs)
     try:
-        # What it edits is its own, and neither the run's record nor another metric's.
+        # A metric may edit its inputs; these copies are neither the run's record nor another metric's.
         value = plain(metric.function(**copy.deepcopy(inputs)))
     except (Exception, SystemExit, GeneratorExit) as error:  # whatever its author raises
         raise ConfigError(f"the metric {name} raised {type(error).__name__}: {error}".removesuffix(": ")) from error

@@ -79,7 +79,7 @@ class Display(AbstractContextManager["Display"]):
         if run is not None and seconds is not None:
             self._took.setdefault(run.label, []).append(seconds)
         if run is not None and text:
-            # Where something is live, it counts the runs.
+            # The live lines count the runs themselves.
             counted = isinstance(self._screen, _Lines) and self.total > 1
             self.say(f"{run}: {text}" + (f" ({self.counts()})" if counted else ""))
 
@@ -187,7 +187,7 @@ def _screen(display: Display) -> AbstractContextManager[Any]:
         return _Lines(display)
     from rich.live import Live
 
-    # What a program prints to a file must not come to the terminal.
+    # A program's output to a file must not come to the terminal.
     return Live(
         console=console,
         get_renderable=lambda: display.picture(console.width, console.height),

@@ -13,7 +13,7 @@ NAME = "progress.json"
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is; None for what is not known yet.
+    """The position of a run; None for each part that is not known yet.
 
     task, epoch: from 0; n_epochs: of the stage, at most.
     loss: the mean of the epoch so far, or of the one before.
@@ -34,7 +34,7 @@ class Position:
 
     @property
     def parts(self) -> dict[str, str]:
-        """What a person reads of it, by the names of columns; empty for what is not known."""
+        """The parts that a person reads, by the names of columns; empty for those that are not known."""
         of_all = f" of {self.n_epochs}" if self.n_epochs else ""
         return {
             "task": f"{self.task} ({self.task + 1} of {self.n_tasks})",
@@ -59,7 +59,7 @@ def position(folder: Path) -> Position | None:
         read = Position(**json.loads((folder / NAME).read_bytes()))
         left = None if read.seconds_left is None else max(0.0, read.seconds_left - age)
         found = replace(read, seconds=read.seconds + age, seconds_left=left)
-        # What can be shown is what is meant: another program's file of this name may hold anything.
+        # Another program's file of this name may hold anything, so it must be possible to show the parts.
         return found if found.parts else None
     except (OSError, ValueError, TypeError, RecursionError, OverflowError):
         return None

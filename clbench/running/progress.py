@@ -41,7 +41,7 @@ class Pace(Observer):
         self.loss: float | None = None
         self.speed: float | None = None
         self.began = time.monotonic()
-        # Where and when the first step of this process was done, by which the pace is measured, and the last write.
+        # The share and time of this process's first step, by which the pace is measured, and the last write.
         self.first: tuple[float, float] | None = None
         self.last: tuple[int, str, int, int, float] | None = None
         self._write(Position(first_task, len(images), share=self.shares[first_task]))
@@ -98,7 +98,7 @@ class Pace(Observer):
     def _write(self, position: Position) -> None:
         self.wrote = time.monotonic()
         unfinished = self.file.with_suffix(".tmp")
-        # What can't be written here is told by those who write what counts.
+        # A folder that can't be written is told of by those who write what counts.
         with suppress(OSError):
             unfinished.write_text(json.dumps(asdict(position)), encoding="utf-8")
             os.replace(unfinished, self.file)

@@ -84,7 +84,7 @@ class Fitted:
             left.remove(min(reversed(left), key=lambda c: c.keep))
         widths = [column.widest for column in left]
         excess = sum(widths) + GAP * (len(left) - 1) - width
-        # What is too wide is taken from the widest columns first.
+        # The widest columns give up first what is too wide.
         while excess > 0:
             reducible = [i for i, column in enumerate(left) if widths[i] > min(column.least, width)]
             if not reducible:

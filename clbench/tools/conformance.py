@@ -37,7 +37,7 @@ from clbench.running.resolve import prepare, resolve, strategy_class
 from clbench.running.run import Run, execute, runner_of
 from clbench.support.surroundings import undisturbed
 from clbench.tools.model_conformance import check_model
-from clbench.tools.outcomes import CheckResult, NotApplicableError, demand, found_by
+from clbench.tools.outcomes import CheckResult, NotApplicableError, checks_of, demand, found_by
 
 __all__ = ["CHECKS", "CheckResult", "NotApplicableError", "check_model", "check_named", "check_strategy"]
 
@@ -477,11 +477,7 @@ def check_optimizer(bench: Bench) -> None:
     demand(not problems, f"in the optimizer: {'; '.join(problems[:1])}")
 
 
-CHECKS: dict[str, Callable[[Bench], None]] = {
-    name.removeprefix("check_"): function
-    for name, function in list(globals().items())
-    if name.startswith("check_") and function.__module__ == __name__
-}
+CHECKS = checks_of(globals())
 
 
 @checked

@@ -21,7 +21,7 @@ from clbench.results.result import Result
 from clbench.running.observer import Observer
 from clbench.running.run import run
 from clbench.support.surroundings import undisturbed
-from clbench.tools.outcomes import CheckResult, NotApplicableError, demand, found_by
+from clbench.tools.outcomes import CheckResult, NotApplicableError, checks_of, demand, found_by
 
 # The shapes that are tried, where none is given: digits, small and larger photographs.
 SHAPES = ((1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 224, 224))
@@ -189,11 +189,7 @@ def check_learning(bench: Bench) -> None:
     )
 
 
-CHECKS: dict[str, Callable[[Bench], None]] = {
-    name.removeprefix("check_"): function
-    for name, function in list(globals().items())
-    if name.startswith("check_") and function.__module__ == __name__
-}
+CHECKS = checks_of(globals())
 
 
 @checked

@@ -1,7 +1,8 @@
 """The findings of a conformance kit, whatever it checks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,12 @@ def demand(holds: object, otherwise: str) -> None:
     """Raise AssertionError unless something holds, also under `python -O`, which leaves out assert statements."""
     if not holds:
         raise AssertionError(otherwise)
+
+
+def checks_of(module: Mapping[str, Any]) -> dict[str, Callable[[Any], None]]:
+    """Return the functions check_NAME that a module defines, by NAME and in their order."""
+    named = ((name, value) for name, value in module.items() if name.startswith("check_"))
+    return {n.removeprefix("check_"): value for n, value in named if value.__module__ == module["__name__"]}
 
 
 def found_by(name: str, check: Callable[[], None]) -> CheckResult:

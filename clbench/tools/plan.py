@@ -65,7 +65,7 @@ def plan_run(
     Raises ConfigError as run() does, and RunError where the strategy fails.
     """
     check_plan(config, scenario)
-    # Of all tasks that are tested after the first one, as many images as are tested at once.
+    # The tasks that are tested after the first one have as many images together as are tested at once.
     tested = TESTED // (len(scenario.tasks) if config.evaluation.evaluate == "all" else 1)
     tasks = [replace(task, test=_spaced(task.test, max(tested, 1))) for task in scenario.tasks]
     still = config.replace(patience=None, eval_every="task", lr=STILL)

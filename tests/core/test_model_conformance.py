@@ -99,7 +99,7 @@ class OwnOutputs(Sound):
 
 
 class Counting(Sound):
-    """What decides its features is a number beside its parameters."""
+    """A number beside its parameters decides its features."""
 
     scale = 1.0
 

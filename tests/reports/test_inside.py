@@ -1,4 +1,4 @@
-"""Whatever is drawn lies inside its box: on the page at any width and in print, and in the figures of every style."""
+"""All that is drawn lies inside its box: on the page at any width and in print, and in the figures of every style."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -90,7 +90,7 @@ def test_nothing_on_the_page_leaves_its_box(shape: str, make_result: Make, brows
 
 
 def outside(figure: Any) -> list[str]:
-    """What of a figure its canvas does not hold, and the texts that lie on each other, by their tight boxes."""
+    """The parts of a figure outside its canvas, and the texts that lie on each other, by their tight boxes."""
     FigureCanvasAgg(figure).draw()
     renderer = figure.canvas.get_renderer()
     texts = [one for one in figure.findobj(Text) if one.get_visible() and one.get_text().strip()]

@@ -22,7 +22,7 @@ NAMES = entry_point_names("clbench.strategies")
 SCENARIOS = ["split-mnist", "split-cifar10", "split-cifar100", "permuted-mnist", "rotated-mnist", "permuted-mnist-5k"]
 SCENARIOS += ["files"]
 SAME = {"split-fashion-mnist": "split-mnist", "split-kmnist": "split-mnist", "rotated-mnist-5k": "permuted-mnist-5k"}
-# What diverged in 0.1.0: SGD at a rate of 0.1 met importances that were measured on a network that had learned little.
+# These diverged in 0.1.0: SGD at a rate of 0.1 met importances of a network that had learned little.
 DIVERGED = [(name, scenario) for name in ("ewc", "mas") for scenario in ("split-cifar10", "split-cifar100")]
 QUICK = [("ewc", "rotated-mnist"), ("mas", "rotated-mnist"), ("ewc", "split-mnist"), ("lwf", "permuted-mnist-5k")]
 # Training images of each class, and epochs: the large networks take a second for a few images.

@@ -771,7 +771,7 @@ def test_plan_tells_about_a_file_as_run_does(mine: Path, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out)[0]["scenario"] in ("mine", str(mine))
 
 
-# What is changed after it was digested
+# Changes after the digest was taken
 
 OWN = '''
 from dataclasses import replace

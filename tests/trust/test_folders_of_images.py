@@ -188,7 +188,7 @@ def netpbm(header: str, *channels: Any) -> bytes:
 
 TIMES_257 = Image.fromarray(WIDE.astype(np.uint16) * 257)
 UPPER_FIRST = Image.frombytes("I;16B", (4, 2), (WIDE.astype(np.uint16) * 257).astype(">u2").tobytes())
-# What was refused until 0.2: photographers and microscopes write such files, and their upper 8 bits are the picture.
+# Refused until 0.2: photographers and microscopes write such files, and their upper 8 bits are the picture.
 DEEP: dict[str, tuple[bytes, str, Any]] = {
     "grey": (png(16, 0, raw16(WIDE)), ".png", WIDE[None]),
     "grey, by Pillow": (encoded(TIMES_257), ".png", WIDE[None]),
@@ -485,7 +485,7 @@ def test_a_picture_of_the_same_pixels_in_another_file_is_noted(tmp_path: Path) -
     assert read(folder)[1] == [f"{folder}: 1 test images (test/b/leak.bmp) are training images too"]
 
 
-# What surrounds the reading
+# The surroundings of the reading
 
 
 @pytest.mark.parametrize("moment", ["header", "pixels"])

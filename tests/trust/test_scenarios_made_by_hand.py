@@ -263,7 +263,7 @@ def test_arrays_that_the_caller_changes_later_change_no_data_set() -> None:
         assert np.array_equal(each.x_test, d.x_test)
         assert np.array_equal(each.y_train, d.y_train)
         assert each.fingerprint == before == d.fingerprint
-    # What is written into the data set itself gives it another digest.
+    # A write into the data set itself gives it another digest.
     made.x_train[:] = made.x_train[:, :, ::-1].copy()
     assert made.fingerprint != before
     made.x_train[:] = d.x_train

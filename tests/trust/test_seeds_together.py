@@ -232,7 +232,7 @@ def noted_deep(strategy: Any, weight: Any) -> Any:
     strategy.model.backbone[1].mask = weight
 
 
-# What is kept of a task, and what is read of it in the loss of the next one, as each seed trained alone has it.
+# Values kept of a task, and how the loss of the next one reads them, as each seed trained alone has it.
 TOGETHER: dict[str, tuple[Any, Any]] = {
     "a list of copies": (lambda s, w, t: [frozen(s)], lambda k, b: answer(k[0], b)),
     "a whole number beside a tensor": (lambda s, w, t: {"w": w, "task": t.index}, lambda k, b: k["w"].norm()),
@@ -330,7 +330,7 @@ def test_what_seeds_keep_apart_and_can_not_be_stacked_is_refused_by_name(name: s
     assert "another" in str(caught.value) or "shares memory with a module" in str(caught.value)
 
 
-# What a step does with self, beside a loss that does not depend on it.
+# Changes that a step makes on self, beside a loss that does not depend on them.
 CHANGES: dict[str, Any] = {
     "a tensor anew": lambda s, x: setattr(s, "tensor", s.tensor * 2),
     "a float": lambda s, x: setattr(s, "number", s.number + 1.0),
@@ -384,7 +384,7 @@ def test_what_a_step_changes_on_self_is_refused_by_name(name: str, hook: str, tm
         clbench.compare("split-mnist-5k", [Changes], out=tmp_path, seeds_together=True, **SHORT)
 
 
-# What one loss of all seeds can't be weighted by, and a word of the sentence that says so.
+# Values that can't weigh one loss of all seeds, and a word of the sentence that says so.
 UNKNOWN: dict[str, tuple[Any, str]] = {
     "the seed": (lambda s, b: s.config.seed, "asks for the seed"),
     "a draw of NumPy": (lambda s, b: np.random.rand(), "draws at random"),
