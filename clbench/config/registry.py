@@ -212,6 +212,10 @@ def accepted(problem: Any) -> str:
     return message + (" for each entry" if any(isinstance(place, int) for place in problem["loc"]) else "")
 
 
+# Making one takes longer than reading with it, and a thousand planned runs read their options one by one.
+_TYPED: dict[Any, pydantic.TypeAdapter[Any]] = {kind: pydantic.TypeAdapter(kind) for kind in (bool, int, float)}
+
+
 def read_text(annotation: Any, value: object) -> object:
     """Read text as the annotated type where it can be, and plain values from what a Python caller has.
 
@@ -240,9 +244,9 @@ def read_text(annotation: Any, value: object) -> object:
     if origin is Literal:
         return next((choice for choice in arguments if str(choice) == value), value)
     # Python reads digits of every script, and 1_0 as 10; who types them means something else.
-    if annotation in (bool, int, float) and value.isascii() and "_" not in value:
+    if annotation in _TYPED and value.isascii() and "_" not in value:
         try:
-            return pydantic.TypeAdapter(annotation).validate_python(value, strict=False)
+            return _TYPED[annotation].validate_python(value, strict=False)
         except pydantic.ValidationError:
             return value
     return value

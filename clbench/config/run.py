@@ -158,7 +158,7 @@ _PLACES = {name: ("", name) for name in RunConfig.model_fields if name not in GR
 
 def excludes(one: str, other: str, pairs: Iterable[tuple[str, str]] = EXCLUSIVE) -> bool:
     """Whether two fields exclude each other."""
-    return any({one, other} == set(pair) for pair in pairs)
+    return any((one, other) == pair or (other, one) == pair for pair in pairs)
 
 
 def file_digest(path: str, option: str) -> str:

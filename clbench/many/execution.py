@@ -161,16 +161,16 @@ def run_planned(
     if seeds_together:
         _refuse_together(planned, scenario, jobs, cluster)
     left: list[PlannedRun] = []
-    reused: list[PlannedRun] = []
+    reused: list[tuple[PlannedRun, tuple[str, str]]] = []
     for place, item in enumerate(planned):
         # A finished run needs neither a worker process nor its data.
-        if force or not _finished(item):
+        if force or (by := _finished(item)) is None:
             left.append(item)
             announce(item.config, item.folder, place)
         else:
-            reused.append(item)
+            reused.append((item, by))
             yield Outcome(item, source="before")
-    _tell_of_reuse(reused, planned)
+    _tell_of_reuse(reused, len(planned))
     _tell_of_changes(left)
     waiting: dict[Path, tuple[PlannedRun, Watched]] = {}
     seen = {item.folder: _stamp(item.folder) for item in left}
@@ -259,21 +259,24 @@ def raise_first_failure(outcomes: Sequence[Outcome]) -> None:
         )
 
 
-def _tell_of_reuse(reused: Sequence[PlannedRun], planned: Sequence[PlannedRun]) -> None:
-    """Say in one line how many runs are reused, from when, and what of them is of another version than here."""
+def _tell_of_reuse(reused: Sequence[tuple[PlannedRun, tuple[str, str]]], planned: int) -> None:
+    """Say in one line how many of the planned runs are reused, from when, and what is of another version than here.
+
+    reused: each with the version of clbench that finished it and the digest of its source.
+    """
     if not reused:
         return
     others: dict[str, int] = {}
     ours = metadata.version("clbench"), own_source()
-    for item in reused:
+    for item, by in reused:
         # A record is only read where more than its head can matter.
-        if item.config.code or _finished(item) != ours:
+        if item.config.code or by != ours:
             named = other_packages(Result.load(item.folder).recorded)
             others[named] = others.get(named, 0) + 1
     versions = "".join(f", {n} with {named}" for named, n in others.items() if named)
-    times = sorted({RunFolder(item.folder).finished_at() for item in reused})
+    times = sorted({RunFolder(item.folder).finished_at() for item, _ in reused})
     when = times[0] if len(times) == 1 else f"{times[0]} to {times[-1]}"
-    counted = f"{len(reused)} of {len(planned)} runs"
+    counted = f"{len(reused)} of {planned} runs"
     tell(f"{counted} reused, finished at {when}{versions}; --force (force=True) begins them again")
 
 

@@ -128,15 +128,16 @@ def _asked(spec: str, code: Mapping[str, str] | None) -> tuple[type[Network], di
     loaded = load_class("model", name, code)
     own = isinstance(loaded, type) and issubclass(loaded, Network)
     model = as_network(loaded, f"model {name!r} is", None if own else values.pop("head", None))
-    options = model_options(model)
+    asked = _options_of(model)  # type: ignore[arg-type]
     if widths is not None:
+        options = asked.model_fields
         if "widths" not in options:
             accepted = ", ".join(options) or "none"
             raise ConfigError(f"{name}:{widths} given, but {name} has no widths; options accepted: {accepted}")
         if "widths" in values:
             raise ConfigError(f"{spec} gives widths twice; they are accepted once, after the colon or in the brackets")
         values["widths"] = widths
-    return model, validate_options(_options_of(model), values, owner=name)  # type: ignore[arg-type]
+    return model, validate_options(asked, values, owner=name)
 
 
 @functools.lru_cache(maxsize=64)

@@ -117,7 +117,7 @@ class Other:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("net.py:Nett", ("unknown class in net.py 'Nett'", "'Net'")),
+        ("net.py:Nett", ("unknown class or function in net.py 'Nett'", "'Net'")),
         ("other.py:Net", ("there is no file other.py", "path/to/file.py:Class")),
         ("net.py:", ("net.py",)),
         ("net.py:Plain", ("no features()", "a subclass of clbench.models.Network")),
