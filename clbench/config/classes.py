@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint
 from types import CodeType, ModuleType
+from typing import Any
 
 from clbench.config.code import OF_FILE
 from clbench.config.errors import ConfigError, unknown
-from clbench.config.registry import PROTOCOLS, entry_points, load_with_protocols, path_of
+from clbench.config.registry import PROTOCOLS, entry_points, load_entry_point, load_with_protocols, path_of
 from clbench.config.run import file_digest
 
 # Kinds of classes and functions, by the word for them in errors, and the entry points that they stand beside.
@@ -22,6 +23,9 @@ GROUPS = {
     "chart": "clbench.charts",
     "tracker": "clbench.trackers",
 }
+
+# Sources of classes under names of their own, as in avalanche:EWC and timm:resnet50: functions that take such a name.
+SOURCES = {"strategy": "clbench.strategy_sources", "model": "clbench.model_sources"}
 
 # Classes handed over in Python, by kind and name.
 _given: dict[tuple[str, str], type] = {}
@@ -56,7 +60,7 @@ def is_elsewhere(kind: str, name: str) -> bool:
 
 
 def load_class(kind: str, name: str, code: Mapping[str, str] | None = None) -> object:
-    """Return what a name stands for: a class handed over, path/to/file.py:Class, or an entry point.
+    """Return what a name stands for: a class handed over, path/to/file.py:Class, SOURCE:NAME, or an entry point.
 
     code: `RunConfig.code` of a run that was planned; a file must be as it was then, or have been loaded then.
     Raises ConfigError.
@@ -65,6 +69,10 @@ def load_class(kind: str, name: str, code: Mapping[str, str] | None = None) -> o
         return _given[kind, name]
     if path_of(name):
         return _from_file(kind, name, code or {})
+    source, colon, inner = name.partition(":")
+    if colon and kind in SOURCES:
+        made: Any = load_entry_point(SOURCES[kind], f"source of a {kind}", source)
+        return made(inner)
     return load_with_protocols(GROUPS[kind], kind, name)
 
 

@@ -10,9 +10,9 @@ from pydantic import BaseModel
 from torch import nn
 
 from clbench.config.arguments import checked
-from clbench.config.classes import load_class
+from clbench.config.classes import SOURCES, load_class
 from clbench.config.errors import ConfigError, shown
-from clbench.config.registry import options_model, parse_spec, path_of, validate_options
+from clbench.config.registry import entry_point_names, options_model, parse_spec, path_of, validate_options
 from clbench.models.adapted import network_of
 from clbench.models.network import Head, Network, refuse_lazy
 from clbench.support.streams import global_streams
@@ -29,8 +29,9 @@ def build_model(
     """Build a model for images of shape [C, H, W]; its weights are a function of the arguments alone.
 
     spec: `NAME`, `NAME:400-400` (the widths of an mlp or conv), `NAME[key=value,...]`, or the last two together; names
-        come from the entry-point group `clbench.models`. Or `path/to/net.py:Net`, options in brackets too; of a plain
-        torch.nn.Module one option is `head`, see from_module().
+        come from the entry-point group `clbench.models`. Or `SOURCE:NAME` of other software (`timm:resnet50`), options
+        in brackets too; sources come from the group `clbench.model_sources`. Or `path/to/net.py:Net`, options in
+        brackets too; of a plain torch.nn.Module one option is `head`, see from_module().
     code: `RunConfig.code` of the run.
 
     The random streams of torch do not move. Raises ConfigError for an unknown name or option, for a value out of range
@@ -149,7 +150,7 @@ def _options_of(model: type[Network]) -> type[BaseModel]:
 def _parsed(spec: str) -> tuple[str, str | None, dict[str, str]]:
     """Split a spec into the model's name, the widths after a colon if there is one, and the options in brackets."""
     text, values = parse_spec(spec)
-    if path_of(text):
+    if path_of(text) or text.partition(":")[0] in entry_point_names(SOURCES["model"]):
         return text, None, values
     name, colon, widths = (part.strip() for part in text.partition(":"))
     return name, widths if colon else None, values

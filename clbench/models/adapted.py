@@ -98,7 +98,7 @@ def network_of(made: Callable[..., object], head: str | None) -> type[Network]:
     """Return a class that stands for what a class of torch, or a function, makes; see `from_module`."""
     # A functools.partial has no name, but what it calls has.
     name = str(getattr(getattr(made, "func", made), "__name__", type(made).__name__))
-    options, takes_shape = _options(made, name)
+    options, takes_shape, returned = _options(made, name)
 
     def new(cls: type, image_shape: tuple[int, int, int], **given: Any) -> Network:
         module = made(image_shape, **given) if takes_shape else made(**given)
@@ -124,18 +124,21 @@ def network_of(made: Callable[..., object], head: str | None) -> type[Network]:
         "__module__": getattr(made, "__module__", None) or type(made).__module__,
         "__signature__": inspect.Signature([shape, *options]),
     }
+    # A function may say which network it makes; what that class declares is known before one is built.
+    declared = isinstance(returned, type) and issubclass(returned, Network)
     # No attribute of a module has a name with a dot, so nothing takes it for the class that it stands for.
-    return type(f"{name}.{head or 'network'}", (Adapted,), contents)
+    return type(f"{name}.{head or 'network'}", (returned if declared else Adapted,), contents)
 
 
-def _options(made: Callable[..., object], name: str) -> tuple[list[inspect.Parameter], bool]:
-    """Return the parameters that are options, with their types, and whether the first takes the shape of an image."""
+def _options(made: Callable[..., object], name: str) -> tuple[list[inspect.Parameter], bool, Any]:
+    """Return the parameters that are options, whether the first takes the shape of an image, and the type returned."""
     try:
-        parameters = list(inspect.signature(made, eval_str=True).parameters.values())
+        signature = inspect.signature(made, eval_str=True)
     except (TypeError, ValueError, NameError) as error:
         raise ConfigError(
             f"model {name!r} has no readable signature ({error}); a class or function is accepted"
         ) from None
+    parameters = list(signature.parameters.values())
     takes_shape = bool(parameters) and parameters[0].name == "image_shape"
     found = []
     for parameter in parameters[takes_shape:]:
@@ -152,7 +155,7 @@ def _options(made: Callable[..., object], name: str) -> tuple[list[inspect.Param
                 )
             continue
         found.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=kind))
-    return found, takes_shape
+    return found, takes_shape, signature.return_annotation
 
 
 def _is_readable(kind: Any) -> bool:

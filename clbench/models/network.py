@@ -4,7 +4,7 @@ import copy
 import math
 import textwrap
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,8 @@ class Network(nn.Module):
     `feature_dim`, another head than `Head`, images or, in eval mode, tensors that are changed.
     """
 
+    # Whether the images that it is given are in [0, 1], since it normalises them itself.
+    takes_pixels: ClassVar[bool] = False
     feature_dim: int
     head: Head
 

@@ -8,6 +8,7 @@ build such a value from plain ones and do nothing besides. So reading a file exe
 import copyreg
 import datetime
 import decimal
+import enum
 import fractions
 import functools
 import io
@@ -35,6 +36,7 @@ from clbench.data.scenario import Images, ImageSet, Task
 from clbench.learning.memory import MEMORIES
 from clbench.learning.strategy import Strategy
 from clbench.models.network import Network
+from clbench.models.pretrained import Preprocessing
 from clbench.support.moved import former_name
 
 ACCEPTED = (
@@ -47,7 +49,7 @@ PLAIN: tuple[type, ...] = (
     *(OrderedDict, Counter, defaultdict, deque, decimal.Decimal, fractions.Fraction, uuid.UUID),
     *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone),
     *(pathlib.PurePosixPath, pathlib.PureWindowsPath, type(pathlib.Path())),
-    *(torch.Size, torch.device, Batch, Task, types.SimpleNamespace),
+    *(torch.Size, torch.device, Batch, Task, Preprocessing, types.SimpleNamespace),
 )
 BIT_GENERATORS = {
     kind.__name__: kind
@@ -101,7 +103,8 @@ def safe_classes(kind: type[Strategy]) -> list[type]:
     for name in own:
         listed = vars(sys.modules[name]).values() if name in sys.modules else ()
         known += [c for c in listed if isinstance(c, type) and c.__module__ == name and not issubclass(c, Strategy)]
-    queue: list[type] = [nn.Module, Optimizer, LRScheduler]
+    # A layer may keep an option of its own as a member of an enumeration.
+    queue: list[type] = [nn.Module, Optimizer, LRScheduler, enum.Enum]
     while queue:
         cls = queue.pop()
         queue += cls.__subclasses__()

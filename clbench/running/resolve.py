@@ -11,7 +11,7 @@ from clbench.config.classes import digests_of_files, give, is_known, load_class
 from clbench.config.code import digests
 from clbench.config.errors import ConfigError, shown, unknown
 from clbench.config.plain import as_text, plain
-from clbench.config.registry import Typed, entry_points, fits, load_entry_point, parse_spec, path_of, read_text
+from clbench.config.registry import Typed, entry_points, fits, parse_spec, read_text
 from clbench.config.run import GROUPS, RunConfig, Setting, excludes, fields, make_config
 from clbench.data.scenario import Scenario
 from clbench.data.spec import ScenarioSpec
@@ -31,12 +31,7 @@ def strategy_class(name: str, code: Mapping[str, str] | None = None) -> type[Str
     ("avalanche") is an entry point of the group `clbench.strategy_sources`: a function that returns the strategy of a
     name. code: see load_class().
     """
-    source, colon, inner = name.partition(":")
-    if colon and not path_of(name):
-        made: Any = load_entry_point("clbench.strategy_sources", "source of strategies", source)
-        loaded = made(inner)
-    else:
-        loaded = load_class("strategy", name, code)
+    loaded = load_class("strategy", name, code)
     if not (isinstance(loaded, type) and issubclass(loaded, Strategy)):
         raise ConfigError(f"strategy {name!r} is {loaded!r}; a subclass of clbench.Strategy is accepted")
     loose = {n: v for cls in reversed(loaded.__mro__) for n, v in vars(cls).items() if n in LOOSE}
@@ -207,6 +202,14 @@ def resolve(
     values.setdefault(
         "threads", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
+    model = values.get("model", fields()["model"].default)
+    if model_class(model).takes_pixels:
+        if asked.get("normalize", "none") != "none":
+            raise ConfigError(
+                f"normalize={shown(asked['normalize'])} given, and {model} normalises its images itself; none is "
+                "accepted, or mean and std in the brackets of the model"
+            )
+        values["normalize"] = "none"
     config = make_config(values)
     if config.per_task is not None:
         config = config.replace(per_task=[_of_task(cls, config, v) for v in config.per_task])
