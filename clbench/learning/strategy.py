@@ -489,7 +489,7 @@ def initial_model(config: RunConfig, image_shape: tuple[int, int, int], task: in
     seed = stream_seed(config.seed, "initialisation", task)
     model = build_model(config.model.name, image_shape, seed, config.code)
     if config.model.weights is not None:
-        load_backbone(model, config.model.weights, offline=config.data.offline)
+        load_backbone(model, config.model.weights, config.model.name, offline=config.data.offline)
     return model
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from clbench.config.code import changed
 from clbench.config.errors import ConfigError, RunError
 from clbench.config.registry import path_of
-from clbench.config.run import NOT_IDENTITY, RunConfig, config_of_record, former_names
+from clbench.config.run import NAMED_WEIGHTS, NOT_IDENTITY, RunConfig, config_of_record, former_names
 from clbench.results.result import Result
 from clbench.support.files import expanded, remove_unfinished, write_atomically
 from clbench.support.locks import held
@@ -247,6 +247,7 @@ def _differences(stored: dict[str, Any], config: RunConfig) -> str:
     if read != told:
         there, here = (f"have the digest {value}" if value else "count as the published ones" for value in (told, read))
         differing.insert(0, f"its data {there} there and {here} here")
-    files = [f"the file {config.model.weights}"] if config.model.weights else []
+    weights = config.model.weights
+    files = [f"the file {weights}"] if weights and not NAMED_WEIGHTS.fullmatch(weights) else []
     files += [f"the file {path}" for path in (path_of(config.strategy), path_of(config.model.name)) if path]
     return "; ".join(differing[:4]) or f"the content of {' or '.join(files) or 'what it was made of'} differs"
