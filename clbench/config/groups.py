@@ -213,6 +213,10 @@ class EngineConfig(Group):
         description="a mode of torch.compile for the network in training steps; reduce-overhead: CUDA graphs on a GPU",
     )
     deterministic: bool = Field(default=False, description="on a GPU: refuse operations that can't be repeated")
+    cache_features: bool = Field(
+        default=True,
+        description="compute the features of a frozen pre-trained network once, and keep them in the cache on disk",
+    )
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         default=None, description="CPU threads; part of what fixes the numbers"
     )

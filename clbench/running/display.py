@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Seconds between two looks at the files of the runs.
 EVERY = 0.5
+# Seconds between two lines about what a run does before its first task, where nothing is live.
+PREPARING_EVERY = 10.0
 # Cells of a bar.
 BAR = 12
 
@@ -52,6 +54,8 @@ class Display(AbstractContextManager["Display"]):
         self._parallel, self._seen = 1, False
         # The stamp of each run's file when it was last looked at, and how many of its tasks are told.
         self._told = {folder: (_stamp(folder), len(_tasks(folder))) for folder in self.runs}
+        # What was last told of what a run does before its first task, and when.
+        self._preparing: dict[Path, tuple[str, float]] = {}
         self._telling = threading.Lock()
         self._screen: AbstractContextManager[Any] | None = None if quiet else _screen(self)
 
@@ -89,11 +93,15 @@ class Display(AbstractContextManager["Display"]):
             print(text, file=sys.stderr, flush=True)
 
     def tell_tasks(self) -> None:
-        """Print a line for each task that was learnt since the last look, where nothing is live."""
+        """Print a line for each task that was learnt since the last look, and for what comes before the first.
+
+        That is where nothing is live.
+        """
         if not isinstance(self._screen, _Lines):
             return
         with self._telling:
             for folder, run in list(self.runs.items()):
+                self._tell_preparing(folder, run)
                 stamp = _stamp(folder)
                 before, known = self._told.get(folder, (None, 0))
                 if stamp is None or stamp == before:
@@ -105,6 +113,14 @@ class Display(AbstractContextManager["Display"]):
                     left = "" if at is None or at.seconds_left is None else f", about {clock(at.seconds_left)} to go"
                     self.say(f"{run}: {text}{left}")
                 self._told[folder] = stamp, len(tasks)
+
+    def _tell_preparing(self, folder: Path, run: Named) -> None:
+        at = position(folder) if is_held(folder) else None
+        before, when = self._preparing.get(folder, ("", -PREPARING_EVERY))
+        now = time.monotonic()
+        if at is not None and at.preparing not in ("", before) and now - when >= PREPARING_EVERY:
+            self.say(f"{run}: {at}")
+            self._preparing[folder] = at.preparing, now
 
     def counts(self) -> str:
         """Say how many runs are done, running, failed and left, and how long they take."""
