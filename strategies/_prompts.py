@@ -51,7 +51,7 @@ class Prompted(Strategy, ABC):
 
     @abstractmethod
     def prompt(self, queries: Tensor, *, training: bool) -> tuple[Prompts, dict[str, Tensor]]:
-        """Return the prompts for queries, float32 [B, D], and the terms of the loss beside the cross-entropy."""
+        """Return the prompts for queries, float [B, D], and the terms of the loss beside the cross-entropy."""
 
     def stages(self, task: Task) -> list[Stage]:
         """The prompts and the head; in the first task the transformer before them, unless its weights were given."""
@@ -75,7 +75,7 @@ class Prompted(Strategy, ABC):
         with torch.no_grad():
             queries = self.model.features(images)
         with torch.autocast(images.device.type, enabled=False):
-            prompts, terms = self.prompt(queries.float(), training=training)
+            prompts, terms = self.prompt(queries.to(self.model.head.weight.dtype), training=training)
         logits: Tensor = self.model.head(prompted_features(self.model, images, prompts, self.pooled))
         return logits, terms
 
