@@ -64,6 +64,7 @@ class Traits:
     through_features: whether the loss goes through `model.features` as a whole, which is what --compile compiles.
     on_features: whether it works on the features of a frozen network as it does on images: it hands images to the
         network's `features`, `forward` or `scores` and does nothing else with them. See Strategy.frozen_features.
+    needs_transformer: whether it works inside a vision transformer; any other network is refused.
     not_applicable: checks of the conformance kit (clbench.testing) that make no sense for it, each with the reason.
     """
 
@@ -78,6 +79,7 @@ class Traits:
     seeds_together: bool = False
     through_features: bool = True
     on_features: bool = False
+    needs_transformer: bool = False
     not_applicable: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

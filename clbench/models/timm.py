@@ -104,9 +104,13 @@ class Embedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Cut preprocessed images into patches, and add class token and positions."""
-        vit: Any = self._whole[0]
-        tokens: Tensor = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(self.preprocess(images)))))
-        return tokens
+        return embedded(self.preprocess, self._whole[0], images)
+
+
+def embedded(preprocess: nn.Module, vit: Any, images: Tensor) -> Tensor:
+    """Map images to the tokens that the first block of a vision transformer is given, float [B, N, D]."""
+    tokens: Tensor = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(preprocess(images)))))
+    return tokens
 
 
 class Last(nn.Module):

@@ -56,6 +56,8 @@ BASE: dict[str, Any] = {
     "tasks": 3,
 }
 MEMORY = 20
+# The network of a strategy that works inside a vision transformer: 2 x 2 patches of an image, whatever its size.
+TRANSFORMER = "vit[image_size=28,patch_size=14,width=100,depth=5]"
 
 
 class Bench:
@@ -69,7 +71,8 @@ class Bench:
 
     def config(self, strategy: str | None = None, **options: Any) -> RunConfig:
         """Return the config of a small run."""
-        values = BASE | {"setting": self.setting} | options
+        network = {"model": TRANSFORMER} if self.strategy.traits.needs_transformer else {}
+        values = BASE | network | {"setting": self.setting} | options
         if "task_sizes" in options:
             del values["tasks"]
         name = strategy or self.name
