@@ -142,6 +142,7 @@ _FAMILIES = {
     "replay": "training uses images of earlier tasks again",
     "isolation": "each task has weights of its own",
     "frozen": "features stay fixed, and a classifier on them learns",
+    "pretrained": "a network with given weights changes little, or gains small parts",
 }
 _DATA = {"task": "that of the current task", "all": "that of all tasks so far (a reference, not a competitor)"}
 _MEMORY = {

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from clbench.config.space import Choices
 from clbench.data.scenario import ImageSet, Task
-from clbench.strategies._frozen import FrozenBackbone
+from clbench.strategies._adapted import FirstSession
 
 RIDGES = [10.0**power for power in range(-8, 9)]
 
 
-class RanPAC(FrozenBackbone):
+class RanPAC(FirstSession):
     """RanPAC. McDonnell et al. 2023, arXiv:2307.02251.
 
     score = h(x)^T (G + ridge * I)^-1 C with h(x) = ReLU(W^T phi(x)), G = sum of h h^T, C = sum of h y^T (sec. 4.3); y
@@ -26,9 +26,12 @@ class RanPAC(FrozenBackbone):
         paper).
     ridge: None chooses, after each task, the power of 10 from -8 to 8 with the least squared error on a fifth of the
         task's samples, fitted on the others.
+    adaptation: what is adapted to the first task before it is frozen, see aper; "adapter", "scale-shift" and "prompts"
+        are the paper's, with which it is complete, for a vision transformer with given weights.
+    size: the width of an adapter's bottleneck (None: 64), or the prompts of a block (None: 5).
     """
 
-    traits = replace(FrozenBackbone.traits, paper="McDonnell et al. 2023, arXiv:2307.02251")
+    traits = replace(FirstSession.traits, paper="McDonnell et al. 2023, arXiv:2307.02251")
     second_moment = True
 
     projections: Annotated[int, Field(ge=1), Choices(500, 1000, 2000)] = 1000

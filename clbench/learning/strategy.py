@@ -18,7 +18,7 @@ from clbench.config.arguments import checked
 from clbench.config.contract import Declared
 from clbench.config.errors import ConfigError, RunError, shown, unknown
 from clbench.config.registry import validate_options
-from clbench.config.run import RunConfig, Setting
+from clbench.config.run import RunConfig, Setting, fields
 from clbench.config.space import Log, declared
 from clbench.data.batches import CONVOLVING_PASS_SIZE, Batch, Pipeline
 from clbench.data.scenario import ImageSet, Scenario, Task
@@ -65,10 +65,11 @@ class Traits:
     on_features: whether it works on the features of a frozen network as it does on images: it hands images to the
         network's `features`, `forward` or `scores` and does nothing else with them. See Strategy.frozen_features.
     needs_transformer: whether it works inside a vision transformer; any other network is refused.
+    preset: fields of the run, by flat names, that default to other values for it, whatever the scenario.
     not_applicable: checks of the conformance kit (clbench.testing) that make no sense for it, each with the reason.
     """
 
-    family: Literal["reference", "regularisation", "distillation", "replay", "isolation", "frozen"]
+    family: Literal["reference", "regularisation", "distillation", "replay", "isolation", "frozen", "pretrained"]
     paper: str = ""
     settings: tuple[Setting, ...] = get_args(Setting)
     data_access: Literal["task", "all"] = "task"
@@ -80,6 +81,7 @@ class Traits:
     through_features: bool = True
     on_features: bool = False
     needs_transformer: bool = False
+    preset: Mapping[str, Any] = field(default_factory=dict)
     not_applicable: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -87,6 +89,9 @@ class Traits:
             raise ConfigError(f"settings=() given; one or more of {', '.join(get_args(Setting))} are accepted")
         if self.memory_policy not in MEMORIES:
             raise unknown("memory_policy", self.memory_policy, MEMORIES)
+        for name in self.preset:
+            if name not in fields():
+                raise unknown("field of the run in preset", name, fields())
 
 
 @checked

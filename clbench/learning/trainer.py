@@ -22,6 +22,7 @@ from clbench.learning.fit import Fit, Tally, are_finite
 from clbench.learning.importance import grown, is_part
 from clbench.learning.returned import decays, loss_of, loss_terms, penalty_term, require_gradient
 from clbench.learning.strategy import Context, Stage, Strategy, call_hook, initial_model
+from clbench.models import inserted
 from clbench.models.network import NEEDS_TWO, Network, blocks_of, takes_one_image
 from clbench.results.record import EpochRecord
 from clbench.support.streams import seed_other_streams, stream, stream_seed
@@ -344,7 +345,8 @@ class Trainer:
                 f"stage {progress.stage!r} of task {progress.task} trains no parameter; one or more is accepted"
             )
         head = {id(p) for p in self.strategy.model.head.parameters()}
-        backbone = {id(p) for p in self.strategy.model.parameters()} - head
+        put_in = {id(p) for p in inserted.parameters(self.strategy.model)}
+        backbone = {id(p) for p in self.strategy.model.parameters()} - head - put_in
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in trained.items():
             spared = (
@@ -404,7 +406,8 @@ def seed_global_stream(seed: int, device: torch.device) -> None:
 def backbone_below(model: Network, train: str) -> list[nn.Parameter]:
     """Return the parameters that `train` (RunConfig) keeps out of training: those of the blocks below.
 
-    Raises ConfigError for more blocks than there are.
+    What a method has put into the blocks is not among them, as it is there to be trained. Raises ConfigError for more
+    blocks than there are.
     """
     blocks = blocks_of(model, type(model).__name__)
     if train.startswith("last-") and int(train.removeprefix("last-")) > len(blocks):
@@ -412,7 +415,8 @@ def backbone_below(model: Network, train: str) -> list[nn.Parameter]:
             f"train={train}: the model has {len(blocks)} blocks; all, head, last-1 to last-{len(blocks)} are accepted"
         )
     moving = len(blocks) if train == "all" else 0 if train == "head" else int(train.removeprefix("last-"))
-    return [p for block in blocks[: len(blocks) - moving] for p in block.parameters()]
+    put_in = {id(p) for p in inserted.parameters(model)}
+    return [p for block in blocks[: len(blocks) - moving] for p in block.parameters() if id(p) not in put_in]
 
 
 def refuse_single_image(config: RunConfig, scenario: Scenario, where: str) -> None:

@@ -10,6 +10,7 @@ from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario
 from clbench.learning.memory import Memory
 from clbench.learning.strategy import Strategy
+from clbench.models import inserted
 
 
 def measure(strategy: Strategy, scenario: Scenario) -> dict[str, dict[str, int]]:
@@ -25,6 +26,8 @@ def measure(strategy: Strategy, scenario: Scenario) -> dict[str, dict[str, int]]
             items["exemplars"], kept["exemplars"] = len(value), len(value) * size
         elif (n := _bytes(value, set())) or name == "model":
             kept[name] = n
+        if name == "model" and (put_in := sum(map(_size, inserted.parameters(strategy.model)))):
+            kept["model"], kept["inserted"] = kept["model"] - put_in, put_in
         # Copies of images, wherever they are kept, are exemplars under another name.
         if copies := _images(value, scenario.image_shape, set()):
             items["images"] = items.get("images", 0) + copies
@@ -64,8 +67,12 @@ def _images(value: Any, shape: tuple[int, int, int], around: set[int]) -> int:
 
 def _bytes(value: Any, around: set[int]) -> int:
     if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
+        return _size(value)
     if id(value) in around or not isinstance(value, nn.Module | dict | list | tuple):
         return 0
     held: Any = value.state_dict() if isinstance(value, nn.Module) else value
     return sum(_bytes(v, around | {id(value)}) for v in (held.values() if isinstance(held, dict) else held))
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
