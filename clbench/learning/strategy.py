@@ -18,7 +18,7 @@ from clbench.config.arguments import checked
 from clbench.config.contract import Declared
 from clbench.config.errors import ConfigError, RunError, shown, unknown
 from clbench.config.registry import validate_options
-from clbench.config.run import RunConfig, Setting
+from clbench.config.run import RunConfig, Setting, fields
 from clbench.config.space import Log, declared
 from clbench.data.batches import CONVOLVING_PASS_SIZE, Batch, Pipeline
 from clbench.data.scenario import ImageSet, Scenario, Task
@@ -62,10 +62,11 @@ class Traits:
     seeds_together: whether seeds can be trained together in one batched model. A step is nothing but `loss` and
         `penalty` then, the loss draws nothing at random, and modules, tensors and floats hold all that a seed decides.
     through_features: whether the loss goes through `model.features` as a whole, which is what --compile compiles.
+    preset: fields of the run, by flat names, that default to other values for it, whatever the scenario.
     not_applicable: checks of the conformance kit (clbench.testing) that make no sense for it, each with the reason.
     """
 
-    family: Literal["reference", "regularisation", "distillation", "replay", "isolation", "frozen"]
+    family: Literal["reference", "regularisation", "distillation", "replay", "isolation", "frozen", "pretrained"]
     paper: str = ""
     settings: tuple[Setting, ...] = get_args(Setting)
     data_access: Literal["task", "all"] = "task"
@@ -75,6 +76,7 @@ class Traits:
     needs_task_at_test: bool = False
     seeds_together: bool = False
     through_features: bool = True
+    preset: Mapping[str, Any] = field(default_factory=dict)
     not_applicable: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -82,6 +84,9 @@ class Traits:
             raise ConfigError(f"settings=() given; one or more of {', '.join(get_args(Setting))} are accepted")
         if self.memory_policy not in MEMORIES:
             raise unknown("memory_policy", self.memory_policy, MEMORIES)
+        for name in self.preset:
+            if name not in fields():
+                raise unknown("field of the run in preset", name, fields())
 
 
 @checked

@@ -180,9 +180,13 @@ def resolve(
     setting = {**preset, **cuts, **asked}.get("setting", "class")
     tuned |= by_setting.get(setting, {}) if isinstance(setting, str) else {}
     own = {k: v for k, v in tuned.items() if k in cls._options.model_fields} | own
+    preset |= cls.traits.preset
     preset |= {k: v for k, v in tuned.items() if k not in cls._options.model_fields}
     if not cls.traits.needs_memory:
         preset.pop("memory_size", None)
+    if (preset | asked).get("train") == "head":
+        # No backbone trains that could have a rate of its own.
+        preset.pop("backbone_lr_factor", None)
     preset = {k: v for k, v in preset.items() if not any(excludes(k, key, pairs) for key in (*asked, *cuts))}
     values = {k: v for k, v in (preset | asked).items() if k in fields()}
     cuts = {k: v for k, v in (preset | asked).items() if k not in fields()} | cuts
@@ -193,6 +197,10 @@ def resolve(
         "strategy_options": cls.validate(own, name),
         "label": values.get("label") or label,
     }
+    if (setting := values["scenario_options"].get("setting", "class")) not in cls.traits.settings:
+        raise ConfigError(
+            f"{name} can't work in a {setting}-incremental scenario; supported: {', '.join(cls.traits.settings)}"
+        )
     if cls.traits.memory == "none" and (values.get("memory_size") or values.get("memory_per_class")):
         raise ConfigError(f"{name} has no use for a memory; leave out memory_size and memory_per_class")
     if values.get("memory_size") or values.get("memory_per_class"):
@@ -215,10 +223,6 @@ def resolve(
         config = config.replace(per_task=[_of_task(cls, config, v) for v in config.per_task])
     if config.memory.policy == "reservoir" and config.memory.per_class:
         raise ConfigError("memory_policy='reservoir' has no quota per class; give memory_size, or another policy")
-    if config.setting not in cls.traits.settings:
-        raise ConfigError(
-            f"{name} can't work in a {config.setting}-incremental scenario; supported: {', '.join(cls.traits.settings)}"
-        )
     classes = classes_of(config)
     config = config.replace(code=digests(classes, digests_of_files([config.strategy, config.model.name])))
     if elsewhere:
