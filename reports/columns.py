@@ -78,10 +78,15 @@ class Column:
     def is_best(self, part: Comparison, row: StrategyRuns) -> bool:
         """Tell whether a row is the best competitor in a metric, as printed: equal texts are equally good.
 
-        What has learned nothing is never the best, though it has nothing to forget either.
+        What has learned nothing is never the best, though it has nothing to forget either; nor is naive, beside which a
+        single competitor is the best.
         """
         competing = {one.label: one for one in part.rows if not one.is_reference and one.spread(self.number).n}
-        known = {label: one.spread(self.number).mean or 0.0 for label, one in competing.items() if one.learns}
+        known = {
+            label: one.spread(self.number).mean or 0.0
+            for label, one in competing.items()
+            if one.learns and not one.is_line
+        }
         if self.metric is None or len(competing) < 2 or row.label not in known:
             return False
         best = min(known.values()) if self.lower_is_better else max(known.values())

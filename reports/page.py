@@ -280,7 +280,7 @@ def differences(part: Comparison) -> tuple[NumberTable | None, str]:
         "n": "pairs of runs of the same seed and class order",
         "difference": "of average accuracy, percentage points, with its 95 % interval",
         "verdict": "real: p at most 0.05; clear: too few pairs for that, but 0 is outside of the interval, widened for "
-        "all pairs of competitors",
+        "all pairs of strategies",
         "p": "two-sided sign-flip permutation test, corrected by Holm",
         "effect size": "mean over standard deviation of the differences, where there is a test",
         "ahead in": "share of the pairs in which the strategy is ahead",
