@@ -104,10 +104,14 @@ def compare(results: Sequence[Result]) -> list[Comparison]:
         key = (_named(result), result.setting, result.recorded.headline.matrix, sizes)
         groups.setdefault(key, []).append(result)
     parts = [_comparison(key, group) for key, group in groups.items()]
-    labels = dict.fromkeys(row.label for part in parts for row in part.rows if not row.is_line)
-    looks = {label: Look("competitor", place) for place, label in enumerate(labels)}
+    looks: dict[str, Look] = {}
+    numbers = Counter[str]()
+    for row in (row for part in parts for row in part.rows if row.label not in looks):
+        kind = row.look.kind if row.is_line else "competitor"
+        looks[row.label] = Look(kind, numbers[kind])
+        numbers[kind] += 1
     for part in parts:
-        part.rows[:] = [replace(row, look=looks.get(row.label, row.look)) for row in part.rows]
+        part.rows[:] = [replace(row, look=looks[row.label]) for row in part.rows]
     return parts
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from clbench.reports import provenance, svg
 from clbench.reports.chart import Cell, Chart, Heading, HeatMap, NumberTable, Panels, axis
@@ -183,7 +183,8 @@ def _named(row: StrategyRuns) -> Cell:
     told = role(row) or row.runs[0].recorded.strategy.family
     return Cell(
         svg.key(row.look) + Markup(" <bdi>{}</bdi>").format(name),
-        small=f"{beside.strip()} {told}" if beside else told,
+        # A label breaks between its options.
+        small=escape(f"{beside.strip()} {told}").replace(",", Markup(",<wbr>")) if beside else told,
     )
 
 
