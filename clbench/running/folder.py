@@ -5,7 +5,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -87,6 +87,18 @@ def announce(config: RunConfig, folder: Path, place: int) -> None:
         (folder / MARK).write_text(json.dumps(named), encoding="utf-8")
 
 
+def withdraw(folders: Sequence[Path]) -> None:
+    """Remove a run's folder, the first of these, if it holds nothing but the mark, and then the others that are empty.
+
+    A run that was refused leaves nothing behind that looks like one that is still to be done.
+    """
+    with suppress(OSError):
+        if os.listdir(folders[0]) == [MARK]:
+            (folders[0] / MARK).unlink()
+            for folder in folders:
+                folder.rmdir()
+
+
 def make_folder(path: str | os.PathLike[str]) -> None:
     """Make a folder where there is none; raises ConfigError when it can't be made."""
     path = expanded(path)
@@ -124,19 +136,14 @@ class RunFolder:
         """
         with ExitStack() as stack:
             with _writing(self._named):
-                if not self.path.exists():
-                    stack.callback(self._remove_empty)
+                made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+                if made:
+                    stack.callback(withdraw, made)
                 self.path.mkdir(parents=True, exist_ok=True)
                 (self.path / MARK).touch()
                 stack.enter_context(held(self.path))
             remove_unfinished(self.path)
             yield
-
-    def _remove_empty(self) -> None:
-        with suppress(OSError):
-            if os.listdir(self.path) == [MARK]:
-                (self.path / MARK).unlink()
-                self.path.rmdir()
 
     def existing(self, config: RunConfig) -> Result | None:
         """Return the run that is there, None for a new folder; raises ConfigError when it is another one's."""
