@@ -103,6 +103,8 @@ def plan_verb(
     else:
         for plan in plans:
             _show_plan(plan)
+        # What is so of all of them is said once.
+        print_notes(list({each["text"]: each for plan in plans for each in plan.get("warnings", [])}.values()))
         known = [plan for plan in plans if "error" not in plan]
         left = sum(plan["seconds"] * (plan["runs"] - plan["runs_done"]) for plan in known) / jobs
         n_runs, n_done = (sum(plan[name] for plan in plans) for name in ("runs", "runs_done"))
@@ -172,7 +174,6 @@ def _show_plan(plan: dict[str, Any]) -> None:
         markup=False,
         soft_wrap=not stdout.is_terminal,
     )
-    print_notes(plan["warnings"])
 
 
 @config_options(without=("setting", "tasks", "task_sizes", "class_order", "class_order_seed", "weights"))
