@@ -212,7 +212,9 @@ class EngineConfig(Group):
     )
     deterministic: bool = Field(default=False, description="on a GPU: refuse operations that can't be repeated")
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        default=None, description="CPU threads; part of what fixes the numbers"
+        default=None,
+        description="CPU threads, by default 1 in compare and sweep and else torch's number; part of what fixes "
+        "the numbers",
     )
     checkpoint_every: Annotated[float, Field(gt=0)] | Literal["epoch", "task"] | str = Field(
         default=10.0,

@@ -18,6 +18,7 @@ from clbench.config.errors import ConfigError, RunError
 from clbench.config.registry import path_of
 from clbench.config.run import NOT_IDENTITY, RunConfig, config_of_record, former_names
 from clbench.results.result import Result
+from clbench.support.endings import BEGUN
 from clbench.support.files import expanded, remove_unfinished, write_atomically
 from clbench.support.locks import held
 
@@ -80,6 +81,7 @@ def announce(config: RunConfig, folder: Path, place: int) -> None:
 
     A folder that can't be made is told later.
     """
+    BEGUN.set()
     with suppress(OSError):
         named = {"scenario": Path(config.scenario).name, "strategy": config.label, "seed": config.seed, "place": place}
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,6 +136,7 @@ class RunFolder:
 
         A folder that is made here and in which nothing is left, as by a run that was refused, is removed again.
         """
+        BEGUN.set()
         with ExitStack() as stack:
             with _writing(self._named):
                 made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
