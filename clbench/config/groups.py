@@ -218,7 +218,9 @@ class EngineConfig(Group):
         description="compute the features of a frozen pre-trained network once, and keep them in the cache on disk",
     )
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        default=None, description="CPU threads; part of what fixes the numbers"
+        default=None,
+        description="CPU threads, by default 1 in compare and sweep and else torch's number; part of what fixes "
+        "the numbers",
     )
     checkpoint_every: Annotated[float, Field(gt=0)] | Literal["epoch", "task"] | str = Field(
         default=10.0,
