@@ -74,7 +74,8 @@ class Results(list[Result]):
             titles = ["strategy", *(column.titles["terminal"].strip() for column in columns), "n"]
             rows = [[row.label + row.mark, *(column.mean(row) for column in columns), row.count] for row in part.rows]
             lines = [_row("th", titles), *(_row("td", map(str, row)) for row in rows)]
-            notes = [f"verdict: {verdict(part)}", *part.unfinished.values(), *part.notes, *part.marks]
+            units = "Percent, mean ± standard deviation (n-1) over n runs; seconds and kB as named."
+            notes = [units, f"verdict: {verdict(part)}", *part.unfinished.values(), *part.notes, *part.marks]
             shown += [f"<h4>{escape(part.title)}</h4>", f"<table>{''.join(lines)}</table>"]
             shown += [f"<p>{escape(note)}</p>" for note in notes]
         return "".join(shown) or "<p>no runs</p>"

@@ -119,6 +119,9 @@ def _strategy(name: str) -> Iterator[str]:
     yield f"- memory: {_MEMORY[cls.traits.memory]}" + (
         f"; {cls.traits.memory_policy} by default" if cls.traits.needs_memory else ""
     )
+    if cls.traits.preset:
+        values = ", ".join(f"`{field}={text_of(value)}`" for field, value in cls.traits.preset.items())
+        yield f"- its own defaults of the run: {values}"
     for check, reason in cls.traits.not_applicable.items():
         yield f"- the check `{check}` does not apply: {reason}"
     if options := cls._options.model_fields:

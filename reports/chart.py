@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,8 @@ from markupsafe import Markup
 
 from clbench.results.result import Floats
 
+# The name of an option in a label.
+OPTION = re.compile(r"(?<=[\[,])[a-z]\w*(?==)")
 LookKind = Literal["competitor", "upper", "lower", "task", "axis", "leader", "bar"]
 ChartKind = Literal["lines", "points", "bars", "diagram"]
 # Position, text, and the side of the text that is there.
@@ -285,7 +288,17 @@ def _letter_width(letter: str) -> float:
 
 
 def shortened(text: str, room: float, letters: float = 1.0) -> str:
-    """Return text that fits into the room; of one that is too long, its two ends around an ellipsis."""
+    """Return text that fits into the room; of one that is too long, its two ends around an ellipsis.
+
+    The options of a label that is too long go by the first letters of their words, or else by their values alone, so
+    that what tells labels apart stays: `er[batch_size=8]` is er[bs=8] or er[8].
+    """
+    if text_width(text, letters) > room:
+        text = OPTION.sub(
+            lambda name: re.sub(r"_?([a-z])[a-z0-9]*", r"\1", name[0]) if "_" in name[0] else name[0], text
+        )
+    if text_width(text, letters) > room:
+        text = OPTION.sub("", text).replace("[=", "[").replace(",=", ",")
     fitted, kept = text, len(text)
     while kept and text_width(fitted, letters) > room:
         kept -= 1

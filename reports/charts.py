@@ -416,9 +416,22 @@ def critical_difference(parts: Sequence[Comparison], setting: str) -> Chart:
 
 
 def title(part: Comparison, row: StrategyRuns) -> str:
-    """Return the name of a row in charts: as papers write it, and the rest of its label where others share the name."""
-    name, _ = row.name
-    return name if sum(other.name[0] == name for other in part.rows) == 1 else row.title
+    """Return the name of a row in charts: as papers write it, and of the rest of its label what others lack."""
+    name, beside = row.name
+    options, rest = _options(beside)
+    others = [_options(other.name[1])[0] for other in part.rows if other.name[0] == name and other is not row]
+    if not others:
+        return name
+    own = [option for option in options if not all(option in of for of in others)]
+    return f"{name}[{','.join(own)}]{rest}" if own else f"{name}{rest}"
+
+
+def _options(beside: str) -> tuple[list[str], str]:
+    """Return the options in the brackets that a label has beside the name, each as text, and what is behind them."""
+    if not beside.startswith("["):
+        return [], beside
+    inside, _, rest = beside[1:].partition("]")
+    return inside.split(","), rest
 
 
 def spread_text(value: Spread) -> str:

@@ -71,6 +71,11 @@ class Column:
         return text if n == row.n else f"{text} (n={n})"
 
     @property
+    def is_own(self) -> bool:
+        """Whether the column is a metric of the user's own."""
+        return self.metric is not None and self.metric.is_own
+
+    @property
     def lower_is_better(self) -> bool:
         """Whether the column is a metric and a lower value of it is better."""
         return self.metric is not None and self.metric.better == "lower"
@@ -78,10 +83,15 @@ class Column:
     def is_best(self, part: Comparison, row: StrategyRuns) -> bool:
         """Tell whether a row is the best competitor in a metric, as printed: equal texts are equally good.
 
-        What has learned nothing is never the best, though it has nothing to forget either.
+        What has learned nothing is never the best, though it has nothing to forget either; nor is naive, beside which a
+        single competitor is the best.
         """
         competing = {one.label: one for one in part.rows if not one.is_reference and one.spread(self.number).n}
-        known = {label: one.spread(self.number).mean or 0.0 for label, one in competing.items() if one.learns}
+        known = {
+            label: one.spread(self.number).mean or 0.0
+            for label, one in competing.items()
+            if one.learns and not one.is_line
+        }
         if self.metric is None or len(competing) < 2 or row.label not in known:
             return False
         best = min(known.values()) if self.lower_is_better else max(known.values())
@@ -138,12 +148,13 @@ def columns(part: Comparison) -> list[Column]:
 def columns_of(part: Comparison, output: Output) -> list[Column]:
     """Return the columns of an output in its order, without those that no row has a number for.
 
-    The table of the terminal has the same columns always.
+    The table of the terminal has the same columns always, and the user's own metrics beside them.
     """
     found = [column for column in columns(part) if output in column.titles]
+    always = [column for column in found if output == "terminal" and not column.is_own]
     if output == "page":
         found.sort(key=lambda column: column.lead)
-    return [c for c in found if output == "terminal" or any(row.spread(c.number).n for row in part.rows)]
+    return [c for c in found if c in always or any(row.spread(c.number).n for row in part.rows)]
 
 
 def other_matrix(part: Comparison) -> MatrixName:
@@ -175,4 +186,6 @@ def _lead(name: str) -> int:
 
 def _titles(metric: str) -> dict[Output, str]:
     found: dict[Output, str] = {"markdown": words(metric), "page": f"{words(metric)} %"}
+    if METRICS[metric].is_own:
+        found["terminal"] = words(metric)
     return found | TITLES.get(metric, {})

@@ -104,10 +104,14 @@ def compare(results: Sequence[Result]) -> list[Comparison]:
         key = (_named(result), result.setting, result.recorded.headline.matrix, sizes)
         groups.setdefault(key, []).append(result)
     parts = [_comparison(key, group) for key, group in groups.items()]
-    labels = dict.fromkeys(row.label for part in parts for row in part.rows if not row.is_line)
-    looks = {label: Look("competitor", place) for place, label in enumerate(labels)}
+    looks: dict[str, Look] = {}
+    numbers = Counter[str]()
+    for row in (row for part in parts for row in part.rows if row.label not in looks):
+        kind = row.look.kind if row.is_line else "competitor"
+        looks[row.label] = Look(kind, numbers[kind])
+        numbers[kind] += 1
     for part in parts:
-        part.rows[:] = [replace(row, look=looks.get(row.label, row.look)) for row in part.rows]
+        part.rows[:] = [replace(row, look=looks[row.label]) for row in part.rows]
     return parts
 
 
@@ -285,11 +289,16 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
             features.setdefault(group[0].recorded.strategy.features, []).append(label)
     notes += [f"Features {source}: {', '.join(labels)}." for source, labels in features.items()]
     warned: dict[str, dict[str, list[int]]] = {}
+    whole: dict[str, str] = {}
     for label, group in groups:
         for run in group:
             for text in run.warnings:
-                warned.setdefault(text, {}).setdefault(label, []).append(run.seed)
-    for text, where in warned.items():
+                # A warning may begin with the strategy, which is named behind it too.
+                told = text.removeprefix(f"{run.strategy}: ")
+                whole.setdefault(told, text)
+                warned.setdefault(told, {}).setdefault(label, []).append(run.seed)
+    for told, where in warned.items():
+        text = whole[told] if len(where) == 1 else f"{told[0].upper()}{told[1:]}"
         who = "; ".join(f"{label}, seed {', '.join(map(str, seeds))}" for label, seeds in where.items())
         if len(groups) > 1 and sum(map(len, where.values())) == len(runs):
             who = "all runs"

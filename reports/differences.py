@@ -17,7 +17,7 @@ Standing = Literal["real", "clear", "not shown", "too few runs"]
 class Difference:
     """One strategy minus another in average accuracy, over the runs of the same seed and class order.
 
-    p: corrected by Holm, None where there is no test. tests: the pairs of competitors that it is corrected for.
+    p: corrected by Holm, None where there is no test. tests: the pairs of strategies that it is corrected for.
     runs_needed: pairs with which a difference of this size and spread would be found (power 0.8), None where fewer than
     two pairs leave it unknown or next to nothing differs.
     """
@@ -34,7 +34,7 @@ class Difference:
         """The conclusion: `real` (corrected p at most 0.05) or `not shown`, where the test can come out as real.
 
         Where it can't, `clear` if Student's t interval leaves out 0 even when it is widened for all pairs of
-        competitors (Bonferroni), which takes three pairs and, other than the test, values like normal ones; otherwise
+        strategies (Bonferroni), which takes three pairs and, other than the test, values like normal ones; otherwise
         `too few runs`.
         """
         if self.p is not None and self.p <= LEVEL:
@@ -61,10 +61,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Differences:
-    """Every competitor against the best one, and against naive, unless that is the best one.
+    """Every competitor, and naive, against the best competitor; and every competitor against naive.
 
-    best: the highest average accuracy of those that learn anything; None where there are none.
-    The best is picked by the numbers that are tested, so that p is corrected for all `tests` pairs of competitors.
+    best: the highest average accuracy of the competitors that learn anything; None where there are none.
+    The best is picked by the numbers that are tested, so that p is corrected for all `tests` pairs of competitors and
+    naive.
     smallest_p: the smallest corrected p that these runs can give. note: why nothing can come out as real, or None.
     """
 
@@ -82,10 +83,15 @@ class Differences:
 
 
 def competitors(rows: Sequence[StrategyRuns]) -> list[StrategyRuns]:
-    """Return the competing rows, best first: the headline classifiers of all strategies but the upper reference.
+    """Return the competing rows, best first: the headline classifiers of all strategies but the references.
 
     Those that have learned nothing are the last.
     """
+    return [row for row in _tested(rows) if not row.is_line]
+
+
+def _tested(rows: Sequence[StrategyRuns]) -> list[StrategyRuns]:
+    """Return the competing rows and naive, which they are tested against, in the order of competitors()."""
     competing = (row for row in rows if row.is_headline and not row.is_reference)
     return sorted(
         (row for row in competing if row.spread("average_accuracy").n),
@@ -95,7 +101,7 @@ def competitors(rows: Sequence[StrategyRuns]) -> list[StrategyRuns]:
 
 def differences(strategies: Sequence[StrategyRuns]) -> Differences:
     """Compare each competitor with the best one and with naive in the headline average accuracy."""
-    rows = competitors(strategies)
+    rows = _tested(strategies)
     values = [row.by_repetition("average_accuracy") for row in rows]
     places = list(combinations(range(len(rows)), 2))
     pairs = [paired(values[i], values[j], bounds=DIFFERENCE) for i, j in places]
@@ -111,7 +117,7 @@ def differences(strategies: Sequence[StrategyRuns]) -> Differences:
                 made.append(Difference(row, rows[place], one, p, tests, _needed(one, tests)))
         return made
 
-    best = 0 if rows and rows[0].learns else None
+    best = next((place for place, row in enumerate(rows) if row.learns and not row.is_naive), None)
     naive = next((place for place, row in enumerate(rows) if row.is_naive), None)
     tested = [one.n for one in pairs if one.reason is None]
     smallest = min((smallest_p(n, tests) for n in tested), default=None)
@@ -126,7 +132,7 @@ def differences(strategies: Sequence[StrategyRuns]) -> Differences:
     return Differences(
         best=None if best is None else rows[best],
         against_best=[] if best is None else against(best),
-        against_naive=[] if naive is None or naive == best else against(naive),
+        against_naive=[] if naive is None else against(naive),
         tests=tests,
         smallest_p=smallest,
         note=note,

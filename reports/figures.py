@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Okabe & Ito's colours for all kinds of colour vision, without yellow, which is too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "D", "^", "v", "P", "*", "X", "<", ">", "p", "h")
+# Colour and markers of the references, of which a sweep may have several.
+REFERENCES = {"upper": ("black", "+1|"), "lower": ("0.45", "x2_3")}
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "--", "oo", "++")
 # Only references are dashed. What has gaps is drawn later, so that lines that fall together show.
 LINES = ("-", "-.", ":")
@@ -242,8 +244,14 @@ def _grid(drawing: Panels, medium: FigureStyle) -> "Figure":
         panel.set_title("\n".join([label(one.name, min(room, LONGEST_NAME)), *lines]), fontsize="small")
     for panel in axes[len(panels) - across : len(panels)]:
         panel.tick_params(labelbottom=True)
-    figure.supxlabel(first.across if isinstance(first, HeatMap) else first.x.label, fontsize="medium")
-    figure.supylabel(first.down if isinstance(first, HeatMap) else first.y.label, fontsize="medium")
+    x, y = (first.across, first.down) if isinstance(first, HeatMap) else (first.x.label, first.y.label)
+    if len(panels) == 1 and isinstance(first, HeatMap):
+        # Its squares leave room at their sides, at whose far end a label of the figure would be.
+        axes[0].set_xlabel(x, fontsize="medium")
+        axes[0].set_ylabel(y, fontsize="medium")
+    else:
+        figure.supxlabel(x, fontsize="medium")
+        figure.supylabel(y, fontsize="medium")
     if isinstance(first, HeatMap) and image is not None:
         figure.colorbar(image, ax=axes[: len(panels)], label=first.label, shrink=0.8, aspect=30, pad=0.02)
     named = {one.name: (one.look, chart.marked) for chart in charts for one in chart.series}
@@ -405,8 +413,8 @@ def _line(look: Look, *, joined: bool = True) -> dict[str, Any]:
             "linestyle": LINES[_gaps(look)],
         }
     else:
-        colour, marker = ("black", "+") if look.kind == "upper" else ("0.45", "x")
-        line = {"color": colour, "marker": marker, "linestyle": "--"}
+        colour, markers = REFERENCES["upper" if look.kind == "upper" else "lower"]
+        line = {"color": colour, "marker": markers[place % len(markers)], "linestyle": "--"}
     return line if joined else line | {"linestyle": "none"}
 
 

@@ -22,7 +22,7 @@ SPECIAL = {
 def to_latex(parts: Sequence[Comparison]) -> str:
     r"""Return a table for each scenario and setting: percent, mean \pm sd, best competitor bold, second underlined.
 
-    Naive is neither, being the lower reference. All text is escaped.
+    All text is escaped.
     """
     return "\n".join(
         [
@@ -83,7 +83,7 @@ def _name(row: StrategyRuns) -> str:
 
 def _marks(part: Comparison, column: Column) -> dict[str, str]:
     """Return the command for the printed numbers of the best and the second competitor; equal ones share it."""
-    rows = [row for row in competitors(part.rows) if row.spread(column.number).n and not row.is_naive]
+    rows = [row for row in competitors(part.rows) if row.spread(column.number).n]
     printed = {column.text(row.spread(column.number).mean or 0.0) for row in rows if row.learns}
     ordered = sorted(printed, key=float, reverse=not column.lower_is_better)
     return dict(zip(ordered, (r"\mathbf", r"\underline"), strict=False)) if len(rows) > 1 else {}

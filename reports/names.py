@@ -33,6 +33,7 @@ PAPER_NAMES = {
     "rwalk": "RWalk",
     "si": "SI",
     "simplecil": "SimpleCIL",
+    "slca": "SLCA",
     "slda": "SLDA",
     "wa": "WA",
     "xdg": "XdG",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from clbench.reports import provenance, svg
 from clbench.reports.chart import Cell, Chart, Heading, HeatMap, NumberTable, Panels, axis
@@ -183,7 +183,8 @@ def _named(row: StrategyRuns) -> Cell:
     told = role(row) or row.runs[0].recorded.strategy.family
     return Cell(
         svg.key(row.look) + Markup(" <bdi>{}</bdi>").format(name),
-        small=f"{beside.strip()} {told}" if beside else told,
+        # A label breaks between its options.
+        small=escape(f"{beside.strip()} {told}").replace(",", Markup(",<wbr>")) if beside else told,
     )
 
 
@@ -280,7 +281,7 @@ def differences(part: Comparison) -> tuple[NumberTable | None, str]:
         "n": "pairs of runs of the same seed and class order",
         "difference": "of average accuracy, percentage points, with its 95 % interval",
         "verdict": "real: p at most 0.05; clear: too few pairs for that, but 0 is outside of the interval, widened for "
-        "all pairs of competitors",
+        "all pairs of strategies",
         "p": "two-sided sign-flip permutation test, corrected by Holm",
         "effect size": "mean over standard deviation of the differences, where there is a test",
         "ahead in": "share of the pairs in which the strategy is ahead",

@@ -16,7 +16,7 @@ WIDEST = 12
 def render_run(result: Result) -> Group:
     """Return a run's accuracies after each task (percent, both matrices) and its metrics."""
     headline = matrix_label(result.recorded.headline.matrix, result.setting)
-    title = f"{result.strategy} on {result.scenario}, {result.setting}-incremental, seed {result.seed}"
+    title = f"{result.strategy} on {result.scenario}, {result.setting}-incremental, seed {result.seed}{_where(result)}"
     parts: list[Table | Text] = [Text(title, style="bold")]
     for name in MATRIX_NAMES:
         label = matrix_label(name, result.setting)
@@ -44,6 +44,12 @@ def render_run(result: Result) -> Group:
         parts.append(Text(f"hyper-parameters chosen by {how}"))
     parts += [Text(f"note: {text}", style="yellow") for text in result.warnings]
     return Group(*parts)
+
+
+def _where(result: Result) -> str:
+    """Say with how many threads a run was done, on which the last bits of its numbers depend."""
+    threads = result.config.get("threads")
+    return "" if threads is None else f", {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _matrix_table(matrix: Floats) -> Table:

@@ -59,7 +59,7 @@ class StrategyRuns:
 
     @property
     def is_reference(self) -> bool:
-        """Whether the strategy reads the data of all tasks, and so is no competitor."""
+        """Whether the strategy is an upper reference, which reads the data of all tasks."""
         return self.runs[0].is_reference
 
     @property
@@ -69,7 +69,7 @@ class StrategyRuns:
 
     @property
     def is_line(self) -> bool:
-        """Whether the strategy is a reference to compare with: the upper one (joint) or the lower one (naive)."""
+        """Whether the strategy is a reference to compare with, such as joint or naive, and so no competitor."""
         return self.is_reference or self.is_naive
 
     @property

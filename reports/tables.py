@@ -187,7 +187,9 @@ def _terminal_table(part: Comparison) -> Fitted:
             cost = row.spread(column.number).mean
             text = column.mean(row).replace(" ± ", "±") if column.metric or cost is None else column.text(cost)
             cells.append(Text(text, style="bold" if column.is_best(part, row) else ""))
-        keep = STAYING.index(column.number) if column.number in STAYING else -1
+        # A metric that the user added stays as long as forgetting.
+        number = "forgetting" if column.is_own else column.number
+        keep = STAYING.index(number) if number in STAYING else -1
         found.append(fitted.Column(column.titles["terminal"], cells, keep, "right"))
     names = [Text(row.label + row.mark, style="dim" if row.is_reference else "") for row in part.rows]
     return Fitted(

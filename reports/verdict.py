@@ -13,6 +13,9 @@ from clbench.reports.strategy_runs import StrategyRuns, mean_over_runs
 from clbench.results.metrics import forgetting_by_task
 from clbench.results.statistics import Ranks, mean_ranks
 
+# Means of shares that are nearer than this are equal but for rounding.
+EQUAL = 1e-9
+
 
 def ranks(parts: Sequence[Comparison], setting: str) -> Ranks:
     """Return the mean ranks in average accuracy over the scenarios of a setting, of what competes in each of them.
@@ -47,7 +50,7 @@ def verdict(part: Comparison, *, as_typed: bool = True) -> str:
     if best is None:
         if competitors(part.rows):
             return "No competitor has learned anything: none is better than chance on a task just learned."
-        if any(not row.is_reference for row in part.rows):
+        if any(not row.is_line for row in part.rows):
             return "Nothing can be said yet: no competitor has a number."
         return "Nothing competes here: there are references alone."
     mean, _, n = best.spread("average_accuracy")
@@ -60,20 +63,33 @@ def verdict(part: Comparison, *, as_typed: bool = True) -> str:
     higher = any((row.spread("average_accuracy").mean or 0.0) > mean for row in competitors(part.rows))
     which = f"{accuracy} of those that learn anything" if higher else accuracy
     first = f"{name} has the highest {which}, {percent(mean)} % (n = {n}{within})"
-    if found.against_best:
-        second = found.against_best[0]
-        difference, other_name = second.paired.difference, second.ours.label if as_typed else second.ours.title
-        if difference is None:
-            first += f"; nothing can be said of its lead over {other_name}: {second.paired.reason}"
-        else:
-            first += f", {percent(-difference)} points above {other_name}: {_reality(second)}"
-        for other in found.against_best[1:]:
-            if other.ours.is_naive and other.standing != "too few runs":
-                real = {"real": "real", "clear": "clear", "not shown": "not shown to be real"}
-                first += f"; its lead over naive is {real[other.standing]}"
-    else:
+    rivals = [one for one in found.against_best if not one.ours.is_naive]
+    naive = next((one for one in found.against_best if one.ours.is_naive), None)
+    if rivals:
+        first += _lead(rivals[0], rivals[0].ours.label if as_typed else rivals[0].ours.title)
+    if naive is not None:
+        label = naive.ours.label
+        if not rivals or (naive.paired.difference or 0.0) > 0:
+            first += _lead(naive, f"{label}, the lower reference")
+        elif naive.standing != "too few runs":
+            real = {"real": "real", "clear": "clear", "not shown": "not shown to be real"}
+            first += f"; its lead over {label} is {real[naive.standing]}"
+    if not found.against_best:
         first += "; there is nothing to compare it with"
     return f"{first}. {_forgets(best)}; {_costs(best)}."
+
+
+def _lead(one: Difference, other: str) -> str:
+    """Say by how much the best is above another strategy, whether that is real, and where it is not above it at all."""
+    difference = one.paired.difference
+    if difference is None:
+        return f"; nothing can be said of its lead over {other}: {one.paired.reason}"
+    if abs(difference) < EQUAL:
+        real = _reality(one).replace("whether that is real", "whether they differ")
+        return f", the same as {other}: {f'a difference is {real}' if one.standing == 'not shown' else real}"
+    points = percent(abs(difference))
+    points = "less than 0.1" if points == "0.0" else points
+    return f", {points} points {'above' if difference < 0 else 'below'} {other}: {_reality(one)}"
 
 
 def _reality(one: Difference) -> str:
@@ -84,7 +100,7 @@ def _reality(one: Difference) -> str:
         return f"not shown to be real (p = {one.p:.2g}){more}"
     n = one.paired.n
     if one.standing == "clear":
-        widened = "" if one.tests == 1 else f", widened for all {one.tests} pairs of competitors,"
+        widened = "" if one.tests == 1 else f", widened for all {one.tests} pairs of strategies,"
         return f"a clear difference, whose interval{widened} leaves out 0, though {n} pairs are too few for the test"
     always = n > 1 and one.paired.probability_of_improvement == 0
     ahead = f" (it is ahead in {'both' if n == 2 else f'all {n}'} pairs)" if always else ""

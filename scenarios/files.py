@@ -131,13 +131,6 @@ def require_memory(n_bytes: int, what: object) -> None:
         raise ConfigError(f"{what} needs {n_bytes:,} bytes of memory, and {free:,} are available")
 
 
-def cache_folder() -> Path:
-    """Return the folder for files that can be made again: $CLBENCH_CACHE, or else the user's cache folder."""
-    import platformdirs
-
-    return Path(os.environ.get("CLBENCH_CACHE") or platformdirs.user_cache_dir("clbench"))
-
-
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that appears at `path` only once it is complete."""

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from clbench.config.errors import ConfigError
 from clbench.config.registry import natural_sorted
-from clbench.scenarios.files import Found, Raw, atomic_file, cache_folder, content_digests, require_memory
+from clbench.scenarios.files import Found, Raw, atomic_file, content_digests, require_memory
+from clbench.support.cache import cache_folder
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 GREY_MODES = ("1", "L", "LA")

@@ -16,7 +16,6 @@ from clbench.scenarios.files import (
     Found,
     Raw,
     atomic_file,
-    cache_folder,
     find_idx,
     find_npz,
     part_digests,
@@ -24,6 +23,7 @@ from clbench.scenarios.files import (
     read_npz,
 )
 from clbench.scenarios.images import find_image_folder
+from clbench.support.cache import cache_folder
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 MNIST_FULL_SIZE = 60_000

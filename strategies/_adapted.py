@@ -65,6 +65,10 @@ class FirstSession(FrozenBackbone):
             self.sigma = nn.Parameter(torch.ones(1, device=self.device))
         super().begin_run()
 
+    def frozen_features(self) -> bool:
+        """Where nothing is adapted, given weights stay as they are."""
+        return self.adaptation == "none"
+
     def stages(self, task: Task) -> list[Stage]:
         """Adapt to the first task."""
         if task.index > 0 or self.adaptation == "none":
@@ -98,13 +102,12 @@ class AdaptersForTasks(Strategy):
     A backbone without given weights trains on the first task, with the first adapters.
     """
 
-    traits = Traits(family="pretrained", settings=("class", "task"), memory="none", preset={"model": "vit"})
+    traits = Traits(family="pretrained", settings=("class", "task"), memory="none", needs_transformer=True)
 
     size: Size = 64
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
-        """The network has blocks, and a class is in one task."""
-        check_kind(config, scenario, inserted.ParallelAdapters(self.size))
+        """A class is in one task."""
         if scenario.blurred:
             raise ConfigError(f"{config.strategy} needs each class in one task, and these tasks are blurry")
         if config.training.loss_outputs == "all":

@@ -28,7 +28,7 @@ class FrozenBackbone(Strategy, ABC):
     order does not matter.
     """
 
-    traits = Traits(family="frozen", memory="none")
+    traits = Traits(family="frozen", memory="none", on_features=True)
     second_moment: ClassVar[bool] = False
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
@@ -51,6 +51,10 @@ class FrozenBackbone(Strategy, ABC):
     def stages(self, task: Task) -> list[Stage]:
         """The first task trains the backbone, unless its weights were given."""
         return [Stage(task.train)] if task.index == 0 and self.config.model.weights is None else []
+
+    def frozen_features(self) -> bool:
+        """With given weights nothing trains; a strategy that trains something has stages of its own."""
+        return type(self).stages is FrozenBackbone.stages or super().frozen_features()
 
     def end_task(self, task: Task) -> None:
         """Add the task's samples to the sums and solve for the classifier."""

@@ -28,6 +28,7 @@ class AGEM(Strategy):
         memory="replayed",
         needs_memory=True,
         memory_policy="random",
+        on_features=True,
     )
 
     reference_size: Annotated[int, Field(ge=1)] = 256

@@ -34,6 +34,7 @@ class BiC(Taught):
         paper="Wu et al. 2019, arXiv:1905.13260",
         settings=("class",),
         needs_memory=True,
+        on_features=True,
         not_applicable={"neutral_at_zero": "it distils the old model also without a memory"},
     )
 

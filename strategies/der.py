@@ -32,6 +32,7 @@ class DER(Strategy):
         memory="replayed",
         needs_memory=True,
         memory_policy="reservoir",
+        on_features=True,
     )
 
     alpha: Annotated[Strength, Log(0.01, 2)] = 0.3

@@ -25,6 +25,7 @@ class ER(Strategy):
         memory="replayed",
         needs_memory=True,
         memory_policy="reservoir",
+        on_features=True,
     )
 
     share: Annotated[float, Field(ge=0, lt=1), Choices(0.25, 0.5, 0.75)] = 0.5

@@ -21,6 +21,7 @@ class ERACE(Strategy):
         memory="replayed",
         needs_memory=True,
         memory_policy="reservoir",
+        on_features=True,
         not_applicable={"neutral_at_zero": "without a memory only the classes present in a batch compete"},
     )
 

@@ -27,7 +27,12 @@ class EWC(MeasuredAnchor):
     importance_max: the largest entry of a task's F, which greater ones are taken for; None is no limit.
     """
 
-    traits = Traits(family="regularisation", paper="Kirkpatrick et al. 2017, arXiv:1612.00796", seeds_together=True)
+    traits = Traits(
+        family="regularisation",
+        paper="Kirkpatrick et al. 2017, arXiv:1612.00796",
+        seeds_together=True,
+        on_features=True,
+    )
     factor = 0.5
 
     strength = 100.0

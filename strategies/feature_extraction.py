@@ -15,9 +15,13 @@ class FeatureExtraction(Strategy):
     trainable_from: the first layer that moves later on: the head, or the last one or two blocks before it.
     """
 
-    traits = Traits(family="frozen", paper="Li & Hoiem 2016, arXiv:1606.09282, section 3")
+    traits = Traits(family="frozen", paper="Li & Hoiem 2016, arXiv:1606.09282, section 3", on_features=True)
 
     trainable_from: Literal["head", "last-1", "last-2"] = "head"
+
+    def frozen_features(self) -> bool:
+        """With given weights the head alone trains, unless blocks before it are to move."""
+        return self.trainable_from == "head"
 
     def stages(self, task: Task) -> list[Stage]:
         """Everything in the first task, the top only in later ones."""

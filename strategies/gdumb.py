@@ -29,6 +29,7 @@ class GDumb(Strategy):
         memory="own",
         needs_memory=True,
         memory_policy="balanced",
+        on_features=True,
         not_applicable={"neutral_at_zero": "it trains on its memory alone, so it refuses to run without one"},
     )
 

@@ -28,6 +28,7 @@ class GEM(Strategy):
         memory="replayed",
         needs_memory=True,
         memory_policy="random",
+        on_features=True,
     )
 
     margin: Annotated[Strength, Choices(0.0, 0.5, 1.0)] = 0.5

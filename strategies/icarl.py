@@ -36,6 +36,7 @@ class ICaRL(Taught):
         paper="Rebuffi et al. 2017, arXiv:1611.07725",
         settings=("class", "task"),
         needs_memory=True,
+        on_features=True,
         not_applicable={"neutral_at_zero": "it distils the old model also without a memory"},
     )
 
@@ -62,6 +63,10 @@ class ICaRL(Taught):
     def begin_task(self, task: Task) -> None:
         """Keep the old model as the teacher, where it is distilled."""
         self.teacher = self.frozen_copy() if self.distillation else None
+
+    def frozen_features(self) -> bool:
+        """A mirror image has features of its own."""
+        return super().frozen_features() and not self.flip_means
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Algorithm 3, or its softmax form."""

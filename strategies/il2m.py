@@ -22,6 +22,7 @@ class IL2M(Strategy):
         paper="Belouadah & Popescu 2019, ICCV, doi:10.1109/ICCV.2019.00067",
         settings=("class",),
         needs_memory=True,
+        on_features=True,
     )
 
     def begin_run(self) -> None:

@@ -23,6 +23,7 @@ class Independent(Strategy):
         settings=("task",),
         memory="none",
         needs_task_at_test=True,
+        on_features=True,
     )
 
     def begin_run(self) -> None:

@@ -16,6 +16,7 @@ class Joint(Strategy):
         seeds_together=True,
         data_access="all",
         memory="none",
+        on_features=True,
     )
 
     def stages(self, task: Task) -> list[Stage]:

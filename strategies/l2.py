@@ -19,7 +19,10 @@ class L2(QuadraticAnchor):
     """
 
     traits = Traits(
-        family="regularisation", paper="Kirkpatrick et al. 2017, arXiv:1612.00796, figure 2", seeds_together=True
+        family="regularisation",
+        paper="Kirkpatrick et al. 2017, arXiv:1612.00796, figure 2",
+        seeds_together=True,
+        on_features=True,
     )
     factor = 0.5
 

@@ -34,6 +34,7 @@ class LUCIR(Strategy):
         paper="Hou et al. 2019, CVPR, doi:10.1109/CVPR.2019.00092",
         settings=("class",),
         needs_memory=True,
+        on_features=True,
         not_applicable={"neutral_at_zero": "its classifier is a cosine one, also without a memory"},
     )
 

@@ -32,7 +32,9 @@ class LwF(Taught):
         Algorithm 1.
     """
 
-    traits = Traits(family="distillation", paper="Li & Hoiem 2016, arXiv:1606.09282", seeds_together=True)
+    traits = Traits(
+        family="distillation", paper="Li & Hoiem 2016, arXiv:1606.09282", seeds_together=True, on_features=True
+    )
 
     strength: Annotated[Strength, Log(0.1, 10)] = 1.0
     temperature: Annotated[float, Field(gt=0), Choices(1.0, 2.0, 4.0)] = 2.0

@@ -28,6 +28,7 @@ class LwFMC(Taught):
         seeds_together=True,
         settings=("class", "task"),
         memory="none",
+        on_features=True,
     )
 
     reduction: Literal["mean", "sum"] = "mean"

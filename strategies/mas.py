@@ -17,7 +17,9 @@ class MAS(MeasuredAnchor):
     importance_max: the largest entry of a task's Omega, which greater ones are taken for; None is no limit.
     """
 
-    traits = Traits(family="regularisation", paper="Aljundi et al. 2018, arXiv:1711.09601", seeds_together=True)
+    traits = Traits(
+        family="regularisation", paper="Aljundi et al. 2018, arXiv:1711.09601", seeds_together=True, on_features=True
+    )
 
     def end_task(self, task: Task) -> None:
         """Add the task's importance and move the anchor."""

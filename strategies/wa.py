@@ -30,6 +30,7 @@ class WA(Taught):
         paper="Zhao et al. 2020, arXiv:1911.07053",
         settings=("class",),
         needs_memory=True,
+        on_features=True,
         not_applicable={
             "neutral_at_zero": "it distils the old model also without a memory",
             "model_untouched_by_task_ends": "rescaling the new rows of the head is the method",

@@ -21,7 +21,7 @@ from clbench.cli.reproducing import reproduce_verb
 from clbench.cli.running import compare_verb, crosscheck_verb, run_verb
 from clbench.cli.sweeping import sweep_verb
 from clbench.config.errors import ConfigError, RunError
-from clbench.support.endings import Terminated, ending, interrupt, signals_taken
+from clbench.support.endings import BEGUN, Terminated, ending, interrupt, signals_taken
 
 VERBS: dict[str, Callable[..., None]] = {
     "run": run_verb,
@@ -121,9 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if code == 130:
             raise KeyboardInterrupt
     except (typer.Abort, KeyboardInterrupt):
-        end(*ending(signal.SIGINT, asked))
+        end(*ending(signal.SIGINT, asked, begun=BEGUN.is_set()))
     except Terminated as ended:
-        end(*ending(ended.number, asked))
+        end(*ending(ended.number, asked, begun=BEGUN.is_set()))
     except ConfigError as error:
         end(str(error), 2)
     except RunError as error:

@@ -64,6 +64,7 @@ def plan_verb(
     The words mean what they mean to run for one strategy, and to compare for several.
     """
     check_tracker(track)
+    began = time.monotonic()
     from clbench.many.compare import requests
     from clbench.many.execution import run_status, seed_list
     from clbench.many.planned import PlannedRun
@@ -86,6 +87,8 @@ def plan_verb(
     for config in configs:
         check_plan(config, tasks)
     plans: list[dict[str, Any]] = []
+    # The packages are imported and the data loaded, as each command does.
+    before = time.monotonic() - began
     ends = time.monotonic() + BUDGET
     with Rehearsing(quiet or as_json) as shown:
         for index, config in enumerate(configs):
@@ -103,13 +106,18 @@ def plan_verb(
     else:
         for plan in plans:
             _show_plan(plan)
+        # What is so of all of them is said once.
+        print_notes(list({each["text"]: each for plan in plans for each in plan.get("warnings", [])}.values()))
         known = [plan for plan in plans if "error" not in plan]
         left = sum(plan["seconds"] * (plan["runs"] - plan["runs_done"]) for plan in known) / jobs
         n_runs, n_done = (sum(plan[name] for plan in plans) for name in ("runs", "runs_done"))
+        start = f"starting and loading the data takes about {duration(before)} more"
         if n_runs > 1:
             of_them = f", {n_done} of them done" if n_done else ""
             how = f"with --jobs {jobs}, if they do not slow each other down"
-            print(f"{n_runs} runs{of_them}: about {duration(left)} {how}")
+            print(f"{n_runs} runs{of_them}: about {duration(left)} {how}; {start} in each process")
+        else:
+            print(start)
     if all("error" in plan for plan in plans):
         raise RunError(f"{plans[0]['strategy']} can't be rehearsed: {plans[0]['error']}")
 
@@ -172,7 +180,6 @@ def _show_plan(plan: dict[str, Any]) -> None:
         markup=False,
         soft_wrap=not stdout.is_terminal,
     )
-    print_notes(plan["warnings"])
 
 
 @config_options(without=("setting", "tasks", "task_sizes", "class_order", "class_order_seed", "weights"))

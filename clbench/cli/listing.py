@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,8 @@ from clbench.config.registry import text_of
 if TYPE_CHECKING:
     from clbench.support.fitted import Column
 
+# The beginning of a line about a parameter, or several of one meaning, in a docstring.
+PARAMETER = r"[a-z_]\w*(, [a-z_]\w*)*: "
 # The longest name of a method that a list shows.
 MOST = 48
 
@@ -132,7 +135,7 @@ def _tell_of(name: str, as_json: bool) -> None:
             told[key.replace("bytes", "kB")] = _kilobytes(told.pop(key))
     console = screen()
     console.print(f"{name} ({kind.removesuffix('s').replace('strategie', 'strategy')})", style="bold", markup=False)
-    console.print(row.get("text", "") + "\n", markup=False, highlight=False)
+    console.print(_wrapped(row.get("text", ""), console.width) + "\n", markup=False, highlight=False)
     cells = [", ".join(map(str, v)) if isinstance(v, list) else str(v) for v in told.values()]
     titles = [key.replace("_", " ") for key in told]
     options = row.get("options", [])
@@ -145,6 +148,32 @@ def _tell_of(name: str, as_json: bool) -> None:
         for row in _list_claims():
             if row["strategy"] == name:
                 console.print(f"measured in {row['claim']}", markup=False, highlight=False)
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Return a docstring in lines of at most that width, parameters with what follows indented.
+
+    Lines of the source that are nearly as long as its longest one are taken for broken where there was no room.
+    """
+    lines: list[str] = []
+    full = 0.85 * max(map(len, text.splitlines()), default=0)
+    before = 0
+    for line in text.splitlines():
+        if line.strip() and before > full and not re.match(PARAMETER, line):
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line.rstrip())
+        before = len(line)
+    return "\n".join(
+        textwrap.fill(
+            line,
+            width,
+            subsequent_indent="    " if re.match(PARAMETER, line) else "",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in lines
+    )
 
 
 def _list_strategies() -> list[dict[str, Any]]:

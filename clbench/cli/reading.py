@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -143,6 +144,9 @@ def check_verb(
             for outcome in outcomes:
                 reason = f": {outcome.reason}" if outcome.reason else ""
                 print(f"{name}: {outcome.check.replace('_', ' ')}: {outcome.status}{reason}")
+            number = Counter(outcome.status for outcome in outcomes)
+            told = [f"{number[status]} {status}" for status in ("passed", "failed", "not applicable") if number[status]]
+            print(f"{name}: {len(outcomes)} checks: {', '.join(told)}")
     failed = [f"{name}: {o.check}" for name, outcomes in found.items() for o in outcomes if o.status == "failed"]
     if failed:
         raise RunError(f"{len(failed)} checks failed: {', '.join(failed)}")

@@ -44,7 +44,9 @@ class ModelConfig(Group):
 
     name: str = Field(default="mlp", alias="model", description="network, such as mlp:400-400 or resnet32[shortcut=B]")
     weights: Place | None = Field(
-        default=None, description="pre-trained weights for the backbone: a file, or torchvision's name of some"
+        default=None,
+        description="pre-trained weights for the backbone: a file, `pretrained` for those of the model's own name, or "
+        "torchvision's name of some; `random` for none",
     )
     head: Literal["growing", "full"] = Field(
         default="growing", description="outputs are added with each task, or all exist from the start"
@@ -66,7 +68,7 @@ class DataConfig(Group):
         default="none", description="random crop (padding 4) and flip of the training images, or one of them"
     )
     root: Place = Field(default="data", alias="data_root", description="folder in which data sets are looked for")
-    offline: bool = Field(default=False, description="never download a data set")
+    offline: bool = Field(default=False, description="never download data or weights")
 
 
 class TrainingConfig(Group):
@@ -211,8 +213,14 @@ class EngineConfig(Group):
         description="a mode of torch.compile for the network in training steps; reduce-overhead: CUDA graphs on a GPU",
     )
     deterministic: bool = Field(default=False, description="on a GPU: refuse operations that can't be repeated")
+    cache_features: bool = Field(
+        default=True,
+        description="compute the features of a frozen pre-trained network once, and keep them in the cache on disk",
+    )
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        default=None, description="CPU threads; part of what fixes the numbers"
+        default=None,
+        description="CPU threads, by default 1 in compare and sweep and else torch's number; part of what fixes "
+        "the numbers",
     )
     checkpoint_every: Annotated[float, Field(gt=0)] | Literal["epoch", "task"] | str = Field(
         default=10.0,

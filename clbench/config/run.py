@@ -46,8 +46,12 @@ INTERNAL = {"scenario", "scenario_options", "strategy", "strategy_options", "per
 }
 # Those of them that a file of options may hold.
 IN_FILES = {"scenario_options", "strategy_options", "per_task"}
-# Weights that torchvision knows by name, such as ResNet18_Weights.IMAGENET1K_V1; anything else is a file.
-NAMED_WEIGHTS = re.compile(r"\w+_Weights\.\w+")
+# The weights that the model's own name stands for.
+OWN_WEIGHTS = "pretrained"
+# Weights by name: those, and what torchvision knows, such as ResNet18_Weights.IMAGENET1K_V1; anything else is a file.
+NAMED_WEIGHTS = re.compile(rf"{OWN_WEIGHTS}|\w+_Weights\.\w+")
+# The files of tensors in a snapshot folder of Hugging Face, the first of which is taken.
+IN_SNAPSHOT = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 
 
 GROUPS: dict[str, type[Group]] = {
@@ -171,6 +175,19 @@ def file_digest(path: str, option: str) -> str:
         raise ConfigError(f"{option}={path}: {why}; a readable file is accepted") from None
 
 
+def weights_file(place: str) -> str:
+    """Return the file of tensors in a snapshot folder of Hugging Face, or the place itself where it is no folder.
+
+    Raises ConfigError for a folder without one.
+    """
+    if not os.path.isdir(place):
+        return place
+    for name in IN_SNAPSHOT:
+        if os.path.isfile(file := os.path.join(place, name)):
+            return file
+    raise ConfigError(f"weights={place}: this is a folder without {' or '.join(IN_SNAPSHOT[::2])}; a file is accepted")
+
+
 def make_config(values: Mapping[str, Any]) -> RunConfig:
     """Build a RunConfig from flat names; raises ConfigError with one sentence for the first thing that is wrong."""
     groups: dict[str, dict[str, Any]] = {}
@@ -210,7 +227,7 @@ def identity_fields(config: RunConfig) -> dict[str, Any]:
     found |= {"scenario": scenario["scenario"], **scenario["fields"]}
     found |= {"strategy": strategy["strategy"], "strategy_options": options | strategy["options"], **strategy["fields"]}
     if config.model.weights is not None and not NAMED_WEIGHTS.fullmatch(config.model.weights):
-        found["weights"] = file_digest(config.model.weights, "weights")
+        found["weights"] = file_digest(weights_file(config.model.weights), "weights")
     code = dict(config.code)
     for option, name in (("strategy", config.strategy), ("model", config.model.name)):
         if path := path_of(name):

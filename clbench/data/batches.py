@@ -21,7 +21,8 @@ CONVOLVING_PASS_SIZE = 128
 class Batch:
     """Samples of one step; all tensors but `ids` are on the device.
 
-    images: float [B, C, H, W], augmented and normalised; originals: uint8 [B, C, H, W].
+    images: float [B, C, H, W], augmented and normalised; or the features of a frozen network, float [B, D], where they
+        are computed once (Strategy.frozen_features). originals: uint8 [B, C, H, W].
     labels: head outputs, int64 [B]; tasks: int64 [B]; ids: int64 [B], on the CPU.
     active: the outputs that compete in the loss; a slice, or bool [B, outputs] if they differ between samples.
     """
@@ -37,8 +38,29 @@ class Batch:
         return len(self.ids)
 
 
+@dataclass(frozen=True)
+class Features:
+    """What a frozen network makes of images, in the place of these: the features of image i are row `places[i]`.
+
+    values: float32 [n, D]; places: int64 [N], for all N images of a split; both on the device.
+    """
+
+    values: Tensor
+    places: Tensor
+
+    def of(self, index: Tensor) -> Tensor:
+        """Return the features of images, int64 [B] -> float32 [B, D]."""
+        return self.values.index_select(0, self.places.index_select(0, index))
+
+
 class Pipeline:
-    """Holds the training and test images on the device and cuts batches from them."""
+    """Holds the training and test images on the device and cuts batches from them.
+
+    train_features, test_features: given out in the place of normalised images, where they are there.
+    """
+
+    train_features: Features | None = None
+    test_features: Features | None = None
 
     def __init__(self, scenario: Scenario, config: RunConfig, device: torch.device) -> None:
         self.scenario, self.config, self.device = scenario, config, device
@@ -76,7 +98,9 @@ class Pipeline:
         """Cut a batch of training samples; `keys` names the augmentation stream, None means no augmentation."""
         index = ids.to(self.device, non_blocking=True)
         originals = self._train.images.index_select(0, index)
-        if self._augment is not None and keys is not None:
+        if self.train_features is not None:
+            images = self.train_features.of(index)
+        elif self._augment is not None and keys is not None:
             generator = stream(self.config.seed, "augmentation", *keys)
             if self.config.data.normalize == "pixel-mean":
                 # Normalised first, so that a crop moves the image and its mean together and pads with the mean.
@@ -100,10 +124,13 @@ class Pipeline:
             yield self.batch(ids, active(ids), None)
 
     def test_passes(self, ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Walk over test samples: (normalised images, labels, ids) in large batches, all on the device."""
+        """Walk over test samples: (images as in Batch, labels, ids) in large batches, all on the device."""
         for part in self._parts(ids):
             index = part.to(self.device, non_blocking=True)
-            images = self.normalize(self._test.images.index_select(0, index))
+            if self.test_features is not None:
+                images = self.test_features.of(index)
+            else:
+                images = self.normalize(self._test.images.index_select(0, index))
             yield images, self._test.labels.index_select(0, index), index
 
     def _parts(self, ids: Tensor) -> tuple[Tensor, ...]:

@@ -95,7 +95,8 @@ def fisher_diagonal_of_batches(
                         continue
                     for label, weight in drawn:
                         for name, g in gradients(weights, chunk, label, weight).items():
-                            total[name] += g.square_().sum(dim=0)
+                            # Not in place: where a parameter has no part in the output, all samples share one zero.
+                            total[name] += g.square().sum(dim=0)
             n_samples += len(images)
     if n_samples == 0:
         raise ConfigError("the Fisher diagonal was asked of no samples; accepted: one or more")
@@ -220,7 +221,7 @@ def mas_importance(
             with torch.autocast(images.device.type, enabled=False):
                 for chunk in torch.split(images, chunk_size or _chunk_size(images)):
                     for name, g in gradients(weights, chunk).items():
-                        total[name] += g.abs_().sum(dim=0)
+                        total[name] += g.abs().sum(dim=0)
     if n_samples == 0:
         raise ConfigError("the MAS importance was asked of no samples; accepted: one or more")
     return finite_importance({name: sums / n_samples for name, sums in total.items()})

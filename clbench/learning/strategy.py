@@ -62,6 +62,9 @@ class Traits:
     seeds_together: whether seeds can be trained together in one batched model. A step is nothing but `loss` and
         `penalty` then, the loss draws nothing at random, and modules, tensors and floats hold all that a seed decides.
     through_features: whether the loss goes through `model.features` as a whole, which is what --compile compiles.
+    on_features: whether it works on the features of a frozen network as it does on images: it hands images to the
+        network's `features`, `forward` or `scores` and does nothing else with them. See Strategy.frozen_features.
+    needs_transformer: whether it works inside a vision transformer; any other network is refused.
     preset: fields of the run, by flat names, that default to other values for it, whatever the scenario.
     not_applicable: checks of the conformance kit (clbench.testing) that make no sense for it, each with the reason.
     """
@@ -76,6 +79,8 @@ class Traits:
     needs_task_at_test: bool = False
     seeds_together: bool = False
     through_features: bool = True
+    on_features: bool = False
+    needs_transformer: bool = False
     preset: Mapping[str, Any] = field(default_factory=dict)
     not_applicable: Mapping[str, str] = field(default_factory=dict)
 
@@ -273,6 +278,15 @@ class Strategy:
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Tell whether weight decay acts on a parameter, `name` as in trainable(), where the run does not spare it."""
         return True
+
+    def frozen_features(self) -> bool:
+        """Whether the features of all images stay as the given weights make them, whatever the run learns.
+
+        They are computed once then, and `images` of batches and of `scores` are features, float [B, feature_dim], which
+        the network's `features` passes on. It is asked before the first task of a run with given weights and without
+        augmentation.
+        """
+        return self.traits.on_features and self.config.training.train == "head"
 
     # Tools that a strategy may use.
 
@@ -494,7 +508,7 @@ def initial_model(config: RunConfig, image_shape: tuple[int, int, int], task: in
     seed = stream_seed(config.seed, "initialisation", task)
     model = build_model(config.model.name, image_shape, seed, config.code)
     if config.model.weights is not None:
-        load_backbone(model, config.model.weights, offline=config.data.offline)
+        load_backbone(model, config.model.weights, config.model.name, offline=config.data.offline)
     return model
 
 

@@ -28,7 +28,7 @@ from clbench.models import as_network
 from clbench.results.result import Result
 from clbench.running.check import check, check_model
 from clbench.running.display import Display, Named
-from clbench.running.folder import RunFolder, announce, default_folder, make_folder, superseded
+from clbench.running.folder import RunFolder, announce, default_folder, make_folder, superseded, withdraw
 from clbench.running.observer import Observer
 from clbench.running.process import process_settings
 from clbench.running.recorder import new_record, other_packages
@@ -174,27 +174,39 @@ def run_planned(
     _tell_of_changes(left)
     waiting: dict[Path, tuple[PlannedRun, Watched]] = {}
     seen = {item.folder: _stamp(item.folder) for item in left}
-    while left or waiting:
-        if not left:
-            warnings.warn(f"{len(waiting)} runs are being done by other processes; waiting for them", stacklevel=2)
-            left = [waiting.pop(folder)[0] for folder in _wait_for_any(waiting)]
-        work = [functools.partial(_do, item, scenario, force, track, seen[item.folder]) for item in left]
-        if cluster is not None:
-            outcomes = on_ray(left, work, cluster)
-        elif jobs > 1:
-            from clbench.many.workers import in_processes
+    try:
+        while left or waiting:
+            if not left:
+                warnings.warn(f"{len(waiting)} runs are being done by other processes; waiting for them", stacklevel=2)
+                left = [waiting.pop(folder)[0] for folder in _wait_for_any(waiting)]
+            work = [functools.partial(_do, item, scenario, force, track, seen[item.folder]) for item in left]
+            if cluster is not None:
+                outcomes = on_ray(left, work, cluster)
+            elif jobs > 1:
+                from clbench.many.workers import in_processes
 
-            outcomes = in_processes(left, work, jobs)
-        elif seeds_together:
-            outcomes = _together(left, work)
-        else:
-            outcomes = (do(observer) for do in work)
-        for outcome in outcomes:
-            if outcome.source == "held":
-                waiting[outcome.planned.folder] = outcome.planned, Watched(outcome.planned.folder)
+                outcomes = in_processes(left, work, jobs)
+            elif seeds_together:
+                outcomes = _together(left, work)
             else:
+                outcomes = (do(observer) for do in work)
+            for outcome in outcomes:
+                if outcome.source == "held":
+                    waiting[outcome.planned.folder] = outcome.planned, Watched(outcome.planned.folder)
+                    continue
+                if outcome.error is not None:
+                    _withdraw(outcome.planned)
                 yield outcome
-        left = []
+            left = []
+    except ConfigError:  # all that is left was refused
+        for item in planned:
+            _withdraw(item)
+        raise
+
+
+def _withdraw(item: PlannedRun) -> None:
+    """Remove what was announced of a run that failed before it wrote anything."""
+    withdraw([item.folder, *item.folder.parents[:2]])
 
 
 def run_shown(planned: Sequence[PlannedRun], *, quiet: bool = False, **how: Any) -> Iterator[Outcome]:

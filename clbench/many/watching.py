@@ -60,11 +60,11 @@ class Watch:
     _read: dict[Path, tuple[tuple[int, int, int], RunState]] = field(default_factory=dict)
 
     def look(self) -> list[RunState]:
-        """Return the runs as they are now, by status, place and path; raises ConfigError if there is no such folder."""
+        """Return the runs as they are now, as _ordered() orders them; raises ConfigError if there is no such folder."""
         if not self.root.is_dir():
             raise ConfigError(f"{self.root}: no such folder; a folder of runs is accepted")
         states = [self._state(Path(place), files) for place, files in _run_folders(self.root)]
-        return sorted(states, key=lambda run: (STATUSES.index(run.status), run.place, run.folder))
+        return _ordered(states)
 
     def _state(self, folder: Path, files: set[str]) -> RunState:
         """Return the state of one run; a file that vanishes or is half-written meanwhile is no error."""
@@ -93,6 +93,34 @@ class Watch:
         return replace(known, status="running", seconds=known.seconds + since, error=None, position=position(folder))
 
 
+def _ordered(runs: Sequence[RunState]) -> list[RunState]:
+    """Return runs by status, and those of a scenario together, as they were planned.
+
+    Where several comparisons or sweeps lie in one folder, so that each has a first run, the runs of a strategy come
+    together too.
+    """
+    strategies = [os.path.dirname(run.folder) for run in runs]
+    scenarios = [os.path.dirname(folder) for folder in strategies]
+    first: dict[str, float] = {}
+    for run, *folders in zip(runs, strategies, scenarios, strict=True):
+        for folder in folders:
+            first[folder] = min(first.get(folder, math.inf), run.place)
+    planned = Counter((of, run.place) for run, of in zip(runs, scenarios, strict=True) if run.place < math.inf)
+    mixed = {of for (of, _), n in planned.items() if n > 1}
+
+    def key(at: int) -> tuple[Any, ...]:
+        run, scenario = runs[at], scenarios[at]
+        strategy = strategies[at] if scenario in mixed else scenario
+        return (
+            STATUSES.index(run.status),
+            *(first[scenario], scenario),
+            *(first[strategy], strategy),
+            *(run.place, run.folder),
+        )
+
+    return [runs[at] for at in sorted(range(len(runs)), key=key)]
+
+
 def counts(runs: Sequence[RunState]) -> dict[str, int]:
     """Return how many runs have each status."""
     number = Counter(run.status for run in runs)
@@ -118,11 +146,14 @@ def render(runs: Sequence[RunState], root: Path, rows: int | None = None) -> "Re
         return lambda run: "" if run.position is None else run.position.parts[name]
 
     scenarios = {run.scenario for run in runs}
+    number_of = Counter(_named(run) for run in runs)
+    alike = [run for run in runs if number_of[_named(run)] > 1]
     columns = [
         column("status", 9, lambda run: run.status),
         column("scenario", 3, lambda run: run.scenario),
         column("strategy", 10, lambda run: run.strategy, wraps=True),
         column("seed", 8, lambda run: "-" if run.seed is None else str(run.seed), align="right"),
+        *([column("folder", 9, lambda run: _beside(run, root, alike), wraps=True)] if alike else []),
         column("task", 7, lambda run: "-" if run.n_tasks is None else f"{run.tasks_done}/{run.n_tasks}", align="right"),
         column("epoch", 4, of_position("epoch"), align="right"),
         column("loss", 2, of_position("loss"), align="right"),
@@ -164,6 +195,16 @@ def follow(watch: Watch, console: "Console") -> None:
             if runs and not number["running"] and not number["left"]:
                 return
             time.sleep(EVERY)
+
+
+def _named(run: RunState) -> tuple[str, str, int | None]:
+    return run.scenario, run.strategy, run.seed
+
+
+def _beside(run: RunState, root: Path, alike: Sequence[RunState]) -> str:
+    """Return what tells a run from those of the same name: its folder's name, or its path where the names are equal."""
+    names = {(*_named(one), os.path.basename(one.folder)) for one in alike}
+    return os.path.basename(run.folder) if len(names) == len(alike) else os.path.relpath(run.folder, root)
 
 
 def _run_folders(root: Path) -> Iterator[tuple[str, set[str]]]:

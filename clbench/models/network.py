@@ -73,6 +73,8 @@ class Network(nn.Module):
 
     # Whether the images that it is given are in [0, 1], since it normalises them itself.
     takes_pixels: ClassVar[bool] = False
+    # Whether its name says which weights it begins with, where nothing else is asked for.
+    begins_trained: ClassVar[bool] = False
     feature_dim: int
     head: Head
 

@@ -1,16 +1,25 @@
 """Networks that come with pre-trained weights: their preprocessing is their first layer, on the device."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clbench.config.errors import ConfigError
 from clbench.models.network import Network
 
+# The types of the options of networks that say another preprocessing; one number stands for the three channels.
+Side = Annotated[int, Field(ge=1, le=4096)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
+Mean = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
+Deviation = Annotated[list[Annotated[float, Field(gt=0, le=10)]], Field(min_length=3, max_length=3)]
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,19 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
+    def with_options(
+        self,
+        image_size: int | None,
+        crop: float | None,
+        interpolation: Interpolation | None,
+        mean: list[float] | None,
+        std: list[float] | None,
+    ) -> "Preprocessing":
+        """Return what the options of a network ask for; at another size the whole shorter side is kept."""
+        given = {"size": image_size, "crop": crop or (1.0 if image_size else None), "interpolation": interpolation}
+        given |= {"mean": tuple(mean) if mean else None, "std": tuple(std) if std else None}
+        return replace(self, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+
     def __str__(self) -> str:
         mean, std = (",".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
         return f"{self.size}x{self.size} {self.interpolation}, crop {self.crop:g}, mean {mean}, deviation {std}"
@@ -48,15 +70,16 @@ class Preprocess(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Resize the shorter side, cut out the centre, and normalise."""
         size, (height, width) = self.asked.size, images.shape[-2:]
-        scale = math.floor(size / self.asked.crop) / min(height, width)
-        wanted = (max(size, round(height * scale)), max(size, round(width * scale)))
+        # A crop such as 224/232 is not exact, and must not lose a pixel by it.
+        shorter = math.floor(size / self.asked.crop + 1e-6)
+        wanted = tuple(shorter * side // min(height, width) for side in (height, width))
         if wanted != (height, width):
             mode = self.asked.interpolation
             smooth: dict[str, Any] = {} if mode == "nearest" else {"antialias": True, "align_corners": False}
             images = F.interpolate(images, wanted, mode=mode, **smooth)
             if mode == "bicubic":
                 images = images.clamp(0, 1)
-        top, left = ((side - size) // 2 for side in wanted)
+        top, left = (round((side - size) / 2) for side in wanted)
         images = images[..., top : top + size, left : left + size]
         return (images.expand(-1, 3, -1, -1) - self.mean) / self.std
 
@@ -80,6 +103,17 @@ class Pretrained(Network):
         """The treatment of an image before the backbone sees it."""
         return self.preprocess.asked
 
+    def own_weights(self, offline: bool) -> Path:
+        """Return the file of the weights that the model's name stands for, and fetch it where it is not there.
+
+        Raises ConfigError where there are none, and, with the place to put the file, where they can't be fetched.
+        """
+        raise ConfigError("weights=pretrained given, and this model has no weights of its own; a file is accepted")
+
+    def fitted(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return published tensors under the names that the backbone has for them, without those of the classifier."""
+        return stored
+
     def features(self, images: Tensor) -> Tensor:
         """Map images in [0, 1], float [B, C, H, W], to float [B, feature_dim]; features [B, feature_dim] stay."""
         if images.dim() == 2:
@@ -88,24 +122,39 @@ class Pretrained(Network):
         return features
 
     def blocks(self) -> list[nn.Module]:
-        """Return the stages of the backbone; the first has all that comes before them, the last all that comes after.
+        """Return the residual blocks of the backbone, or the layers where it has none, first to last.
 
-        They are the parts of the backbone's sequences (`layer1` to `layer4`, the parts of `blocks`), in order.
+        What comes before them, and what stands in no layer, as a class token does, belongs to the first; what comes
+        between or after them to the one before it.
         """
-        stages: list[list[nn.Module]] = []
+        found: list[list[nn.Module]] = []
         before: list[nn.Module] = [self.preprocess]
-        for child in self.backbone.children():
-            parts = [part for part in child.children() if _learns(part)]
-            if not isinstance(child, nn.Sequential | nn.ModuleList) or not parts:
-                (stages[-1] if stages else before).append(child)
-            elif len(parts) > 1 and any(isinstance(part, nn.Sequential) for part in parts):
-                stages += [[part] for part in child.children()]
+        for piece, begins in _pieces(self.backbone):
+            if begins:
+                found.append([*before, piece])
+                before = []
             else:
-                stages.append([child])
-        stages = stages or [[]]
-        stages[0] = [*before, *stages[0]]
-        return [nn.Sequential(*parts) for parts in stages]
+                (found[-1] if found else before).append(piece)
+        found = found or [before]
+        held = {id(p) for pieces in found for piece in pieces for p in piece.parameters()}
+        if loose := [p for p in self.backbone.parameters() if id(p) not in held]:
+            found[0].append(nn.ParameterList(loose))
+        return [nn.Sequential(*pieces) for pieces in found]
 
 
-def _learns(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
+def _pieces(module: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
+    """Walk over the layers of a backbone, into its stages, each with whether it begins a block."""
+    for child in module.children():
+        composed = any(list(part.children()) for part in child.children())
+        holds = any(isinstance(getattr(child, name, None), _SEQUENCES) for name in ("blocks", "layers"))
+        if holds or (composed and (isinstance(child, _SEQUENCES) or type(child).__name__.endswith("Stage"))):
+            yield from _pieces(child)
+        elif isinstance(child, _SEQUENCES) and sum(isinstance(part, _LAYERS) for part in child) > 1:
+            yield from ((part, isinstance(part, _LAYERS)) for part in child)
+        else:
+            # A layer by itself belongs to the block before it, and so does what holds none, such as batch norm.
+            yield child, bool(list(child.children())) and any(isinstance(part, _LAYERS) for part in child.modules())
+
+
+_SEQUENCES = (nn.Sequential, nn.ModuleList)
+_LAYERS = (nn.Linear, nn.Conv2d)

@@ -1,28 +1,91 @@
 """The architectures of timm by name, without their classifiers (the extra `pretrained`)."""
 
 import functools
+import inspect
+import sys
 from collections.abc import Callable
-from typing import Annotated, Any, cast
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, cast, get_args
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.models.pretrained import Interpolation, Preprocess, Preprocessing, Pretrained
+from clbench.models.pretrained import (
+    Deviation,
+    Interpolation,
+    Mean,
+    Preprocess,
+    Preprocessing,
+    Pretrained,
+    Share,
+    Side,
+)
+from clbench.models.weights import fetched, in_hub
 
-Side = Annotated[int, Field(ge=1, le=4096)]
-Share = Annotated[float, Field(gt=0, le=1)]
+# The files in which the Hugging Face hub keeps the tensors of a network of timm.
+FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Timm(Pretrained):
     """A network of timm."""
 
+    def own_weights(self, offline: bool) -> Path:
+        """Return the file of the weights of this name from the cache of Hugging Face or torch, or fetch it."""
+        asked = self._published
+        if not asked.get("hf_hub_id"):
+            return super().own_weights(offline)
+        from huggingface_hub import hf_hub_url, try_to_load_from_cache
+
+        name, repository = f"{asked['architecture']}.{asked['tag']}", asked["hf_hub_id"]
+        files = [asked["hf_hub_filename"]] if asked.get("hf_hub_filename") else FILES
+        for file in files:
+            if isinstance(cached := try_to_load_from_cache(repository, file), str):
+                return Path(cached)
+        kept = in_hub(f"{name}{Path(files[0]).suffix}")
+        return fetched(hf_hub_url(repository, files[0]), kept, f"weights of timm:{name}", offline=offline)
+
+    def fitted(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors without the classifier's, as timm's own filter renames and resizes them where it has to."""
+        own = self.backbone.state_dict()
+        classifier = self._published.get("classifier") or "head"
+        dropped = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+
+        def without(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: v for name, v in tensors.items() if name in own or not name.startswith(dropped)}
+
+        def shapes(tensors: dict[str, Tensor]) -> dict[str, Any]:
+            return {name: v.shape for name, v in tensors.items() if not name.endswith(".num_batches_tracked")}
+
+        module = sys.modules[type(self.backbone).__module__]
+        rename = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
+        if rename is None or shapes(without(stored)) == shapes(own):
+            return without(stored)
+        takes_model = len(inspect.signature(rename).parameters) > 1
+        return without(rename(stored, self.backbone) if takes_model else rename(stored))
+
+    @property
+    def _published(self) -> dict[str, Any]:
+        """What timm knows of the weights of this name; nothing of a network that is put together here."""
+        found: dict[str, Any] = getattr(self.backbone, "pretrained_cfg", {})
+        return found
+
     def blocks(self) -> list[nn.Module]:
-        """Return the blocks of a transformer, or the stages of another network, as a chain from pixels to features."""
-        if not hasattr(self.backbone, "patch_embed") or not hasattr(self.backbone, "_pos_embed"):
+        """Return the blocks of a transformer as a chain from pixels to features; of another network see Pretrained."""
+        if not isinstance(self.backbone, _timm().models.VisionTransformer):
             return super().blocks()
         inner = list(cast(nn.Sequential, self.backbone.blocks))
         return [Embedding(self.preprocess, self.backbone), *inner[:-1], Last(inner[-1], self.backbone)]
+
+
+class TimmWithWeights(Timm):
+    """A network of timm whose name says its weights, as `resnet18.a1_in1k` does."""
+
+    begins_trained: ClassVar[bool] = True
+
+
+# The parts of a vision transformer that come behind its blocks.
+BEHIND = ("norm", "fc_norm", "attn_pool", "head_drop", "head", "head_dist")
 
 
 class Embedding(nn.Module):
@@ -31,9 +94,8 @@ class Embedding(nn.Module):
     def __init__(self, preprocess: Preprocess, vit: nn.Module) -> None:
         super().__init__()
         self.preprocess = preprocess
-        last = {"blocks", "norm", "fc_norm", "head_drop", "head", "attn_pool"}
         for name, child in vit.named_children():
-            if name not in last:
+            if name not in ("blocks", *BEHIND):
                 self.add_module(name, child)
         for name, parameter in vit.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
@@ -42,9 +104,13 @@ class Embedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Cut preprocessed images into patches, and add class token and positions."""
-        vit: Any = self._whole[0]
-        tokens: Tensor = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(self.preprocess(images)))))
-        return tokens
+        return embedded(self.preprocess, self._whole[0], images)
+
+
+def embedded(preprocess: nn.Module, vit: Any, images: Tensor) -> Tensor:
+    """Map images to the tokens that the first block of a vision transformer is given, float [B, N, D]."""
+    tokens: Tensor = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(preprocess(images)))))
+    return tokens
 
 
 class Last(nn.Module):
@@ -52,13 +118,16 @@ class Last(nn.Module):
 
     def __init__(self, block: nn.Module, vit: nn.Module) -> None:
         super().__init__()
-        self.block, self.norm, self.fc_norm = block, vit.norm, vit.fc_norm
+        self.block = block
+        for name, child in vit.named_children():
+            if name in BEHIND:
+                self.add_module(name, child)
         self._whole = (vit,)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Run the block, then normalise and pool as the transformer does."""
         vit: Any = self._whole[0]
-        features: Tensor = vit.forward_head(self.norm(self.block(tokens)), pre_logits=True)
+        features: Tensor = vit.forward_head(vit.norm(self.block(tokens)), pre_logits=True)
         return features
 
 
@@ -66,9 +135,17 @@ class Last(nn.Module):
 def network(name: str) -> Callable[..., Timm]:
     """Return the function that builds the architecture of this name; raises ConfigError for one that timm lacks."""
     timm = _timm()
-    if not timm.is_model(name.partition(".")[0]):
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
         raise unknown("model of timm", name, timm.list_models())
-    return functools.partial(build, name)
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise unknown(f"weights of timm:{architecture}", tag, tags)
+    made = functools.partial(build, name)
+    if tag:
+        signature = inspect.signature(made, eval_str=True).replace(return_annotation=TimmWithWeights)
+        made.__signature__ = signature  # type: ignore[attr-defined]
+    return made
 
 
 def build(
@@ -78,28 +155,27 @@ def build(
     image_size: Side | None = None,
     crop: Share | None = None,
     interpolation: Interpolation | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
+    mean: Mean | None = None,
+    std: Deviation | None = None,
 ) -> Timm:
     """Build a network of timm; what is not given is as its weights were trained.
 
-    image_size, crop, interpolation, mean, std: see Preprocessing.
+    image_size, crop, interpolation, mean, std: see Preprocessing; with another size, crop is 1 unless it is given.
     """
     timm = _timm()
+    known = timm.get_pretrained_cfg(name, allow_unregistered=False)
     try:
-        sized = {"img_size": image_size} if _sized(name, image_size) else {}
+        sized = {"img_size": image_size} if image_size and known.fixed_input_size else {}
         backbone = timm.create_model(name, num_classes=0, **sized)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise ConfigError(f"timm:{name} can't be built ({str(error).splitlines()[0]})") from None
     asked = backbone.pretrained_cfg
-    preprocessing = Preprocessing(
-        image_size or asked["input_size"][-1],
-        crop or (1.0 if image_size else asked["crop_pct"]),
-        interpolation or asked["interpolation"],
-        tuple(mean or asked["mean"]),  # type: ignore[arg-type]
-        tuple(std or asked["std"]),  # type: ignore[arg-type]
+    resized = asked["interpolation"] if asked["interpolation"] in get_args(Interpolation) else "bicubic"
+    published = Preprocessing(
+        asked["input_size"][-1], asked["crop_pct"], resized, tuple(asked["mean"]), tuple(asked["std"])
     )
-    return Timm(backbone, backbone.num_features, preprocessing)
+    width = getattr(backbone, "head_hidden_size", None) or backbone.num_features
+    return Timm(backbone, width, published.with_options(image_size, crop, interpolation, mean, std))
 
 
 def vit(
@@ -128,11 +204,6 @@ def vit(
         img_size=size, patch_size=patch_size, embed_dim=width, depth=depth, num_heads=heads, num_classes=0
     )
     return Timm(backbone, width, Preprocessing(size, mean=(0.5,) * 3, std=(0.5,) * 3))
-
-
-def _sized(name: str, image_size: int | None) -> bool:
-    """Whether an architecture is built for the size of its images, as a transformer is, and one was asked for."""
-    return image_size is not None and bool(_timm().get_pretrained_cfg(name).fixed_input_size)
 
 
 def _timm() -> Any:

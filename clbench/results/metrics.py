@@ -44,6 +44,11 @@ class Metric:
     unit: Unit
     inputs: tuple[str, ...]
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is no metric of clbench, but one of the user's own."""
+        return self.function.__module__ != __name__
+
 
 METRICS: dict[str, Metric] = {}
 """The metrics of `summarize` by name, in its order. `metric` adds one; tables and reports take them from here."""
@@ -89,16 +94,12 @@ def metric(sentence: str, *, better: Direction = "higher", unit: Unit = "%") -> 
                 raise ConfigError(f"the metric {name} has the parameter {parameter}; {parameter.name} is accepted")
         if not name.isidentifier():
             raise ConfigError(f"metric: a function named {shown(name)} given; a name such as 'forgetting' is accepted")
-        if name in METRICS and _is_built_in(METRICS[name]) and function.__module__ != __name__:
+        if name in METRICS and not METRICS[name].is_own and function.__module__ != __name__:
             raise ConfigError(f"metric: {name} is a metric of clbench; another name is accepted")
         METRICS[name] = Metric(function, sentence, better, unit, tuple(parameters))
         return function
 
     return register
-
-
-def _is_built_in(metric: Metric) -> bool:
-    return metric.function.__module__ == __name__
 
 
 def summarize(
@@ -126,7 +127,7 @@ def summarize(
 
 def _value(name: str, metric: Metric, given: Mapping[str, Any]) -> float | None:
     inputs = {key: given[key] for key in metric.inputs}
-    if _is_built_in(metric):
+    if not metric.is_own:
         return metric.function(**inputs)
     try:
         # A metric may edit its inputs; these copies are neither the run's record nor another metric's.

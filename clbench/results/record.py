@@ -184,6 +184,7 @@ class RunRecord(Part):
     evaluations: list[EvaluationRecord] = []
     ledger: list[LedgerRecord] = []
     resumes: list[dict[str, Any]] = []
+    cached_features: dict[str, str] | None = None
     averages: dict[str, dict[str, list[Number]]] = {}
     metrics: dict[str, Number] = {}
     metrics_task_aware: dict[str, Number] = {}

@@ -163,7 +163,7 @@ class Result:
 
     @property
     def is_reference(self) -> bool:
-        """Whether the strategy reads the data of all tasks, and so is no competitor."""
+        """Whether the strategy is an upper reference, which reads the data of all tasks."""
         return self.recorded.strategy.reference or self.recorded.strategy.data_access == "all"
 
     @property

@@ -14,6 +14,7 @@ from clbench.learning.compiled import refuse_compiled
 from clbench.learning.strategy import Strategy, call_hook, initial_model
 from clbench.learning.trainer import backbone_below, refuse_single_image
 from clbench.models.network import check_network
+from clbench.models.prompts import transformer
 from clbench.running.blame import run_error
 
 
@@ -41,6 +42,8 @@ def _first(scenario: Scenario) -> Tensor:
 
 def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
     """Refuse, before any training, what only scenario and config together show; raises ConfigError."""
+    if strategy.traits.needs_transformer:
+        transformer(config, scenario)
     try:
         call_hook(strategy, "check", config, scenario)
     except ConfigError:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Seconds between two looks at the files of the runs.
 EVERY = 0.5
+# Seconds between two lines about what a run does before its first task, where nothing is live.
+PREPARING_EVERY = 10.0
 # Cells of a bar.
 BAR = 12
 
@@ -47,11 +49,15 @@ class Display(AbstractContextManager["Display"]):
         self.runs, self.total = dict(runs), total
         self.done = self.failed = 0
         self._began = time.monotonic()
-        # Seconds of the runs that were finished here, by label, and the most runs that were seen at a time.
+        # Seconds of the runs that were finished here, by label, the most runs that were seen at a time, and when the
+        # first one was.
         self._took: dict[str, list[float]] = {}
-        self._parallel, self._seen = 1, False
+        self._parallel = 1
+        self._since: float | None = None
         # The stamp of each run's file when it was last looked at, and how many of its tasks are told.
         self._told = {folder: (_stamp(folder), len(_tasks(folder))) for folder in self.runs}
+        # What was last told of what a run does before its first task, and when.
+        self._preparing: dict[Path, tuple[str, float]] = {}
         self._telling = threading.Lock()
         self._screen: AbstractContextManager[Any] | None = None if quiet else _screen(self)
 
@@ -89,11 +95,15 @@ class Display(AbstractContextManager["Display"]):
             print(text, file=sys.stderr, flush=True)
 
     def tell_tasks(self) -> None:
-        """Print a line for each task that was learnt since the last look, where nothing is live."""
+        """Print a line for each task that was learnt since the last look, and for what comes before the first.
+
+        That is where nothing is live.
+        """
         if not isinstance(self._screen, _Lines):
             return
         with self._telling:
             for folder, run in list(self.runs.items()):
+                self._tell_preparing(folder, run)
                 stamp = _stamp(folder)
                 before, known = self._told.get(folder, (None, 0))
                 if stamp is None or stamp == before:
@@ -105,6 +115,14 @@ class Display(AbstractContextManager["Display"]):
                     left = "" if at is None or at.seconds_left is None else f", about {clock(at.seconds_left)} to go"
                     self.say(f"{run}: {text}{left}")
                 self._told[folder] = stamp, len(tasks)
+
+    def _tell_preparing(self, folder: Path, run: Named) -> None:
+        at = position(folder) if is_held(folder) else None
+        before, when = self._preparing.get(folder, ("", -PREPARING_EVERY))
+        now = time.monotonic()
+        if at is not None and at.preparing not in ("", before) and now - when >= PREPARING_EVERY:
+            self.say(f"{run}: {at}")
+            self._preparing[folder] = at.preparing, now
 
     def counts(self) -> str:
         """Say how many runs are done, running, failed and left, and how long they take."""
@@ -120,13 +138,15 @@ class Display(AbstractContextManager["Display"]):
         """Return where the runs are that a process is at."""
         found = {folder: position(folder) for folder in list(self.runs) if is_held(folder)}
         self._parallel = max(self._parallel, len(found))
-        self._seen |= bool(found)
+        if found and self._since is None:
+            self._since = time.monotonic()
         return found
 
     def seconds_left(self, under_way: Mapping[Path, Position | None]) -> float | None:
         """Return how long the runs that are left take, by those that are done and under way; None before any is known.
 
-        A run takes as long as others of its label, or as all others where there is none.
+        A run takes as long as others of its label, or as all others where there is none; and what else went by for each
+        run that was finished, as for loading its data, is added.
         """
         took = {label: list(seconds) for label, seconds in self._took.items()}
         left: list[float] = []
@@ -139,8 +159,16 @@ class Display(AbstractContextManager["Display"]):
             return None
         each = {label: statistics.fmean(seconds) for label, seconds in took.items()}
         usual = statistics.fmean(each.values())
-        coming = sum(each.get(run.label, usual) for run in waiting)
+        coming = sum(each.get(run.label, usual) + self._beside(under_way) for run in waiting)
         return max([(sum(left) + coming) / self._parallel, *left])
+
+    def _beside(self, under_way: Mapping[Path, Position | None]) -> float:
+        """Return the seconds that went by for each finished run beside those that it was at work; 0 before any is."""
+        finished = [seconds for of_label in self._took.values() for seconds in of_label]
+        if self._since is None or not finished:
+            return 0.0
+        at_work = sum(finished) + sum(at.seconds for at in under_way.values() if at is not None)
+        return max(0.0, (time.monotonic() - self._since) * self._parallel - at_work) / len(finished)
 
     def picture(self, width: int, height: int) -> "RenderableType":
         """Return what is live: how many runs there are, and a line for each that is under way."""
@@ -164,7 +192,7 @@ class Display(AbstractContextManager["Display"]):
             parts.append(Text("  ".join(told) if fits else "\n  ".join(told)))
         if len(shown) < len(under_way):
             parts.append(Text(f"and {len(under_way) - len(shown)} more"))
-        if not self._seen:
+        if self._since is None:
             parts.append(Text("preparing the data and the network"))
         return Group(*parts)
 

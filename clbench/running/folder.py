@@ -5,7 +5,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -16,8 +16,9 @@ import numpy as np
 from clbench.config.code import changed
 from clbench.config.errors import ConfigError, RunError
 from clbench.config.registry import path_of
-from clbench.config.run import NOT_IDENTITY, RunConfig, config_of_record, former_names
+from clbench.config.run import NAMED_WEIGHTS, NOT_IDENTITY, RunConfig, config_of_record, former_names
 from clbench.results.result import Result
+from clbench.support.endings import BEGUN
 from clbench.support.files import expanded, remove_unfinished, write_atomically
 from clbench.support.locks import held
 
@@ -80,11 +81,24 @@ def announce(config: RunConfig, folder: Path, place: int) -> None:
 
     A folder that can't be made is told later.
     """
+    BEGUN.set()
     with suppress(OSError):
         named = {"scenario": Path(config.scenario).name, "strategy": config.label, "seed": config.seed, "place": place}
         folder.mkdir(parents=True, exist_ok=True)
         # Not atomically: that waits for the disk, for each of a thousand runs, and nothing is lost with it.
         (folder / MARK).write_text(json.dumps(named), encoding="utf-8")
+
+
+def withdraw(folders: Sequence[Path]) -> None:
+    """Remove a run's folder, the first of these, if it holds nothing but the mark, and then the others that are empty.
+
+    A run that was refused leaves nothing behind that looks like one that is still to be done.
+    """
+    with suppress(OSError):
+        if os.listdir(folders[0]) == [MARK]:
+            (folders[0] / MARK).unlink()
+            for folder in folders:
+                folder.rmdir()
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
@@ -122,21 +136,17 @@ class RunFolder:
 
         A folder that is made here and in which nothing is left, as by a run that was refused, is removed again.
         """
+        BEGUN.set()
         with ExitStack() as stack:
             with _writing(self._named):
-                if not self.path.exists():
-                    stack.callback(self._remove_empty)
+                made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+                if made:
+                    stack.callback(withdraw, made)
                 self.path.mkdir(parents=True, exist_ok=True)
                 (self.path / MARK).touch()
                 stack.enter_context(held(self.path))
             remove_unfinished(self.path)
             yield
-
-    def _remove_empty(self) -> None:
-        with suppress(OSError):
-            if os.listdir(self.path) == [MARK]:
-                (self.path / MARK).unlink()
-                self.path.rmdir()
 
     def existing(self, config: RunConfig) -> Result | None:
         """Return the run that is there, None for a new folder; raises ConfigError when it is another one's."""
@@ -247,6 +257,7 @@ def _differences(stored: dict[str, Any], config: RunConfig) -> str:
     if read != told:
         there, here = (f"have the digest {value}" if value else "count as the published ones" for value in (told, read))
         differing.insert(0, f"its data {there} there and {here} here")
-    files = [f"the file {config.model.weights}"] if config.model.weights else []
+    weights = config.model.weights
+    files = [f"the file {weights}"] if weights and not NAMED_WEIGHTS.fullmatch(weights) else []
     files += [f"the file {path}" for path in (path_of(config.strategy), path_of(config.model.name)) if path]
     return "; ".join(differing[:4]) or f"the content of {' or '.join(files) or 'what it was made of'} differs"

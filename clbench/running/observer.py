@@ -21,6 +21,9 @@ class Observer:
     def resumed(self, training: list[EpochRecord]) -> None:
         """The run goes on behind these epochs; called after `begin`."""
 
+    def features_computed(self, done: int | None, total: int) -> None:
+        """Of the features of a frozen network so many are computed; None: another run computes them."""
+
     def step(self, progress: Progress, loss: float | None) -> None:
         """A step is done; `loss`, the mean of the epoch so far, is known every 50 steps."""
 

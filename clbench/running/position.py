@@ -16,6 +16,7 @@ class Position:
     """The position of a run; None for each part that is not known yet.
 
     task, epoch: from 0; n_epochs: of the stage, at most.
+    preparing: what the run does before its first task, in words.
     loss: the mean of the epoch so far, or of the one before.
     share: of the run that is done, from 0 to 1.
     seconds: since the run began, or was continued; seconds_left: of the whole run, at the pace so far.
@@ -31,13 +32,14 @@ class Position:
     share: float = 0.0
     seconds: float = 0.0
     seconds_left: float | None = None
+    preparing: str = ""
 
     @property
     def parts(self) -> dict[str, str]:
         """The parts that a person reads, by the names of columns; empty for those that are not known."""
         of_all = f" of {self.n_epochs}" if self.n_epochs else ""
         return {
-            "task": f"{self.task} ({self.task + 1} of {self.n_tasks})",
+            "task": printable(self.preparing) or f"{self.task} ({self.task + 1} of {self.n_tasks})",
             "epoch": f"{self.epoch + 1}{of_all}" if self.stage else "",
             "loss": "" if self.loss is None else f"{self.loss:.3f}",
             "images/s": "" if self.images_per_second is None else f"{self.images_per_second:,.0f}",
@@ -47,6 +49,8 @@ class Position:
     def __str__(self) -> str:
         behind = ("images/s", "left")
         told = [f"{v} {k}" if k in behind else f"{k} {v}" for k, v in self.parts.items() if v]
+        if self.preparing:
+            told[0] = self.parts["task"]
         if self.stage not in ("", "train"):
             told.insert(1, printable(self.stage))
         return ", ".join(told)

@@ -15,6 +15,7 @@ from clbench.results.record import EpochRecord
 from clbench.running.observer import Observer
 from clbench.running.position import NAME, Position
 from clbench.running.resolve import strategy_class
+from clbench.support.text import clock
 
 # Seconds between two writes at least. They wait for no disk: nothing is lost with the file.
 EVERY = 1.0
@@ -44,6 +45,8 @@ class Pace(Observer):
         # The share and time of this process's first step, by which the pace is measured, and the last write.
         self.first: tuple[float, float] | None = None
         self.last: tuple[int, str, int, int, float] | None = None
+        # When the first of the features that are computed here was told, and how many there were.
+        self.computing: tuple[float, int] | None = None
         self._write(Position(first_task, len(images), share=self.shares[first_task]))
         # The first step is written at once.
         self.wrote = -math.inf
@@ -78,6 +81,26 @@ class Pace(Observer):
                 seconds_left=seconds / gained * (1 - done) if gained > 0 and seconds > EVERY else None,
             )
         )
+
+    def features_computed(self, done: int | None, total: int) -> None:
+        """Hear how many features of a frozen network are computed, and write it when it is time to."""
+        now = time.monotonic()
+        if now - self.wrote < EVERY and done != total:
+            return
+        if done is None:
+            self._write(Position(0, len(self.shares) - 1, preparing="waiting for features that another run computes"))
+            return
+        began, before = self.computing = self.computing or (now, done)
+        speed = (done - before) / (now - began) if done > before else None
+        # How long the run itself takes is not known yet.
+        left = "" if speed is None else f", {clock((total - done) / speed)} left"
+        text = f"features of {done:,} of {total:,} images{left}"
+        self._write(
+            Position(0, len(self.shares) - 1, preparing=text, images_per_second=speed, seconds=now - self.began)
+        )
+        if done == total:
+            # The first step is written at once.
+            self.wrote = -math.inf
 
     def epoch(self, record: EpochRecord) -> None:
         """Hear of an epoch, which knows its loss and speed."""

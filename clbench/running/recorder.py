@@ -6,7 +6,7 @@ from importlib import metadata
 from typing import Any
 
 from clbench.config.code import other_versions, own_source, packages, versions
-from clbench.config.run import RunConfig
+from clbench.config.run import OWN_WEIGHTS, RunConfig
 from clbench.data.scenario import Scenario
 from clbench.learning.evaluation import Evaluation
 from clbench.learning.returned import same_classifiers
@@ -261,5 +261,6 @@ def _empty(n: int) -> list[list[float | None]]:
 def _features(config: RunConfig, strategy: Strategy) -> str | None:
     """Say where features come from that are not learnt from all tasks; None where they are."""
     if config.model.weights is not None:
-        return f"start from {config.model.weights}"
+        own = config.model.weights == OWN_WEIGHTS
+        return f"start from {f'the weights of {config.model.name}' if own else config.model.weights}"
     return "come from the first task" if strategy.traits.family == "frozen" else None

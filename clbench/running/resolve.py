@@ -12,7 +12,7 @@ from clbench.config.code import digests
 from clbench.config.errors import ConfigError, shown, unknown
 from clbench.config.plain import as_text, plain
 from clbench.config.registry import Typed, entry_points, fits, parse_spec, read_text
-from clbench.config.run import GROUPS, RunConfig, Setting, excludes, fields, make_config
+from clbench.config.run import GROUPS, OWN_WEIGHTS, RunConfig, Setting, excludes, fields, make_config
 from clbench.data.scenario import Scenario
 from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import LOOSE, Strategy, Traits
@@ -211,7 +211,12 @@ def resolve(
         "threads", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     model = values.get("model", fields()["model"].default)
-    if model_class(model).takes_pixels:
+    network = model_class(model)
+    if values.get("weights") == "random":
+        values["weights"] = None
+    elif network.begins_trained:
+        values.setdefault("weights", OWN_WEIGHTS)
+    if network.takes_pixels:
         if asked.get("normalize", "none") != "none":
             raise ConfigError(
                 f"normalize={shown(asked['normalize'])} given, and {model} normalises its images itself; none is "

@@ -43,6 +43,7 @@ from clbench.running.blame import run_error
 from clbench.running.check import check, first_images
 from clbench.running.checkpoint import Checkpoint, Store, Within, learnt, newest
 from clbench.running.display import Display, Named
+from clbench.running.features import use_kept_features
 from clbench.running.folder import PREDICTIONS, RunFolder, default_folder, superseded
 from clbench.running.observer import Observer
 from clbench.running.packing import holds_a_set, require_restorable, unpack
@@ -275,6 +276,9 @@ class Run:
         self._restore(found)
         self._tell("begin", self.config, self.scenario, self.task)
         try:
+            kept = use_kept_features(self.context, self.strategy, partial(self._tell, "features_computed"))
+            if kept is not None:
+                self.recorder.record.cached_features = kept
             record = self.recorder.record
             if record.resumes:
                 under_way = [] if self._within is None else self._within.epochs_so_far()

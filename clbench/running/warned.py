@@ -17,6 +17,14 @@ def warning(config: RunConfig, rule: str, text: str) -> Warned:
 def run_warnings(config: RunConfig, scenario: Scenario, strategy: Strategy) -> list[Warned]:
     """Return what a reader of the numbers should know about how they came about."""
     found = [warning(config, rule, text) for rule, text in _about_this_run(config, scenario, strategy)]
+    # Words that are the same for all strategies, so that a comparison says them once.
+    if n := len(scenario.left_out):
+        more = ", ..." if n > 3 else ""
+        text = f"{n} image files can't be used and were left out: {', '.join(scenario.left_out[:3])}{more}"
+        found.append(Warned(rule="files-left-out", text=text))
+    if scenario.test is scenario.train:
+        text = "Accuracies are on training images; they say nothing about new ones"
+        found.append(Warned(rule="evaluated-on-training-data", text=text))
     if scenario.setting == "task" or strategy.traits.needs_task_at_test:
         text = (
             "The task of each test image is given, so its classes alone compete; such accuracies don't compare with "
@@ -44,14 +52,6 @@ def _about_this_run(config: RunConfig, scenario: Scenario, strategy: Strategy) -
         )
     if traits.data_access == "all" and traits.family != "reference":
         yield "all-past-data", "reads the data of all tasks so far, as for class means: a reference, no competitor"
-    if n := len(scenario.left_out):
-        more = ", ..." if n > 3 else ""
-        yield (
-            "files-left-out",
-            f"{n} image files can't be used and were left out: {', '.join(scenario.left_out[:3])}{more}",
-        )
-    if scenario.test is scenario.train:
-        yield "evaluated-on-training-data", "accuracies are on training images; they say nothing about new ones"
     if drops := training.milestones or ([training.step_epochs] if training.step_epochs else []):
         # With a number of iterations the smallest task sees most epochs.
         smallest = min(len(task.train) for task in scenario.tasks)

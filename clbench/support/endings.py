@@ -22,19 +22,27 @@ SIGNALS: tuple[signal.Signals, ...] = tuple(
 # Seconds that interrupted worker processes have to save their state; Slurm gives 30 by default.
 WORKERS_END = 20
 
+# Set where a run of this process or of its workers begins: before that there is nothing to go on from.
+BEGUN = threading.Event()
+
 _WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 # The verbs that leave something to go on from when they are given again; `run` needs --resume for that.
 _CONTINUED = ("run", "compare", "sweep", "crosscheck", "reproduce", "tune", "pretrain")
 
 
-def ending(number: int, arguments: Sequence[str]) -> tuple[str, int]:
+def ending(number: int, arguments: Sequence[str], *, begun: bool = True) -> tuple[str, int]:
     """Return the sentence with which a signal ends a command, and the exit code: 128 and the number, as of a shell.
 
     The sentence ends with the command that goes on, where the verb is one that can.
+
+    begun: whether a run began, so that something may have been saved.
     """
     word = _WORDS.get(number, f"ended by {signal.Signals(number).name}")
+    continued = bool(arguments) and arguments[0] in _CONTINUED and "--overfit" not in arguments
+    if not begun:
+        return word + (" before a run began; nothing was saved" if continued else ""), 128 + number
     text = f"{word}; what was saved is kept and can be continued"
-    if arguments and arguments[0] in _CONTINUED and "--overfit" not in arguments:
+    if continued:
         kept = [one for one in arguments if one not in ("--force", "--resume")]
         text += f": {shlex.join(['clbench', *kept, *(['--resume'] if arguments[0] == 'run' else [])])}"
     return text, 128 + number
@@ -77,7 +85,7 @@ def end_at_once(number: int, _: FrameType | None = None) -> NoReturn:
     """End the process without an exception, where nobody would catch one."""
     with contextlib.suppress(Exception):  # the stream may be half-way through something itself
         sys.stdout.flush()
-    text, code = ending(number, sys.argv[1:])
+    text, code = ending(number, sys.argv[1:], begun=BEGUN.is_set())
     os.write(sys.stderr.fileno(), f"clbench: {text}\n".encode())
     os._exit(code)
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib.util
 import inspect
 import json
 import math
@@ -30,8 +31,10 @@ from clbench.data.scenario import Scenario, Task
 from clbench.learning.memory import Memory
 from clbench.learning.strategy import Strategy
 from clbench.learning.trainer import Trainer
+from clbench.models import build_model, inserted
+from clbench.models.network import Network
 from clbench.results.result import Result
-from clbench.running.folder import RunFolder
+from clbench.running.folder import PREDICTIONS, RunFolder
 from clbench.running.packing import pack, unpack
 from clbench.running.resolve import prepare, resolve, strategy_class
 from clbench.running.run import Run, execute, runner_of
@@ -54,6 +57,8 @@ BASE: dict[str, Any] = {
     "tasks": 3,
 }
 MEMORY = 20
+# The network of a strategy that works inside a vision transformer: 2 x 2 patches of an image, whatever its size.
+TRANSFORMER = "vit[image_size=28,patch_size=14,width=100,depth=5]"
 
 
 class Bench:
@@ -67,7 +72,8 @@ class Bench:
 
     def config(self, strategy: str | None = None, **options: Any) -> RunConfig:
         """Return the config of a small run."""
-        values = BASE | {"setting": self.setting} | options
+        network = {"model": TRANSFORMER} if self.strategy.traits.needs_transformer else {}
+        values = BASE | network | {"setting": self.setting} | options
         if "task_sizes" in options:
             del values["tasks"]
         name = strategy or self.name
@@ -438,16 +444,24 @@ def check_losses_are_finite(bench: Bench) -> None:
 
 
 def check_model_untouched_by_task_ends(bench: Bench) -> None:
-    """begin_run, begin_task and end_task (teachers, importances, herding) leave every bit of the model as it was."""
+    """begin_run, begin_task and end_task (teachers, importances, herding) leave every bit of the model as it was.
+
+    What they put into it (clbench.models.inserted) is no part of it.
+    """
     changed: list[str] = []
 
+    def bare(model: Network) -> dict[str, Tensor]:
+        copied = copy.deepcopy(model)
+        inserted.remove(copied)
+        return copied.state_dict()
+
     def watch(original: Any, self: Strategy, *task: Task) -> None:
-        before = copy.deepcopy(self.model.state_dict())
-        flags = [p.requires_grad for p in self.model.parameters()]
+        before = bare(self.model)
+        flags = {id(p): p.requires_grad for p in self.model.parameters()}
         original(self, *task)
-        after = self.model.state_dict()
+        after = bare(self.model)
         changed.extend(n for n in before if n not in after or not torch.equal(before[n], after[n]))
-        if flags != [p.requires_grad for p in self.model.parameters()]:
+        if any(p.requires_grad != flags.get(id(p), p.requires_grad) for p in self.model.parameters()):
             changed.append("requires_grad")
 
     with bench.patched(begin_run=watch, begin_task=watch, end_task=watch):
@@ -475,6 +489,27 @@ def check_optimizer(bench: Bench) -> None:
     with mock.patch.object(Trainer, "optimizer", optimizer), bench.patched(after_step=after_step):
         bench.run()
     demand(not problems, f"in the optimizer: {'; '.join(problems[:1])}")
+
+
+def check_features_once(bench: Bench) -> None:
+    """On features that are computed once, a run with a frozen network gives the scores that it gives on images."""
+    if not bench.strategy.traits.on_features:
+        raise NotApplicableError("it does not declare that it works on features")
+    if importlib.util.find_spec("timm") is None:
+        raise NotApplicableError("timm, which makes the network of this check, is not installed")
+    network, weights, scores = "vit[patch_size=14,width=16,depth=1,heads=2]", bench.folder / "weights.pt", []
+    torch.save(build_model(network, (1, 28, 28), 0).state_dict(), weights)
+    frozen = {"model": network, "weights": str(weights), "train": "head", "keep_predictions": True}
+    with mock.patch.dict(os.environ, {"CLBENCH_CACHE": str(bench.folder / "cache")}):
+        for once in (True, False):
+            result = bench.run(cache_features=once, **frozen)
+            with np.load(bench.folder / str(bench._count) / PREDICTIONS) as predictions:
+                scores.append(predictions["scores"])
+            if once and "cached_features" not in result.record:
+                raise NotApplicableError("with its default options it works on images")
+    known = np.isfinite(scores[1])
+    agree = (known == np.isfinite(scores[0])).all() and np.allclose(scores[0][known], scores[1][known], 1e-3, 1e-4)
+    demand(agree, "on features that are computed once it ends with other scores than on images")
 
 
 CHECKS = checks_of(globals())

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 
 from clbench.reports import figures
 from clbench.reports.charts import CHARTS
@@ -100,13 +100,18 @@ def outside(figure: Any) -> list[str]:
         figure.get_tightbbox(renderer).transformed(figure.dpi_scale_trans),
     )
     found = [] if page.contains(*all_of_it.min) and page.contains(*all_of_it.max) else [f"{all_of_it} beyond {page}"]
-    for k, (text, box) in enumerate(zip(texts, boxes, strict=True)):
-        if not (page.contains(*box.min) and page.contains(*box.max)):
-            found.append(f"{text.get_text()!r} is cut off")
-        for other, before in zip(texts[:k], boxes[:k], strict=True):
-            shared = Bbox.intersection(box, before)
-            if shared is not None and shared.width > 1 and shared.height > 0.3 * min(box.height, before.height):
-                found.append(f"{text.get_text()!r} lies on {other.get_text()!r}")
+    found += [
+        f"{text.get_text()!r} is cut off"
+        for text, box in zip(texts, boxes, strict=True)
+        if not (page.contains(*box.min) and page.contains(*box.max))
+    ]
+    # All pairs at once, since forty strategies have thousands of texts.
+    low, high = (np.array([getattr(box, end) for box in boxes]).reshape(-1, 2) for end in ("min", "max"))
+    shared = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
+    height = (high - low)[:, 1]
+    on = (shared[..., 0] > 1) & (shared[..., 1] > 0.3 * np.minimum(height[:, None], height))
+    for one, other in np.argwhere(np.triu(on, 1)):
+        found.append(f"{texts[other].get_text()!r} lies on {texts[one].get_text()!r}")
     return found
 
 

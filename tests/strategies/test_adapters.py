@@ -239,14 +239,18 @@ def test_aper_without_adaptation_decides_as_simplecil(weights, tmp_path):
 @pytest.mark.parametrize(
     ("strategy", "options", "said"),
     [
-        ("aper", {"model": "mlp:8"}, "adapters can't be put into a network of the class Sequential"),
+        (
+            "aper[adaptation=adapter]",
+            {"model": "mlp:8"},
+            "adapters can't be put into a network of the class Sequential",
+        ),
         ("aper[adaptation=prompts]", {"model": "conv:4-4"}, "prompts can't be put into"),
         ("ranpac[adaptation=adapter]", {"model": "mlp:8"}, "adapters can't be put into"),
         ("aper[adaptation=scale-shift,size=3]", {}, "size=3 given, and adaptation=scale-shift has none"),
         ("ranpac[size=3]", {}, "size=3 given, and adaptation=none has none"),
         ("aper[adaptation=fine-tuning]", {"train": "head"}, "train=all and train=last-N are accepted"),
-        ("ease", {"model": "conv:4-4"}, "adapters can't be put into"),
-        ("ease", {"loss_outputs": "all", "head": "full"}, "'seen' and 'new' are accepted"),
+        ("ease", {"model": "conv:4-4"}, "ease works on vision transformers of timm"),
+        ("ease", {"loss_outputs": "all", "head": "full", "model": "vit"}, "'seen' and 'new' are accepted"),
         ("ease", {"setting": "domain"}, "ease can't work in a domain-incremental scenario"),
     ],
 )

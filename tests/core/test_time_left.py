@@ -1,0 +1,46 @@
+"""The time that is left counts what goes by between the runs, such as the loading of their data."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from clbench.cli import main
+from clbench.running.display import Display, Named
+from clbench.support.locks import NAME
+
+
+def test_what_goes_by_beside_each_finished_run_is_added(tmp_path: Path) -> None:
+    """One run of three takes 0.4 seconds, of which it is at work for 0.1: two more take 0.8, and not 0.2."""
+    folders = [tmp_path / name for name in "abc"]
+    display = Display({folder: Named("er", 0) for folder in folders}, total=3, quiet=True)
+    folders[0].mkdir()
+    (folders[0] / NAME).touch()
+    display.under_way()
+    (folders[0] / NAME).unlink()
+    time.sleep(0.4)
+    display.finished(folders[0], seconds=0.1)
+    assert 0.8 <= (display.seconds_left({}) or 0.0) < 1.4
+
+
+def test_work_that_filled_the_time_is_not_counted_twice(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "abc"]
+    display = Display({folder: Named("er", 0) for folder in folders}, total=3, quiet=True)
+    folders[0].mkdir()
+    (folders[0] / NAME).touch()
+    display.under_way()
+    (folders[0] / NAME).unlink()
+    display.finished(folders[0], seconds=30.0)
+    assert display.seconds_left({}) == 60.0
+
+
+@pytest.mark.parametrize(("strategies", "ends"), [(["naive"], " more\n"), (["naive", "er"], " more in each process\n")])
+def test_a_plan_says_what_starting_and_loading_the_data_takes(
+    strategies: list[str], ends: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "split-mnist-5k", *strategies, "--limit", "5", "--epochs", "1", "--model", "mlp:4", "--quiet"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "starting and loading the data takes about " in said
+    assert said.endswith(ends)
