@@ -41,7 +41,7 @@ class FrozenBackbone(Strategy, ABC):
 
     def begin_run(self) -> None:
         """Before the first task the sums are empty."""
-        width = self.represent(torch.zeros(1, self.model.feature_dim, device=self.device)).shape[1]
+        width = self.represent(torch.zeros(1, self.n_inputs(), device=self.device)).shape[1]
         size = width if self.second_moment else 0
         self.counts = torch.zeros(0, dtype=torch.float64)
         self.sums = torch.zeros(0, width, dtype=torch.float64)
@@ -61,16 +61,28 @@ class FrozenBackbone(Strategy, ABC):
 
     def scores(self, images: Tensor, task: int | None = None) -> Tensor:
         """The closed-form classifier's scores; until the first task is over, those of the linear head."""
-        features = self.model.features(images)
         if not len(self.bias):
-            logits: Tensor = self.model.head(features)
+            logits: Tensor = self.model(images)
             return logits
+        inputs = self.inputs(images)
         with torch.autocast(images.device.type, enabled=False):
-            return F.linear(self.represent(features.float()), self.weight, self.bias)
+            return self.classify(self.represent(inputs.float()))
+
+    def n_inputs(self) -> int:
+        """Return the width of inputs()."""
+        return self.model.feature_dim
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Map normalised images to what is represented, float [B, n_inputs]: the features of the backbone."""
+        return self.model.features(images)
 
     def represent(self, features: Tensor) -> Tensor:
-        """Map features, float [B, feature_dim], to what the classifier is linear in, float [B, M]."""
+        """Map features, float [B, n_inputs], to what the classifier is linear in, float [B, M]."""
         return features
+
+    def classify(self, h: Tensor) -> Tensor:
+        """Map h, float32 [B, M], to scores, float32 [B, outputs]."""
+        return F.linear(h, self.weight, self.bias)
 
     @abstractmethod
     def classifier(self) -> tuple[Tensor, Tensor]:
@@ -85,7 +97,7 @@ class FrozenBackbone(Strategy, ABC):
         """Walk over h, float64 [B, M], and labels of samples, on the CPU; raises RunError where h is not finite."""
         self.model.eval()
         for batch in self.passes(data):
-            h = self.represent(self.model.features(batch.images)).cpu().double()
+            h = self.represent(self.inputs(batch.images)).cpu().double()
             if not_finite(h, "features"):
                 raise RunError(
                     f"features of task {self.progress.task} are not finite; a smaller learning rate, or other weights, "
@@ -96,9 +108,26 @@ class FrozenBackbone(Strategy, ABC):
     def observe(self, data: ImageSet) -> None:
         """Add samples to the sums."""
         for h, labels in self.represented(data):
-            targets = F.one_hot(labels, self.model.head.out_features).double()
-            self.counts = grown(self.counts, targets[0]) + targets.sum(0)
-            sums = targets.T @ h
-            self.sums = grown(self.sums, sums) + sums
-            if self.second_moment:
-                self.moment += h.T @ h
+            self.add(h, labels)
+
+    def add(self, h: Tensor, labels: Tensor) -> None:
+        """Add h, float64 [B, M], of samples with labels [B] to the sums."""
+        targets = F.one_hot(labels, self.model.head.out_features).double()
+        self.counts = grown(self.counts, targets[0]) + targets.sum(0)
+        sums = targets.T @ h
+        self.sums = grown(self.sums, sums) + sums
+        if self.second_moment:
+            self.moment += h.T @ h
+
+
+def conditioned(matrix: Tensor, ridge: float) -> Tensor:
+    """Return a matrix, float64 [M, M], that can be solved for, changing it in place.
+
+    ridge: how much above 0 its eigenvalues are because of what was added to its diagonal before. Where rounding hides
+        that, as beside very large or constant features, as much more is added as keeps its eigenvalues above 0.
+    """
+    diagonal = matrix.diagonal()
+    rounding = len(matrix) * torch.finfo(matrix.dtype).eps * float(diagonal.max())
+    if ridge < rounding:
+        diagonal += rounding
+    return matrix

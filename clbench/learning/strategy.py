@@ -62,6 +62,8 @@ class Traits:
     seeds_together: whether seeds can be trained together in one batched model. A step is nothing but `loss` and
         `penalty` then, the loss draws nothing at random, and modules, tensors and floats hold all that a seed decides.
     through_features: whether the loss goes through `model.features` as a whole, which is what --compile compiles.
+    with_weights: defaults of hyper-parameters that hold where the weights of the backbone are given; those of a
+        scenario's preset go before them.
     not_applicable: checks of the conformance kit (clbench.testing) that make no sense for it, each with the reason.
     """
 
@@ -75,6 +77,7 @@ class Traits:
     needs_task_at_test: bool = False
     seeds_together: bool = False
     through_features: bool = True
+    with_weights: Mapping[str, Any] = field(default_factory=dict)
     not_applicable: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

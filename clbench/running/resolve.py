@@ -184,7 +184,8 @@ def resolve(
     # A caller may pass any object here, a list too.
     setting = {**preset, **cuts, **asked}.get("setting", "class")
     tuned |= by_setting.get(setting, {}) if isinstance(setting, str) else {}
-    own = {k: v for k, v in tuned.items() if k in cls._options.model_fields} | own
+    pretrained = cls.traits.with_weights if {**preset, **asked}.get("weights") is not None else {}
+    own = {**pretrained, **{k: v for k, v in tuned.items() if k in cls._options.model_fields}, **own}
     preset |= {k: v for k, v in tuned.items() if k not in cls._options.model_fields}
     if not cls.traits.needs_memory:
         preset.pop("memory_size", None)
