@@ -15,11 +15,11 @@ def stays_as_given(context: Context, strategy: Strategy) -> bool:
     """Whether every image has one and the same features all through the run, those of given weights."""
     config, network = context.config, strategy.model
     of_pretrained = isinstance(network, Pretrained) and type(network).features is Pretrained.features
-    once = config.data.augment == "none" and config.data.normalize == "none"
+    given = config.model.weights is not None and config.data.normalize == "none"
     # Another value of an option may train more.
     changing = any(values.keys() - {"lr"} for values in config.per_task or [])
-    given = config.model.weights is not None and of_pretrained and not changing
-    return config.engine.cache_features and given and once and strategy.frozen_features()
+    asked = config.engine.cache_features and of_pretrained and given and not changing
+    return asked and strategy.frozen_features(config)
 
 
 def use_kept_features(
