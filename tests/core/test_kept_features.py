@@ -30,6 +30,7 @@ from clbench.running.resolve import prepare, resolve, strategy_class
 from clbench.running.run import Run
 from clbench.support.cache import ABOUT, cache_folder, entries
 from clbench.support.locks import held
+from clbench.tools.plan import plan_run
 
 VIT = "vit[patch_size=14,width=16,depth=1,heads=2]"
 SHAPE = (1, 28, 28)
@@ -74,7 +75,7 @@ class Told:
 
 
 def features(images: Tensor, told: Told, model: Pretrained | None = None, **settings: str) -> Tensor:
-    return FrozenFeatures(model or network(), pixels, settings, nullcontext, "pictures", told).of(images)[0]
+    return FrozenFeatures(model or network(), pixels, settings, nullcontext, told).of(images, "pictures")[0]
 
 
 def folders() -> list[Path]:
@@ -430,6 +431,21 @@ def test_progress_is_shown_while_features_are_computed(tmp_path: Path, capsys: p
     pace.wrote = 0.0
     pace.features_computed(None, 1200)
     assert str(position(tmp_path)) == "waiting for features that another run computes"
+
+
+def test_a_plan_counts_the_features_that_are_not_kept_yet_once(weights: str) -> None:
+    """300 training images (5 tasks, 2 classes, 30 a class) and the 1,000 test images of split-mnist-5k."""
+    options = {"model": VIT, "weights": weights, "limit": 30, "threads": 1, "augment": "none"}
+    for strategy in ("slda", "naive[train=head,epochs=1]"):
+        config, scenario = prepare(resolve("split-mnist-5k", strategy, options))
+        planned = plan_run(config, scenario, seconds=1.0)
+        assert planned["features"]["images"] == 1300
+        assert planned["seconds"] == pytest.approx(
+            planned["features"]["seconds"] + sum(task["seconds"] for task in planned["tasks"])
+        )
+    assert folders() == []
+    run("slda", weights, "run", limit=30)
+    assert plan_run(config, scenario, seconds=1.0)["features"] == {"images": 0, "seconds": 0.0}
 
 
 class Mirrored(Strategy):
