@@ -164,6 +164,9 @@ def _show_plan(plan: dict[str, Any]) -> None:
         column("time", 8, lambda task: duration(task["seconds"])),
     ]
     stdout.print(Fitted(columns, title=title, more="--json has them"))
+    if "preprocessing" in plan:
+        words = f"each image is resized and normalised to {plan['preprocessing']}"
+        stdout.print(words, markup=False, highlight=False, soft_wrap=not stdout.is_terminal)
     held = ", ".join(f"{name} {megabytes(n)}" for name, n in plan["bytes"].items() if n)
     stdout.print(
         f"in all {plan['updates']} updates, about {duration(plan['seconds'])} on {plan['device']}; "

@@ -11,8 +11,20 @@ from torchvision import models
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.models.pretrained import Deviation, Interpolation, Mean, Preprocessing, Pretrained, Share, Side
+from clbench.models.pretrained import (
+    Deviation,
+    Interpolation,
+    Mean,
+    Preprocessing,
+    Pretrained,
+    Share,
+    Side,
+    check_patches,
+)
 from clbench.models.weights import from_torchvision
+
+# The networks that flatten their maps between pooling and classifier.
+FLATTENING = (models.ResNet, models.RegNet, models.VGG, models.AlexNet, models.MobileNetV3)
 
 
 class Torchvision(Pretrained):
@@ -85,6 +97,7 @@ def build(
     preprocessing = published.with_options(image_size, crop, interpolation, mean, std)
     sized: dict[str, Any] = {}
     if name.startswith("vit_"):
+        check_patches(f"torchvision:{name}", preprocessing.size, int(name.rpartition("_")[2]))
         sized = {"image_size": preprocessing.size}
     elif name == "maxvit_t":
         sized = {"input_size": (preprocessing.size,) * 2}
@@ -97,6 +110,9 @@ def build(
         raise ConfigError(
             f"torchvision:{name} has no single linear layer as its classifier; others, such as mobilenet_v2, accepted"
         )
+    if isinstance(backbone, FLATTENING):
+        # What their forward does between two layers, so that the layers alone are a chain.
+        backbone.avgpool = nn.Sequential(backbone.avgpool, nn.Flatten())
     classifier, layer = linear[-1]
     parent, _, last = classifier.rpartition(".")
     setattr(backbone.get_submodule(parent), last, nn.Identity())
