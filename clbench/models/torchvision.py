@@ -31,18 +31,18 @@ class Torchvision(Pretrained):
     """A network of torchvision.
 
     classifier: the name of the layer that made the outputs.
-    weights: the member of torchvision's enumeration that its name stands for.
+    weights: the name of those that its own name stands for, such as ResNet50_Weights.IMAGENET1K_V2.
     """
 
     def __init__(
-        self, backbone: nn.Module, classifier: str, feature_dim: int, weights: Any, preprocessing: Preprocessing
+        self, backbone: nn.Module, classifier: str, feature_dim: int, weights: str, preprocessing: Preprocessing
     ) -> None:
         super().__init__(backbone, feature_dim, preprocessing)
-        self.classifier, self._weights = classifier, weights
+        self.classifier, self.weights = classifier, weights
 
     def own_weights(self, offline: bool) -> Path:
         """Return the file of the weights from torch's cache, or fetch it."""
-        return from_torchvision(self._weights, str(self._weights), offline=offline)
+        return from_torchvision(models.get_weight(self.weights), self.weights, offline=offline)
 
     def fitted(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors without the classifier's; positions of a transformer are resized to its images."""
@@ -116,4 +116,4 @@ def build(
     classifier, layer = linear[-1]
     parent, _, last = classifier.rpartition(".")
     setattr(backbone.get_submodule(parent), last, nn.Identity())
-    return Torchvision(backbone, classifier, layer.in_features, weights, preprocessing)
+    return Torchvision(backbone, classifier, layer.in_features, str(weights), preprocessing)
