@@ -18,6 +18,7 @@ from clbench.learning.memory import Memory
 from clbench.learning.returned import class_features
 from clbench.learning.strategy import Context, Progress, Stage, Strategy, call_hook, grow_head
 from clbench.learning.trainer import Trainer, cut
+from clbench.models.pretrained import preprocessing_of
 from clbench.results.record import EpochRecord
 from clbench.running.blame import run_error
 from clbench.running.check import check
@@ -123,6 +124,7 @@ def _told(config: RunConfig, scenario: Scenario, run: "_Rehearsal") -> dict[str,
         "strategy": config.label,
         "setting": scenario.setting,
         "device": config.engine.device,
+        **({"preprocessing": preprocessing} if (preprocessing := preprocessing_of(run.strategy.model)) else {}),
         "tasks": tasks,
         "updates": sum(task["updates"] for task in tasks),
         "features": {"images": run.features[0], "seconds": run.features[1]},
