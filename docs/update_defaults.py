@@ -119,6 +119,8 @@ def _strategy(name: str) -> Iterator[str]:
     yield f"- memory: {_MEMORY[cls.traits.memory]}" + (
         f"; {cls.traits.memory_policy} by default" if cls.traits.needs_memory else ""
     )
+    if cls.traits.needs_transformer:
+        yield "- network: a vision transformer of timm"
     for check, reason in cls.traits.not_applicable.items():
         yield f"- the check `{check}` does not apply: {reason}"
     if options := cls._options.model_fields:
