@@ -2,6 +2,7 @@
 
 PAPER_NAMES = {
     "agem": "A-GEM",
+    "aper": "APER",
     "bic": "BiC",
     "coda-prompt": "CODA-Prompt",
     "cumulative": "cumulative",
@@ -9,6 +10,7 @@ PAPER_NAMES = {
     "derpp": "DER++",
     "dgr": "DGR",
     "dualprompt": "DualPrompt",
+    "ease": "EASE",
     "er": "ER",
     "er-ace": "ER-ACE",
     "ewc": "EWC",
@@ -30,6 +32,7 @@ PAPER_NAMES = {
     "lwf-mc": "LwF.MC",
     "mas": "MAS",
     "mir": "MIR",
+    "mos": "MOS",
     "naive": "naive",
     "packnet": "PackNet",
     "pnn": "PNN",

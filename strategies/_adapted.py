@@ -131,13 +131,17 @@ class AdaptersForTasks(Strategy):
         own = self.outputs_of(self.progress.task)
         return cross_entropy(logits, batch.labels, own, label_smoothing=self.config.training.label_smoothing)
 
+    def features_of(self, images: Tensor, index: int) -> Tensor:
+        """Return features with the adapters of a task, float32 [B, d]."""
+        with inserted.using(self.model, index):
+            return self.model.features(images).float()
+
     def means(self, task: Task, index: int) -> Tensor:
         """Return the mean features of each class of the task with the adapters of a task, float [classes, d]."""
         self.model.eval()
         outputs, total = task.outputs, 0.0
         for batch in self.passes(task.train):
-            with inserted.using(self.model, index):
-                features = self.model.features(batch.images).float()
+            features = self.features_of(batch.images, index)
             targets = F.one_hot(batch.labels - outputs.start, outputs.stop - outputs.start).float()
             total = total + torch.cat([targets.T @ features, targets.sum(0)[:, None]], 1)
         return total[:, :-1] / total[:, -1:]  # type: ignore[index]

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import Task
-from clbench.models import inserted
 from clbench.strategies._adapted import AdaptersForTasks, cosines
 from clbench.strategies._frozen import UNKNOWN
 
@@ -63,8 +62,7 @@ class EASE(AdaptersForTasks):
             return cosines(self.model.features(images), self.model.head.weight)
         scores = torch.zeros(len(images), self.weight.shape[1], device=self.device)
         for t, weight in enumerate(self.weight):
-            with inserted.using(self.model, t):
-                scores += F.normalize(self.model.features(images).float()) @ weight.T
+            scores += F.normalize(self.features_of(images, t)) @ weight.T
         return F.pad(scores, (0, self.model.head.out_features - scores.shape[1]), value=UNKNOWN)
 
     def _weights(self, last: int) -> Tensor:

@@ -34,6 +34,7 @@ from clbench.learning.trainer import Trainer
 from clbench.models import build_model, inserted
 from clbench.models.network import Network
 from clbench.results.result import Result
+from clbench.running.check import check as check_request
 from clbench.running.folder import PREDICTIONS, RunFolder
 from clbench.running.packing import pack, unpack
 from clbench.running.resolve import prepare, resolve, strategy_class
@@ -68,12 +69,12 @@ class Bench:
         self.strategy, self.folder = strategy, folder
         self.name = give("strategy", strategy)
         self.setting = strategy.traits.settings[0]
+        self.base = BASE | ({"model": TRANSFORMER} if strategy.traits.needs_transformer else {})
         self._count = 0
 
     def config(self, strategy: str | None = None, **options: Any) -> RunConfig:
         """Return the config of a small run."""
-        network = {"model": TRANSFORMER} if self.strategy.traits.needs_transformer else {}
-        values = BASE | network | {"setting": self.setting} | options
+        values = self.base | {"setting": self.setting} | options
         if "task_sizes" in options:
             del values["tasks"]
         name = strategy or self.name
@@ -293,7 +294,7 @@ def check_another_process(bench: Bench) -> None:
     cls = bench.strategy
     if "<locals>" in cls.__qualname__ or cls.__module__ == "__main__":
         raise NotApplicableError("its class stands in a function or script, from which no other process can import it")
-    options = BASE | {"setting": bench.setting}
+    options = bench.base | {"setting": bench.setting}
     if cls.traits.needs_memory:
         options["memory_size"] = MEMORY
     code = "import json, sys, clbench; clbench.run('split-mnist-5k', sys.argv[1], **json.loads(sys.argv[2]))"
@@ -337,8 +338,7 @@ def check_batch_norm(bench: Bench) -> None:
     try:
         config = bench.config(model="mlp:24-24[batch_norm=true]", task_sizes=[4, 3, 3], batch_size=7, limit=5, epochs=1)
         config, scenario = prepare(config)
-        made = strategy_class(config.strategy)(**config.strategy_options)
-        made.check(config, scenario)
+        check_request(config, scenario, strategy_class(config.strategy)(**config.strategy_options))
     except ConfigError as error:
         if bench.setting == "domain":
             raise NotApplicableError("a domain-incremental scenario has tasks of one size") from None

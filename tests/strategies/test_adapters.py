@@ -10,9 +10,14 @@ backbone/vit_adapter.py, `scaled` by backbone/vit_ssf.py, `prompts` by backbone/
 models/aper_adapter.py on both networks and the cosine classifier of backbone/linears.py.
 sun-hailong/CVPR24-Ease at 6d67508ed8b7c4d23350ed4eb28c123914b40ae3: `ease` by replace_fc of models/ease.py, which
 completes the prototypes, and forward_reweight of backbone/linears.py after each of three tasks of 3, 2 and 2 classes.
+sun-hailong/AAAI25-MOS at 8d5e07c1535176ca2fa0c36881f6fd630418ccbc: `mos_merged` by adapter_merge of
+backbone/vit_mos.py, the third set of adapters with the two before it; `mos_scores` by _eval_cnn of models/mos.py,
+without the merging in tests, on the prototypes that its replace_fc gave; `mos_orthogonality` by its orth_loss on 3
+means and 5 features.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,12 +27,14 @@ from torch.nn import functional as F
 
 import clbench
 from clbench.config.errors import ConfigError
+from clbench.learning.strategy import Progress
 from clbench.models import build_model, inserted
 from clbench.models.inserted import DeepPrompts, ParallelAdapters, ScaleShift, SequentialAdapters
 from clbench.scenarios import dataset_from_arrays, split
 from clbench.strategies._adapted import cosines
 from clbench.strategies.aper import APER
 from clbench.strategies.ease import EASE
+from clbench.strategies.mos import MOS, orthogonality
 from clbench.strategies.ranpac import RanPAC
 from clbench.strategies.simplecil import SimpleCIL
 
@@ -134,7 +141,8 @@ def test_aper_classifies_as_the_authors_code_does(theirs, weights, tmp_path):
     """Their scores are cosines; ours are times the length of the features, which orders the classes alike."""
     tasks = scenario_of([(pixels(np.random.RandomState(1), 6), torch.tensor([0, 1, 2, 0, 1, 2]))], [3])
     kept = untrained(APER, [2])
-    clbench.run(tasks, kept, out=tmp_path / "run", model=VIT, weights=weights, threads=1, strategy_options={"size": 4})
+    options = {"model": VIT, "weights": weights, "strategy_options": {"adaptation": "adapter", "size": 4}}
+    clbench.run(tasks, kept, out=tmp_path / "run", threads=1, **options)
     torch.testing.assert_close(kept.last.means().float(), theirs["aper_prototypes"], **CLOSE)
     with torch.no_grad():
         length = kept.last.inputs(pixels(np.random.RandomState(3), 6) / 255).norm(dim=1, keepdim=True)
@@ -196,6 +204,62 @@ def test_the_loss_of_ease_is_that_of_the_authors_code(theirs, weights, tmp_path)
     torch.testing.assert_close(loss, theirs["ease_loss"], **CLOSE)
     torch.testing.assert_close(torch.cat([g.flatten() for g in gradients]), theirs["ease_gradients"], **CLOSE)
     assert not of_old.any()
+
+
+def mos_in_third_task(network):
+    """The strategy with the adapters of three tasks, as the authors' were drawn."""
+    strategy = MOS(size=4)
+    strategy.model = network
+    strategy._context = SimpleNamespace(progress=Progress(task=2, stage="train"))
+    for seed in (30, 31, 32):
+        normals(np.random.RandomState(seed), inserted.insert(network, ParallelAdapters(4)))
+    return strategy
+
+
+def test_mos_merges_adapters_as_the_authors_code_does(network, theirs):
+    strategy = mos_in_third_task(network)
+    earlier = [p.clone() for k in (0, 1) for p in inserted.parameters(network, k)]
+    strategy.after_step(None)
+    merged = torch.cat([p.detach().flatten() for p in inserted.parameters(network, 2)])
+    torch.testing.assert_close(merged, theirs["mos_merged"], **CLOSE)
+    assert all(map(torch.equal, earlier, [p for k in (0, 1) for p in inserted.parameters(network, k)]))
+
+
+def test_mos_keeps_features_apart_as_the_authors_code_does(theirs):
+    vectors = [torch.empty(3, 16), torch.empty(5, 16)]
+    rng = np.random.RandomState(42)
+    for rows in vectors:
+        rows.copy_(torch.from_numpy(rng.normal(0, 1, tuple(rows.shape)).astype("float32")))
+    vectors[1].requires_grad_()
+    loss = 0.1 * orthogonality(torch.cat(vectors))
+    torch.testing.assert_close(loss, theirs["mos_orthogonality"], **CLOSE)
+    (gradient,) = torch.autograd.grad(loss, vectors[1])
+    torch.testing.assert_close(gradient, theirs["mos_orthogonality_gradient"], **CLOSE)
+
+
+def test_mos_retrieves_adapters_as_the_authors_code_does(theirs, weights, tmp_path):
+    """Forty images, of which some change their task more than once."""
+    parts, known = [], 0
+    for t, n in enumerate([3, 2, 2]):
+        parts.append((pixels(np.random.RandomState(20 + t), 4 * n), torch.arange(known, known + n).repeat(4)))
+        known += n
+
+    class Untrained(MOS):
+        def stages(self, task):
+            normals(np.random.RandomState(30 + task.index), inserted.parameters(self.model, task.index))
+            return []
+
+        def end_task(self, task):
+            self._observe(task)
+            if task.index == 2:
+                rng = np.random.RandomState(40)
+                normals(rng, self.model.head.parameters())
+                with torch.no_grad():
+                    Untrained.found = self.scores(pixels(np.random.RandomState(41), 40) / 255)
+
+    options = {"model": VIT, "weights": weights, "threads": 1, "strategy_options": {"size": 4}}
+    clbench.run(scenario_of(parts, [3, 2, 2]), Untrained, out=tmp_path / "run", **options)
+    torch.testing.assert_close(Untrained.found, theirs["mos_scores"], **CLOSE)
 
 
 SMALL = {"model": "vit[width=16,depth=2,heads=2,patch_size=14]", "limit": 10, "epochs": 2, "threads": 1, "tasks": 2}
