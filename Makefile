@@ -56,6 +56,8 @@ readme: setup
 
 docs: setup
 	$(RUN) -m mkdocs build --strict
+	@echo
+	@echo "The documentation, to look at in a browser: site/index.html"
 
 clean:
 	rm -rf $(VENV) build dist site clbench.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

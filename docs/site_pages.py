@@ -26,6 +26,14 @@ def on_page_markdown(markdown: str, **given: Any) -> str:
     return re.sub(r"\]\(\.\./(README|CONTRIBUTING)\.md", lambda link: f"]({PAGES[link[1] + '.md']}", markdown)
 
 
+def on_post_template(html: str, *, template_name: str, **given: Any) -> str:
+    """Let the page for a missing one find its files beside it, where the site is read from the disk, too."""
+    if template_name != "404.html":
+        return html
+    html = re.sub(r'(href|src)="/', r'\1="', html).replace('href=""', 'href="index.html"')
+    return html.replace('"base": "/"', '"base": "."')
+
+
 def on_page_content(html: str, **given: Any) -> str:
     """Turn equations, which arithmatex has marked, into MathML, which browsers draw, and let names in tables break."""
     html = re.sub(r"(?<=<td><code>)\w+(?=</code>)", lambda name: name[0].replace("_", "_<wbr>"), html)
@@ -33,7 +41,9 @@ def on_page_content(html: str, **given: Any) -> str:
         display = "block" if kind == "div" else "inline"
         html = re.sub(
             rf'<{kind} class="arithmatex">{opened}(.*?){closed}</{kind}>',
-            lambda found, display=display: convert(unescape(found[1]), display=display),
+            lambda found, kind=kind, display=display: (
+                f'<{kind} class="equation">{convert(unescape(found[1]), display=display)}</{kind}>'
+            ),
             html,
             flags=re.DOTALL,
         )

@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from clbench.results.result import Floats
 
-# The name of an option in a label.
-OPTION = re.compile(r"(?<=[\[,])[a-z]\w*(?==)")
+# The name of an option in a label, of at most 40 letters.
+OPTION = re.compile(r"(?<=[\[,])[a-z]\w{0,39}(?==)")
 LookKind = Literal["competitor", "upper", "lower", "task", "axis", "leader", "bar"]
 ChartKind = Literal["lines", "points", "bars", "diagram"]
 # Position, text, and the side of the text that is there.

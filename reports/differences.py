@@ -87,10 +87,10 @@ def competitors(rows: Sequence[StrategyRuns]) -> list[StrategyRuns]:
 
     Those that have learned nothing are the last.
     """
-    return [row for row in _tested(rows) if not row.is_line]
+    return [row for row in tested_rows(rows) if not row.is_line]
 
 
-def _tested(rows: Sequence[StrategyRuns]) -> list[StrategyRuns]:
+def tested_rows(rows: Sequence[StrategyRuns]) -> list[StrategyRuns]:
     """Return the competing rows and naive, which they are tested against, in the order of competitors()."""
     competing = (row for row in rows if row.is_headline and not row.is_reference)
     return sorted(
@@ -101,7 +101,7 @@ def _tested(rows: Sequence[StrategyRuns]) -> list[StrategyRuns]:
 
 def differences(strategies: Sequence[StrategyRuns]) -> Differences:
     """Compare each competitor with the best one and with naive in the headline average accuracy."""
-    rows = _tested(strategies)
+    rows = tested_rows(strategies)
     values = [row.by_repetition("average_accuracy") for row in rows]
     places = list(combinations(range(len(rows)), 2))
     pairs = [paired(values[i], values[j], bounds=DIFFERENCE) for i, j in places]

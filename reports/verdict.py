@@ -8,7 +8,7 @@ import numpy as np
 from clbench.config.errors import ConfigError
 from clbench.reports.columns import percent
 from clbench.reports.comparison import Comparison
-from clbench.reports.differences import Difference, competitors
+from clbench.reports.differences import Difference, competitors, tested_rows
 from clbench.reports.strategy_runs import StrategyRuns, mean_over_runs
 from clbench.results.metrics import forgetting_by_task
 from clbench.results.statistics import Ranks, mean_ranks
@@ -18,11 +18,11 @@ EQUAL = 1e-9
 
 
 def ranks(parts: Sequence[Comparison], setting: str) -> Ranks:
-    """Return the mean ranks in average accuracy over the scenarios of a setting, of what competes in each of them.
+    """Return the mean ranks in average accuracy over the scenarios of a setting, of what is tested in each of them.
 
     Raises ConfigError below five scenarios or two such strategies.
     """
-    scenarios = [{row.label: row for row in competitors(part.rows)} for part in parts if part.setting == setting]
+    scenarios = [{row.label: row for row in tested_rows(part.rows)} for part in parts if part.setting == setting]
     if not scenarios:
         raise ConfigError(f"mean ranks of no {setting}-incremental scenario; at least 5 are accepted")
     labels = [label for label in scenarios[0] if all(label in rows for rows in scenarios)]

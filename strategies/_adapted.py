@@ -11,7 +11,8 @@ from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
-from clbench.learning.strategy import Stage
+from clbench.learning.losses import cross_entropy
+from clbench.learning.strategy import Stage, Strategy, Traits
 from clbench.models import build_model, inserted
 from clbench.strategies._frozen import FrozenBackbone
 
@@ -64,6 +65,10 @@ class FirstSession(FrozenBackbone):
             self.sigma = nn.Parameter(torch.ones(1, device=self.device))
         super().begin_run()
 
+    def frozen_features(self) -> bool:
+        """Where nothing is adapted, given weights stay as they are."""
+        return self.adaptation == "none"
+
     def stages(self, task: Task) -> list[Stage]:
         """Adapt to the first task."""
         if task.index > 0 or self.adaptation == "none":
@@ -89,3 +94,50 @@ class FirstSession(FrozenBackbone):
         if self.adaptation == "adapter":
             return inserted.ParallelAdapters(self.size or 64)
         return inserted.DeepPrompts(self.size or 5) if self.adaptation == "prompts" else inserted.ScaleShift()
+
+
+class AdaptersForTasks(Strategy):
+    """A strategy with adapters for each task beside the perceptrons of a vision transformer; nothing else trains.
+
+    A backbone without given weights trains on the first task, with the first adapters.
+    """
+
+    traits = Traits(family="pretrained", settings=("class", "task"), memory="none", needs_transformer=True)
+
+    size: Size = 64
+
+    def check(self, config: RunConfig, scenario: Scenario) -> None:
+        """A class is in one task."""
+        if scenario.blurred:
+            raise ConfigError(f"{config.strategy} needs each class in one task, and these tasks are blurry")
+        if config.training.loss_outputs == "all":
+            raise ConfigError(f"{config.strategy} has no use for loss_outputs='all'; 'seen' and 'new' are accepted")
+
+    def begin_task(self, task: Task) -> None:
+        """Put new adapters in."""
+        with self.seeded("adapters"):
+            inserted.insert(self.model, inserted.ParallelAdapters(self.size))
+
+    def stages(self, task: Task) -> list[Stage]:
+        """Train the new adapters and the task's rows of the head."""
+        if task.index == 0 and self.config.model.weights is None:
+            return [Stage(task.train)]
+        of_task = [p for name, p in self.trainable().items() if not name.startswith("model.")]
+        new = [*inserted.parameters(self.model, task.index), *self.model.head.parameters(), *of_task]
+        return [Stage(task.train, parameters=new, head_rows=task.outputs)]
+
+    def own_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the cross-entropy over the task's own outputs."""
+        own = self.outputs_of(self.progress.task)
+        return cross_entropy(logits, batch.labels, own, label_smoothing=self.config.training.label_smoothing)
+
+    def means(self, task: Task, index: int) -> Tensor:
+        """Return the mean features of each class of the task with the adapters of a task, float [classes, d]."""
+        self.model.eval()
+        outputs, total = task.outputs, 0.0
+        for batch in self.passes(task.train):
+            with inserted.using(self.model, index):
+                features = self.model.features(batch.images).float()
+            targets = F.one_hot(batch.labels - outputs.start, outputs.stop - outputs.start).float()
+            total = total + torch.cat([targets.T @ features, targets.sum(0)[:, None]], 1)
+        return total[:, :-1] / total[:, -1:]  # type: ignore[index]

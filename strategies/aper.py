@@ -19,14 +19,15 @@ class APER(FirstSession):
     the one that was adapted to the first task by the cross-entropy of sigma * cos(phi*(x), w_c), sigma learnt, as in
     the authors' code. A backbone without given weights trains on the first task, too.
 
-    adaptation: all weights; adapters beside the perceptrons of a vision transformer (times 0.1, as in the authors'
-        code); a scale and a shift behind each linear, convolutional and normalisation layer; or prompts for each block.
+    adaptation: a scale and a shift behind each linear, convolutional and normalisation layer, for any network; all
+        weights; or, for a vision transformer, adapters beside the perceptrons (times 0.1, as in the authors' code) or
+        prompts for each block.
     size: the width of an adapter's bottleneck (None: 64), or the prompts of a block (None: 5).
     """
 
-    traits = replace(FirstSession.traits, paper="Zhou et al. 2023, arXiv:2303.07338", preset={"model": "vit"})
+    traits = replace(FirstSession.traits, paper="Zhou et al. 2023, arXiv:2303.07338", on_features=False)
 
-    adaptation: Literal["fine-tuning", "adapter", "scale-shift", "prompts"] = "adapter"
+    adaptation: Literal["scale-shift", "fine-tuning", "adapter", "prompts"] = "scale-shift"
 
     def n_inputs(self) -> int:
         """Return the number of features of both networks."""

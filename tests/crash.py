@@ -33,7 +33,7 @@ from clbench.running.folder import RunFolder
 from clbench.running.packing import unpack
 from clbench.running.resolve import prepare, resolve, strategy_class
 from clbench.running.run import Run, execute
-from clbench.tools.conformance import _assert_equal
+from clbench.tools.conformance import TRANSFORMER, _assert_equal
 
 OPTIONS: dict[str, Any] = {
     "limit": 30,
@@ -56,6 +56,8 @@ def kill_and_continue(name: str, kills_wanted: int, seed: int) -> dict[str, Any]
     options = (
         OPTIONS | {"setting": cls.traits.settings[0]} | ({"memory_size": MEMORY} if cls.traits.needs_memory else {})
     )
+    if cls.traits.needs_transformer:
+        options["model"] = TRANSFORMER
     config, scenario = prepare(resolve("split-mnist-5k", name, options))
     chance = random.Random(f"{seed}/{name}")
     log: list[dict[str, Any]] = []

@@ -34,6 +34,7 @@ import torch
 from fuzz_calls import call_targets
 from fuzz_classes import class_targets
 from PIL import Image
+from shared import network_of
 
 import clbench.running.observer
 import clbench.running.run
@@ -286,7 +287,15 @@ def option_targets(place: Path) -> dict[str, Callable[[random.Random], Outcome]]
             key = chance.choice(options) if options and chance.random() < 0.9 else some_text(chance, options)
             value = some_text(chance, ["1", "0.5", "true"])
             at = [f"{name}[{key}={value}]"] if chance.random() < 0.3 else [name, "-p", f"{key}={value}"]
-            quick = ["--model=mlp:4", "--epochs=1", "--threads=1", "--tasks=2", "--offline", f"--setting={setting}"]
+            network = network_of(name, "mlp:4")["model"]
+            quick = [
+                "--epochs=1",
+                "--threads=1",
+                "--tasks=2",
+                "--offline",
+                f"--model={network}",
+                f"--setting={setting}",
+            ]
             return command("run", scenario, *at, *quick, "--quiet", "--json")
 
         return case

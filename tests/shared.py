@@ -8,6 +8,15 @@ from unittest import mock
 import torch
 
 from clbench import Observer
+from clbench.running.resolve import strategy_class
+from clbench.tools.conformance import TRANSFORMER
+
+
+def network_of(strategy: str, otherwise: str | None = None) -> dict[str, str]:
+    """Return the model that a small run of a strategy asks for: a transformer where it needs one, or another."""
+    if strategy_class(strategy).traits.needs_transformer:
+        return {"model": TRANSFORMER}
+    return {} if otherwise is None else {"model": otherwise}
 
 
 class StoppedError(Exception):

@@ -31,6 +31,9 @@ def test_the_site_builds_strictly_and_asks_nothing_of_the_network(tmp_path: Path
     equations = "".join(pages[name].read_text("utf-8") for name in ("metrics", "strategies"))
     assert equations.count("<math") > 50
     assert "arithmatex" not in equations
+    assert equations.count("<math") == equations.count('class="equation"'), "one that is too wide is scrolled by itself"
+    # The page for a missing one is read from the disk, too.
+    assert re.findall(r'(?:href|src)="/[^"]*"|"base": *"/[^"]*"', pages["404"].read_text("utf-8")) == []
     # Where a page is read from the disk, the browser allows no worker process and no request for the index.
     assert '<script src="vendor/iframe-worker.js">' in pages["index"].read_text("utf-8")
     assert (tmp_path / "site/search/search_index.js").read_text("utf-8").startswith("var __index = ")

@@ -66,6 +66,8 @@ class Traits:
         network's `features`, `forward` or `scores` and does nothing else with them. See Strategy.frozen_features.
     needs_transformer: whether it works inside a vision transformer; any other network is refused.
     preset: fields of the run, by flat names, that default to other values for it, whatever the scenario.
+    with_weights: defaults of hyper-parameters that hold where the weights of the backbone are given; those of a
+        scenario's preset go before them.
     not_applicable: checks of the conformance kit (clbench.testing) that make no sense for it, each with the reason.
     """
 
@@ -82,6 +84,7 @@ class Traits:
     on_features: bool = False
     needs_transformer: bool = False
     preset: Mapping[str, Any] = field(default_factory=dict)
+    with_weights: Mapping[str, Any] = field(default_factory=dict)
     not_applicable: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

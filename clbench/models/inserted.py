@@ -66,9 +66,10 @@ def insert(network: Network, kind: Kind) -> list[nn.Parameter]:
         slot = network.backbone.get_submodule(name)
         if not isinstance(slot, Slot):
             slot = Slot(layer)
+            slot.training = layer.training
             network.backbone.set_submodule(name, slot)
         like = next(layer.parameters())
-        slot.parts[str(index)] = kind.part(layer).to(like.device, like.dtype)
+        slot.parts[str(index)] = kind.part(layer).to(like.device, like.dtype).train(layer.training)
     use(network, index)
     return parameters(network, index)
 

@@ -179,7 +179,12 @@ def resolve(
     # A caller may pass any object here, a list too.
     setting = {**preset, **cuts, **asked}.get("setting", "class")
     tuned |= by_setting.get(setting, {}) if isinstance(setting, str) else {}
-    own = {k: v for k, v in tuned.items() if k in cls._options.model_fields} | own
+    model = {**preset, **asked}.get("model", fields()["model"].default)
+    network = model_class(model)
+    weights = {**preset, **asked}.get("weights", OWN_WEIGHTS if network.begins_trained else None)
+    weights = None if weights == "random" else weights
+    pretrained = cls.traits.with_weights if weights is not None else {}
+    own = {**pretrained, **{k: v for k, v in tuned.items() if k in cls._options.model_fields}, **own}
     preset |= cls.traits.preset
     preset |= {k: v for k, v in tuned.items() if k not in cls._options.model_fields}
     if not cls.traits.needs_memory:
@@ -196,6 +201,7 @@ def resolve(
         "strategy": name,
         "strategy_options": cls.validate(own, name),
         "label": values.get("label") or label,
+        "weights": weights,
     }
     if (setting := values["scenario_options"].get("setting", "class")) not in cls.traits.settings:
         raise ConfigError(
@@ -210,12 +216,6 @@ def resolve(
     values.setdefault(
         "threads", len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    model = values.get("model", fields()["model"].default)
-    network = model_class(model)
-    if values.get("weights") == "random":
-        values["weights"] = None
-    elif network.begins_trained:
-        values.setdefault("weights", OWN_WEIGHTS)
     if network.takes_pixels:
         if asked.get("normalize", "none") != "none":
             raise ConfigError(

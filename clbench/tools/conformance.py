@@ -31,7 +31,8 @@ from clbench.data.scenario import Scenario, Task
 from clbench.learning.memory import Memory
 from clbench.learning.strategy import Strategy
 from clbench.learning.trainer import Trainer
-from clbench.models import build_model
+from clbench.models import build_model, inserted
+from clbench.models.network import Network
 from clbench.results.result import Result
 from clbench.running.folder import PREDICTIONS, RunFolder
 from clbench.running.packing import pack, unpack
@@ -443,16 +444,24 @@ def check_losses_are_finite(bench: Bench) -> None:
 
 
 def check_model_untouched_by_task_ends(bench: Bench) -> None:
-    """begin_run, begin_task and end_task (teachers, importances, herding) leave every bit of the model as it was."""
+    """begin_run, begin_task and end_task (teachers, importances, herding) leave every bit of the model as it was.
+
+    What they put into it (clbench.models.inserted) is no part of it.
+    """
     changed: list[str] = []
 
+    def bare(model: Network) -> dict[str, Tensor]:
+        copied = copy.deepcopy(model)
+        inserted.remove(copied)
+        return copied.state_dict()
+
     def watch(original: Any, self: Strategy, *task: Task) -> None:
-        before = copy.deepcopy(self.model.state_dict())
-        flags = [p.requires_grad for p in self.model.parameters()]
+        before = bare(self.model)
+        flags = {id(p): p.requires_grad for p in self.model.parameters()}
         original(self, *task)
-        after = self.model.state_dict()
+        after = bare(self.model)
         changed.extend(n for n in before if n not in after or not torch.equal(before[n], after[n]))
-        if flags != [p.requires_grad for p in self.model.parameters()]:
+        if any(p.requires_grad != flags.get(id(p), p.requires_grad) for p in self.model.parameters()):
             changed.append("requires_grad")
 
     with bench.patched(begin_run=watch, begin_task=watch, end_task=watch):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from shared import network_of
 
 import clbench
 from clbench import ConfigError
@@ -190,9 +191,11 @@ def test_every_strategy_compiles_or_is_refused_before_training(strategy: str, ba
         "threads": 1,
         "batch_size": 5,
     }
-    options |= {"model": "mlp:8", "epochs": 1, "lr": 0.01, "optimizer": "sgd", "compile": "default"}
+    options |= {"epochs": 1, "lr": 0.01, "optimizer": "sgd", "compile": "default"} | network_of(strategy, "mlp:8")
     refused = {}
-    for name, weights in (("plain", None), ("given", str(backbone))):
+    # The weights given are those of mlp:8.
+    given = [] if kind.traits.needs_transformer else [("given", str(backbone))]
+    for name, weights in [("plain", None), *given]:
         try:
             result = clbench.run("split-mnist-5k", strategy, out=tmp_path / name, weights=weights, **options)
         except ConfigError as error:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shared import network_of
 
 import clbench
 from clbench.config.registry import entry_point_names
@@ -28,9 +29,8 @@ def small(name: str, out: Path, **options: Any) -> clbench.Result:
     """Do a small run of a strategy on the given device."""
     kind = strategy_class(name)
     memory = {"memory_size": 20} if kind.traits.needs_memory else {}
-    return clbench.run(
-        "split-mnist-5k", name, out=out, setting=kind.traits.settings[0], **SMALL, **ADAM, **memory, **options
-    )
+    small = SMALL | ADAM | memory | network_of(name)
+    return clbench.run("split-mnist-5k", name, out=out, setting=kind.traits.settings[0], **small, **options)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shared import network_of
 
 import clbench
 from clbench.config.registry import entry_point_names
@@ -46,6 +47,7 @@ def test_every_strategy_learns_every_shape_of_tasks_it_declares(
         epochs=2,
         threads=1,
         **options,
+        **network_of(name),
     )
     assert result.status == "done"
     assert np.isfinite(result.accuracy[-1]).all()
@@ -56,14 +58,15 @@ def test_every_strategy_trains_a_convolutional_network_in_bf16(name: str, tmp_pa
     """Its weights have their channels last in memory, which a view refuses."""
     options = {"memory_size": 20} if strategy_class(name).traits.needs_memory else {}
     setting = strategy_class(name).traits.settings[0]
-    fixed = {"model": "conv:4-4", "precision": "bf16", "limit": 6, "epochs": 1, "tasks": 2, "threads": 1}
+    fixed = {"precision": "bf16", "limit": 6, "epochs": 1, "tasks": 2, "threads": 1} | network_of(name, "conv:4-4")
     assert clbench.run("split-mnist-5k", name, out=tmp_path, setting=setting, **fixed, **options).status == "done"
 
 
 def short_run(name: str, folder: Path) -> float:
     """Return the average accuracy of a short run in the first setting that the strategy declares."""
     setting = strategy_class(name).traits.settings[0]
-    result = clbench.run("split-mnist-5k", name, out=folder, setting=setting, limit=100, epochs=2, threads=1, seed=0)
+    fixed = {"limit": 100, "epochs": 2, "threads": 1, "seed": 0} | network_of(name)
+    result = clbench.run("split-mnist-5k", name, out=folder, setting=setting, **fixed)
     average = result.metrics["average_accuracy"]
     assert average is not None
     return average

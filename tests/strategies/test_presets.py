@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shared import network_of
 
 import clbench
 from clbench.config.registry import entry_point_names
@@ -83,7 +84,7 @@ def three_tasks(name: str, scenario: str, share: Path, out: Path, **options: Any
     """Run a strategy with a preset, with which it sees some images of each class a few times; return what there is."""
     asked = str(share / "mnist.npz") if scenario == "files" else scenario
     amount = FEW if scenario.startswith("split-cifar") else MANY
-    given = {"data_root": share, "threads": 1, "out": out} | amount | options
+    given = {"data_root": share, "threads": 1, "out": out} | amount | network_of(name) | options
     if scenario == "files":
         given["tasks"] = 5
     with pytest.raises(KeyboardInterrupt):

@@ -2,8 +2,8 @@
 
 The numbers in prompts.npz were made once, in float64, by running published code outside of this project on the tiny
 transformer, the images and the head of this file (all by formula), with a batch of 6 images of the second of two tasks
-of two classes: its modules made queries, choices, logits and penalties, and the loss was put together as in its training
-loop (logits of other tasks at minus infinity):
+of two classes. Its modules made queries, choices, logits and penalties, and the loss was put together as in its
+training loop (logits of other tasks at minus infinity):
 
 - l2p: JH-LEE-KR/l2p-pytorch, commit f7bc994365f51221e059b7be18c9b08c369444e6, without the vote of a batch, and with 0
   as the position of prompts.
@@ -28,7 +28,6 @@ from clbench.models.prompts import Prompts, prompted_features
 from clbench.running.resolve import resolve, strategy_class
 from clbench.running.run import Run
 from clbench.scenarios import dataset_from_arrays, split
-from clbench.tools.conformance import TRANSFORMER
 
 TINY = "vit[patch_size=4,width=16,depth=6,heads=2]"
 NAMES = ("l2p", "dualprompt", "coda-prompt")
@@ -59,11 +58,11 @@ def by_formula(model: Any) -> Any:
 
 
 def tiny(**options: Any) -> Scenario:
-    """Return a scenario of 4 classes of 6 coloured images of 8 x 8 pixels, by default in 2 tasks."""
+    """Return a scenario of 4 classes of 6 coloured images of 8 x 8 pixels, in 2 tasks unless it is cut otherwise."""
     labels = np.arange(4).repeat(6)
     draw = np.random.default_rng(0)
     train, test = (50 * labels[:, None, None, None] + draw.integers(0, 60, (2, 24, 8, 8, 3))).astype(np.uint8)
-    return split(dataset_from_arrays(train, labels, test, labels, name="coloured"), **({"tasks": 2} | options))
+    return split(dataset_from_arrays(train, labels, test, labels, name="coloured"), **(options or {"tasks": 2}))
 
 
 def in_second_task(spec: str) -> Any:
@@ -148,3 +147,150 @@ def test_coda_prompt_gives_the_numbers_of_published_code(published: dict[str, Te
     for name in kinds:
         assert not published[f"coda/grad_{name}"][:, :3].any()
         close(getattr(strategy, name)[1].grad, published[f"coda/grad_{name}"][:, 3:])
+
+
+# Prompts in a transformer
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    return by_formula(build_model(TINY, (3, 8, 8), 0))
+
+
+def test_without_prompts_the_features_are_those_of_the_network_bit_for_bit(network: Any) -> None:
+    assert torch.equal(prompted_features(network, IMAGES, Prompts()), network.features(IMAGES))
+
+
+def test_tokens_go_through_the_blocks_up_to_tokens_of_a_later_block(network: Any) -> None:
+    """The same by hand with the modules of timm: the class token, the prompts, and four patches."""
+    vit, first, later = network.backbone, wave((6, 3, 16), 0.7), wave((1, 2, 16), 0.2)
+    tokens = vit._pos_embed(vit.patch_embed((IMAGES - 0.5) / 0.5))
+    tokens = vit.blocks[:2](torch.cat([tokens[:, :1], first, tokens[:, 1:]], 1))
+    tokens = vit.norm(vit.blocks[2:](torch.cat([tokens[:, :1], later.expand(6, -1, -1), tokens[:, 4:]], 1)))
+    asked = Prompts(tokens={0: first, 2: later})
+    torch.testing.assert_close(prompted_features(network, IMAGES, asked), tokens[:, 0])
+    torch.testing.assert_close(prompted_features(network, IMAGES, asked, "prompts"), tokens[:, 1:3].mean(1))
+
+
+def test_a_prompt_for_all_images_is_the_same_prompt_for_each(network: Any) -> None:
+    token, prefix = wave((1, 2, 16), 0.7), wave((1, 2, 3, 16), 0.3)
+    tokens, prefixes = token.repeat(6, 1, 1), prefix.repeat(6, 1, 1, 1)
+    one = prompted_features(network, IMAGES, Prompts({0: token}, {1: prefix, 4: -prefix}))
+    each = prompted_features(network, IMAGES, Prompts({0: tokens}, {1: prefixes, 4: -prefixes}))
+    torch.testing.assert_close(one, each)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "timm:vit_tiny_patch16_224[image_size=32]",
+        "timm:deit_tiny_distilled_patch16_224[image_size=32]",
+        "timm:vit_small_patch14_reg4_dinov2[image_size=28]",
+        "timm:vit_xsmall_patch16_clip_224[image_size=32]",
+    ],
+)
+def test_a_prefix_of_the_keys_and_values_of_the_tokens_themselves_changes_nothing(model: str) -> None:
+    """Attention to every token twice is attention to every token once, since its weights add up to 1.
+
+    The networks have one class token, two, four registers and scaled layers, and a norm before the blocks.
+    """
+    made: Any = build_model(model, (3, 20, 20), 0).eval()
+    first, second = made.backbone.blocks[:2]
+    with torch.no_grad():
+        images = IMAGES[:2].float()
+        _, keys, values = second.attn.qkv(second.norm1(first(made.blocks()[0](images)))).chunk(3, -1)
+        doubled = prompted_features(made, images, Prompts(prefixes={1: torch.stack([keys, values], 1)}))
+        torch.testing.assert_close(doubled, made.features(images), rtol=1e-4, atol=1e-4)
+
+
+# What is refused
+
+REFUSED: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "no transformer": ("l2p", {"model": "mlp:8"}, ["l2p", "'mlp:8'", "vit"]),
+    "convolutions": ("dualprompt", {"model": "conv:4-4"}, ["dualprompt", "'conv:4-4'", "vit"]),
+    "a network of timm that is none": ("coda-prompt", {"model": "timm:resnet10t"}, ["'timm:resnet10t'", "vit"]),
+    "windows": ("l2p", {"model": "timm:swin_tiny_patch4_window7_224"}, ["swin", "vit"]),
+    "other blocks": ("l2p", {"model": "timm:vit_small_patch16_18x2_224"}, ["ParallelThingsBlock", "vit"]),
+    "too few blocks": ("dualprompt", {"model": "vit[depth=4]"}, ["5 blocks", "has 4", "4 blocks or fewer"]),
+    "too few blocks for options": ("coda-prompt[blocks=7,components=2]", {}, ["7 blocks", "has 6"]),
+    "more choices than prompts": ("l2p[top=6,pool=5]", {}, ["top=6", "pool=5"]),
+    "more components than dimensions": ("coda-prompt[components=9]", {}, ["components=9", "16", "at most 8"]),
+    "outputs to come": ("l2p", {"loss_outputs": "all", "head": "full"}, ["loss_outputs='all'", "'seen'"]),
+    "a memory": ("dualprompt", {"memory_size": 10}, ["memory"]),
+    "a compiler": ("l2p", {"compile": "default"}, ["compile=default"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_prompts_cant_work_with_is_refused_by_name(case: str, refused: Any, tmp_path: Path) -> None:
+    spec, options, words = REFUSED[case]
+    with refused(*words):
+        clbench.run(tiny(), spec, out=tmp_path / "run", **({"model": TINY, "epochs": 1, "threads": 1} | options))
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+# A run
+
+
+def learnt(name: str, out: Path, **options: Any) -> tuple[clbench.Result, list[dict[str, Tensor]]]:
+    """Run a strategy for 2 tasks; return its result, and all tensors of network and prompts at the end of each."""
+    kept: list[dict[str, Tensor]] = []
+
+    class Kept(strategy_class(name)):  # type: ignore[misc]
+        """Keeps copies for the test."""
+
+        def end_task(self, task: Any) -> None:
+            held = {f"model.{n}": p for n, p in self.model.named_parameters()} | self.trainable()
+            kept.append({n: p.detach().clone() for n, p in held.items()})
+
+    fixed = {"model": TINY, "epochs": 1, "batch_size": 4, "optimizer": "adam", "lr": 0.01, "threads": 1}
+    given = {"strategy_options": {"components": 4}} if name == "coda-prompt" else {}
+    return clbench.run(tiny(), Kept, out=out, **(fixed | given | options)), kept
+
+
+@pytest.mark.parametrize(
+    ("name", "learning", "numbers"),
+    [
+        # By hand, for tokens of 16 and 2 tasks: prompts and keys; general prefixes, experts and their keys; for each
+        # task and block 4 components of 4 keys and 4 values, with their keys and attention vectors.
+        ("l2p", {"prompts", "keys"}, 10 * 5 * 16 + 10 * 16),
+        ("dualprompt", {"general"}, 2 * 2 * 5 * 16 + 2 * (3 * 2 * 5 * 16 + 16)),
+        ("coda-prompt", set(), 2 * 5 * 4 * (8 * 16 + 16 + 16)),
+    ],
+)
+def test_after_the_first_task_only_prompts_and_head_move_and_the_ledger_counts_them(
+    name: str, learning: set[str], numbers: int, tmp_path: Path
+) -> None:
+    """Experts and components of the first task stay, under weight decay and Adam's momentum, too."""
+    result, (first, second) = learnt(name, tmp_path / "run", optimizer="adamw", weight_decay=0.01)
+    moved = {n for n in first if not torch.equal(first[n], second[n][: len(first[n])])}
+    assert moved - {"model.head.weight", "model.head.bias"} == learning
+    assert {epoch["stage"] for epoch in result.record["training"]} == {"backbone", "prompts"}
+    plain = clbench.run(tiny(), "naive", out=tmp_path / "naive", model=TINY, epochs=1, threads=1)
+    held, without = (sum(r.record["ledger"][-1]["bytes"].values()) for r in (result, plain))
+    assert held - without == 4 * numbers
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_given_weights_stay_to_the_bit(name: str, tmp_path: Path) -> None:
+    model: Any = build_model(TINY, (3, 8, 8), 5)
+    torch.save({f"backbone.{n}": p for n, p in model.backbone.state_dict().items()}, tmp_path / "given.pt")
+    result, kept = learnt(name, tmp_path / "run", weights=str(tmp_path / "given.pt"))
+    assert {epoch["stage"] for epoch in result.record["training"]} == {"prompts"}
+    for n, p in model.backbone.named_parameters():
+        assert torch.equal(kept[-1][f"model.backbone.{n}"], p)
+
+
+def test_components_begin_orthonormal_to_each_other_and_to_those_that_were_learnt() -> None:
+    """Of 16 dimensions; what was learnt is orthogonal no longer."""
+    strategy = in_second_task("coda-prompt[components=5,length=2]")
+    strategy.begin_run()
+    for task in tiny(task_sizes=[2, 1, 1]).tasks:
+        strategy.progress.task = task.index
+        strategy.begin_task(task)
+        new = strategy.keys[-1].detach()
+        torch.testing.assert_close(new @ new.mT, torch.eye(5).expand(5, -1, -1), rtol=0, atol=1e-5)
+        for old in list(strategy.keys)[:-1]:
+            assert (old.detach() @ new.mT).abs().max() < 1e-5
+        with torch.no_grad():
+            strategy.keys[-1] += wave(new.shape, 0.4).float() / 4

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from shared import network_of
 
 import clbench
 from clbench import Strategy, Traits
@@ -210,7 +211,7 @@ def test_every_strategy_keeps_the_state_of_every_optimizer_or_is_refused(
     strategy: str, optimizer: str, run: Any, cut: Any
 ) -> None:
     """The report: `hat` and `pnn` with momentum that is kept ended in a TypeError in task 2."""
-    options = {"model": "mlp:8-8", "iterations": 2, "optimizer_state": "keep"} | OPTIMIZERS[optimizer]
+    options = {"iterations": 2, "optimizer_state": "keep"} | OPTIMIZERS[optimizer] | network_of(strategy, "mlp:8-8")
     cls = clbench.running.resolve.strategy_class(strategy)
     setting = cls.traits.settings[0]
     memory = {"memory_size": 10} if cls.traits.needs_memory else {}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shared import optimizer_steps
+from shared import network_of, optimizer_steps
 
 import clbench
 from clbench import ConfigError, RunError, Stage, Strategy, Traits
@@ -57,7 +57,7 @@ def outcome(name: str, scenario: Scenario, out: Path, **options: Any) -> str:
     reason = ""
     with counted() as steps:
         try:
-            result = clbench.run(scenario, name, out=out, **(PLAIN | options))
+            result = clbench.run(scenario, name, out=out, **(PLAIN | options | network_of(name)))
         except ConfigError as error:
             reason = str(error)
     if reason:

@@ -1,0 +1,67 @@
+"""FeTrIL."""
+
+from dataclasses import replace
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from clbench.config.space import Log
+from clbench.data.scenario import Task
+from clbench.strategies._frozen import FrozenBackbone
+
+
+class FeTrIL(FrozenBackbone):
+    """FeTrIL. Petit et al. 2023, arXiv:2211.13131.
+
+    Of an earlier class c only the mean is kept. Its features are made up of those of the class n of this task whose
+    mean is nearest: phi(x) - mean_n + mean_c. A linear support vector machine for each class against all others, with
+    a squared hinge loss, is fitted to all features, scaled to length 1. Both authors' codes are followed where they
+    agree with the paper: the nearest mean is the Euclidean one and the classifier LinearSVC, as in theirs
+    (GregoirePetit/FeTrIL); the version in dipamgoswami/FeCAM takes the cosine. Their first 512 features stay unscaled,
+    which is left out as a slip. The features come from given weights, or from the first task, on which the backbone
+    trains before it is frozen.
+
+    cost: the weight C of the loss against the squared norm of the weights, of the bias too.
+    """
+
+    traits = replace(FrozenBackbone.traits, paper="Petit et al. 2023, arXiv:2211.13131")
+
+    cost: Annotated[float, Field(gt=0), Log(1e-2, 1e2)] = 1.0
+
+    def end_task(self, task: Task) -> None:
+        """Keep the features of the task for as long as the classifiers are fitted."""
+        batches = list(self.represented(task.train))
+        self.present = torch.cat([h for h, _ in batches]), torch.cat([labels for _, labels in batches])
+        super().end_task(task)
+        del self.present
+
+    def classifier(self) -> tuple[Tensor, Tensor]:
+        """Fit a support vector machine for each class."""
+        from sklearn.svm import LinearSVC
+
+        h, labels = self._features_of_all()
+        h = F.normalize(h).numpy()
+        weight, bias = torch.zeros_like(self.sums), torch.zeros_like(self.counts)
+        for c in labels.unique().tolist():
+            if (labels != c).any():
+                machine = LinearSVC(C=self.cost, dual=False, tol=1e-4).fit(h, (labels == c).numpy())
+                weight[c], bias[c] = torch.from_numpy(machine.coef_[0]), float(machine.intercept_[0])
+        return weight, bias
+
+    def classify(self, h: Tensor) -> Tensor:
+        """The scores of features that are scaled to length 1."""
+        return super().classify(F.normalize(h))
+
+    def _features_of_all(self) -> tuple[Tensor, Tensor]:
+        """Return features, float64 [N, M], and labels [N] of all classes so far; those of earlier ones are made up."""
+        h, labels = self.present
+        new, means = labels.unique(), self.means()
+        current = torch.stack([h[labels == n].mean(0) for n in new.tolist()])
+        made, known = [], torch.nonzero(self.counts).flatten()
+        for c, nearest in zip(known.tolist(), torch.cdist(means[known], current).argmin(1).tolist(), strict=True):
+            shift = means[c] - current[nearest]
+            made.append(h[labels == new[nearest]] + shift)
+        return torch.cat(made), torch.cat([torch.full((len(m),), c) for c, m in zip(known.tolist(), made, strict=True)])
