@@ -25,9 +25,9 @@ class InfLoRA(Strategy):
     set to the first left singular vectors of H, divided by sqrt(3), H being the mean of x x^T over the tokens of the
     task without what lies in the gradient space of earlier tasks (eq. 10); then A_t and the task's rows of the head are
     trained by the cross-entropy over the task's outputs. After it the gradient space grows by the directions that
-    explain a share `threshold` of x x^T; it, or once it has more than half of all directions the rest, is kept (DualGPM,
-    sec. 3.3). The paper writes H as the inputs themselves; as in the authors' code it is their second moment. That code
-    stops where the first task fills more than half of the directions, here the rest is kept there, too.
+    explain a share `threshold` of x x^T; once it has more than half of all directions, the rest is kept in its place
+    (DualGPM, sec. 3.3). H of the paper is made of the inputs themselves, and here, as in the authors' code, of their
+    second moment. That code stops where the first task has more than half of the directions; here the rest is kept.
 
     A backbone without given weights trains on the first task, before its A.
 
