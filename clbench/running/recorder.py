@@ -262,4 +262,5 @@ def _features(config: RunConfig, strategy: Strategy) -> str | None:
     """Say where features come from that are not learnt from all tasks; None where they are."""
     if config.model.weights is not None:
         return f"start from {config.model.weights}"
-    return "come from the first task" if strategy.traits.family == "frozen" else None
+    traits = strategy.traits
+    return "come from the first task" if traits.family == "frozen" and traits.through_features else None
