@@ -266,4 +266,5 @@ def _features(config: RunConfig, strategy: Strategy) -> str | None:
     if config.model.weights is not None:
         own = config.model.weights == OWN_WEIGHTS
         return f"start from {f'the weights of {config.model.name}' if own else config.model.weights}"
-    return "come from the first task" if strategy.traits.family == "frozen" else None
+    traits = strategy.traits
+    return "come from the first task" if traits.family == "frozen" and traits.through_features else None
