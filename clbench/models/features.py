@@ -145,11 +145,13 @@ class FrozenFeatures:
         if device.type != "cpu":
             yield of_part
             return
-        n, threads = cores(), torch.get_num_threads()
-        with ThreadPoolExecutor(n) as pool:
-            yield lambda images: torch.cat(list(pool.map(of_part, images.split(PART))))
-        # New threads take over the last number that was set anywhere.
-        torch.set_num_threads(threads)
+        threads = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(cores()) as pool:
+                yield lambda images: torch.cat(list(pool.map(of_part, images.split(PART))))
+        finally:
+            # New threads take over the last number that was set anywhere.
+            torch.set_num_threads(threads)
 
     def _digest(self, images: Tensor) -> str:
         of_network = [*self.network.named_parameters(), *self.network.named_buffers()]

@@ -33,7 +33,7 @@ def use_kept_features(
 ) -> dict[str, str] | None:
     """Let the pipeline give out kept features in the place of images where that is the same; see stays_as_given().
 
-    told: is called with the numbers of features that are done and of all, while they are computed.
+    told: is called with the numbers of features that are done and of all, while they are computed and at the end.
 
     Returns the digests of the features of training and test images, or None. Raises ConfigError where they can't be
     kept.
@@ -53,6 +53,7 @@ def use_kept_features(
         values, digests[split] = frozen.of(images.images[ids], what)
         found[split] = _instead(values, images, ids, context.device)
         before += len(ids)
+    told(total, total)
     context.pipeline.train_features, context.pipeline.test_features = found["train"], found["test"]
     return digests
 

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from clbench.config.run import RunConfig
@@ -47,7 +47,8 @@ class Pace(Observer):
         self.last: tuple[int, str, int, int, float] | None = None
         # When the first of the features that are computed here was told, and how many there were.
         self.computing: tuple[float, int] | None = None
-        self._write(Position(first_task, len(images), share=self.shares[first_task]))
+        self.start = Position(first_task, len(images), share=self.shares[first_task])
+        self._write(self.start)
         # The first step is written at once.
         self.wrote = -math.inf
 
@@ -85,22 +86,22 @@ class Pace(Observer):
     def features_computed(self, done: int | None, total: int) -> None:
         """Hear how many features of a frozen network are computed, and write it when it is time to."""
         now = time.monotonic()
-        if now - self.wrote < EVERY and done != total:
+        if done == total:
+            self._write(self.start)
+            # The first step is written at once.
+            self.wrote = -math.inf
+            return
+        if now - self.wrote < EVERY:
             return
         if done is None:
-            self._write(Position(0, len(self.shares) - 1, preparing="waiting for features that another run computes"))
+            self._write(replace(self.start, preparing="waiting for features that another run computes"))
             return
         began, before = self.computing = self.computing or (now, done)
         speed = (done - before) / (now - began) if done > before else None
         # How long the run itself takes is not known yet.
         left = "" if speed is None else f", {clock((total - done) / speed)} left"
         text = f"features of {done:,} of {total:,} images{left}"
-        self._write(
-            Position(0, len(self.shares) - 1, preparing=text, images_per_second=speed, seconds=now - self.began)
-        )
-        if done == total:
-            # The first step is written at once.
-            self.wrote = -math.inf
+        self._write(replace(self.start, preparing=text, images_per_second=speed, seconds=now - self.began))
 
     def epoch(self, record: EpochRecord) -> None:
         """Hear of an epoch, which knows its loss and speed."""

@@ -504,7 +504,7 @@ def check_features_once(bench: Bench) -> None:
         raise NotApplicableError("timm, which makes the network of this check, is not installed")
     network, weights, scores = "vit[patch_size=14,width=16,depth=1,heads=2]", bench.folder / "weights.pt", []
     torch.save(build_model(network, (1, 28, 28), 0).state_dict(), weights)
-    frozen = {"model": network, "weights": str(weights), "train": "head", "keep_predictions": True}
+    frozen: dict[str, Any] = {"model": network, "weights": str(weights), "train": "head", "keep_predictions": True}
     with mock.patch.dict(os.environ, {"CLBENCH_CACHE": str(bench.folder / "cache")}):
         for once in (True, False):
             result = bench.run(cache_features=once, **frozen)

@@ -431,6 +431,8 @@ def test_progress_is_shown_while_features_are_computed(tmp_path: Path, capsys: p
     pace.wrote = 0.0
     pace.features_computed(None, 1200)
     assert str(position(tmp_path)) == "waiting for features that another run computes"
+    pace.features_computed(1200, 1200)
+    assert str(position(tmp_path)) == "task 0 (1 of 5)"
 
 
 def test_a_plan_counts_the_features_that_are_not_kept_yet_once(weights: str) -> None:
