@@ -48,9 +48,13 @@ class Preprocessing:
         std: list[float] | None,
     ) -> "Preprocessing":
         """Return what the options of a network ask for; at another size the whole shorter side is kept."""
-        given = {"size": image_size, "crop": crop or (1.0 if image_size else None), "interpolation": interpolation}
+        given: dict[str, Any] = {
+            "size": image_size,
+            "crop": crop or (1.0 if image_size else None),
+            "interpolation": interpolation,
+        }
         given |= {"mean": tuple(mean) if mean else None, "std": tuple(std) if std else None}
-        return replace(self, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+        return replace(self, **{key: value for key, value in given.items() if value is not None})
 
     def __str__(self) -> str:
         mean, std = (",".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
@@ -70,6 +74,9 @@ def check_patches(name: str, size: int, patch: int) -> None:
 
 class Preprocess(nn.Module):
     """Does a Preprocessing to a batch, float [B, 1 or 3, H, W] in [0, 1] -> float [B, 3, size, size]."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, asked: Preprocessing) -> None:
         super().__init__()

@@ -174,7 +174,7 @@ def build(
     if sized and (patch := getattr(getattr(backbone, "patch_embed", None), "patch_size", None)):
         check_patches(f"timm:{name}", sized["img_size"], patch[0])
     asked = backbone.pretrained_cfg
-    resized = asked["interpolation"] if asked["interpolation"] in get_args(Interpolation) else "bicubic"
+    resized: Any = asked["interpolation"] if asked["interpolation"] in get_args(Interpolation) else "bicubic"
     published = Preprocessing(
         asked["input_size"][-1], asked["crop_pct"], resized, tuple(asked["mean"]), tuple(asked["std"])
     )

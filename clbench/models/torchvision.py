@@ -49,7 +49,7 @@ class Torchvision(Pretrained):
         kept = {name: value for name, value in stored.items() if not name.startswith(f"{self.classifier}.")}
         vit = self.backbone
         if isinstance(vit, VisionTransformer) and "encoder.pos_embedding" in kept:
-            kept = dict(interpolate_embeddings(vit.image_size, vit.patch_size, kept))  # type: ignore[arg-type]
+            kept = dict(interpolate_embeddings(vit.image_size, vit.patch_size, kept))
         return kept
 
 

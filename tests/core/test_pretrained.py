@@ -446,3 +446,12 @@ def test_training_the_last_blocks_leaves_the_others_as_they_were(
     same = [torch.equal(after[f"backbone.{n}"], p) for n, p in before.backbone.named_parameters() if id(p) in moved]
     assert held
     assert not all(same)
+
+
+def test_a_claim_whose_weights_are_missing_is_refused_with_their_file(hub: Path, refused: Any) -> None:
+    from clbench.cli.claim_runs import _Here
+
+    options = {"model": "timm:test_vit.r160_in1k", "offline": True, "threads": 1}
+    problem = _Here().problem(resolve("split-mnist-5k", "simplecil", options))
+    with refused("test_vit.r160_in1k.safetensors", str(hub)[-20:]):
+        raise problem or AssertionError("it is not refused")
