@@ -84,9 +84,9 @@ class CODAPrompt(Prompted):
         lengths = (queries.square() @ attention.square().mT).sqrt().clamp(min=1e-12)
         weights = queries @ (attention * F.normalize(keys, dim=-1)).mT / lengths
         prefixes = (weights @ parts).unflatten(-1, (2, self.length, -1))
-        terms = {}
+        terms: dict[str, Tensor] = {}
         if self.orthogonality:
             eye = torch.eye(parts.shape[1], device=self.device)
-            spread = sum(((b @ b.mT - eye) ** 2).mean((1, 2)).sum() for b in (parts, keys, attention))
-            terms["orthogonality"] = self.orthogonality * spread
-        return Prompts(prefixes=dict(enumerate(prefixes))), terms
+            spread = [((b @ b.mT - eye) ** 2).mean((1, 2)).sum() for b in (parts, keys, attention)]
+            terms["orthogonality"] = self.orthogonality * torch.stack(spread).sum()
+        return Prompts(prefixes=dict(enumerate(prefixes.unbind()))), terms

@@ -44,8 +44,9 @@ def prompted_features(
         mean of the prompt tokens that leave the last block.
     Without prompts the features are those of `network.features`, bit for bit.
     """
-    vit: Any = network.backbone
-    tokens = embedded(network.preprocess, vit, images)
+    whole: Any = network
+    vit = whole.backbone
+    tokens = embedded(whole.preprocess, vit, images)
     start, n = vit.num_prefix_tokens, 0
     for index, block in enumerate(vit.blocks):
         if index in prompts.tokens:
@@ -71,7 +72,7 @@ def _attended(attention: Any, tokens: Tensor, prefix: Tensor) -> Tensor:
     """Return what timm's Attention makes of tokens, float [B, N, D], where a prefix is read before them."""
     query, key, value = attention.qkv(tokens).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     given = prefix.to(key.dtype).expand(len(tokens), -1, -1, -1).unflatten(-1, (attention.num_heads, -1))
-    keys, values = given.permute(1, 0, 3, 2, 4)
+    keys, values = given.permute(1, 0, 3, 2, 4).unbind()
     read = F.scaled_dot_product_attention(
         attention.q_norm(query),
         torch.cat([keys, attention.k_norm(key)], 2),
@@ -90,21 +91,26 @@ def transformer(config: RunConfig, scenario: Scenario) -> Any:
     """
     with torch.device("meta"):
         network = build_model(config.model.name, scenario.image_shape, 0, config.code)
-    why = "which is none"
-    if isinstance(network, Pretrained):
-        try:
-            from timm.layers import Attention
-            from timm.models.vision_transformer import Block, VisionTransformer
-        except ImportError:  # then it is none of timm's
-            VisionTransformer = None  # type: ignore[misc,assignment]  # noqa: N806
-        vit: Any = network.backbone
-        if VisionTransformer is not None and isinstance(vit, VisionTransformer):
-            if all(
-                type(b) is Block and type(b.attn) is Attention and not getattr(b.attn, "gate", None) for b in vit.blocks
-            ):
-                return vit
-            why = f"whose blocks are of another kind ({type(vit.blocks[0]).__name__})"
+    if (why := _unlike(network.backbone if isinstance(network, Pretrained) else network)) is None:
+        return network.backbone
     raise ConfigError(
         f"{config.strategy} works on vision transformers of timm, not on model={config.model.name!r}, {why}; "
         "timm:vit_base_patch16_224 and its like, and vit, are accepted"
     )
+
+
+def _unlike(backbone: Any) -> str | None:
+    """Say why a backbone is no transformer that prompts can be put into; None where it is one."""
+    try:
+        from timm.layers import Attention
+        from timm.models.vision_transformer import Block, VisionTransformer
+    except ImportError:  # then it is none of timm's
+        return "which is none"
+    if not isinstance(backbone, VisionTransformer):
+        return "which is none"
+    for block in backbone.blocks:
+        if type(block) is not Block:
+            return f"whose blocks are of another kind ({type(block).__name__})"
+        if type(block.attn) is not Attention or getattr(block.attn, "gate", None) is not None:
+            return f"whose attention is of another kind ({type(block.attn).__name__})"
+    return None
