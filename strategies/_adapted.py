@@ -65,7 +65,7 @@ class FirstSession(FrozenBackbone):
             self.sigma = nn.Parameter(torch.ones(1, device=self.device))
         super().begin_run()
 
-    def frozen_features(self) -> bool:
+    def frozen_features(self, config: RunConfig) -> bool:
         """Where nothing is adapted, given weights stay as they are."""
         return self.adaptation == "none"
 

@@ -52,9 +52,9 @@ class FrozenBackbone(Strategy, ABC):
         """The first task trains the backbone, unless its weights were given."""
         return [Stage(task.train)] if task.index == 0 and self.config.model.weights is None else []
 
-    def frozen_features(self) -> bool:
+    def frozen_features(self, config: RunConfig) -> bool:
         """With given weights nothing trains; a strategy that trains something has stages of its own."""
-        return type(self).stages is FrozenBackbone.stages or super().frozen_features()
+        return type(self).stages is FrozenBackbone.stages
 
     def end_task(self, task: Task) -> None:
         """Add the task's samples to the sums and solve for the classifier."""

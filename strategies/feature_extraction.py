@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from clbench.config.run import RunConfig
 from clbench.data.scenario import Task
 from clbench.learning.strategy import Stage, Strategy, Traits
 
@@ -19,9 +20,9 @@ class FeatureExtraction(Strategy):
 
     trainable_from: Literal["head", "last-1", "last-2"] = "head"
 
-    def frozen_features(self) -> bool:
+    def frozen_features(self, config: RunConfig) -> bool:
         """With given weights the head alone trains, unless blocks before it are to move."""
-        return self.trainable_from == "head"
+        return self.trainable_from == "head" and config.data.augment == "none"
 
     def stages(self, task: Task) -> list[Stage]:
         """Everything in the first task, the top only in later ones."""

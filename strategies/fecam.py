@@ -20,8 +20,8 @@ class FeCAM(FrozenBackbone):
     correlations in the covariance S of t(phi(x)) over class c, after S has been shrunk twice: S + alpha1 * V1 * I +
     alpha2 * V2 * (1 - I), V1 being the mean on the diagonal and V2 that of what is not 0 beside it (eq. 6 to 9). So it
     is in the authors' code (dipamgoswami/FeCAM), which is followed, as the paper's values are from it; for ViTs they
-    take tukey=1 and alpha2=0 and shrink once. LAMDA-PILOT adds 100 * I instead. A class without two different samples
-    takes the mean N^-1 of the others, or I. The features come from given weights, or from the first task, on which the
+    take tukey=1 and alpha2=0 and shrink once. LAMDA-PILOT adds 100 * I instead. For a class without two different
+    samples N_c is I. The features come from given weights, or from the first task, on which the
     backbone trains before it is frozen.
 
     tukey: the power; 1 leaves the features as they are.
@@ -42,7 +42,6 @@ class FeCAM(FrozenBackbone):
         self.products = torch.zeros(0, width, width, dtype=torch.float64)
         self.inverses = torch.zeros(0, width, width, device=self.device)
         self.solved = torch.zeros(0, dtype=torch.float64)
-        self.alike = torch.zeros(0, dtype=torch.bool)
 
     def add(self, h: Tensor, labels: Tensor) -> None:
         """Add features to all sums."""
@@ -57,17 +56,10 @@ class FeCAM(FrozenBackbone):
 
     def classifier(self) -> tuple[Tensor, Tensor]:
         """The transformed class means, and no bias; the inverses of the correlations stand beside them."""
-        width = self.sums.shape[1]
         missing = len(self.counts) - len(self.solved)
         self.inverses = F.pad(self.inverses, (0, 0, 0, 0, 0, missing))
-        self.alike = F.pad(self.alike, (0, missing), value=True)
         for c in torch.nonzero(self.counts != F.pad(self.solved, (0, missing))).flatten().tolist():
-            correlations = self._correlations(c)
-            self.alike[c] = correlations is None
-            if correlations is not None:
-                self.inverses[c] = torch.linalg.inv(correlations).to(self.inverses)
-        usual = torch.eye(width) if self.alike.all() else self.inverses[~self.alike].mean(0)
-        self.inverses[self.alike] = usual.to(self.inverses)
+            self.inverses[c] = torch.linalg.inv(self._correlations(c)).to(self.inverses)
         self.solved = self.counts.clone()
         return F.normalize(self._transform(self.means())), torch.zeros_like(self.counts)
 
@@ -82,15 +74,13 @@ class FeCAM(FrozenBackbone):
     def _transform(self, features: Tensor) -> Tensor:
         return features.sign() * features.abs() ** self.tukey
 
-    def _correlations(self, c: int) -> Tensor | None:
-        """Return N of a class, float64 [M, M]; None where its samples are all alike."""
+    def _correlations(self, c: int) -> Tensor:
+        """Return N of a class, float64 [M, M]; I where its samples are all alike."""
         n, total = float(self.counts[c]), self.transformed[c]
-        if n < 2:
-            return None
-        covariance = (self.products[c] - torch.outer(total, total) / n) / (n - 1)
+        covariance = (self.products[c] - torch.outer(total, total) / n) / max(n - 1, 1)
         # What is below this share of the squared features is the rounding of equal samples.
         if covariance.trace() <= 1e-10 * self.products[c].trace() / n:
-            return None
+            return torch.eye(len(covariance), dtype=torch.float64)
         for alpha2 in (self.alpha2, 0.0):
             shrunk = self._shrunk(self._shrunk(covariance, alpha2), alpha2)
             # A mean covariance below 0, beside features that are always 0, can leave no distance.

@@ -64,9 +64,9 @@ class ICaRL(Taught):
         """Keep the old model as the teacher, where it is distilled."""
         self.teacher = self.frozen_copy() if self.distillation else None
 
-    def frozen_features(self) -> bool:
+    def frozen_features(self, config: RunConfig) -> bool:
         """A mirror image has features of its own."""
-        return super().frozen_features() and not self.flip_means
+        return super().frozen_features(config) and not self.flip_means
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Algorithm 3, or its softmax form."""

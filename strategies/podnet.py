@@ -14,7 +14,7 @@ from clbench.config.space import Log
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.strategy import Strategy, Traits, eval_mode
-from clbench.models.blocks import block_outputs
+from clbench.models.blocks import block_outputs, check_maps
 
 
 def pooled(maps: Tensor) -> Tensor:
@@ -74,11 +74,12 @@ class PODNet(Strategy):
     scale: Annotated[float, Field(gt=0)] = 20.0
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
-        """The margin is taken against every class seen so far."""
+        """The margin is taken against every class seen so far, and maps are compared between all blocks."""
         if config.training.loss_outputs != "seen":
             raise ConfigError(
                 f"podnet can't work with loss_outputs={config.training.loss_outputs!r}; 'seen' is accepted"
             )
+        check_maps(config, scenario)
 
     def begin_run(self) -> None:
         """Before the first task there are no proxies; eta is learnt through all tasks."""

@@ -6,10 +6,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from clbench.config.run import RunConfig
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
+from clbench.data.scenario import Scenario
 from clbench.learning.strategy import Strategy, Traits, given_task
-from clbench.models.blocks import block_outputs, widths
+from clbench.models.blocks import block_outputs, check_maps, widths
 from clbench.support.streams import stream
 
 
@@ -33,6 +35,10 @@ class XdG(Strategy):
     )
 
     inactive: Annotated[float, Field(ge=0, lt=1), Choices(0.2, 0.4, 0.6, 0.8)] = 0.8
+
+    def check(self, config: RunConfig, scenario: Scenario) -> None:
+        """A gate multiplies what a block gives to the next."""
+        check_maps(config, scenario)
 
     def gates(self, task: int) -> list[Tensor]:
         """Return the gates of a task for each block: float [units] of zeros and ones."""

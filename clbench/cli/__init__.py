@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from clbench.cli.before import plan_verb, pretrain_verb, tune_verb
+from clbench.cli.caching import cache_verb
 from clbench.cli.console import end
 from clbench.cli.help import Verb
 from clbench.cli.listing import list_verb
@@ -37,6 +38,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "describe": describe_verb,
     "check": check_verb,
     "list": list_verb,
+    "cache": cache_verb,
 }
 
 app = typer.Typer(

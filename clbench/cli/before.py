@@ -172,6 +172,13 @@ def _show_plan(plan: dict[str, Any]) -> None:
         column("time", 8, lambda task: duration(task["seconds"])),
     ]
     stdout.print(Fitted(columns, title=title, more="--json has them"))
+    if n := plan["features"]["images"]:
+        # Runs on the same images with the same network share them.
+        text = f"features of {n:,} images are computed once, in about {duration(plan['features']['seconds'])}"
+        stdout.print(text, markup=False, highlight=False)
+    if "preprocessing" in plan:
+        words = f"each image is resized and normalised to {plan['preprocessing']}"
+        stdout.print(words, markup=False, highlight=False, soft_wrap=not stdout.is_terminal)
     held = ", ".join(f"{name} {megabytes(n)}" for name, n in plan["bytes"].items() if n)
     stdout.print(
         f"in all {plan['updates']} updates, about {duration(plan['seconds'])} on {plan['device']}; "

@@ -13,7 +13,7 @@ from clbench.many.execution import seed_list
 from clbench.many.planned import PlannedRun
 from clbench.reports.published import Claim
 from clbench.reports.reproduction import Role
-from clbench.running.check import check
+from clbench.running.check import check, check_model
 from clbench.running.folder import RunFolder, default_folder
 from clbench.running.resolve import prepare, resolve, strategy_class
 
@@ -132,7 +132,6 @@ class _Here:
         return self._problems[kind]
 
     def _look(self, config: RunConfig) -> ConfigError | None:
-
         try:
             # Seeds and strategies share the tasks that serve to check them.
             if self._made is None or self._made[0] != _cut(config):
@@ -143,6 +142,9 @@ class _Here:
                     f"{config.scenario}: the claim is of the published data, and those in {config.data.root} are others"
                 )
             check(config, self._made[1], strategy_class(config.strategy)(**config.strategy_options))
+            if config.model.weights is not None:
+                # They may have to be fetched, and the run would not begin without them.
+                check_model(config, self._made[1])
         except ConfigError as error:
             if isinstance(error, MissingDataError):
                 self._missing[config.scenario] = error

@@ -69,8 +69,8 @@ def scenario_options() -> dict[str, Any]:
     return {name: field for kind in _scenarios() for name, field in kind._options.model_fields.items()}
 
 
-# The options that make a scenario.
-DESCRIBED = (*scenario_options(), "validation", "seed", "data_root", "offline")
+# The options that make a scenario, and the model, which may see its images in a size of its own.
+DESCRIBED = (*scenario_options(), "validation", "seed", "data_root", "offline", "model")
 
 
 def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -104,10 +104,16 @@ def describe_verb(
     """Show the tasks of a scenario: original classes, head outputs, numbers of images."""
     from clbench.running.resolve import prepare, resolve
 
-    _, made = prepare(resolve(scenario, "naive", fields))
-    rows = made.describe()
+    config, made = prepare(resolve(scenario, "naive", fields))
+    rows, seen = made.describe(), {}
+    if "model" in fields:
+        from clbench.models import build_model
+        from clbench.models.pretrained import preprocessing_of
+
+        words = preprocessing_of(build_model(config.model.name, made.image_shape, 0, config.code))
+        seen = {"model": config.model.name, "preprocessing": words or "none"}
     if as_json:
-        print(json.dumps({"scenario": made.name, "setting": made.setting, "tasks": rows}))
+        print(json.dumps({"scenario": made.name, "setting": made.setting, "tasks": rows} | seen))
         return
     from rich.table import Table
 
@@ -125,6 +131,8 @@ def describe_verb(
         counts = (f"{row['n_train']}{others}", row["n_validation"], row["n_test"])
         table.add_row(str(row["task"]), plain(", ".join(map(str, named))), outputs, *map(str, counts))
     screen().print(table)
+    if seen:
+        print(f"preprocessing of {seen['model']}: {seen['preprocessing']}")
 
 
 def check_verb(

@@ -282,14 +282,13 @@ class Strategy:
         """Tell whether weight decay acts on a parameter, `name` as in trainable(), where the run does not spare it."""
         return True
 
-    def frozen_features(self) -> bool:
-        """Whether the features of all images stay as the given weights make them, whatever the run learns.
+    def frozen_features(self, config: RunConfig) -> bool:
+        """Whether an image has the same features all through a run with given weights, those that they make.
 
         They are computed once then, and `images` of batches and of `scores` are features, float [B, feature_dim], which
-        the network's `features` passes on. It is asked before the first task of a run with given weights and without
-        augmentation.
+        the network's `features` passes on.
         """
-        return self.traits.on_features and self.config.training.train == "head"
+        return self.traits.on_features and config.training.train == "head" and config.data.augment == "none"
 
     # Tools that a strategy may use.
 

@@ -55,3 +55,34 @@ def check_chain(config: RunConfig, scenario: Scenario) -> None:
             f"{config.strategy} can't work on model={config.model.name!r}, which has {most} layers in a block; "
             "accepted: models with one layer in each, such as mlp and conv"
         )
+
+
+def check_maps(config: RunConfig, scenario: Scenario) -> None:
+    """Raise ConfigError unless the blocks of the run's model are a chain whose outputs are [B, channels, ...].
+
+    The chain is tried on two images of noise: it has to give the features of the model.
+    """
+    name = config.model.name
+    model = build_model(name, scenario.image_shape, 0, config.code).eval()
+    images = torch.rand(2, *scenario.image_shape, generator=torch.Generator().manual_seed(0))
+    blocks = blocks_of(model, name)
+    accepted = "accepted: models such as mlp, conv, resnet32 and efficientnet-lite0"
+    with torch.no_grad():
+        features = model.features(images)
+        try:
+            outputs = block_outputs(model, images)
+        except Exception:  # whatever a block raises of what is no output of the block before it
+            outputs = []
+    if not outputs or outputs[-1].shape != features.shape or not torch.allclose(outputs[-1], features, atol=1e-4):
+        raise ConfigError(
+            f"{config.strategy} can't work on model={name!r}: its blocks, one after another, do not give its features; "
+            f"{accepted}"
+        )
+    for index, (block, output) in enumerate(zip(blocks, outputs, strict=True)):
+        channels = layers_of(block)[-1].weight.shape[0] if layers_of(block) else 0
+        flat = output.dim() == 2
+        if not channels or (output.shape[1] % channels if flat else output.shape[1] != channels):
+            raise ConfigError(
+                f"{config.strategy} can't work on model={name!r}: block {index} gives {list(output.shape[1:])} for an "
+                f"image, and channels come first in maps; {accepted}"
+            )

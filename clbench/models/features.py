@@ -48,7 +48,6 @@ class FrozenFeatures:
     pixels: turns images, uint8 [B, C, H, W] on the network's device, into what the network is given.
     settings: what else decides the bits of a feature, by name; it is part of the digest.
     autocast: the context of a forward pass.
-    what: the features in words, for the list of the cache.
     told: is called with the numbers of images that are done and of all, after each chunk; it is called without the
         first, None, while another process computes them.
 
@@ -59,15 +58,15 @@ class FrozenFeatures:
     pixels: Callable[[Tensor], Tensor]
     settings: Mapping[str, str]
     autocast: Callable[[], AbstractContextManager[Any]]
-    what: str
     told: Callable[[int | None, int], None]
 
-    def of(self, images: Tensor) -> tuple[Tensor, str]:
+    def of(self, images: Tensor, what: str) -> tuple[Tensor, str]:
         """Return the features of images, uint8 [N, C, H, W] on the CPU, as float32 [N, D], and their digest.
 
-        They are mapped from disk. Raises ConfigError where the cache can't keep or read them.
+        They are mapped from disk. what: the images in words, for the list of the cache. Raises ConfigError where the
+        cache can't keep or read them.
         """
-        entry = _Entry(self._digest(images), len(images), self.network.feature_dim, self.what)
+        entry = _Entry(self._digest(images), len(images), self.network.feature_dim, what)
         try:
             self._complete(entry, images)
             return entry.mapped(), entry.key
@@ -76,6 +75,20 @@ class FrozenFeatures:
                 f"{entry.folder} can't keep {entry.bytes:,} bytes of features ({error.strerror or error}); "
                 "CLBENCH_CACHE=FOLDER on a disk with room, or --no-cache-features, is accepted"
             ) from error
+
+    def lacking(self, images: Tensor) -> int:
+        """Return how many features of images the cache does not hold."""
+        entry = _Entry(self._digest(images), len(images), self.network.feature_dim, "")
+        return sum(entry.rows(chunk) for chunk in entry.missing())
+
+    def seconds(self, images: Tensor) -> float:
+        """Return how long the features of an image take, by those of a few images that are computed twice."""
+        # The first pass warms caches up.
+        with self.passing() as features:
+            for _ in range(2):
+                started = time.perf_counter()
+                features(images)
+        return (time.perf_counter() - started) / len(images)
 
     def _complete(self, entry: "_Entry", images: Tensor) -> None:
         """Compute what the entry lacks, or wait for the process that does."""
@@ -104,7 +117,7 @@ class FrozenFeatures:
         done, wrote = entry.n - sum(entry.rows(chunk) for chunk in missing), time.monotonic()
         self.told(done, entry.n)
         try:
-            with entry.opened() as file, self._passing() as features:
+            with entry.opened() as file, self.passing() as features:
                 for chunk in missing:
                     computed = features(images[chunk * CHUNK : (chunk + 1) * CHUNK])
                     entry.put(file, chunk, computed.numpy().tobytes())
@@ -117,7 +130,7 @@ class FrozenFeatures:
             entry.write()
 
     @contextmanager
-    def _passing(self) -> Iterator[Callable[[Tensor], Tensor]]:
+    def passing(self) -> Iterator[Callable[[Tensor], Tensor]]:
         """Give the function that maps images, uint8 [B, C, H, W], to features, float32 [B, D], both on the CPU."""
         device = next(self.network.parameters()).device
         self.network.eval()
@@ -132,8 +145,8 @@ class FrozenFeatures:
         if device.type != "cpu":
             yield of_part
             return
-        cores, threads = _cores(), torch.get_num_threads()
-        with ThreadPoolExecutor(cores) as pool:
+        n, threads = cores(), torch.get_num_threads()
+        with ThreadPoolExecutor(n) as pool:
             yield lambda images: torch.cat(list(pool.map(of_part, images.split(PART))))
         # New threads take over the last number that was set anywhere.
         torch.set_num_threads(threads)
@@ -149,7 +162,8 @@ class FrozenFeatures:
         return state.hexdigest()[:32]
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -57,6 +57,17 @@ class Preprocessing:
         return f"{self.size}x{self.size} {self.interpolation}, crop {self.crop:g}, mean {mean}, deviation {std}"
 
 
+def check_patches(name: str, size: int, patch: int) -> None:
+    """Refuse a side of the image that is no whole number of patches; raises ConfigError with the nearest that are."""
+    if size % patch:
+        below = size - size % patch
+        near = f"{below} and {below + patch}" if below else f"{patch}"
+        raise ConfigError(
+            f"{name} cuts an image into patches of {patch} pixels, and image_size={size} is no multiple of it; {near} "
+            "are accepted"
+        )
+
+
 class Preprocess(nn.Module):
     """Does a Preprocessing to a batch, float [B, 1 or 3, H, W] in [0, 1] -> float [B, 3, size, size]."""
 
@@ -142,13 +153,17 @@ class Pretrained(Network):
         return [nn.Sequential(*pieces) for pieces in found]
 
 
-def _pieces(module: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
-    """Walk over the layers of a backbone, into its stages, each with whether it begins a block."""
+def _pieces(module: nn.Module, inside: bool = False) -> Iterator[tuple[nn.Module, bool]]:
+    """Walk over the layers of a backbone, into its stages, each with whether it begins a block.
+
+    inside: whether the module is a stage, in which a part with layers of its own is a block and no further stage.
+    """
     for child in module.children():
         composed = any(list(part.children()) for part in child.children())
-        holds = any(isinstance(getattr(child, name, None), _SEQUENCES) for name in ("blocks", "layers"))
+        holds = isinstance(getattr(child, "blocks", None), _SEQUENCES)
+        holds = holds or (not inside and isinstance(getattr(child, "layers", None), _SEQUENCES))
         if holds or (composed and (isinstance(child, _SEQUENCES) or type(child).__name__.endswith("Stage"))):
-            yield from _pieces(child)
+            yield from _pieces(child, inside=True)
         elif isinstance(child, _SEQUENCES) and sum(isinstance(part, _LAYERS) for part in child) > 1:
             yield from ((part, isinstance(part, _LAYERS)) for part in child)
         else:
@@ -158,3 +173,8 @@ def _pieces(module: nn.Module) -> Iterator[tuple[nn.Module, bool]]:
 
 _SEQUENCES = (nn.Sequential, nn.ModuleList)
 _LAYERS = (nn.Linear, nn.Conv2d)
+
+
+def preprocessing_of(model: Network) -> str | None:
+    """Return in words how a network treats an image before its backbone sees it; None where it does nothing to it."""
+    return str(model.preprocessing) if isinstance(model, Pretrained) else None

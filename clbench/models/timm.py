@@ -20,6 +20,7 @@ from clbench.models.pretrained import (
     Pretrained,
     Share,
     Side,
+    check_patches,
 )
 from clbench.models.weights import fetched, in_hub
 
@@ -136,9 +137,10 @@ def network(name: str) -> Callable[..., Timm]:
     """Return the function that builds the architecture of this name; raises ConfigError for one that timm lacks."""
     timm = _timm()
     architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        raise unknown("model of timm", name, timm.list_models())
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    # Not is_model(), which knows names that timm has given up, such as vit_base_patch16_224_in21k.
+    if architecture not in (known := timm.list_models()):
+        raise unknown("model of timm", name, known)
+    tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise unknown(f"weights of timm:{architecture}", tag, tags)
     made = functools.partial(build, name)
@@ -164,11 +166,13 @@ def build(
     """
     timm = _timm()
     known = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    sized = {"img_size": image_size} if image_size and known.fixed_input_size else {}
     try:
-        sized = {"img_size": image_size} if image_size and known.fixed_input_size else {}
         backbone = timm.create_model(name, num_classes=0, **sized)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise ConfigError(f"timm:{name} can't be built ({str(error).splitlines()[0]})") from None
+    if sized and (patch := getattr(getattr(backbone, "patch_embed", None), "patch_size", None)):
+        check_patches(f"timm:{name}", sized["img_size"], patch[0])
     asked = backbone.pretrained_cfg
     resized = asked["interpolation"] if asked["interpolation"] in get_args(Interpolation) else "bicubic"
     published = Preprocessing(
@@ -194,11 +198,9 @@ def vit(
     width: the length of a token, a multiple of `heads`, the number of attention heads of each of `depth` blocks.
     """
     size = image_size or min(image_shape[1:])
-    if size % patch_size or width % heads:
-        raise ConfigError(
-            f"vit: image_size={size}, patch_size={patch_size}, width={width}, heads={heads} given; an image of whole "
-            "patches and a width of whole heads are accepted"
-        )
+    check_patches("vit", size, patch_size)
+    if width % heads:
+        raise ConfigError(f"vit: width={width} and heads={heads} given; a width that is a multiple of heads accepted")
     models: Any = _timm().models
     backbone = models.VisionTransformer(
         img_size=size, patch_size=patch_size, embed_dim=width, depth=depth, num_heads=heads, num_classes=0

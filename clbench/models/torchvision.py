@@ -11,26 +11,38 @@ from torchvision import models
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.models.pretrained import Deviation, Interpolation, Mean, Preprocessing, Pretrained, Share, Side
+from clbench.models.pretrained import (
+    Deviation,
+    Interpolation,
+    Mean,
+    Preprocessing,
+    Pretrained,
+    Share,
+    Side,
+    check_patches,
+)
 from clbench.models.weights import from_torchvision
+
+# The networks that flatten their maps between pooling and classifier.
+FLATTENING = (models.ResNet, models.RegNet, models.VGG, models.AlexNet, models.MobileNetV3)
 
 
 class Torchvision(Pretrained):
     """A network of torchvision.
 
     classifier: the name of the layer that made the outputs.
-    weights: the member of torchvision's enumeration that its name stands for.
+    weights: the name of those that its own name stands for, such as ResNet50_Weights.IMAGENET1K_V2.
     """
 
     def __init__(
-        self, backbone: nn.Module, classifier: str, feature_dim: int, weights: Any, preprocessing: Preprocessing
+        self, backbone: nn.Module, classifier: str, feature_dim: int, weights: str, preprocessing: Preprocessing
     ) -> None:
         super().__init__(backbone, feature_dim, preprocessing)
-        self.classifier, self._weights = classifier, weights
+        self.classifier, self.weights = classifier, weights
 
     def own_weights(self, offline: bool) -> Path:
         """Return the file of the weights from torch's cache, or fetch it."""
-        return from_torchvision(self._weights, str(self._weights), offline=offline)
+        return from_torchvision(models.get_weight(self.weights), self.weights, offline=offline)
 
     def fitted(self, stored: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors without the classifier's; positions of a transformer are resized to its images."""
@@ -85,6 +97,7 @@ def build(
     preprocessing = published.with_options(image_size, crop, interpolation, mean, std)
     sized: dict[str, Any] = {}
     if name.startswith("vit_"):
+        check_patches(f"torchvision:{name}", preprocessing.size, int(name.rpartition("_")[2]))
         sized = {"image_size": preprocessing.size}
     elif name == "maxvit_t":
         sized = {"input_size": (preprocessing.size,) * 2}
@@ -97,7 +110,10 @@ def build(
         raise ConfigError(
             f"torchvision:{name} has no single linear layer as its classifier; others, such as mobilenet_v2, accepted"
         )
+    if isinstance(backbone, FLATTENING):
+        # What their forward does between two layers, so that the layers alone are a chain.
+        backbone.avgpool = nn.Sequential(backbone.avgpool, nn.Flatten())
     classifier, layer = linear[-1]
     parent, _, last = classifier.rpartition(".")
     setattr(backbone.get_submodule(parent), last, nn.Identity())
-    return Torchvision(backbone, classifier, layer.in_features, weights, preprocessing)
+    return Torchvision(backbone, classifier, layer.in_features, str(weights), preprocessing)

@@ -156,7 +156,7 @@ def _of_pretrained(model: Pretrained, stored: Mapping[str, Tensor], source: str)
 
 
 def _refuse_misfits(given: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
-    """Raise ConfigError for layers that are unknown, missing, or of another shape; it names the first three."""
+    """Raise ConfigError for layers that are unknown, missing, or of another shape; it names the first two."""
     misfits = [f"layer {layer} is missing" for layer in own if layer not in given]
     misfits += [
         f"layer {layer} has shape {list(given[layer].shape)}, the model's is {list(value.shape)}"
@@ -169,5 +169,5 @@ def _refuse_misfits(given: Mapping[str, Tensor], own: Mapping[str, Tensor], sour
         raise unknown(f"layer in weights={source}{more}:", strange[0], own)
     if misfits:
         count = len(misfits) + len(strange)
-        more = f"; and {count - 3} more misfits" if count > 3 else ""
-        raise ConfigError(f"weights={source}: {'; '.join(misfits[: min(3, count)])}{more}")
+        more = f"; and {count - 2} more misfits" if count > 2 else ""
+        raise ConfigError(f"weights={source}: {'; '.join(misfits[:2])}{more}")

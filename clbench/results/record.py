@@ -50,7 +50,7 @@ class AccuracyRecord(ByMatrix):
 
 
 class StrategyRecord(Part):
-    """The strategy: its name, its label in tables, and what a report says of it."""
+    """The strategy: its name, its label in tables, what a report says of it, and how its network treats an image."""
 
     name: str
     label: str = ""
@@ -60,6 +60,7 @@ class StrategyRecord(Part):
     features: str | None = None
     options: dict[str, Any] = {}
     paper: str = ""
+    preprocessing: str | None = None
 
 
 class ScenarioTask(Part):

@@ -11,6 +11,7 @@ from clbench.data.scenario import Scenario
 from clbench.learning.evaluation import Evaluation
 from clbench.learning.returned import same_classifiers
 from clbench.learning.strategy import Context, Progress, Strategy
+from clbench.models.pretrained import preprocessing_of
 from clbench.results import metrics
 from clbench.results.record import (
     MATRICES,
@@ -212,6 +213,8 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> Run
             features=_features(config, strategy),
             options=config.strategy_options,
             paper=traits.paper,
+            # Only where there is some: records without it stay as they were.
+            **({"preprocessing": preprocessing} if (preprocessing := preprocessing_of(strategy.model)) else {}),
         ),
         environment={
             "python": platform.python_version(),
@@ -263,4 +266,5 @@ def _features(config: RunConfig, strategy: Strategy) -> str | None:
     if config.model.weights is not None:
         own = config.model.weights == OWN_WEIGHTS
         return f"start from {f'the weights of {config.model.name}' if own else config.model.weights}"
-    return "come from the first task" if strategy.traits.family == "frozen" else None
+    traits = strategy.traits
+    return "come from the first task" if traits.family == "frozen" and traits.through_features else None

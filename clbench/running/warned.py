@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario
 from clbench.learning.strategy import Strategy
+from clbench.models import model_class
 from clbench.results.record import Warned
 
 
@@ -52,6 +53,9 @@ def _about_this_run(config: RunConfig, scenario: Scenario, strategy: Strategy) -
         )
     if traits.data_access == "all" and traits.family != "reference":
         yield "all-past-data", "reads the data of all tasks so far, as for class means: a reference, no competitor"
+    if _only_augmentation_keeps_features_from_the_cache(config, strategy):
+        text = f"augment={config.data.augment} lets the frozen network see each image anew in every step"
+        yield "augmented-features", f"{text}; with augment=none its features are computed once"
     if drops := training.milestones or ([training.step_epochs] if training.step_epochs else []):
         # With a number of iterations the smallest task sees most epochs.
         smallest = min(len(task.train) for task in scenario.tasks)
@@ -66,3 +70,10 @@ def _about_this_run(config: RunConfig, scenario: Scenario, strategy: Strategy) -
             "memory-smaller-than-classes",
             f"a memory of {memory.size} can't hold one exemplar of each of {n} classes",
         )
+
+
+def _only_augmentation_keeps_features_from_the_cache(config: RunConfig, strategy: Strategy) -> bool:
+    if not config.engine.cache_features or config.model.weights is None or strategy.frozen_features(config):
+        return False
+    without = strategy.frozen_features(config.replace(augment="none"))
+    return without and model_class(config.model.name, config.code).takes_pixels

@@ -69,12 +69,17 @@ class Bench:
         self.strategy, self.folder = strategy, folder
         self.name = give("strategy", strategy)
         self.setting = strategy.traits.settings[0]
-        self.base = BASE | ({"model": TRANSFORMER} if strategy.traits.needs_transformer else {})
         self._count = 0
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """The options of a small run, on a network that the strategy works on."""
+        network = {"model": TRANSFORMER} if self.strategy.traits.needs_transformer else {}
+        return BASE | network | {"setting": self.setting}
 
     def config(self, strategy: str | None = None, **options: Any) -> RunConfig:
         """Return the config of a small run."""
-        values = self.base | {"setting": self.setting} | options
+        values = self.base | options
         if "task_sizes" in options:
             del values["tasks"]
         name = strategy or self.name
@@ -294,7 +299,7 @@ def check_another_process(bench: Bench) -> None:
     cls = bench.strategy
     if "<locals>" in cls.__qualname__ or cls.__module__ == "__main__":
         raise NotApplicableError("its class stands in a function or script, from which no other process can import it")
-    options = bench.base | {"setting": bench.setting}
+    options = bench.base
     if cls.traits.needs_memory:
         options["memory_size"] = MEMORY
     code = "import json, sys, clbench; clbench.run('split-mnist-5k', sys.argv[1], **json.loads(sys.argv[2]))"

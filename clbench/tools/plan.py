@@ -18,9 +18,11 @@ from clbench.learning.memory import Memory
 from clbench.learning.returned import class_features
 from clbench.learning.strategy import Context, Progress, Stage, Strategy, call_hook, grow_head
 from clbench.learning.trainer import Trainer, cut
+from clbench.models.pretrained import preprocessing_of
 from clbench.results.record import EpochRecord
 from clbench.running.blame import run_error
 from clbench.running.check import check
+from clbench.running.features import stand_in
 from clbench.running.ledger import measure
 from clbench.running.process import process_settings
 from clbench.running.resolve import strategy_class
@@ -73,6 +75,7 @@ def plan_run(
     with process_settings(still):
         run = _Rehearsal(still, replace(scenario, tasks=tasks), strategy, trainer=_Steps)
         run.deadline = run.trainer.deadline = time.monotonic() + seconds
+        run.features = stand_in(run.context, strategy, scenario)
         for task in run.scenario.tasks:
             told(task.index)
             try:
@@ -121,9 +124,11 @@ def _told(config: RunConfig, scenario: Scenario, run: "_Rehearsal") -> dict[str,
         "strategy": config.label,
         "setting": scenario.setting,
         "device": config.engine.device,
+        **({"preprocessing": preprocessing} if (preprocessing := preprocessing_of(run.strategy.model)) else {}),
         "tasks": tasks,
         "updates": sum(task["updates"] for task in tasks),
-        "seconds": sum(task["seconds"] for task in tasks),
+        "features": {"images": run.features[0], "seconds": run.features[1]},
+        "seconds": sum(task["seconds"] for task in tasks) + run.features[1],
         "bytes": held,
         "peak_bytes": sum(held.values()),
         "warnings": [
@@ -178,6 +183,8 @@ class _Rehearsal(Run):
         # Seconds for an image of a task that is remembered, and for one that is tested.
         self.remembered: Measured = []
         self.tested: Measured = []
+        # Features of a frozen network that are not kept yet, and the seconds that they take.
+        self.features = (0, 0.0)
         # Seconds of the task that took longest.
         self.longest = 0.0
 

@@ -11,17 +11,21 @@ from torch.nn import functional as F
 
 import clbench
 from clbench.config.errors import ConfigError
+from clbench.running.resolve import resolve
 from clbench.scenarios import dataset_from_arrays, split
 from clbench.strategies.cumulative import Cumulative
+from clbench.strategies.fecam import FeCAM
+from clbench.strategies.fetril import FeTrIL
 from clbench.strategies.frozen_ncm import FrozenNCM
 from clbench.strategies.independent import Independent
 from clbench.strategies.joint import Joint
 from clbench.strategies.naive import Naive
+from clbench.strategies.randumb import RanDumb
 from clbench.strategies.ranpac import RIDGES, RanPAC
 from clbench.strategies.simplecil import SimpleCIL
 from clbench.strategies.slda import SLDA
 
-FROZEN = [FrozenNCM, SimpleCIL, SLDA, RanPAC]
+FROZEN = [FrozenNCM, SimpleCIL, SLDA, RanPAC, FeCAM, FeTrIL]
 BATCH_NORM = "mlp[widths=[16],batch_norm=true]"
 
 
@@ -180,6 +184,60 @@ def test_ranpac_chooses_the_ridge_by_a_fifth_of_the_task(noise, projections, tmp
         assert errors[RIDGES.index(ridge)] <= min(errors) * (1 + 1e-6)
 
 
+def resolved(name, scenario="split-mnist", **options):
+    return resolve(scenario, name, {"device": "cpu", "threads": 1} | options)
+
+
+def test_defaults_beside_given_weights_come_after_presets_and_change_no_other_run(tmp_path):
+    """10,000 projections are those of the paper of RanPAC; split-mnist-5k has presets of its own for both."""
+    (tmp_path / "w.pt").write_bytes(b"weights")
+    weights = {"weights": str(tmp_path / "w.pt")}
+    for name, option, usual, pretrained, preset in (
+        ("ranpac", "projections", 1000, 10_000, 2000),
+        ("slda", "shrinkage", 1e-4, None, 1e-4),
+    ):
+        assert resolved(name).strategy_options[option] == usual
+        assert resolved(name).identity() == resolved(f"{name}[{option}={usual}]").identity()
+        assert resolved(name, **weights).strategy_options[option] == pretrained
+        assert resolved(f"{name}[{option}={usual}]", **weights).strategy_options[option] == usual
+        assert resolved(name, **weights).identity() != resolved(f"{name}[{option}={usual}]", **weights).identity()
+        for given in ({}, weights):
+            assert resolved(name, "split-mnist-5k", **given).strategy_options[option] == preset
+
+
+def test_slda_shrinks_by_the_number_of_samples(tasks, tmp_path):
+    """The mean of the posterior under an inverse Wishart prior worth d samples of the mean variance, up to a factor."""
+    _, strategy = run(SLDA, tasks, tmp_path, strategy_options={"shrinkage": None})
+    x, y = features(strategy, tasks.train)
+    test, _ = features(strategy, tasks.test)
+    means = np.stack([x[y == c].mean(0) for c in range(6)])
+    within, (n, d) = x - means[y], x.shape
+    scatter = within.T @ within
+    # (prior scatter + scatter) is, up to a factor, Sigma * (n - K) + d * mean variance * I.
+    posterior = scatter / n * (n - 6) + d * np.trace(scatter / n) / d * np.eye(d)
+    weight = np.linalg.solve(posterior, means.T).T
+    expected = test @ weight.T - (weight * means).sum(1) / 2
+    found = scores(strategy, tasks)
+    scale = np.linalg.lstsq(expected.reshape(-1, 1), found.reshape(-1), rcond=None)[0]
+    np.testing.assert_allclose(found, expected * scale, rtol=1e-3, atol=1e-4 * np.abs(found).max())
+
+
+def test_randumb_asks_no_network(tmp_path):
+    """Other networks, seeds of which draw other weights, change nothing; weights have no use."""
+    tasks = scenario([2, 2])
+    found = [
+        run(RanDumb, tasks, tmp_path / model, model=model, strategy_options={"projections": 30})
+        for model in ("mlp:4", "mlp:9-3")
+    ]
+    assert [task["steps"] for task in found[0][0].record["tasks"]] == [0, 0]
+    assert found[0][0].record["strategy"]["features"] is None
+    np.testing.assert_array_equal(scores(found[0][1], tasks), scores(found[1][1], tasks))
+    (tmp_path / "w.pt").write_bytes(b"weights")
+    for options in ({"weights": str(tmp_path / "w.pt")}, {"compile": "default"}):
+        with pytest.raises(ConfigError, match=f"{next(iter(options))}=.* given"):
+            run(RanDumb, tasks, tmp_path / "refused", **options)
+
+
 # Shared behaviour
 
 
@@ -206,9 +264,9 @@ def test_the_backbone_trains_on_the_first_task_only(strategy, tasks, tmp_path):
         assert all(torch.equal(value, state[name]) for name, value in backbone(naive).items())
 
 
-@pytest.mark.parametrize("strategy", FROZEN)
+@pytest.mark.parametrize("strategy", [s for s in FROZEN if s is not FeTrIL])
 def test_given_weights_are_never_trained_and_the_order_of_the_classes_is_nothing(strategy, tmp_path):
-    """On the same frozen features, sums do not care which class or task came first."""
+    """On the same frozen features, sums do not care which class or task came first (FeTrIL makes up the earlier)."""
     source = scenario([6])
     _, naive = run(Naive, source, tmp_path / "naive")
     torch.save(naive.model.state_dict(), tmp_path / "weights.pt")

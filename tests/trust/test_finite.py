@@ -419,7 +419,7 @@ def test_an_importance_along_the_path_that_is_infinite_is_named(
         run(Far, small)
 
 
-@pytest.mark.parametrize("name", ["slda", "ranpac", "frozen-ncm", "simplecil"])
+@pytest.mark.parametrize("name", ["slda", "ranpac", "frozen-ncm", "simplecil", "fecam", "fetril", "randumb"])
 def test_features_that_a_closed_form_is_solved_from_are_finite(name: str, run: Any, small: Any) -> None:
     class Overflows(strategy_class(name)):  # type: ignore[misc]
         def represent(self, features: Tensor) -> Tensor:

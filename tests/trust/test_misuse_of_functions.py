@@ -314,6 +314,7 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "needs_task_at_test": False,
             "seeds_together": False,
             "through_features": True,
+            "on_features": False,
             "not_applicable": {},
         },
     ),

@@ -127,6 +127,9 @@ WRONG: list[list[str]] = [
     *each("crosscheck ewc --seeds", "0"),
     *each("crosscheck ewc --scenario", "no-such"),
     *each("watch", "", "none", "text.txt"),
+    *each("cache", "", "lst", "CLEAR", "features-0"),
+    *each("cache list", "", "x"),
+    *each("cache clear", "", "features-0", "../folder"),
     *each("watch folder", "--onc"),
     # No verb.
     *([""], ["runn", "split-mnist-5k", "naive"], ["--lr", "1"], ["RUN", "split-mnist-5k", "naive"]),
