@@ -152,7 +152,7 @@ def measured(name: str, args: argparse.Namespace, precision: str, weights: str) 
         "strategy": name,
         "precision": precision,
         "batch": args.batch,
-        "turns": args.turns,
+        "repeats": args.turns,
         **ratios("forward", [ours / theirs for ours, theirs in forward]),
         **ratios("step", [ours / theirs for ours, theirs in turns]),
         "forward_images_per_second": round(args.batch / statistics.median(ours for ours, _ in forward), 2),
