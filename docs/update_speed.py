@@ -26,7 +26,7 @@ matrices. Convolutions have their channels last. The Fisher information of a lin
 
 def page() -> str:
     """Return the text of the page."""
-    parts = [INTRODUCTION, *_bare(), *_avalanche(), *_compare(), *_sweep(), *_gpu()]
+    parts = [INTRODUCTION, *_bare(), *_timm(), *_avalanche(), *_compare(), *_sweep(), *_gpu()]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -39,6 +39,22 @@ def _bare() -> list[str]:
     ]
     what = "Split-MNIST, MLP 784-400-400, batch 128, Adam, one epoch. A ratio below 1 means that clbench is faster."
     return _section("Beside a hand-written loop", "versus_bare_loop.py", what, head, table, rows)
+
+
+def _timm() -> list[str]:
+    rows = _read("versus-timm.csv")
+    head = ["strategy", "precision", "forward, ratio", "step, ratio", "images/s", "kept, MB", "timm keeps, MB"]
+    names = ("step_images_per_second", "kept_mb", "timm_kept_mb")
+    table = [
+        [row["strategy"], row["precision"], _ratio(row, "forward"), _ratio(row, "step"), *(row[n] for n in names)]
+        for row in rows
+    ]
+    what = (
+        f"{rows[0]['model']} with random weights, batch {rows[0]['batch']}, one thread: CPU seconds of testing and of "
+        "a step of training beside those of timm's network in a plain loop, images a second in training, and the "
+        "tensors that are kept for the backward pass."
+    )
+    return _section("Beside a transformer of timm", "versus_timm.py", what, head, table, rows)
 
 
 def _avalanche() -> list[str]:
@@ -105,7 +121,9 @@ def _ratio(row: dict[str, str], name: str) -> str:
 def _section(
     title: str, script: str, what: str, head: list[str], table: list[list[str]], rows: list[dict[str, str]]
 ) -> list[str]:
-    versions = ", ".join(f"{name} {rows[0][name]}" for name in ("clbench", "avalanche-lib", "torch") if name in rows[0])
+    versions = ", ".join(
+        f"{name} {rows[0][name]}" for name in ("clbench", "avalanche-lib", "torch", "timm") if name in rows[0]
+    )
     turns = f"{rows[0]['repeats']} turns, " if "repeats" in rows[0] else ""
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *table)]
     where = f"`benchmarks/{script}`: {turns}{versions}; {rows[0]['machine']}."

@@ -44,3 +44,17 @@ def test_versus_avalanche_trains_both_rivals_to_the_same_accuracy(tmp_path: Path
     assert float(row["clbench_accuracy"]) > 0.7
     for what in ("images_per_second", "tests_per_second", "process_seconds"):
         assert float(row[f"{what}_ratio"]) > 0
+
+
+@pytest.mark.slow
+def test_versus_timm_keeps_for_the_backward_pass_what_timm_keeps(tmp_path: Path) -> None:
+    out = tmp_path / "result.csv"
+    given = ["--model", "vit_tiny_patch16_224", "--batch", "2", "--turns", "1", "--strategies", "naive"]
+    command = [sys.executable, str(BENCHMARKS / "versus_timm.py"), *given, "--out", str(out)]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    rows = list(csv.DictReader(out.open()))
+    assert [row["precision"] for row in rows] == ["fp32", "bf16"]
+    for row in rows:
+        assert float(row["forward"]) > 0
+        assert float(row["step"]) > 0
+        assert row["kept_mb"] == row["timm_kept_mb"]
