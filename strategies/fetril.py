@@ -16,13 +16,13 @@ from clbench.strategies._frozen import FrozenBackbone
 class FeTrIL(FrozenBackbone):
     """FeTrIL. Petit et al. 2023, arXiv:2211.13131.
 
-    Of an earlier class c only the mean is kept. Its features are made up of those of the class n of this task whose
+    Of an earlier class c only the mean is kept. Its features are made up from those of the class n of this task whose
     mean is nearest: phi(x) - mean_n + mean_c. A linear support vector machine for each class against all others, with
-    a squared hinge loss, is fitted to all features, scaled to length 1. Both authors' codes are followed where they
-    agree with the paper: the nearest mean is the Euclidean one and the classifier LinearSVC, as in theirs
-    (GregoirePetit/FeTrIL); the version in dipamgoswami/FeCAM takes the cosine. Their first 512 features stay unscaled,
-    which is left out as a slip. The features come from given weights, or from the first task, on which the backbone
-    trains before it is frozen.
+    a squared hinge loss, is fitted to all features, scaled to length 1. The authors' code (GregoirePetit/FeTrIL) is
+    followed: Euclidean distances and LinearSVC, whose solution does not depend on a learning rate, as that of a layer
+    trained by gradients does. It leaves the first 512 features unscaled, which is taken for a slip; the version in
+    dipamgoswami/FeCAM compares means by the cosine. The features come from given weights, or from the first task, on
+    which the backbone trains before it is frozen.
 
     cost: the weight C of the loss against the squared norm of the weights, of the bias too.
     """
@@ -43,11 +43,11 @@ class FeTrIL(FrozenBackbone):
         from sklearn.svm import LinearSVC
 
         h, labels = self._features_of_all()
-        h = F.normalize(h).numpy()
+        scaled = F.normalize(h).numpy()
         weight, bias = torch.zeros_like(self.sums), torch.zeros_like(self.counts)
         for c in labels.unique().tolist():
             if (labels != c).any():
-                machine = LinearSVC(C=self.cost, dual=False, tol=1e-4).fit(h, (labels == c).numpy())
+                machine = LinearSVC(C=self.cost, dual=False, tol=1e-4).fit(scaled, (labels == c).numpy())
                 weight[c], bias[c] = torch.from_numpy(machine.coef_[0]), float(machine.intercept_[0])
         return weight, bias
 

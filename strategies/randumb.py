@@ -80,8 +80,8 @@ class RanDumb(SLDA):
 
     def represent(self, features: Tensor) -> Tensor:
         """The random Fourier features."""
-        angles = (2 * self.width) ** 0.5 * (features @ self.projection) + self.offset
-        return (2 / self.projections) ** 0.5 * angles.cos()
+        angles = math.sqrt(2 * self.width) * (features @ self.projection) + self.offset
+        return math.sqrt(2 / self.projections) * angles.cos()
 
     def covariance(self, means: Tensor) -> Tensor:
         """Shrink the covariance to its mean variance as OAS does, from its size and the number of samples."""
