@@ -23,7 +23,7 @@ class Prompted(Strategy, ABC):
     transformer has given weights, or trains on the first task in a stage before that of the prompts.
     """
 
-    traits = Traits(family="frozen", memory="none", needs_transformer=True, through_features=False)
+    traits = Traits(family="pretrained", memory="none", needs_transformer=True, through_features=False)
     pooled: ClassVar[Literal["image", "prompts"]] = "image"
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
