@@ -349,6 +349,7 @@ def test_identity_counts_preprocessing_and_the_content_of_a_snapshot(
     assert identity(VIT, tmp_path) != before
 
 
+@pytest.mark.slow
 def test_run_plan_and_describe_tell_the_preprocessing(run: Any, cut: Any, tmp_path: Path, capsys: Any) -> None:
     words = "32x32 bicubic, crop 1, mean 0.498039,0.498039,0.498039, deviation 0.501961,0.501961,0.501961"
     model = "efficientnet-lite0[image_size=32]"
