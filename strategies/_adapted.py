@@ -139,9 +139,10 @@ class AdaptersForTasks(Strategy):
     def means(self, task: Task, index: int) -> Tensor:
         """Return the mean features of each class of the task with the adapters of a task, float [classes, d]."""
         self.model.eval()
-        outputs, total = task.outputs, 0.0
+        outputs, width = task.outputs, self.model.feature_dim + 1
+        total = torch.zeros(outputs.stop - outputs.start, width, device=self.device)
         for batch in self.passes(task.train):
             features = self.features_of(batch.images, index)
             targets = F.one_hot(batch.labels - outputs.start, outputs.stop - outputs.start).float()
-            total = total + torch.cat([targets.T @ features, targets.sum(0)[:, None]], 1)
-        return total[:, :-1] / total[:, -1:]  # type: ignore[index]
+            total += torch.cat([targets.T @ features, targets.sum(0)[:, None]], 1)
+        return total[:, :-1] / total[:, -1:]

@@ -61,7 +61,8 @@ def prompted_features(
             tokens = block(tokens)
     tokens = vit.norm(tokens)
     if pooled == "prompts":
-        return tokens[:, start : start + n].mean(1)
+        mean: Tensor = tokens[:, start : start + n].mean(1)
+        return mean
     if n:
         tokens = torch.cat([tokens[:, :start], tokens[:, start + n :]], 1)
     features: Tensor = vit.forward_head(tokens, pre_logits=True)
@@ -102,7 +103,7 @@ def transformer(config: RunConfig, scenario: Scenario) -> Any:
 def _unlike(backbone: Any) -> str | None:
     """Say why a backbone is no transformer that prompts can be put into; None where it is one."""
     try:
-        from timm.layers import Attention
+        from timm.layers.attention import Attention
         from timm.models.vision_transformer import Block, VisionTransformer
     except ImportError:  # then it is none of timm's
         return "which is none"
