@@ -288,8 +288,8 @@ class LoRA:
         """Return the addition to a layer."""
         down: nn.Module
         if isinstance(layer, nn.Conv2d):
-            shape: Any = (layer.in_channels, self.rank, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-            down = nn.Conv2d(*shape, 1, False, layer.padding_mode)
+            size: Any = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+            down = nn.Conv2d(layer.in_channels, self.rank, *size, groups=1, bias=False, padding_mode=layer.padding_mode)
             up: nn.Module = nn.Conv2d(self.rank, layer.out_channels, 1, bias=False)
         else:
             down = nn.Linear(layer.in_features, self.rank, bias=False)  # type: ignore[arg-type]
