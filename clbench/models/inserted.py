@@ -288,8 +288,9 @@ class LoRA:
         """Return the addition to a layer."""
         down: nn.Module
         if isinstance(layer, nn.Conv2d):
-            size: Any = layer.kernel_size, layer.stride, layer.padding, layer.dilation
-            down = nn.Conv2d(layer.in_channels, self.rank, *size, groups=1, bias=False, padding_mode=layer.padding_mode)
+            names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+            like: dict[str, Any] = {name: getattr(layer, name) for name in names}
+            down = nn.Conv2d(layer.in_channels, self.rank, bias=False, **like)
             up: nn.Module = nn.Conv2d(self.rank, layer.out_channels, 1, bias=False)
         else:
             down = nn.Linear(layer.in_features, self.rank, bias=False)  # type: ignore[arg-type]
