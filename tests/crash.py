@@ -22,6 +22,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import timm.models  # noqa: F401 - so that this process can read a transformer in a checkpoint
 import torch
 import torch._dynamo  # which the first optimizer would import, in each process anew
 

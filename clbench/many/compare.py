@@ -12,8 +12,9 @@ from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import Strategy
 from clbench.many.execution import Request, lives_on_memory, plan_requests, raise_first_failure, run_shown, seed_list
 from clbench.many.planned import PlannedRun
+from clbench.models import model_class
 from clbench.results.result import Result
-from clbench.running.resolve import strategy_class
+from clbench.running.resolve import resolve, strategy_class
 
 MEMORY_OPTIONS = ("memory_size", "memory_per_class", "memory_policy")
 
@@ -43,7 +44,8 @@ def requests(
     strategies: those that are compared, or a single one.
     seeds: a number of seeds (0, 1, ...), or the seeds.
     references: add the registered references that are not named.
-    A memory option goes to the strategies that need a memory; the others take one only in their brackets.
+    A memory option goes to the strategies that need a memory; the others take one only in their brackets. Where no
+    strategy trains the backbone of a pre-trained network, the references that are added train its head alone, too.
     """
     if "seed" in options:
         raise ConfigError(f"seed={options['seed']!r}: a comparison takes seeds, a number of them or a list")
@@ -60,12 +62,27 @@ def requests(
     if memory and not any(lives_on_memory(s) for s in named):
         raise ConfigError(f"{next(iter(memory))} is given, but none of the strategies needs a memory")
     asked = []
-    for strategy in [*named, *added]:
+    for strategy in named:
         extra = memory if lives_on_memory(strategy) else {}
-        # Hyper-parameters are for the strategies that the caller named, not for the references added here.
-        extra = {**extra, "strategy_options": None, "per_task": None, "tuned_by": None} if strategy in added else extra
         asked += [Request(scenario, strategy, {**options, **extra, "seed": seed}) for seed in seeds]
+    # All of a large network would take days, and is no reference for what leaves it as it is.
+    alone = options.get("train") is None and all(map(_keeps_backbone, asked[:: len(seeds)]))
+    head = "train=head" if options.get("augment") is not None else "train=head,augment=none"
+    # Hyper-parameters are for the strategies that the caller named, not for the references added here.
+    own = {**options, "strategy_options": None, "per_task": None, "tuned_by": None}
+    for name in added:
+        strategy = f"{name}[{head}]" if alone else name
+        asked += [Request(scenario, strategy, {**own, "seed": seed}) for seed in seeds]
     return asked
+
+
+def _keeps_backbone(request: Request) -> bool:
+    """Whether a run leaves the backbone of a pre-trained network as it was given."""
+    config = resolve(request.scenario, request.strategy, request.options, shared=True, elsewhere=True)
+    if config.model.weights is None or not model_class(config.model.name, config.code).takes_pixels:
+        return False
+    strategy = strategy_class(config.strategy, config.code)(**config.strategy_options)
+    return strategy.frozen_features(config.replace(augment="none"))
 
 
 @checked

@@ -19,6 +19,7 @@ import clbench
 from clbench import ConfigError
 from clbench.cli import main
 from clbench.learning.strategy import Strategy
+from clbench.many.compare import requests
 from clbench.models import build_model
 from clbench.models.features import CHUNK, FEATURES, FrozenFeatures
 from clbench.models.pretrained import Pretrained
@@ -464,3 +465,23 @@ def test_the_kit_finds_a_strategy_that_does_more_with_images_than_it_says() -> N
     (found,) = clbench.testing.check_strategy(Mirrored, checks=["features_once"])
     assert found.status == "failed"
     assert "other scores than on images" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("strategies", "options", "references"),
+    [
+        (["simplecil", "slda"], {}, ["naive[train=head,augment=none]", "joint[train=head,augment=none]"]),
+        (["simplecil", "er[train=head]"], {"augment": "none"}, ["naive[train=head]", "joint[train=head]"]),
+        (["er[train=head]"], {"augment": "flip"}, ["naive[train=head]", "joint[train=head]"]),
+        (["simplecil"], {"train": "all"}, ["naive", "joint"]),
+        (["simplecil"], {"weights": "random"}, ["naive", "joint"]),
+        (["simplecil", "lwf"], {}, ["naive", "joint"]),
+        (["simplecil"], {"model": "mlp:4"}, ["naive", "joint"]),
+    ],
+)
+def test_references_beside_a_backbone_that_nothing_trains_train_the_head_alone(
+    strategies: list[str], options: dict[str, Any], references: list[str]
+) -> None:
+    given = {"model": "efficientnet-lite0[image_size=32]", "seeds": 2} | options
+    asked = requests("split-mnist-5k", strategies, **given)
+    assert [request.strategy for request in asked[2 * len(strategies) :: 2]] == references
