@@ -27,6 +27,7 @@ NOT_RUN = {
     "ray start": "needs a Ray cluster; tests/core/test_cluster.py runs one",
     "ResNet18_Weights": "downloads 45 MB of weights; tests/core/test_models.py reads a file of that form",
     "split-cifar100": "needs CIFAR-100, and hours",
+    "pretrain split-mnist --classes": "needs MNIST, and minutes; tests/strategies/test_adapters.py does it in small",
 }
 # The commands are for real scenarios; here they get little to do.
 SHRINK = """
@@ -92,7 +93,9 @@ def test_the_commands_of_the_pages_work(page: str, number: int, place: Path) -> 
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "CLBENCH_CACHE": str(place / "cache") if "photos" in block else os.environ.get("CLBENCH_CACHE", ""),
+        "CLBENCH_CACHE": str(place / "cache")
+        if "photos" in block or "cache clear" in block
+        else os.environ.get("CLBENCH_CACHE", ""),
     }
     script = SHRINK + "\n".join(lines)
     (place / "runs").mkdir()
