@@ -280,9 +280,9 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
     notes += [f"{text} ({rule})" for rule, text in broken_rules(groups)]
     names = {run.recorded.strategy.name for run in runs}
     if "joint" not in names:
-        notes.append("No joint run: there is no upper reference, and intransigence is undefined.")
+        notes.append("No joint run is finished: there is no upper reference, and intransigence is undefined.")
     if "naive" not in names:
-        notes.append("No naive run: there is no lower reference.")
+        notes.append("No naive run is finished: there is no lower reference.")
     for word, name in (("Features", "features"), ("Images are resized and normalised to", "preprocessing")):
         found: dict[str, list[str]] = {}
         for label, group in groups:

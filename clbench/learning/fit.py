@@ -180,8 +180,8 @@ class Tally:
 def _diverged(what: str, progress: Progress, step: int, saved: str, strategy: Strategy) -> RunError:
     return RunError(
         f"{what} in task {progress.task}, stage {progress.stage!r}, epoch {progress.epoch}, step {step} at learning "
-        f"rate {progress.learning_rate:g}; {remedies(strategy)}, or --resume --on-nan skip, which goes on from {saved} "
-        "and leaves such steps out"
+        f"rate {progress.learning_rate:g}; {remedies(strategy)}, or --on-nan skip (run: --resume, too), which goes on "
+        f"from {saved} and leaves such steps out"
     )
 
 

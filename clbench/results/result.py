@@ -8,6 +8,7 @@ import math
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -423,9 +424,12 @@ def _read(paths: Paths) -> list[tuple[Path, Result]]:
             results[file.resolve()] = file, result
     if not any(result.status == "done" for _, result in results.values()):
         where = ", ".join(map(str, given)) or "no folder"
-        raise (
-            damage or [ConfigError(f"{where}: no finished run; a folder with a run.json in or below it is accepted")]
-        )[0]
+        accepted = "a folder with a run.json in or below it is accepted"
+        if results:
+            counted = Counter(result.status for _, result in results.values())
+            states = ", ".join(f"{n} {status}" for status, n in counted.items())
+            accepted = f"its runs are not done ({states}), and one that is done is accepted"
+        raise (damage or [ConfigError(f"{where}: no finished run; {accepted}")])[0]
     for damaged in damage:
         warnings.warn(f"left out: {damaged}", stacklevel=3)
     return list(results.values())

@@ -65,7 +65,7 @@ def test_the_sentence_names_term_step_rate_and_last_checkpoint(
         run(spoilt(what), out=tmp_path / "run", batch_size=4)
     text = str(caught.value)
     assert text.startswith(begins)
-    assert "--resume --on-nan skip, which goes on from the beginning of task 1 and" in text
+    assert "--on-nan skip (run: --resume, too), which goes on from the beginning of task 1 and" in text
     assert len(text) < 300
     assert "\n" not in text
     assert Result.load(tmp_path / "run").status == "failed"
