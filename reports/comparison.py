@@ -28,7 +28,7 @@ MACHINE = {"device", "threads", "compile", "deterministic"}
 # The rows and the title of a comparison show these fields already.
 SHOWN = {"strategy", "strategy_options", "scenario"}
 # The number of different reasons for unfinished runs of a strategy that are spelled out, and the letters of each.
-MOST_NAMED, MOST_REASON = 3, 240
+MOST_NAMED, MOST_REASON = 3, 400
 # A strategy without a memory has no budget, so that these fields count only where they are set.
 MEMORY = {"memory_size", "memory_per_class"}
 

@@ -32,8 +32,13 @@ def one_line(text: str, longest: int) -> str:
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
     if len(line) <= longest:
         return line
-    tail = longest // 2
-    return f"{line[: longest - tail - 5]} ... {line[-tail:]}"
+    head, tail = line[: longest - longest // 2 - 5], line[-(longest // 2) :]
+    # Between words, where one ends nearby.
+    if (end := head.rfind(" ")) > len(head) - 20:
+        head = head[:end]
+    if 0 <= (begin := tail.find(" ")) < 20:
+        tail = tail[begin + 1 :]
+    return f"{head} ... {tail}"
 
 
 def shown(value: object, longest: int = 60) -> str:
