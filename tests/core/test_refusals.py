@@ -96,7 +96,7 @@ def test_forgetting_of_a_single_row_is_undefined_in_the_report(run: Any, tmp_pat
 
     from clbench.reports import write_report
 
-    record = run(out=tmp_path / "run").record
+    record = run("lwf", out=tmp_path / "run").record
     for name in ("class_incremental", "task_aware"):
         for found in (record["accuracy"], *record["classifiers"].values()):
             found[name] = found[name][:1]
