@@ -69,6 +69,8 @@ def load_class(kind: str, name: str, code: Mapping[str, str] | None = None) -> o
         return _given[kind, name]
     if path_of(name):
         return _from_file(kind, name, code or {})
+    if name.endswith(".py"):
+        raise ConfigError(f"{kind} {name!r} names no class of the file; {name}:Class is accepted")
     source, colon, inner = name.partition(":")
     if colon and kind in SOURCES:
         made: Any = load_entry_point(SOURCES[kind], f"source of a {kind}", source)

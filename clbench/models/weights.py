@@ -80,7 +80,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the readers raise; without safetensors, that it is not there
-        reason = textwrap.shorten(str(error) or type(error).__name__, 100, placeholder=" ...")
+        # Some of these errors hold no words.
+        said = str(error) if " " in str(error) else f"it is no file of tensors: {type(error).__name__} {error}".strip()
+        reason = textwrap.shorten(said, 100, placeholder=" ...")
         raise ConfigError(f"weights={path}: can't be read ({reason}); a state dict of tensors is accepted") from None
     for table in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(stored, dict) and isinstance(stored.get(table), dict):

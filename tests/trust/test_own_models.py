@@ -120,6 +120,7 @@ class Other:
         ("net.py:Nett", ("unknown class or function in net.py 'Nett'", "'Net'")),
         ("other.py:Net", ("there is no file other.py", "path/to/file.py:Class")),
         ("net.py:", ("net.py",)),
+        ("net.py", ("names no class", "net.py:Class")),
         ("net.py:Plain", ("no features()", "a subclass of clbench.models.Network")),
         ("net.py:layer", ("a subclass of clbench.models.Network",)),
         ("net.py:Net[widht=8]", ("unknown option of net.py:Net", "'width'")),
