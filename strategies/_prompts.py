@@ -30,9 +30,10 @@ class Prompted(Strategy, ABC):
         """The blocks that are given prompts have to be there, and outputs to come can't compete."""
         depth = len(transformer(config, scenario).blocks)
         if self.n_blocks > depth:
+            fewer = " and ".join(f"{n}={getattr(self, n)}" for n in self._options.model_fields if n.endswith("blocks"))
             raise ConfigError(
                 f"{config.strategy} gives prompts to {self.n_blocks} blocks, and model={config.model.name!r} has "
-                f"{depth}; a deeper one, or prompts for {depth} blocks or fewer, is accepted"
+                f"{depth}; a deeper one is accepted{f', or less than {fewer}' if fewer else ''}"
             )
         if config.training.loss_outputs == "all":
             raise ConfigError(

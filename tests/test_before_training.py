@@ -257,7 +257,7 @@ def test_the_page_on_training_names_options_and_strategies_that_exist():
     page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
     options = {name.replace("_", "-") for name in (*clbench.config.run.fields(), *SplitMNIST5K._options.model_fields)}
     others = {"overfit", "explain-on-cpu", "help", "help-all", "classes", "out", "seeds"}
-    others |= {"no-decay-head", "no-decay-norms"}
+    others |= {"no-decay-head", "no-decay-norms", "no-references"}
     assert set(re.findall(r"--([a-z][a-z-]+)", page)) <= options | others
     strategies = [
         name
