@@ -371,6 +371,7 @@ def test_the_command_makes_the_same_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert {result.recorded.identity for result in load_results("runs")} == identities
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_thousand_runs_make_a_report_in_seconds(make_result: Make, tmp_path: Path) -> None:
     """`clbench report` over 1,000 runs takes under 20 s of one core, and the page stays under 5 MB.
