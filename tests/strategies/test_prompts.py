@@ -211,8 +211,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "a network of timm that is none": ("coda-prompt", {"model": "timm:resnet10t"}, ["'timm:resnet10t'", "vit"]),
     "windows": ("l2p", {"model": "timm:swin_tiny_patch4_window7_224"}, ["swin", "vit"]),
     "other blocks": ("l2p", {"model": "timm:vit_small_patch16_18x2_224"}, ["ParallelThingsBlock", "vit"]),
-    "too few blocks": ("dualprompt", {"model": "vit[depth=4]"}, ["5 blocks", "has 4", "4 blocks or fewer"]),
-    "too few blocks for options": ("coda-prompt[blocks=7,components=2]", {}, ["7 blocks", "has 6"]),
+    "too few blocks": (
+        "dualprompt",
+        {"model": "vit[depth=4]"},
+        ["5 blocks", "has 4", "less than general_blocks=2 and expert_blocks=3"],
+    ),
+    "too few blocks for options": (
+        "coda-prompt[blocks=7,components=2]",
+        {},
+        ["7 blocks", "has 6", "less than blocks=7"],
+    ),
     "more choices than prompts": ("l2p[top=6,pool=5]", {}, ["top=6", "pool=5"]),
     "more components than dimensions": ("coda-prompt[components=9]", {}, ["components=9", "16", "at most 8"]),
     "outputs to come": ("l2p", {"loss_outputs": "all", "head": "full"}, ["loss_outputs='all'", "'seen'"]),
