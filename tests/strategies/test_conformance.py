@@ -22,7 +22,9 @@ SAMPLE = ("derpp", "ewc", "icarl", "packnet")
 
 
 def _builtin(name: str) -> Any:
-    return pytest.param(name, marks=() if name in SAMPLE else pytest.mark.slow)
+    # Each run of mos aligns its head in hundreds of steps and asks the network up to five times about each image.
+    slow = pytest.mark.soak if name == "mos" else pytest.mark.slow
+    return pytest.param(name, marks=() if name in SAMPLE else slow)
 
 
 @pytest.mark.parametrize("name", [_builtin(name) for name in entry_point_names("clbench.strategies")])
