@@ -15,6 +15,7 @@ from clbench.data.batches import Batch
 from clbench.data.scenario import Task
 from clbench.learning.memory import ReservoirMemory
 from clbench.learning.strategy import Stage, Strategy, Strength, Traits
+from clbench.running.resolve import strategy_class
 from clbench.strategies.ewc import EWC
 from clbench.tools.conformance import CHECKS, check_strategy
 
@@ -22,8 +23,8 @@ SAMPLE = ("derpp", "ewc", "icarl", "packnet")
 
 
 def _builtin(name: str) -> Any:
-    # Each run of mos aligns its head in hundreds of steps and asks the network up to five times about each image.
-    slow = pytest.mark.soak if name == "mos" else pytest.mark.slow
+    # The kit takes minutes for a transformer, and a few runs of each are in test_grid.py and test_presets.py.
+    slow = pytest.mark.soak if strategy_class(name).traits.needs_transformer else pytest.mark.slow
     return pytest.param(name, marks=() if name in SAMPLE else slow)
 
 
