@@ -182,6 +182,6 @@ _SEQUENCES = (nn.Sequential, nn.ModuleList)
 _LAYERS = (nn.Linear, nn.Conv2d)
 
 
-def preprocessing_of(model: Network) -> str | None:
+def preprocessing_of(model: Network | None) -> str | None:
     """Return in words how a network treats an image before its backbone sees it; None where it does nothing to it."""
     return str(model.preprocessing) if isinstance(model, Pretrained) else None

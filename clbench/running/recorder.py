@@ -213,8 +213,8 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> Run
             features=_features(config, strategy),
             options=config.strategy_options,
             paper=traits.paper,
-            # Only where there is some: records without it stay as they were.
-            **({"preprocessing": preprocessing} if (preprocessing := preprocessing_of(strategy.model)) else {}),
+            # Only where there is some: records without it stay as they were. A run that never began has no network.
+            **({"preprocessing": said} if (said := preprocessing_of(getattr(strategy, "model", None))) else {}),
         ),
         environment={
             "python": platform.python_version(),
