@@ -243,7 +243,17 @@ class ReplacesParameters(Healthy):
         self.model.head = copy.deepcopy(self.model.head)
 
 
+class LooksAtImages(Healthy):
+    """Declares that it works on features, and scales what it is given by itself, as only images may be."""
+
+    traits = replace(Healthy.traits, on_features=True)
+
+    def scores(self, images: Any, task: int | None = None) -> Any:
+        return self.model(images / 2)
+
+
 BROKEN: list[tuple[str, type[Strategy]]] = [
+    ("features_once", LooksAtImages),
     ("declarations", NamesNoCheck),
     ("hyper_parameters", ConstructorActs),
     ("picklable", LosesOptions),
