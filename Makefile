@@ -11,7 +11,7 @@ FASTER := not slow and not soak and not alone
 # A test process for each processor, four at most, since each of them holds torch and the data.
 AT_ONCE := --numprocesses logical --maxprocesses 4 --dist worksteal
 
-# Where demo-pretrained looks for CIFAR-100.
+# The folder in which demo-pretrained looks for CIFAR-100.
 DATA ?= data
 
 .PHONY: help demo demo-pretrained test test-all soak lint types setup readme docs clean

@@ -66,7 +66,7 @@ class FirstSession(FrozenBackbone):
         super().begin_run()
 
     def frozen_features(self, config: RunConfig) -> bool:
-        """Where nothing is adapted, given weights stay as they are."""
+        """Given weights stay as they are where nothing is adapted."""
         return self.adaptation == "none"
 
     def stages(self, task: Task) -> list[Stage]:

@@ -78,7 +78,7 @@ class FeCAM(FrozenBackbone):
         """Return N of a class, float64 [M, M]; I where its samples are all alike."""
         n, total = float(self.counts[c]), self.transformed[c]
         covariance = (self.products[c] - torch.outer(total, total) / n) / max(n - 1, 1)
-        # What is below this share of the squared features is the rounding of equal samples.
+        # A variance below this share of the squared features is the rounding of equal samples.
         if covariance.trace() <= 1e-10 * self.products[c].trace() / n:
             return torch.eye(len(covariance), dtype=torch.float64)
         for alpha2 in (self.alpha2, 0.0):

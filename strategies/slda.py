@@ -48,7 +48,7 @@ class SLDA(FrozenBackbone):
     def _supported(self, covariance: Tensor) -> float:
         """Return the shrinkage that the number of samples supports."""
         trace, samples = float(covariance.trace()), float(self.counts.sum())
-        # What is below this share of the squared features is the rounding of equal samples.
+        # A variance below this share of the squared features is the rounding of equal samples.
         if trace <= 1e-10 * float(self.moment.trace()) / samples:
             return 1.0
         return trace / (trace + samples - float((self.counts > 0).sum()))

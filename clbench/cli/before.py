@@ -106,7 +106,7 @@ def plan_verb(
     else:
         for plan in plans:
             _show_plan(plan)
-        # What is so of all of them is said once.
+        # A note that holds for all strategies is said once.
         print_notes(list({each["text"]: each for plan in plans for each in plan.get("warnings", [])}.values()))
         known = [plan for plan in plans if "error" not in plan]
         left = sum(plan["seconds"] * (plan["runs"] - plan["runs_done"]) for plan in known) / jobs

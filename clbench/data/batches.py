@@ -40,7 +40,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Features:
-    """What a frozen network makes of images, in the place of these: the features of image i are row `places[i]`.
+    """The features of a frozen network in the place of images: those of image i are row `places[i]`.
 
     values: float32 [n, D]; places: int64 [N], for all N images of a split; both on the device.
     """

@@ -102,7 +102,7 @@ def _is_of_others(record: logging.LogRecord) -> bool:
 def _in_worker(do: Callable[[], Outcome], noted: bool) -> Outcome:
     if noted:
         warnings.showwarning = note
-    # What is to be said of the data was said when the runs were planned.
+    # The notes about the data came when the runs were planned.
     warnings.filterwarnings("ignore", module=r"clbench\.scenarios\.")
     with interruptible(True):
         return do().without_classes()

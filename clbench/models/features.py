@@ -176,7 +176,7 @@ class _Entry:
         self.folder = cache_folder() / f"features-{key}"
         self.key, self.n, self.width, self.what = key, n, width, what
         self.bytes = 4 * n * width
-        # What was wrong with an entry that is there; and the checksum of each chunk, None for one that is not there.
+        # The fault of an entry that is there; and the checksum of each chunk, None for one that is not there.
         self.remark = ""
         self._sums: list[int | None] = []
 

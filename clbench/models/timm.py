@@ -67,7 +67,7 @@ class Timm(Pretrained):
 
     @property
     def _published(self) -> dict[str, Any]:
-        """What timm knows of the weights of this name; nothing of a network that is put together here."""
+        """The facts that timm has of the weights of this name; none of a network that is put together here."""
         found: dict[str, Any] = getattr(self.backbone, "pretrained_cfg", {})
         return found
 

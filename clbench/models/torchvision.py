@@ -111,7 +111,7 @@ def build(
             f"torchvision:{name} has no single linear layer as its classifier; others, such as mobilenet_v2, accepted"
         )
     if isinstance(backbone, FLATTENING):
-        # What their forward does between two layers, so that the layers alone are a chain.
+        # Their forward flattens between two layers; in a layer of its own it leaves a chain of layers.
         backbone.avgpool = nn.Sequential(backbone.avgpool, nn.Flatten())
     classifier, layer = linear[-1]
     parent, _, last = classifier.rpartition(".")

@@ -56,7 +56,7 @@ class Display(AbstractContextManager["Display"]):
         self._since: float | None = None
         # The stamp of each run's file when it was last looked at, and how many of its tasks are told.
         self._told = {folder: (_stamp(folder), len(_tasks(folder))) for folder in self.runs}
-        # What was last told of what a run does before its first task, and when.
+        # The last text about a run before its first task, and its time.
         self._preparing: dict[Path, tuple[str, float]] = {}
         self._telling = threading.Lock()
         self._screen: AbstractContextManager[Any] | None = None if quiet else _screen(self)

