@@ -50,6 +50,6 @@ def test_no_line_of_a_strategy_is_too_long_or_broken_where_there_is_room(width: 
         lines = wrapped.splitlines()
         assert all(len(line) <= width for line in lines if " " in line.strip()), name
         for line, following in itertools.pairwise(lines):
-            # What begins in small letters without being a parameter is a line that goes on.
+            # A line in small letters that is no parameter goes on with the one before it.
             if line and following[:4] == "    ":
                 assert len(line) + 1 + len(following.split()[0]) > width, (name, following)

@@ -1,4 +1,4 @@
-"""What a command says of itself: where a run is done, what a check found in all."""
+"""The words of a command about itself: where a run is done, what a check found in all."""
 
 import signal
 from pathlib import Path

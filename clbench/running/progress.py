@@ -98,7 +98,7 @@ class Pace(Observer):
             return
         began, before = self.computing = self.computing or (now, done)
         speed = (done - before) / (now - began) if done > before else None
-        # How long the run itself takes is not known yet.
+        # The time that the run itself takes is not known yet.
         left = "" if speed is None else f", {clock((total - done) / speed)} left"
         text = f"features of {done:,} of {total:,} images{left}"
         self._write(replace(self.start, preparing=text, images_per_second=speed, seconds=now - self.began))

@@ -64,7 +64,7 @@ def pixels(images: Tensor) -> Tensor:
 
 
 class Told:
-    """What is told of the numbers of features that are done."""
+    """The text about the numbers of features that are done."""
 
     def __init__(self, then: Callable[[int | None], None] = lambda done: None) -> None:
         self.done: list[int | None] = []
@@ -138,7 +138,7 @@ def test_a_run_has_the_accuracies_of_one_without_the_cache(strategy: str, option
     assert abs(once.metrics["average_accuracy"] - each.metrics["average_accuracy"]) <= 0.002
 
 
-# What shares them
+# Those who share them
 
 
 def test_strategies_seeds_and_ways_of_cutting_tasks_share_one_entry_for_each_split(weights: str) -> None:

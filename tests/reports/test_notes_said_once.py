@@ -1,4 +1,4 @@
-"""What is so of the data, or of several strategies, is said once and not once for each strategy."""
+"""A note about the data, or about several strategies, is said once and not once for each strategy."""
 
 from collections.abc import Callable
 from pathlib import Path

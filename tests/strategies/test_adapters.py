@@ -290,7 +290,7 @@ def test_the_first_session_trains_what_it_adapts_and_nothing_after_it(strategy, 
 
 
 def test_aper_without_adaptation_decides_as_simplecil(weights, tmp_path):
-    """Where nothing was trained the two halves are the same features, and so is the cosine."""
+    """The two halves are the same features where nothing was trained, and so is the cosine."""
     rng = np.random.RandomState(7)
     tasks = scenario_of([(pixels(rng, 24), torch.arange(4).repeat(6))], [2, 2])
     adapted = untrained(APER, [])

@@ -203,7 +203,7 @@ def test_a_prefix_of_the_keys_and_values_of_the_tokens_themselves_changes_nothin
         torch.testing.assert_close(doubled, made.features(images), rtol=1e-4, atol=1e-4)
 
 
-# What is refused
+# Refusals
 
 REFUSED: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "no transformer": ("l2p", {"model": "mlp:8"}, ["l2p", "'mlp:8'", "vit"]),
