@@ -10,27 +10,28 @@ from clbench.running.display import Display, Named
 from clbench.support.locks import NAME
 
 
+def watching_the_first_of_three(place: Path) -> tuple[Display, Path]:
+    """Return a display that has seen one run of three under way, and the folder of this run, which has ended since."""
+    first, *others = (place / name for name in "abc")
+    display = Display({folder: Named("er", 0) for folder in (first, *others)}, total=3, quiet=True)
+    first.mkdir()
+    (first / NAME).touch()
+    display.under_way()
+    (first / NAME).unlink()
+    return display, first
+
+
 def test_what_goes_by_beside_each_finished_run_is_added(tmp_path: Path) -> None:
     """One run of three takes 0.4 seconds, of which it is at work for 0.1: two more take 0.8, and not 0.2."""
-    folders = [tmp_path / name for name in "abc"]
-    display = Display({folder: Named("er", 0) for folder in folders}, total=3, quiet=True)
-    folders[0].mkdir()
-    (folders[0] / NAME).touch()
-    display.under_way()
-    (folders[0] / NAME).unlink()
+    display, first = watching_the_first_of_three(tmp_path)
     time.sleep(0.4)
-    display.finished(folders[0], seconds=0.1)
+    display.finished(first, seconds=0.1)
     assert 0.8 <= (display.seconds_left({}) or 0.0) < 1.4
 
 
 def test_work_that_filled_the_time_is_not_counted_twice(tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in "abc"]
-    display = Display({folder: Named("er", 0) for folder in folders}, total=3, quiet=True)
-    folders[0].mkdir()
-    (folders[0] / NAME).touch()
-    display.under_way()
-    (folders[0] / NAME).unlink()
-    display.finished(folders[0], seconds=30.0)
+    display, first = watching_the_first_of_three(tmp_path)
+    display.finished(first, seconds=30.0)
     assert display.seconds_left({}) == 60.0
 
 

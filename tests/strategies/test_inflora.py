@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from formulas import fill, filled, images
+from formulas import TRAINING, fill, filled, images
 
 import clbench
 from clbench.config.errors import ConfigError
@@ -76,14 +76,7 @@ def test_inflora_learns_what_the_published_code_learns(tmp_path: Path) -> None:
         out=tmp_path,
         strategy_options={"rank": 3, "threshold": 0.93},
         model=VIT,
-        epochs=3,
-        batch_size=64,
-        optimizer="sgd",
-        lr=0.05,
-        momentum=0.9,
-        weight_decay=5e-4,
-        threads=1,
-        device="cpu",
+        **TRAINING,
     )
     for task, found in enumerate(Watched.found):
         losses = [next(iter(e["losses"].values())) for e in result.record["training"] if e["task"] == task]

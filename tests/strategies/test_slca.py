@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from formulas import COUNTS, fill, filled, images
+from formulas import COUNTS, TRAINING, fill, filled, images
 from torch import Tensor
 
 import clbench
@@ -79,14 +79,7 @@ def test_slca_learns_what_the_published_code_learns(temperature: float | None, t
         out=tmp_path,
         strategy_options={"temperature": temperature, "alignment_epochs": 1},
         model=VIT,
-        epochs=3,
-        batch_size=64,
-        optimizer="sgd",
-        lr=0.05,
-        momentum=0.9,
-        weight_decay=5e-4,
-        threads=1,
-        device="cpu",
+        **TRAINING,
     )
     assert result.config["backbone_lr_factor"] == 0.01
     epochs = [[e for e in result.record["training"] if e["task"] == t] for t in range(3)]
