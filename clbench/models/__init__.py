@@ -13,7 +13,7 @@ from clbench.config.arguments import checked
 from clbench.config.classes import SOURCES, load_class
 from clbench.config.errors import ConfigError, shown
 from clbench.config.registry import entry_point_names, options_model, parse_spec, path_of, validate_options
-from clbench.models.adapted import network_of
+from clbench.models.adapted import network_of, parameters_of
 from clbench.models.network import Head, Network, refuse_lazy
 from clbench.support.streams import global_streams
 from clbench.support.surroundings import undisturbed
@@ -113,7 +113,8 @@ def model_options(model: type[Network]) -> dict[str, tuple[Any, Any]]:
     Raises ConfigError for one without a type.
     """
     found = {}
-    for name, parameter in inspect.signature(model, eval_str=True).parameters.items():
+    for parameter in parameters_of(inspect.signature(model, eval_str=True)):
+        name = parameter.name
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             if parameter.annotation is inspect.Parameter.empty:
                 raise ConfigError(

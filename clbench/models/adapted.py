@@ -4,7 +4,7 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack, get_args, get_origin, get_type_hints
 
 import pydantic
 import torch
@@ -138,7 +138,7 @@ def _options(made: Callable[..., object], name: str) -> tuple[list[inspect.Param
         raise ConfigError(
             f"model {name!r} has no readable signature ({error}); a class or function is accepted"
         ) from None
-    parameters = list(signature.parameters.values())
+    parameters = parameters_of(signature)
     takes_shape = bool(parameters) and parameters[0].name == "image_shape"
     found = []
     for parameter in parameters[takes_shape:]:
@@ -156,6 +156,22 @@ def _options(made: Callable[..., object], name: str) -> tuple[list[inspect.Param
             continue
         found.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=kind))
     return found, takes_shape, signature.return_annotation
+
+
+def parameters_of(signature: inspect.Signature) -> list[inspect.Parameter]:
+    """Return the parameters of a signature; one for each key of a TypedDict that `**options: Unpack[...]` names.
+
+    A key that is not given is None.
+    """
+    found = []
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD and get_origin(parameter.annotation) is Unpack:
+            (table,) = get_args(parameter.annotation)
+            for name, kind in get_type_hints(table, include_extras=True).items():
+                found.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=None))
+        else:
+            found.append(parameter)
+    return found
 
 
 def _is_readable(kind: Any) -> bool:

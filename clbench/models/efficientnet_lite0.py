@@ -2,12 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 from torch import Tensor
 
 from clbench.config.errors import ConfigError
-from clbench.models.pretrained import Deviation, Interpolation, Mean, Pretrained, Share, Side
+from clbench.models.pretrained import Asked, Pretrained
 from clbench.models.timm import build
 
 # The input that the weights were trained with is (x - 127) / 128, x from 0 to 255.
@@ -21,30 +21,14 @@ class EfficientNetLite0(Pretrained):
     `tf_efficientnet_lite0`, under whose names its tensors are kept. It was trained on the 1,000 classes of ImageNet at
     224 pixels; 96 are enough for CIFAR and take a fifth of the time.
 
-    image_size, crop, interpolation, mean, std: see Preprocessing; with another size, crop is 1 unless it is given.
+    asked: see Preprocessing; with another size, crop is 1 unless it is given.
     """
 
     begins_trained: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        *,
-        image_size: Side | None = None,
-        crop: Share | None = None,
-        interpolation: Interpolation | None = None,
-        mean: Mean | None = None,
-        std: Deviation | None = None,
-    ) -> None:
-        made = build(
-            "tf_efficientnet_lite0",
-            image_shape,
-            image_size=image_size,
-            crop=crop,
-            interpolation=interpolation,
-            mean=mean or MEAN,
-            std=std or STD,
-        )
+    def __init__(self, image_shape: tuple[int, int, int], **asked: Unpack[Asked]) -> None:
+        asked["mean"], asked["std"] = asked.get("mean") or MEAN, asked.get("std") or STD
+        made = build("tf_efficientnet_lite0", image_shape, **asked)
         super().__init__(made.backbone, made.feature_dim, made.preprocessing)
 
     def own_weights(self, offline: bool) -> Path:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 import torch
 from pydantic import Field
@@ -20,6 +20,16 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 Mean = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
 Deviation = Annotated[list[Annotated[float, Field(gt=0, le=10)]], Field(min_length=3, max_length=3)]
+
+
+class Asked(TypedDict, total=False):
+    """Options of a network that ask for another preprocessing than that of its weights; see Preprocessing."""
+
+    image_size: Side | None
+    crop: Share | None
+    interpolation: Interpolation | None
+    mean: Mean | None
+    std: Deviation | None
 
 
 @dataclass(frozen=True)
@@ -39,22 +49,12 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
-    def with_options(
-        self,
-        image_size: int | None,
-        crop: float | None,
-        interpolation: Interpolation | None,
-        mean: list[float] | None,
-        std: list[float] | None,
-    ) -> "Preprocessing":
+    def with_options(self, asked: Asked) -> "Preprocessing":
         """Return what the options of a network ask for; at another size the whole shorter side is kept."""
-        given: dict[str, Any] = {
-            "size": image_size,
-            "crop": crop or (1.0 if image_size else None),
-            "interpolation": interpolation,
-        }
-        given |= {"mean": tuple(mean) if mean else None, "std": tuple(std) if std else None}
-        return replace(self, **{key: value for key, value in given.items() if value is not None})
+        given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
+        if size := given.pop("image_size", None):
+            given = {"crop": 1.0} | given | {"size": size}
+        return replace(self, **{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()})
 
     def __str__(self) -> str:
         mean, std = (",".join(f"{v:g}" for v in values) for values in (self.mean, self.std))

@@ -5,23 +5,13 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, cast, get_args
+from typing import Annotated, Any, ClassVar, Unpack, cast, get_args
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.models.pretrained import (
-    Deviation,
-    Interpolation,
-    Mean,
-    Preprocess,
-    Preprocessing,
-    Pretrained,
-    Share,
-    Side,
-    check_patches,
-)
+from clbench.models.pretrained import Asked, Interpolation, Preprocess, Preprocessing, Pretrained, Side, check_patches
 from clbench.models.weights import fetched, in_hub
 
 # The files in which the Hugging Face hub keeps the tensors of a network of timm.
@@ -153,33 +143,27 @@ def network(name: str) -> Callable[..., Timm]:
 def build(
     name: str,
     image_shape: tuple[int, int, int],
-    *,
-    image_size: Side | None = None,
-    crop: Share | None = None,
-    interpolation: Interpolation | None = None,
-    mean: Mean | None = None,
-    std: Deviation | None = None,
+    **asked: Unpack[Asked],
 ) -> Timm:
     """Build a network of timm; what is not given is as its weights were trained.
 
-    image_size, crop, interpolation, mean, std: see Preprocessing; with another size, crop is 1 unless it is given.
+    asked: see Preprocessing; with another size, crop is 1 unless it is given.
     """
     timm = _timm()
     known = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    sized = {"img_size": image_size} if image_size and known.fixed_input_size else {}
+    size = asked.get("image_size")
+    sized = {"img_size": size} if size and known.fixed_input_size else {}
     try:
         backbone = timm.create_model(name, num_classes=0, **sized)
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise ConfigError(f"timm:{name} can't be built ({str(error).splitlines()[0]})") from None
     if sized and (patch := getattr(getattr(backbone, "patch_embed", None), "patch_size", None)):
         check_patches(f"timm:{name}", sized["img_size"], patch[0])
-    asked = backbone.pretrained_cfg
-    resized: Any = asked["interpolation"] if asked["interpolation"] in get_args(Interpolation) else "bicubic"
-    published = Preprocessing(
-        asked["input_size"][-1], asked["crop_pct"], resized, tuple(asked["mean"]), tuple(asked["std"])
-    )
+    own = backbone.pretrained_cfg
+    resized: Any = own["interpolation"] if own["interpolation"] in get_args(Interpolation) else "bicubic"
+    published = Preprocessing(own["input_size"][-1], own["crop_pct"], resized, tuple(own["mean"]), tuple(own["std"]))
     width = getattr(backbone, "head_hidden_size", None) or backbone.num_features
-    return Timm(backbone, width, published.with_options(image_size, crop, interpolation, mean, std))
+    return Timm(backbone, width, published.with_options(asked))
 
 
 def vit(

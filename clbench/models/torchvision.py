@@ -4,23 +4,14 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.models.pretrained import (
-    Deviation,
-    Interpolation,
-    Mean,
-    Preprocessing,
-    Pretrained,
-    Share,
-    Side,
-    check_patches,
-)
+from clbench.models.pretrained import Asked, Preprocessing, Pretrained, check_patches
 from clbench.models.weights import from_torchvision
 
 # The networks that flatten their maps between pooling and classifier.
@@ -80,21 +71,16 @@ def build(
     name: str,
     weights: Any,
     image_shape: tuple[int, int, int],
-    *,
-    image_size: Side | None = None,
-    crop: Share | None = None,
-    interpolation: Interpolation | None = None,
-    mean: Mean | None = None,
-    std: Deviation | None = None,
+    **asked: Unpack[Asked],
 ) -> Torchvision:
     """Build a network of torchvision; what is not given is as its weights were trained.
 
-    image_size, crop, interpolation, mean, std: see Preprocessing; with another size, crop is 1 unless it is given.
+    asked: see Preprocessing; with another size, crop is 1 unless it is given.
     """
-    asked = weights.transforms()
-    size, resized = asked.crop_size[0], asked.resize_size[0]
-    published = Preprocessing(size, size / resized, asked.interpolation.value, tuple(asked.mean), tuple(asked.std))
-    preprocessing = published.with_options(image_size, crop, interpolation, mean, std)
+    own = weights.transforms()
+    size, resized = own.crop_size[0], own.resize_size[0]
+    published = Preprocessing(size, size / resized, own.interpolation.value, tuple(own.mean), tuple(own.std))
+    preprocessing = published.with_options(asked)
     sized: dict[str, Any] = {}
     if name.startswith("vit_"):
         check_patches(f"torchvision:{name}", preprocessing.size, int(name.rpartition("_")[2]))
