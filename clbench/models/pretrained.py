@@ -51,10 +51,12 @@ class Preprocessing:
 
     def with_options(self, asked: Asked) -> "Preprocessing":
         """Return what the options of a network ask for; at another size the whole shorter side is kept."""
-        given: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
+        given: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in asked.items() if value is not None
+        }
         if size := given.pop("image_size", None):
             given = {"crop": 1.0} | given | {"size": size}
-        return replace(self, **{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()})
+        return replace(self, **given)
 
     def __str__(self) -> str:
         mean, std = (",".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
