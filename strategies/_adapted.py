@@ -11,7 +11,6 @@ from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
-from clbench.learning.losses import cross_entropy
 from clbench.learning.strategy import Stage, Strategy, Traits
 from clbench.models import build_model, inserted
 from clbench.strategies._frozen import FrozenBackbone
@@ -128,8 +127,7 @@ class AdaptersForTasks(Strategy):
 
     def own_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the cross-entropy over the task's own outputs."""
-        own = self.outputs_of(self.progress.task)
-        return cross_entropy(logits, batch.labels, own, label_smoothing=self.config.training.label_smoothing)
+        return self.classification_loss(logits, batch, self.outputs_of(self.progress.task))
 
     def features_of(self, images: Tensor, index: int) -> Tensor:
         """Return features with the adapters of a task, float32 [B, d]."""

@@ -10,7 +10,6 @@ from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
-from clbench.learning.losses import cross_entropy
 from clbench.learning.strategy import Stage, Strategy, Terms, Traits
 from clbench.models.prompts import Prompts, prompted_features, transformer
 
@@ -64,8 +63,8 @@ class Prompted(Strategy, ABC):
     def loss(self, batch: Batch) -> Terms:
         """Cross-entropy over the outputs of the task, and what the choice of prompts adds."""
         logits, terms = self.prompted(batch.images, training=True)
-        outputs, smoothing = self.outputs_of(self.progress.task), self.config.training.label_smoothing
-        return {"classification": cross_entropy(logits, batch.labels, outputs, label_smoothing=smoothing)} | terms
+        own = self.outputs_of(self.progress.task)
+        return {"classification": self.classification_loss(logits, batch, own)} | terms
 
     def scores(self, images: Tensor, task: int | None = None) -> Tensor:
         """The head's logits of the features with prompts."""

@@ -17,6 +17,7 @@ from clbench.learning.strategy import Stage, Strength
 from clbench.models import inserted
 from clbench.strategies._adapted import AdaptersForTasks, Size, cosines
 from clbench.strategies._frozen import UNKNOWN
+from clbench.strategies._gaussian import gaussian
 
 
 class MOS(AdaptersForTasks):
@@ -105,10 +106,9 @@ class MOS(AdaptersForTasks):
         for output in range(task.outputs.start, task.outputs.stop):
             parts = self.passes(task.train.subset(task.train.labels == output))
             features = torch.cat([self.features_of(batch.images, task.index).cpu().double() for batch in parts])
-            covariance = features.T.cov(correction=min(1, len(features) - 1)) + 1e-4 * torch.eye(features.shape[1])
-            factor = torch.linalg.cholesky(covariance)[None]
-            self.mean = torch.cat([self.mean, features.mean(0)[None].float().to(self.device)])
-            self.factor = torch.cat([self.factor, factor.float().to(self.device)])
+            mean, factor = gaussian(features)
+            self.mean = torch.cat([self.mean, mean[None].float().to(self.device)])
+            self.factor = torch.cat([self.factor, factor[None].float().to(self.device)])
 
     def _alignment_loss(self, batch: Batch) -> Tensor:
         n, classes, generator = 5 * self.config.training.batch_size, len(self.mean), self.rng("alignment")

@@ -14,10 +14,10 @@ from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.losses import cross_entropy
 from clbench.learning.strategy import Stage, Strategy, Traits
+from clbench.strategies._gaussian import gaussian
 
-# Features in a step of the alignment, and what is added to the diagonal of a covariance, both as in the authors' code.
+# Features in a step of the alignment, as in the authors' code.
 ALIGNED = 256
-JITTER = 1e-4
 
 
 class SLCA(Strategy):
@@ -94,10 +94,8 @@ class SLCA(Strategy):
         for output in task.train.labels.unique().tolist():
             parts = self.passes(task.train.subset(task.train.labels == output))
             features = torch.cat([self.model.features(batch.images).cpu().double() for batch in parts])
-            # One sample has a covariance of 0.
-            covariance = features.T.cov(correction=min(1, len(features) - 1)) + JITTER * torch.eye(features.shape[1])
-            factor = torch.linalg.cholesky(covariance)
-            self.gaussians[output] = features.mean(0).float().to(self.device), factor.float().to(self.device)
+            mean, factor = gaussian(features)
+            self.gaussians[output] = mean.float().to(self.device), factor.float().to(self.device)
 
     def _draws(self) -> tuple[Tensor, Tensor]:
         """Draw the labels of a step of the alignment, sorted int64 [256], and N(0, 1) noise, [256, d], on the CPU."""

@@ -360,10 +360,13 @@ class Strategy:
             mode = "seen"
         return self._context.pipeline.active_outputs(ids, self.progress.task, mode)
 
-    def classification_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy over the outputs that compete for each sample of the batch, mean over the batch."""
-        smoothing = self.config.training.label_smoothing
-        return cross_entropy(logits, batch.labels, batch.active, label_smoothing=smoothing)
+    def classification_loss(self, logits: Tensor, batch: Batch, outputs: slice | None = None) -> Tensor:
+        """Cross-entropy over the outputs that compete for each sample of the batch, mean over the batch.
+
+        outputs: those that compete where it is not for the run to say, as the outputs of the present task.
+        """
+        active, smoothing = batch.active if outputs is None else outputs, self.config.training.label_smoothing
+        return cross_entropy(logits, batch.labels, active, label_smoothing=smoothing)
 
     def with_exemplars(self, data: ImageSet) -> ImageSet:
         """Return the samples and the exemplars of earlier tasks as one set."""
