@@ -23,10 +23,13 @@ def watching_the_first_of_three(place: Path) -> tuple[Display, Path]:
 
 def test_what_goes_by_beside_each_finished_run_is_added(tmp_path: Path) -> None:
     """One run of three takes 0.4 seconds, of which it is at work for 0.1: two more take 0.8, and not 0.2."""
+    began = time.monotonic()
     display, first = watching_the_first_of_three(tmp_path)
     time.sleep(0.4)
     display.finished(first, seconds=0.1)
-    assert 0.8 <= (display.seconds_left({}) or 0.0) < 1.4
+    left = display.seconds_left({}) or 0.0
+    # A busy machine may have slept for longer.
+    assert 0.8 <= left <= 2 * (time.monotonic() - began)
 
 
 def test_work_that_filled_the_time_is_not_counted_twice(tmp_path: Path) -> None:
