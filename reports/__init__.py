@@ -19,7 +19,7 @@ from clbench.reports.verdict import all_ranks
 from clbench.results.result import Result
 from clbench.support.files import expanded, write_atomically
 
-__all__ = ["earlier_results", "write_comparisons", "write_figures", "write_report"]
+__all__ = ["earlier_results", "left_out", "write_comparisons", "write_figures", "write_report"]
 
 # The one figure of several comparisons.
 OVERVIEW = "critical_difference"
@@ -91,13 +91,10 @@ def earlier_results(
     So one report can hold both. A comparison is of a scenario, a setting and sizes of tasks. The runs are looked for in
     the folder `runs`, where `compare` put them; what is no longer there, or can't be read, is left out.
     """
-    renewed = {(part.scenario, part.setting, " ".join(map(str, part.task_sizes))) for part in compare(results)}
+    renewed = _comparisons(results)
     found: dict[str, Result] = {}
-    # There may be no report yet, or a file of this name that another program left.
-    with contextlib.suppress(OSError, ValueError, csv.Error, KeyError):
-        with open(expanded(folder) / "runs.csv", encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        for row in rows:
+    with contextlib.suppress(ValueError, KeyError):
+        for row in _reported(folder):
             if (row["scenario"], row["setting"], row["task_sizes"]) in renewed or row["identity"] in found:
                 continue
             for path in expanded(runs).glob(f"*/*/{int(row['seed'])}-{row['identity'][:8]}/run.json"):
@@ -106,6 +103,32 @@ def earlier_results(
                     if result.recorded.identity == row["identity"]:
                         found[row["identity"]] = result
     return list(found.values())
+
+
+def left_out(folder: str | os.PathLike[str], results: Sequence[Result]) -> int:
+    """Return how many runs of the report in a folder are of the comparisons of these results, and not among them."""
+    renewed, ours = _comparisons(results), {result.recorded.identity for result in results}
+    before = {
+        row.get("identity")
+        for row in _reported(folder)
+        if (row.get("scenario"), row.get("setting"), row.get("task_sizes")) in renewed
+    }
+    return len(before - ours)
+
+
+def _comparisons(results: Sequence[Result]) -> set[tuple[str | None, ...]]:
+    """Return the scenario, setting and sizes of tasks of each comparison, as runs.csv has them."""
+    return {(part.scenario, part.setting, " ".join(map(str, part.task_sizes))) for part in compare(results)}
+
+
+def _reported(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """Return the rows of the runs of the report in a folder; none where there is no report yet, or no such file."""
+    # Another program may have left a file of this name.
+    try:
+        with open(expanded(folder) / "runs.csv", encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error):
+        return []
 
 
 @checked

@@ -53,10 +53,11 @@ def print_report(results: "list[Result]", folder: Path, as_json: bool, runs: Pat
 
     runs: the folder of the runs, where the report there is to keep its comparisons of other scenarios.
     """
-    from clbench.reports import earlier_results, tables, write_comparisons
+    from clbench.reports import earlier_results, left_out, tables, write_comparisons
     from clbench.reports.comparison import compare
 
     earlier = [] if runs is None else earlier_results(folder, results, runs)
+    replaced = 0 if runs is None else left_out(folder, results)
     write_comparisons(compare([*results, *earlier]), folder)
     parts = compare(results)
     if as_json:
@@ -66,6 +67,8 @@ def print_report(results: "list[Result]", folder: Path, as_json: bool, runs: Pat
     stdout.print(tables.render(parts))
     others = ", ".join(dict.fromkeys(part.scenario for part in compare(earlier))) if earlier else ""
     beside = f" (beside the earlier comparison of {others})" if others else ""
+    if replaced:
+        beside += f"; it replaces one with {replaced} other runs, and `clbench report {runs}` shows all"
     stdout.print(f"report: {folder / 'report.html'}{beside}", soft_wrap=True, highlight=False, markup=False)
 
 

@@ -13,7 +13,7 @@ import clbench
 from clbench.cli import main
 from clbench.many.compare import plan
 from clbench.many.execution import recorded
-from clbench.reports import earlier_results, latex, tables, write_report
+from clbench.reports import earlier_results, latex, left_out, tables, write_report
 from clbench.reports.comparison import compare
 from clbench.reports.verdict import verdict
 from clbench.results.result import Result
@@ -222,12 +222,15 @@ def test_what_is_no_longer_there_or_of_the_same_comparison_is_not_held(
     runs, report = tmp_path / "runs", tmp_path / "runs/report"
     now = [failed("er", 0)]
     assert earlier_results(report, now, runs) == [], "no report yet"
+    assert left_out(report, now) == 0
     for run in seven_finished:
         run.write(runs / "other" / "er" / f"{run.seed}-{run.recorded.identity[:8]}")
     report.mkdir()
     (report / "runs.csv").write_text(tables.to_csv(tables.runs(compare(seven_finished))))
     assert [run.seed for run in earlier_results(report, now, runs)] == [0, 1]
+    assert left_out(report, now) == 0, "those are of another comparison"
     assert earlier_results(report, seven_finished[:1], runs) == [], "it is made anew"
+    assert left_out(report, seven_finished[:1]) == 1
     (runs / "other/er/1-00000001/run.json").unlink()
     assert [run.seed for run in earlier_results(report, now, runs)] == [0]
     (runs / "other/er/0-00000000/run.json").write_text("{")
