@@ -151,7 +151,7 @@ def require_restorable(strategy: Strategy) -> None:
         what = "containers within containers, more than can be counted"
     # A name in the message is the user's own, and may be long.
     raise RunError(
-        f"{type(strategy).__name__}: {one_line(path, 60)} holds {one_line(what, 80)}, which no checkpoint can give "
+        f"{type(strategy).__name__}: {one_line(path, 60)} holds {one_line(what, 120)}, which no checkpoint can give "
         f"back; {ACCEPTED}"
     )
 

@@ -50,6 +50,7 @@ TABLE: list[tuple[str, dict[str, Any]]] = [
     ("naive", {"epochs": None, "iterations": 4}),
     ("lwf", {"epochs": None, "iterations": 4, "schedule": "cosine"}),
     ("naive", {"train": "head"}),
+    ("naive", {"train": "head", "cache_features": False}),
     ("naive", {"patience": 1, "min_delta": 0.01, "epochs": 6, **HELD}),
     ("naive", HELD),
     ("naive", {"head": "full"}),
