@@ -20,6 +20,7 @@ from clbench.config.errors import ConfigError, shown, unknown
 from clbench.config.plain import listed, plain
 from clbench.config.registry import entry_point_names, load_entry_point, natural_sorted
 from clbench.data.scenario import checksums
+from clbench.data.sources import Changed
 from clbench.scenarios.files import (
     Found,
     Raw,
@@ -41,7 +42,8 @@ __all__ = ["KNOWN", "Dataset", "dataset_from_arrays", "fingerprint", "load_datas
 class Dataset:
     """Images and labels, split into training and test.
 
-    x_train, x_test: images, uint8 [N, C, H, W], contiguous, perhaps read-only; folders are memory-mapped.
+    x_train, x_test: images, uint8 [N, C, H, W], contiguous, perhaps read-only; folders are memory-mapped, and images
+        that each task sees in another way are made when they are asked for (np.asarray makes them all).
     y_train, y_test: labels, int64 [N] in 0..K-1, indices into `class_names`.
     mean, std: of x_train / 255, for each channel.
     origin: the path or package that the data came from.
@@ -51,9 +53,9 @@ class Dataset:
     """
 
     name: str
-    x_train: NDArray[np.uint8]
+    x_train: NDArray[np.uint8] | Changed
     y_train: NDArray[np.int64]
-    x_test: NDArray[np.uint8]
+    x_test: NDArray[np.uint8] | Changed
     y_test: NDArray[np.int64]
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
@@ -95,7 +97,9 @@ class Dataset:
         """Refuse arrays that are not as this class says, which split() would cut wrongly; raises ConfigError."""
         parts = (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test))
         for part, x, y in parts:
-            if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4 or 0 in x.shape:
+            if not isinstance(x, Changed) and (
+                not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4 or 0 in x.shape
+            ):
                 raise ConfigError(
                     f"{self.name}: x_{part} is {_described(x)}; uint8 [N, C, H, W] is accepted, and "
                     "dataset_from_arrays() takes other layouts"

@@ -70,8 +70,9 @@ def digest(*arrays: NDArray[Any]) -> str:
     """Return 32 hexadecimal digits that identify shapes and values of arrays, whatever their layout (BLAKE2b)."""
     state = hashlib.blake2b(digest_size=16)
     for array in arrays:
-        state.update(str(array.shape).encode())
+        state.update(str(tuple(array.shape)).encode())
         for chunk in chunks(array):
+            chunk = np.asarray(chunk)
             state.update(chunk.astype(chunk.dtype.newbyteorder("<"), order="C", copy=False).data)
     return state.hexdigest()
 

@@ -190,16 +190,18 @@ class Rotated(_Cut):
         if self.tasks is None:
             raise ConfigError(f"{config.scenario} has all classes in each task; give a number of tasks, such as 10")
         seed = self.drawn_by(config) or 0
-        data = self.changed(self.source(config), self.tasks, seed)
+        source = self.source(config)
+        data = self.changed(source, self.tasks, seed)
         order = list(range(len(data.class_names)))
         made = self.cut(data, config, class_order=order, class_order_seed=seed if self.blurry else None)
-        return made.of(data.compared.fingerprint, data.compared.content)
+        # The changed images count as the data that they are made of.
+        return made.of(source.compared.fingerprint, data.checksums())
 
     def changed(self, data: "Dataset", tasks: int, seed: int) -> "Dataset":
-        """Return the images of all tasks; permuted_once() and rotated_once() make them known as the data's."""
-        from clbench.scenarios.domains import rotated_once
+        """Return the images of all tasks."""
+        from clbench.scenarios.domains import rotated
 
-        return rotated_once(data, tasks, seed)
+        return rotated(data, tasks, seed=seed)
 
 
 class RotatedMNIST(Rotated):
@@ -226,9 +228,9 @@ class Permuted(Rotated):
 
     def changed(self, data: "Dataset", tasks: int, seed: int) -> "Dataset":
         """Return the images of all tasks; padded to 32 x 32 by default, as van de Ven et al. do."""
-        from clbench.scenarios.domains import permuted_once
+        from clbench.scenarios.domains import permuted
 
-        return permuted_once(data, tasks, seed, 2 if self.padding is None else self.padding)
+        return permuted(data, tasks, seed=seed, pad=2 if self.padding is None else self.padding)
 
 
 class PermutedMNIST(Permuted):

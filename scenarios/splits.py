@@ -13,6 +13,7 @@ from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.run import Setting
 from clbench.data.scenario import Images, ImageSet, Scenario, Task
+from clbench.data.sources import Changed
 from clbench.scenarios.class_orders import CLASS_ORDERS
 from clbench.scenarios.datasets import Dataset, find_dataset, read_dataset
 from clbench.scenarios.files import content_digests
@@ -234,9 +235,11 @@ def _blur(kept: list[Tensor], share: float, seed: int) -> list[Tensor]:
     return [torch.cat(parts).sort().values for parts in dealt]
 
 
-def _images(images: "np.ndarray[Any, Any]", classes: "np.ndarray[Any, Any]", output: Any, task_of: Any) -> Images:
+def _images(
+    images: "np.ndarray[Any, Any] | Changed", classes: "np.ndarray[Any, Any]", output: Any, task_of: Any
+) -> Images:
     return Images(
-        torch.from_numpy(_writable(images)),
+        images if isinstance(images, Changed) else torch.from_numpy(_writable(images)),
         torch.from_numpy(output[classes]),
         torch.from_numpy(np.require(classes, np.int64, ["C", "W"])),
         torch.from_numpy(task_of[classes]),

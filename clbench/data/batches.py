@@ -9,6 +9,7 @@ from torch import Tensor
 from clbench.config.run import RunConfig
 from clbench.data.augment import AUGMENTATIONS
 from clbench.data.scenario import Images, ImageSet, Scenario
+from clbench.data.sources import Source, parts
 from clbench.support.streams import stream
 
 # Images in one forward pass without gradients: large enough to fill two cores, small enough for a laptop.
@@ -159,9 +160,9 @@ class Pipeline:
         return table[tasks].to(self.device, non_blocking=True)
 
 
-def _mean_image(images: Tensor) -> Tensor:
+def _mean_image(images: Source) -> Tensor:
     """Return the mean of images, uint8 [N, C, H, W] -> float32 [C, H, W], in parts that fit into memory."""
     total = torch.zeros(images.shape[1:], dtype=torch.float64)
-    for part in images.split(4096):
+    for part in parts(images):
         total += part.double().sum(0)
     return (total / max(len(images), 1)).float()

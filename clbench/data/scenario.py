@@ -15,6 +15,7 @@ from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, RunError, shown
 from clbench.config.plain import listed
 from clbench.config.run import Setting
+from clbench.data.sources import Changed, Source, held, parts
 from clbench.support.surroundings import by_default
 
 
@@ -22,11 +23,11 @@ from clbench.support.surroundings import by_default
 class Images:
     """All images of one split, each once; a sample's id is its row here.
 
-    images: uint8 [N, C, H, W]; labels: head outputs, classes: original classes, tasks: all int64 [N] on the CPU.
-    A sample whose class is in no task has label and task -1.
+    images: uint8 [N, C, H, W], a tensor or another source; labels: head outputs, classes: original classes, tasks: all
+    int64 [N] on the CPU. A sample whose class is in no task has label and task -1.
     """
 
-    images: Tensor
+    images: Source
     labels: Tensor
     classes: Tensor
     tasks: Tensor
@@ -72,7 +73,7 @@ class ImageSet:
     @property
     def images(self) -> Tensor:
         """The original images, uint8 [n, C, H, W]."""
-        return self._open().images[self._ids]
+        return self._open().images.index_select(0, self._ids)
 
     @property
     def labels(self) -> Tensor:
@@ -197,8 +198,8 @@ class Scenario:
         return self._claimed is not None and self._claimed == self._checksums()
 
     def _checksums(self) -> tuple[int, ...]:
-        parts = [tensor.numpy() for part in (self.train, self.test) for tensor in (part.images, part.classes)]
-        return checksums(*parts, scale=(self.mean, self.std))
+        held = [part for images in (self.train, self.test) for part in (images.images, images.classes)]
+        return checksums(*held, scale=(self.mean, self.std))
 
     @by_default()
     def check(self) -> None:
@@ -324,8 +325,7 @@ class Scenario:
     def content(self) -> str:
         """Return a digest of the images, their original classes and their normalisation, however they are cut."""
         scale = [list(map(float, values)) for values in (self.mean, self.std)]
-        parts = (self.train, self.test)
-        return _digest(repr(scale), *(tensor for part in parts for tensor in (part.images, part.classes)))
+        return _digest(repr(scale), *(p for part in (self.train, self.test) for p in (part.images, part.classes)))
 
     @by_default()
     def describe(self) -> list[dict[str, Any]]:
@@ -350,13 +350,14 @@ class Scenario:
         ]
 
 
-def checksums(*arrays: Any, scale: object) -> tuple[int, ...]:
-    """Return checksums (CRC-32) of arrays and of their normalisation: they tell quickly whether something was changed.
+def checksums(*sources: Any, scale: object) -> tuple[int, ...]:
+    """Return checksums (CRC-32) of sources or arrays and of their normalisation, which tell quickly of a change.
 
     Digests identify data; these only notice what is written into arrays whose digest is known.
     """
-    parts = [*(array.data if array.flags.c_contiguous else array.tobytes() for array in arrays), repr(scale).encode()]
-    return tuple(map(zlib.crc32, parts))
+    arrays = [array for source in sources for array in held(source)]
+    texts = [*(array.data if array.flags.c_contiguous else array.tobytes() for array in arrays), repr(scale).encode()]
+    return tuple(map(zlib.crc32, texts))
 
 
 def _check_images(part: str, images: object) -> None:
@@ -365,6 +366,8 @@ def _check_images(part: str, images: object) -> None:
         raise ConfigError(f"the scenario's {part} is {shown(images)}; an Images is accepted")
     for name in ("images", "labels", "classes", "tasks"):
         tensor, of_images = getattr(images, name), name == "images"
+        if of_images and isinstance(tensor, Changed) and len(tensor):
+            continue
         if isinstance(tensor, Tensor):
             given = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
             fits = tensor.ndim == 4 and tensor.numel() if of_images else tensor.shape == images.images.shape[:1]
@@ -384,15 +387,16 @@ def _check_scale(mean: Sequence[float], std: Sequence[float], channels: int) -> 
         raise ConfigError(f"the scenario has mean={mean} and std={std}; finite numbers, std above 0, are accepted")
 
 
-def _digest(*parts: str | Tensor) -> str:
-    """Return 32 hexadecimal digits that identify texts and tensors (BLAKE2b)."""
+def _digest(*of: str | Source) -> str:
+    """Return 32 hexadecimal digits that identify texts and samples (BLAKE2b)."""
     state = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        if isinstance(part, str):
-            state.update(part.encode())
+    for item in of:
+        if isinstance(item, str):
+            state.update(item.encode())
         else:
-            state.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            state.update(part.contiguous().numpy().data)
+            state.update(f"{item.dtype} {tuple(item.shape)}".encode())
+            for part in parts(item):
+                state.update(part.contiguous().numpy().data)
     return state.hexdigest()
 
 
