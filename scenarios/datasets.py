@@ -30,7 +30,7 @@ from clbench.scenarios.files import (
     find_npz,
     hold_out,
     require_memory,
-    to_nchw,
+    to_samples,
 )
 from clbench.scenarios.images import find_image_folder
 from clbench.scenarios.known import KNOWN, Known, Published, find_known
@@ -42,10 +42,11 @@ __all__ = ["KNOWN", "Dataset", "dataset_from_arrays", "fingerprint", "load_datas
 class Dataset:
     """Images and labels, split into training and test.
 
-    x_train, x_test: images, uint8 [N, C, H, W], contiguous, perhaps read-only; folders are memory-mapped, and images
-        that each task sees in another way are made when they are asked for (np.asarray makes them all).
+    x_train, x_test: images, uint8 [N, C, H, W], or other samples, float32 [N, ...]; contiguous, perhaps read-only.
+        Folders are memory-mapped, and images that each task sees in another way are made when they are asked for
+        (np.asarray makes them all).
     y_train, y_test: labels, int64 [N] in 0..K-1, indices into `class_names`.
-    mean, std: of x_train / 255, for each channel.
+    mean, std: of images / 255 or of other samples, for each channel, which is the first axis of a sample.
     origin: the path or package that the data came from.
     n_validation: the number of images at the end of x_train that are a validation split of the data's own.
     published: what was published under this name.
@@ -53,9 +54,9 @@ class Dataset:
     """
 
     name: str
-    x_train: NDArray[np.uint8] | Changed
+    x_train: NDArray[Any] | Changed
     y_train: NDArray[np.int64]
-    x_test: NDArray[np.uint8] | Changed
+    x_test: NDArray[Any] | Changed
     y_test: NDArray[np.int64]
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
@@ -70,8 +71,8 @@ class Dataset:
         """The data's digest and their differences from the published ones, when either was first asked for."""
         content, found = self.checksums(), {}
         if self.published is not None:
-            found["training"] = self.published.train.difference(self.x_train, self.y_train)
-            found["test"] = self.published.test.difference(self.x_test, self.y_test)
+            found["training"] = self.published.train.difference(np.asarray(self.x_train), self.y_train)
+            found["test"] = self.published.test.difference(np.asarray(self.x_test), self.y_test)
         differences = {part: text for part, text in found.items() if text}
         return Compared(fingerprint(self) if differences or not found else None, differences, content)
 
@@ -97,12 +98,13 @@ class Dataset:
         """Refuse arrays that are not as this class says, which split() would cut wrongly; raises ConfigError."""
         parts = (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test))
         for part, x, y in parts:
-            if not isinstance(x, Changed) and (
-                not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4 or 0 in x.shape
+            usual = isinstance(x, np.ndarray) and x.ndim >= 2 and x.size > 0
+            if not isinstance(x, Changed) and not (
+                usual and (x.dtype == np.float32 or (x.dtype == np.uint8 and x.ndim == 4))
             ):
                 raise ConfigError(
-                    f"{self.name}: x_{part} is {_described(x)}; uint8 [N, C, H, W] is accepted, and "
-                    "dataset_from_arrays() takes other layouts"
+                    f"{self.name}: x_{part} is {_described(x)}; uint8 [N, C, H, W] and float32 [N, ...] are accepted, "
+                    "and dataset_from_arrays() takes other layouts"
                 )
             if not isinstance(y, np.ndarray) or y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
                 raise ConfigError(
@@ -117,7 +119,10 @@ class Dataset:
             raise ConfigError(
                 f"{self.name}: training images are {_sizes(shape)}, test images {_sizes(self.x_test.shape[1:])}"
             )
-        if shape[0] not in (1, 3):
+        of_train, of_test = (str(x.dtype).removeprefix("torch.") for x in (self.x_train, self.x_test))
+        if of_train != of_test:
+            raise ConfigError(f"{self.name}: x_train is {of_train} and x_test {of_test}; one type is accepted")
+        if of_train == "uint8" and shape[0] not in (1, 3):
             raise ConfigError(
                 f"{self.name}: the images are {_sizes(shape)}; 1 or 3 channels, which come first, are accepted"
             )
@@ -228,8 +233,8 @@ def read_dataset(
 
 def _note_shared(data: Dataset) -> None:
     """Warn of test images that are training images too."""
-    known = {hash(image.tobytes()) for image in data.x_train}
-    if n := sum(hash(image.tobytes()) in known for image in data.x_test):
+    known = {hash(image.tobytes()) for image in np.asarray(data.x_train)}
+    if n := sum(hash(image.tobytes()) in known for image in np.asarray(data.x_test)):
         warnings.warn(
             f"{data.origin}: {n:,} of {len(data.x_test):,} test images are training images too; "
             "accuracies on them say little about new images",
@@ -270,7 +275,8 @@ def dataset_from_arrays(
 ) -> Dataset:
     """Return a dataset of arrays or CPU tensors, which are copied.
 
-    Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; labels are whole numbers or text, [N] or [N, 1], or
+    Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; other samples are floats of any fixed shape, [N, D] or
+    [N, ...], whose first axis is what they are normalised for. Labels are whole numbers or text, [N] or [N, 1], or
     one-hot rows [N, K], mapped to 0..K-1 in sorted order.
 
     class_names: a name for each label in sorted order, or a table from labels to names; where the labels are text, a
@@ -279,9 +285,9 @@ def dataset_from_arrays(
     """
     # Copied, because what the caller writes into the arrays later is not what was measured here.
     raw = Raw(
-        np.array(to_nchw(x_train, f"{name}: x_train"), order="C"),
+        np.array(to_samples(x_train, f"{name}: x_train"), order="C"),
         check_labels(y_train, f"{name}: y_train"),
-        np.array(to_nchw(x_test, f"{name}: x_test"), order="C"),
+        np.array(to_samples(x_test, f"{name}: x_test"), order="C"),
         check_labels(y_test, f"{name}: y_test"),
     )
     if isinstance(class_names, Mapping):
@@ -323,6 +329,11 @@ def fingerprint(dataset: Dataset) -> str:
 
 def _build(raw: Raw, name: str, origin: str, known: Known | None = None, image_size: int | None = None) -> Dataset:
     raw, shape = _numbered(raw, origin), raw.x_train.shape[1:]
+    if raw.x_train.dtype != raw.x_test.dtype:
+        raise ConfigError(
+            f"{origin}: x_train is {raw.x_train.dtype} and x_test {raw.x_test.dtype}; uint8 images, or floats, in both "
+            "are accepted"
+        )
     for part, images, labels in (("train", raw.x_train, raw.y_train), ("test", raw.x_test, raw.y_test)):
         if len(images) != len(labels):
             raise ConfigError(f"{origin}: x_{part} has {len(images)} images, y_{part} {len(labels)} labels")
@@ -401,8 +412,10 @@ def _class_names(raw: Raw, classes: NDArray[Any], origin: str, known: Known | No
     return names
 
 
-def _mean_and_std(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation (n) of images / 255 for each channel; a deviation of 0 becomes 1."""
+def _mean_and_std(images: NDArray[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation (n) of images / 255, or of floats, for each channel; 0 becomes 1."""
+    if images.dtype != np.uint8:
+        return _mean_and_std_of_floats(images)
     values = np.arange(256)
     counts = np.zeros((images.shape[1], 256), dtype=np.int64)
     for chunk in chunks(images):
@@ -412,6 +425,15 @@ def _mean_and_std(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[f
     mean = counts @ values / n
     std = np.sqrt((counts * (values - mean[:, None]) ** 2).sum(axis=1) / n)
     return tuple((mean / 255).tolist()), tuple(value or 1.0 for value in (std / 255).tolist())
+
+
+def _mean_and_std_of_floats(samples: NDArray[np.float32]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    axes = (0, *range(2, samples.ndim))
+    n = samples.size / samples.shape[1]
+    mean = sum(chunk.sum(axes, np.float64) for chunk in chunks(samples)) / n
+    centred = (chunk - mean.reshape(-1, *[1] * (samples.ndim - 2)) for chunk in chunks(samples))
+    std = np.sqrt(sum((chunk**2).sum(axes) for chunk in centred) / n)
+    return tuple(mean.tolist()), tuple(value or 1.0 for value in std.tolist())
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

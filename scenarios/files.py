@@ -42,16 +42,16 @@ SETTLED_NS = 10 * 10**9
 
 
 class Raw(NamedTuple):
-    """The content of files: images uint8 [N, C, H, W], labels [N] as in the files, perhaps class names.
+    """The content of files: images uint8 [N, C, H, W] or float32 [N, ...], labels [N] as in the files, perhaps names.
 
     y_train, y_test: numbers, int64, or text.
     n_validation: the number of images at the end of x_train that are a validation split.
     left_out: the files that can't be used and are left out.
     """
 
-    x_train: NDArray[np.uint8]
+    x_train: NDArray[Any]
     y_train: NDArray[Any]
-    x_test: NDArray[np.uint8]
+    x_test: NDArray[Any]
     y_test: NDArray[Any]
     class_names: tuple[str, ...] | None = None
     n_validation: int = 0
@@ -66,7 +66,7 @@ class Found(NamedTuple):
     read: Callable[[], Raw]
 
 
-def digest(*arrays: NDArray[Any]) -> str:
+def digest(*arrays: Any) -> str:
     """Return 32 hexadecimal digits that identify shapes and values of arrays, whatever their layout (BLAKE2b)."""
     state = hashlib.blake2b(digest_size=16)
     for array in arrays:
@@ -86,7 +86,7 @@ def part_digests(images: NDArray[np.uint8], labels: NDArray[Any]) -> tuple[str, 
     return hashlib.sha256(b"".join(sorted(each))).hexdigest()[:32], hashlib.sha256(b"".join(each)).hexdigest()[:32]
 
 
-def chunks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+def chunks(array: Any) -> Iterator[Any]:
     """Cut an array into parts that fit into a processor's cache."""
     return (array[start : start + CHUNK] for start in range(0, len(array), CHUNK))
 
@@ -242,7 +242,8 @@ def find_npz(path: Path, *, held_out: bool = False) -> Found:
 def read_npz(path: Path, *, held_out: bool = False) -> Raw:
     """Return the data set in an NPZ file: x_train, y_train, x_test, y_test and perhaps class_names.
 
-    Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; labels are what check_labels() reads. Shapes and types are
+    Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; other samples are floats [N, ...]; labels are what
+    check_labels() reads. Shapes and types are
     checked from the headers before the data are read. held_out: there are no x_test and y_test yet. Raises ConfigError
     for a wrong or damaged file.
     """
@@ -273,7 +274,7 @@ def read_npz(path: Path, *, held_out: bool = False) -> Raw:
         raise
     except Exception as error:  # zipfile and numpy raise almost anything on a damaged archive
         raise ConfigError(f"{path} is not a readable NPZ file: {error or type(error).__name__}") from error
-    images = [to_nchw(arrays[name], f"{path}: {name}") for name in needed[::2]]
+    images = [to_samples(arrays[name], f"{path}: {name}") for name in needed[::2]]
     labels = [check_labels(arrays[name], f"{path}: {name}") for name in needed[1::2]]
     if held_out:
         images, labels = [images[0], images[0][:0]], [labels[0], labels[0][:0]]
@@ -314,9 +315,18 @@ def _check_header(what: str, name: str, shape: tuple[int, ...], dtype: np.dtype[
 
 def _check_images(what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
     """Return whether the channels come last."""
+    if dtype.kind == "f":
+        if len(shape) < 2 or 0 in shape:
+            raise ConfigError(f"{what} is {dtype} with the shape {shape}; expected numbers [N, D] or [N, ...]")
+        if len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3):
+            raise ConfigError(
+                f"{what} is {dtype} with the shape {shape}, whose channels come last; of floats, channels first are "
+                "accepted, as transpose(0, 3, 1, 2) gives them"
+            )
+        return False
     if dtype != np.uint8:
-        hints = {"f": "; scale to 0..255 and round first", "i": "; convert those of 0..255 with astype('uint8')"}
-        raise ConfigError(f"{what} is {dtype}; expected uint8 images{hints.get(dtype.kind, '')}")
+        hint = "; convert images of 0..255 with astype('uint8')" if dtype.kind in "iu" else ""
+        raise ConfigError(f"{what} is {dtype}; expected uint8 images, or floats of any fixed shape{hint}")
     if len(shape) not in (3, 4):
         raise ConfigError(f"{what} has the shape {shape}; expected [N, H, W], [N, H, W, C] or [N, C, H, W]")
     if 0 in shape:
@@ -341,10 +351,20 @@ def _array(value: Any, what: str) -> NDArray[Any]:
         raise ConfigError(f"{what} is not an array ({error})") from error
 
 
-def to_nchw(images: Any, what: str) -> NDArray[np.uint8]:
-    """Return a view [N, C, H, W] of images [N, H, W], [N, H, W, C] or [N, C, H, W]; raises ConfigError."""
-    array = _array(images, what)
+def to_samples(samples: Any, what: str) -> NDArray[Any]:
+    """Return images [N, H, W], [N, H, W, C] or [N, C, H, W] as a view [N, C, H, W], or floats [N, ...] as float32.
+
+    Raises ConfigError for others, and for floats that are not finite.
+    """
+    array = _array(samples, what)
     channels_last = _check_images(what, array.shape, array.dtype)
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            numbers = np.asarray(array, np.float32)
+        for start, chunk in enumerate(chunks(numbers)):
+            if len(odd := np.flatnonzero(~np.isfinite(chunk).reshape(len(chunk), -1).all(1))):
+                raise ConfigError(f"{what}[{start * CHUNK + odd[0]}] holds a number that is not finite in float32")
+        return numbers
     if array.ndim == 3:
         return array[:, None]
     return array.transpose(0, 3, 1, 2) if channels_last else array

@@ -190,18 +190,16 @@ class Rotated(_Cut):
         if self.tasks is None:
             raise ConfigError(f"{config.scenario} has all classes in each task; give a number of tasks, such as 10")
         seed = self.drawn_by(config) or 0
-        source = self.source(config)
-        data = self.changed(source, self.tasks, seed)
+        data = self.changed(self.source(config), self.tasks, seed)
         order = list(range(len(data.class_names)))
         made = self.cut(data, config, class_order=order, class_order_seed=seed if self.blurry else None)
-        # The changed images count as the data that they are made of.
-        return made.of(source.compared.fingerprint, data.checksums())
+        return made.of(data.compared.fingerprint, data.compared.content)
 
     def changed(self, data: "Dataset", tasks: int, seed: int) -> "Dataset":
         """Return the images of all tasks."""
-        from clbench.scenarios.domains import rotated
+        from clbench.scenarios.domains import as_known, rotated
 
-        return rotated(data, tasks, seed=seed)
+        return as_known(rotated(data, tasks, seed=seed), data)
 
 
 class RotatedMNIST(Rotated):
@@ -228,9 +226,9 @@ class Permuted(Rotated):
 
     def changed(self, data: "Dataset", tasks: int, seed: int) -> "Dataset":
         """Return the images of all tasks; padded to 32 x 32 by default, as van de Ven et al. do."""
-        from clbench.scenarios.domains import permuted
+        from clbench.scenarios.domains import as_known, permuted
 
-        return permuted(data, tasks, seed=seed, pad=2 if self.padding is None else self.padding)
+        return as_known(permuted(data, tasks, seed=seed, pad=2 if self.padding is None else self.padding), data)
 
 
 class PermutedMNIST(Permuted):

@@ -23,8 +23,9 @@ from clbench.support.surroundings import by_default
 class Images:
     """All images of one split, each once; a sample's id is its row here.
 
-    images: uint8 [N, C, H, W], a tensor or another source; labels: head outputs, classes: original classes, tasks: all
-    int64 [N] on the CPU. A sample whose class is in no task has label and task -1.
+    images: uint8 [N, C, H, W], or other samples, float32 [N, ...]: a tensor or another source.
+    labels: head outputs, classes: original classes, tasks: all int64 [N] on the CPU. A sample whose class is in no task
+        has label and task -1.
     """
 
     images: Source
@@ -72,7 +73,7 @@ class ImageSet:
 
     @property
     def images(self) -> Tensor:
-        """The original images, uint8 [n, C, H, W]."""
+        """The original images, uint8 [n, C, H, W], or other samples, float32 [n, ...]."""
         return self._open().images.index_select(0, self._ids)
 
     @property
@@ -128,7 +129,7 @@ class Task:
 class Scenario:
     """An ordered list of tasks cut from one data set.
 
-    mean, std: per channel, of images / 255.
+    mean, std: per channel, of images / 255; of other samples as they are, per index of their first axis.
     fingerprint: digest of the data that it was cut from, if its name does not identify them.
     augment: the default augmentation of its runs.
     published: whether its name identifies the data, because they are those that were published under it.
@@ -155,10 +156,14 @@ class Scenario:
         return [c for task in self.tasks for c in task.classes]
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        c, h, w = self.train.images.shape[1:]
-        return c, h, w
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image, or the shape of another sample."""
+        return tuple(self.train.images.shape[1:])
+
+    @property
+    def of_images(self) -> bool:
+        """Whether the samples are images of bytes; others are floats of any shape."""
+        return self.train.images.dtype == torch.uint8
 
     @property
     def n_outputs(self) -> int:
@@ -223,6 +228,11 @@ class Scenario:
             raise ConfigError("the scenario has no task; one or more is accepted")
         for part, images in (("train", self.train), ("test", self.test)):
             _check_images(part, images)
+        if self.test.images.dtype != self.train.images.dtype:
+            raise ConfigError(
+                f"the scenario's training images are {self.train.images.dtype} and its test images "
+                f"{self.test.images.dtype}; one type is accepted"
+            )
         if (shape := self.test.images.shape[1:]) != self.train.images.shape[1:]:
             raise ConfigError(
                 f"the scenario's training images are {list(self.image_shape)} and its test images {list(shape)}; "
@@ -361,7 +371,7 @@ def checksums(*sources: Any, scale: object) -> tuple[int, ...]:
 
 
 def _check_images(part: str, images: object) -> None:
-    """Refuse what does not hold uint8 [N, C, H, W] and int64 [N] on the CPU."""
+    """Refuse what does not hold uint8 [N, C, H, W], or float32 [N, ...], and int64 [N] on the CPU."""
     if not isinstance(images, Images):
         raise ConfigError(f"the scenario's {part} is {shown(images)}; an Images is accepted")
     for name in ("images", "labels", "classes", "tasks"):
@@ -370,13 +380,18 @@ def _check_images(part: str, images: object) -> None:
             continue
         if isinstance(tensor, Tensor):
             given = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-            fits = tensor.ndim == 4 and tensor.numel() if of_images else tensor.shape == images.images.shape[:1]
             usual = tensor.device.type == "cpu" and tensor.layout == torch.strided
-            if fits and usual and tensor.dtype == (torch.uint8 if of_images else torch.int64):
+            if not of_images:
+                fits = tensor.shape == images.images.shape[:1] and tensor.dtype == torch.int64
+            elif tensor.dtype == torch.float32:
+                fits = tensor.ndim >= 2 and tensor.numel() > 0
+            else:
+                fits = tensor.ndim == 4 and tensor.numel() > 0 and tensor.dtype == torch.uint8
+            if fits and usual:
                 continue
         else:
             given = shown(tensor)
-        accepted = "uint8 [N, C, H, W]" if of_images else "int64 [N], one for each image,"
+        accepted = "uint8 [N, C, H, W] or float32 [N, ...]" if of_images else "int64 [N], one for each image,"
         raise ConfigError(f"the scenario's {part}.{name} are {given}; {accepted} on the CPU is accepted")
 
 

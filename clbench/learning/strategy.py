@@ -508,7 +508,7 @@ def eval_mode(strategy: Strategy) -> Iterator[None]:
             layer.training = training
 
 
-def initial_model(config: RunConfig, image_shape: tuple[int, int, int], task: int) -> Network:
+def initial_model(config: RunConfig, image_shape: tuple[int, ...], task: int) -> Network:
     """Return a model as initialised by the stream of `task` or by given weights, without outputs."""
     seed = stream_seed(config.seed, "initialisation", task)
     model = build_model(config.model.name, image_shape, seed, config.code)

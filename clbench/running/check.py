@@ -13,6 +13,7 @@ from clbench.data.scenario import Images, Scenario
 from clbench.learning.compiled import refuse_compiled
 from clbench.learning.strategy import Strategy, call_hook, initial_model
 from clbench.learning.trainer import backbone_below, refuse_single_image
+from clbench.models import model_class
 from clbench.models.network import check_network
 from clbench.models.prompts import transformer
 from clbench.running.blame import run_error
@@ -25,7 +26,7 @@ def check_model(config: RunConfig, scenario: Scenario) -> None:
         *(getattr(scenario.train, name)[_first(scenario)] for name in ("images", "labels", "classes", "tasks"))
     )
     pipeline = Pipeline(replace(scenario, train=few, test=few), config, torch.device("cpu"))
-    check_network(model, pipeline.normalize(few.images), config.model.name)
+    check_network(model, pipeline.normalize(few.images[:]), config.model.name)
     backbone_below(model, config.training.train)
 
 
@@ -42,6 +43,16 @@ def _first(scenario: Scenario) -> Tensor:
 
 def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
     """Refuse, before any training, what only scenario and config together show; raises ConfigError."""
+    if not scenario.of_images and model_class(config.model.name, config.code).takes_pixels:
+        raise ConfigError(
+            f"model={config.model.name!r} prepares images of bytes as its weights ask for, and the samples are floats; "
+            "mlp and a network of your own are accepted"
+        )
+    if config.data.augment != "none" and len(scenario.image_shape) != 3:
+        raise ConfigError(
+            f"augment={config.data.augment} is for images [C, H, W], and the samples are {list(scenario.image_shape)}; "
+            "none is accepted"
+        )
     if strategy.traits.needs_transformer:
         transformer(config, scenario)
     try:

@@ -1,4 +1,4 @@
-"""Images that each task sees in another way: made when asked for, equal to those laid out in memory, in little memory."""
+"""Images that each task sees in another way: made when asked for, and equal to those that are laid out in memory."""
 
 from dataclasses import replace
 from typing import Any
@@ -56,6 +56,7 @@ def test_a_change_of_a_table_is_noticed() -> None:
     made = permuted(data(), 3)
     scenario = split(made, tasks=3, setting="domain")
     claimed = scenario.of(None)
-    assert claimed.claimed and isinstance(made.x_train, Changed)
+    assert claimed.claimed
+    assert isinstance(made.x_train, Changed)
     made.x_train.tables[1] = made.x_train.tables[1].flip(0)
     assert not claimed.claimed
