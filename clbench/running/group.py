@@ -137,11 +137,12 @@ class Group:
         # Of a group that is there already; one of our own is started when the run begins.
         self.rank, self.outside = outside()
         self._followers: list[_Follower] = []
+        self._is_ours = False
         # Whether the followers of a group that is there know how it goes on.
         self._told = self.outside == 1 or self.rank > 0
-        self._joined = self.outside > 1 and not dist.is_initialized()
-        if self._joined:
-            _join(config, None, self.rank, self.outside)
+        if self.outside > 1 and not dist.is_initialized():
+            # Left with the process: the addresses of a second group would be mistaken for those of the first.
+            _join()
 
     def __enter__(self) -> "Group":
         return self
@@ -156,9 +157,10 @@ class Group:
         finally:
             for follower in self._followers:
                 follower.end()
-            if self._joined and dist.is_initialized():
-                dist.destroy_process_group()
-            _ours = _ours and not self._followers
+            if self._is_ours:
+                _ours = False
+                if dist.is_initialized():
+                    dist.destroy_process_group()
 
     def answer(self, result: Result) -> Result:
         """Return the result of a run that was done before, which is the answer for all."""
@@ -177,7 +179,7 @@ class Group:
             return _use(self.config, Processes(0, self.outside))
         if (size := self.config.engine.processes) == 1:
             return Processes()
-        _ours = True
+        self._is_ours = _ours = True
         with _loopback():
             self._store = dist.TCPStore("127.0.0.1", 0, None, True, LONGEST_EXCHANGE, wait_for_workers=False)
             content = _pickled((self.config, beginning, self._store.port, follow, given), self.config)
@@ -186,8 +188,7 @@ class Group:
                 if any(follower.has_ended() for follower in self._followers):
                     raise RunError(f"{self._why_lost()} before the run began")
                 time.sleep(0.01)
-            self._joined = True
-            _join(self.config, self._store, 0, size)
+            _join(store=self._store, rank=0, world_size=size)
         return _use(self.config, Processes(0, size, self._why_lost))
 
     def follow(self, follow: Follow, *given: Any) -> Result:
@@ -296,7 +297,7 @@ def _follow(rank: int, content: bytes) -> None:
     with _loopback():
         store = dist.TCPStore("127.0.0.1", port, None, False, LONGEST_EXCHANGE, wait_for_workers=False)
         store.add("ready", 1)
-        _join(config, store, rank, size)
+        _join(store=store, rank=rank, world_size=size)
     with process_settings(config):
         follow(config, beginning, _use(config, Processes(rank, size)), *given)
 
@@ -322,15 +323,13 @@ def _pickled(given: tuple[Any, ...], config: RunConfig) -> bytes:
     return content
 
 
-def _join(config: RunConfig, store: Any, rank: int, size: int) -> None:
-    on_gpu = torch.device(config.engine.device).type == "cuda"
-    given = {} if store is None else {"store": store, "rank": rank, "world_size": size}
+def _join(**given: Any) -> None:
+    """Join the group that the environment names, or that of a store."""
+    kinds = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=LONGEST_EXCHANGE, **given)
+        dist.init_process_group(kinds, timeout=LONGEST_EXCHANGE, **given)
     except (RuntimeError, ValueError) as error:
-        raise RunError(
-            f"the {size} processes of the run can't reach one another: {one_line(str(error), 200)}"
-        ) from error
+        raise RunError(f"the processes of the run can't reach one another: {one_line(str(error), 200)}") from error
 
 
 def _use(config: RunConfig, processes: Processes) -> Processes:

@@ -66,17 +66,12 @@ class Processes:
         if self.size == 1:
             return True
         import torch
+        import torch.distributed as dist
 
-        told = torch.zeros(self.size, dtype=torch.float64, device=_device())
+        device = "cuda" if "gloo" not in str(dist.get_backend_config()) else "cpu"
+        told = torch.zeros(self.size, dtype=torch.float64, device=device)
         told[self.rank] = number
         return len(set(self.sum_(told).tolist())) == 1
 
 
 ALONE = Processes()
-
-
-def _device() -> str:
-    """Return the kind of device whose tensors the processes exchange."""
-    import torch.distributed as dist
-
-    return "cuda" if "nccl" in str(dist.get_backend()) else "cpu"
