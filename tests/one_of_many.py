@@ -29,17 +29,21 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+class ToDouble(nn.Module):
+    """Casts images, which are float32, as the weights behind it are cast."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.double()
+
+
 class Double(Network):
     """Two layers in double precision, so that rounding can't be taken for a difference."""
 
     def __init__(self, image_shape: tuple[int, int, int]) -> None:
         pixels = image_shape[0] * image_shape[1] * image_shape[2]
-        first = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 12), nn.ReLU())
+        first = nn.Sequential(ToDouble(), nn.Flatten(), nn.Linear(pixels, 12), nn.ReLU())
         super().__init__([first, nn.Sequential(nn.Linear(12, 8), nn.ReLU())], feature_dim=8)
         self.double()
-
-    def features(self, images: Tensor) -> Tensor:
-        return super().features(images.double())
 
 
 class DoubleNorm(Network):
@@ -49,17 +53,11 @@ class DoubleNorm(Network):
     """
 
     def __init__(self, image_shape: tuple[int, int, int]) -> None:
-        first = nn.Sequential(
-            nn.Conv2d(image_shape[0], 4, 3, 2, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(0.3)
-        )
-        second = nn.Sequential(
-            nn.Conv2d(4, 4, 3, 2, bias=False), nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.Flatten()
-        )
+        convolutions = [nn.Conv2d(n, 4, 3, 2, bias=False) for n in (image_shape[0], 4)]
+        first = nn.Sequential(ToDouble(), convolutions[0], nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout2d(0.3))
+        second = nn.Sequential(convolutions[1], nn.BatchNorm2d(4, momentum=None), nn.ReLU(), nn.Flatten())
         super().__init__([first, second], feature_dim=4 * 6 * 6)
         self.double()
-
-    def features(self, images: Tensor) -> Tensor:
-        return super().features(images.double())
 
 
 NETWORKS: dict[str, Any] = {"double": Double, "norm": DoubleNorm}

@@ -78,12 +78,11 @@ def follows() -> bool:
     return outside()[0] > 0
 
 
-def refuse_many(verb: str) -> None:
+def refuse_many(what: str) -> None:
     """Raise ConfigError where processes that were started for one run are asked for many."""
     if (size := outside()[1]) > 1:
         raise ConfigError(
-            f"{verb} in a group of {size} processes, which do one run together; `clbench run` is accepted there, and "
-            f"{verb} with --processes {size} starts them itself"
+            f"{what} asked for in a group of {size} processes, which do one run together; `clbench run` is accepted"
         )
 
 
@@ -210,7 +209,7 @@ class Group:
             time.sleep(0.01)
         for follower in self._followers:
             if follower.has_ended():
-                return f"process {follower.rank} of 0 to {len(self._followers)} {follower.how_it_ended()}"
+                return f"one of the {1 + len(self._followers)} processes of this run {follower.how_it_ended()}"
         return "an exchange with another process of this run failed"
 
 
