@@ -28,7 +28,7 @@ from clbench.config.errors import ConfigError, RunError, one_line
 from clbench.config.run import RunConfig
 from clbench.results.result import Result
 from clbench.running.process import process_settings
-from clbench.support.endings import SIGNALS
+from clbench.support.endings import SIGNALS, is_ignored
 from clbench.support.processes import Processes
 
 # Exchanges are over at once where a process is gone; this ends one that waits for a machine that fell silent.
@@ -192,12 +192,13 @@ class Group:
 
     def follow(self, follow: Follow, *given: Any) -> Result:
         """Do, in a follower of a group that is there, what the leader says; return the result of the run."""
-        told = _broadcast(None)
-        if isinstance(told, Exception):
-            raise told
-        if isinstance(told, Result):
-            return told
-        return follow(self.config, told, _use(self.config, Processes(self.rank, self.outside)), *given)
+        with _signals_ignored():
+            told = _broadcast(None)
+            if isinstance(told, Exception):
+                raise told
+            if isinstance(told, Result):
+                return told
+            return follow(self.config, told, _use(self.config, Processes(self.rank, self.outside)), *given)
 
     def _tell(self, what: "Result | Beginning | Exception") -> None:
         self._told = True
@@ -269,17 +270,16 @@ class _Follower:
 
 def follow_leader(stdin: BinaryIO) -> NoReturn:
     """Do a run as a follower of the process that has started this one and tells it through `stdin` what to do."""
-    for number in SIGNALS:
-        # They are for the leader, which saves before it ends.
-        signal.signal(number, signal.SIG_IGN)
-    rank, given = pickle.load(stdin)
-    threading.Thread(target=_end_with, args=(stdin,), daemon=True).start()
-    code = 0
-    try:
-        _follow(rank, given)
-    except BaseException as error:
-        code = 1
-        print(f"{type(error).__name__}: {error}" if not isinstance(error, RunError) else error, file=sys.stderr)
+    code = 1
+    with _signals_ignored():
+        rank, given = pickle.load(stdin)
+        threading.Thread(target=_end_with, args=(stdin,), daemon=True).start()
+        try:
+            _follow(rank, given)
+            code = 0
+        except BaseException as error:
+            text = str(error) if isinstance(error, ConfigError | RunError) else f"{type(error).__name__}: {error}"
+            print(one_line(text, 300), file=sys.stderr)
     # Nothing that is left, as a thread of a library, is waited for.
     sys.stderr.flush()
     os._exit(code)
@@ -299,6 +299,19 @@ def _follow(rank: int, content: bytes) -> None:
         _join(store=store, rank=rank, world_size=size)
     with process_settings(config):
         follow(config, beginning, _use(config, Processes(rank, size)), *given)
+
+
+@contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """Leave signals to the leader, which saves before it ends, and whose end ends the others."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS if not is_ignored(number)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _end_with(stdin: BinaryIO) -> None:

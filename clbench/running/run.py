@@ -213,7 +213,7 @@ def _follow(
     with warnings.catch_warnings():
         # The leader says them.
         warnings.simplefilter("ignore")
-        made = Run(config, scenario, strategy, store=kept, trainer=trainer, processes=processes)
+        made = _Following(config, scenario, strategy, store=kept, trainer=trainer, processes=processes)
         return made.go(beginning.found)
 
 
@@ -704,3 +704,12 @@ class Run:
         if self.recorder.elsewhere:
             text = f"begun with {self.recorder.elsewhere}: the last bits may differ from those of a run in one go"
             warnings.warn(f"{self.store}: {text}", stacklevel=2)
+
+
+class _Following(Run):
+    """The part of a run that another process leads, which saves and is interrupted for all."""
+
+    continues: ClassVar[bool] = False
+
+    def _is_due(self, epoch_is_over: bool) -> bool:
+        return False

@@ -221,7 +221,8 @@ def test_runs_whose_processes_are_killed_at_random_come_to_the_same_numbers(
         time.sleep(draw.uniform(0, 0.05))
         if run.poll() is not None:
             # It was done before the kill; nothing is left to be continued.
-            assert run.returncode == 0
+            _, said = run.communicate()
+            assert run.returncode == 0, said
             break
         victims = [*followers(run), psutil.Process(run.pid)]
         victim = draw.choice(victims)
