@@ -114,7 +114,6 @@ def test_torchrun_starts_a_run_on_two_nodes(tmp_path: Path) -> None:
 # A run long enough to be killed in the middle of a task, in double precision.
 LONG = {
     "limit": 20,
-    "epochs": 40,
     "batch_size": 7,
     "memory_size": 12,
     "tasks": 2,
