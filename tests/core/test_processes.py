@@ -232,3 +232,52 @@ def test_runs_whose_processes_are_killed_at_random_come_to_the_same_numbers(
         assert not psutil.wait_procs(victims, timeout=20)[1]
     assert done_kills > 0
     assert_as_undisturbed(tmp_path / "run", tmp_path / "alone", epochs)
+
+
+@pytest.mark.slow
+def test_the_command_line_joins_the_processes_of_torchrun_and_answers_once(tmp_path: Path) -> None:
+    """A run, the same one again, which is answered from its folder, and one that is refused."""
+    words = ["run", "split-mnist-5k", "naive", "--limit=5", "--epochs=1", "--model=mlp:8", "--threads=1"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    start += ["-m", "clbench", *words]
+    said = []
+    for more in (["--quiet"], ["--quiet"], ["--quiet", "--lr=0.5"]):
+        run = [*start, f"--out={tmp_path / 'run'}", *more]
+        said.append(subprocess.run(run, capture_output=True, text=True, timeout=240, check=False))
+    assert [ended.returncode for ended in said] == [0, 0, 1]
+    for ended in said[:2]:
+        assert ended.stdout.count("metrics of the headline matrix") == 1
+    assert said[1].stderr.count("reused, finished at") == 1
+    # The rest is torchrun's own account of the exit code.
+    ours = {line for line in said[2].stderr.splitlines() if line.startswith("clbench: ")}
+    assert len(ours) == 1
+    assert "holds another run: lr is" in ours.pop()
+    assert clbench.Result.load(tmp_path / "run").config["processes"] == 2
+
+
+@pytest.mark.slow
+def test_ray_starts_the_processes_of_a_run(tmp_path: Path) -> None:
+    """Each is a task of Ray's that finds in its environment which one it is, as in a worker of Ray Train."""
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'clbench[ray]'")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+    try:
+        group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(SCRIPT.parent)}
+
+        def one(folder: str) -> dict[str, Any]:
+            result = one_of_many.run(Path(folder), "er", "double", {"memory_size": 12})
+            return {"processes": result.config["processes"], "accuracy": result.record["accuracy"]}
+
+        tasks = [
+            ray.remote(one)
+            .options(runtime_env={"env_vars": {**group, "RANK": str(rank)}})
+            .remote(str(tmp_path / "run"))
+            for rank in (0, 1)
+        ]
+        first, second = ray.get(tasks, timeout=240)
+    finally:
+        ray.shutdown()
+    alone = one_of_many.run(tmp_path / "alone", "er", "double", {"memory_size": 12})
+    assert first == second == {"processes": 2, "accuracy": alone.record["accuracy"]}
