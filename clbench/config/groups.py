@@ -222,6 +222,15 @@ class EngineConfig(Group):
         description="CPU threads, by default 1 in compare and sweep and else torch's number; part of what fixes "
         "the numbers",
     )
+    processes: Annotated[int, Field(ge=1, le=4096)] = Field(
+        default=1,
+        description="processes that share the work of one run on this machine, each with its part of the threads, or a "
+        "GPU of its own",
+    )
+    accumulate: Annotated[int, Field(ge=1, le=10**6)] = Field(
+        default=1,
+        description="slices in which a batch goes through the network, so that the activations of one fit into memory",
+    )
     checkpoint_every: Annotated[float, Field(gt=0)] | Literal["epoch", "task"] | str = Field(
         default=10.0,
         description="save the state within a task every so many minutes, each epoch, or every N-steps; "

@@ -55,6 +55,8 @@ def refuse_together(
         ),
         ("on_nan", training.on_nan, "stop"),
         ("compile", engine.compile, "none"),
+        ("processes", engine.processes, 1),
+        ("accumulate", engine.accumulate, 1),
         # Rates, numbers of steps and sizes of tasks would differ from seed to seed.
         ("schedule", "plateau" if training.schedule == "plateau" else None, None),
         (

@@ -11,12 +11,14 @@ from clbench.config.run import RunConfig
 from clbench.data.batches import Pipeline
 from clbench.data.scenario import Images, Scenario
 from clbench.learning.compiled import refuse_compiled
+from clbench.learning.shared import refuse_shared
 from clbench.learning.strategy import Strategy, call_hook, initial_model
 from clbench.learning.trainer import backbone_below, refuse_single_image
 from clbench.models import model_class
 from clbench.models.network import check_network
 from clbench.models.prompts import transformer
 from clbench.running.blame import run_error
+from clbench.running.group import refuse_devices
 
 
 def check_model(config: RunConfig, scenario: Scenario) -> None:
@@ -74,6 +76,8 @@ def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
             f"lr={config.training.lr:g} scaled to the batch is {rate}; a finite learning rate is accepted"
         )
     refuse_compiled(config, type(strategy))
+    refuse_devices(config)
+    refuse_shared(config, scenario.image_shape)
     if config.per_task is not None and len(config.per_task) != len(scenario.tasks):
         n = len(scenario.tasks)
         raise ConfigError(f"per_task has {len(config.per_task)} tables for {n} tasks; one for each task is accepted")
