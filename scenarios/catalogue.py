@@ -181,9 +181,11 @@ def _files(sets: Sequence[Any]) -> tuple[list[tuple[Path, int]], list[str]]:
     for data in sets:
         first = 0
         if hasattr(data, "_flat_character_images"):
-            first, own = len(names), [*data._characters]
-            folder = Path(data.target_folder)
-            pairs: Any = [(folder / own[label] / image, label) for image, label in data._flat_character_images]
+            # torchvision numbers the folders in the order in which the file system lists them.
+            first, own = len(names), sorted(data._characters)
+            place = {character: index for index, character in enumerate(own)}
+            found_here = [(data._characters[label], image) for image, label in data._flat_character_images]
+            pairs: Any = [(Path(data.target_folder, of, image), place[of]) for of, image in found_here]
             names = [*names, *own]
         else:
             pairs = next((getattr(data, name) for name in ("_samples", "samples", "imgs") if hasattr(data, name)), None)

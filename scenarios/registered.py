@@ -328,9 +328,11 @@ def _source(text: str, image_size: int | None) -> "tuple[Split, Source]":
                 raise ConfigError(f"there is no file or folder {name}, which the stream names")
             raise unknown("data set of a stream", name, [*known_names(), *map("split-{}".format, known_names())])
     options = {} if name == text else parse_spec(text)[1]
-    if wrong := [key for key in options if key not in _OF_SOURCE]:
-        accepted = ", ".join(key for key in _OF_SOURCE if key in kind._options.model_fields)
-        raise ConfigError(f"{wrong[0]} stands in the brackets of {name} in a stream; {accepted} are accepted there")
+    accepted = [key for key in _OF_SOURCE if key in kind._options.model_fields]
+    if wrong := [key for key in options if key not in accepted]:
+        raise ConfigError(
+            f"{wrong[0]} stands in the brackets of {name} in a stream; {', '.join(accepted)} are accepted there"
+        )
     own = kind(name, options)
     size = own.image_size or (image_size if takes_size(dataset) else None)
     share, skip = getattr(own, "test_share", None), getattr(own, "skip_unreadable", False)
