@@ -39,7 +39,7 @@ class Listed:
     train, test: the arguments of the data sets that make up training and test; no test: TEST_SHARE of each class.
     size: photos become S x S pixels by default; None where all images have one size, and are no files.
     like: the scenario whose preset it has.
-    fields: what is different in its preset.
+    fields: what is different in its preset; None leaves a field out.
     """
 
     title: str
@@ -442,7 +442,7 @@ tiny_imagenet = Listed(
     fields={"epochs": 100},
 )
 # Hou et al. 2019 (LUCIR, CVPR), section 4.1: ResNet-18, 90 epochs, SGD at 0.1 with momentum 0.9, divided by 10 after 30
-# and 60 epochs, decay 1e-4, batches of 128, 20 exemplars a class.
+# and 60 epochs, decay 1e-4, batches of 128, 20 exemplars a class. The ten tasks are those of Rebuffi et al. 2017.
 _LUCIR: Mapping[str, Any] = {
     "model": "torchvision",
     "epochs": 90,
@@ -454,6 +454,7 @@ _LUCIR: Mapping[str, Any] = {
     "schedule": "multistep",
     "milestones": [30, 60],
     "lr_factor": 0.1,
+    "memory_size": None,
     "memory_per_class": 20,
 }
 imagenet100 = Listed(

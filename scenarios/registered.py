@@ -30,7 +30,7 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 class Preset(Mapping[str, Any]):
-    """One scenario's part of presets.toml, read on first use, with other values of some fields."""
+    """One scenario's part of presets.toml, read on first use, with other values of some fields; None leaves one out."""
 
     def __init__(self, name: str, **changed: Any) -> None:
         self._name, self._changed = name, changed
@@ -45,7 +45,8 @@ class Preset(Mapping[str, Any]):
         return len(self._values())
 
     def _values(self) -> dict[str, Any]:
-        return presets()[self._name] | self._changed
+        values = presets()[self._name] | self._changed
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class _Cut(ScenarioSpec):
@@ -164,6 +165,13 @@ TestShare = Annotated[
     Field(description="share of each class that becomes the test, of files without one: FOLDER/CLASS/IMAGE"),
 ]
 SkipUnreadable = Annotated[bool, Field(description="leave out image files that can't be used")]
+
+
+class SplitDigits(Split):
+    """1,797 digits of 8 x 8 pixels that come with scikit-learn, by default 5 tasks of 2."""
+
+    dataset = "digits"
+    preset = Preset("files", tasks=5)
 
 
 @functools.cache
