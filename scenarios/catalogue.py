@@ -39,7 +39,7 @@ class Listed:
     train, test: the arguments of the data sets that make up training and test; no test: TEST_SHARE of each class.
     size: photos become S x S pixels by default; None where all images have one size, and are no files.
     like: the scenario whose preset it has.
-    fields: what is different in its preset; None leaves a field out.
+    fields: what is different in its preset.
     """
 
     title: str
@@ -442,7 +442,7 @@ tiny_imagenet = Listed(
     fields={"epochs": 100},
 )
 # Hou et al. 2019 (LUCIR, CVPR), section 4.1: ResNet-18, 90 epochs, SGD at 0.1 with momentum 0.9, divided by 10 after 30
-# and 60 epochs, decay 1e-4, batches of 128, 20 exemplars a class. The ten tasks are those of Rebuffi et al. 2017.
+# and 60 epochs, decay 1e-4, batches of 128. Ten tasks and 20 exemplars a class are those of Rebuffi et al. 2017.
 _LUCIR: Mapping[str, Any] = {
     "model": "torchvision",
     "epochs": 90,
@@ -454,8 +454,6 @@ _LUCIR: Mapping[str, Any] = {
     "schedule": "multistep",
     "milestones": [30, 60],
     "lr_factor": 0.1,
-    "memory_size": None,
-    "memory_per_class": 20,
 }
 imagenet100 = Listed(
     "ImageNet-100, 100 classes of ImageNet, tested on their validation images",
@@ -463,7 +461,7 @@ imagenet100 = Listed(
     None,
     holds=("imagenet-100",),
     size=224,
-    fields=_LUCIR,
+    fields={**_LUCIR, "memory_size": 2_000},
 )
 imagenet1k = Listed(
     "ImageNet-1k (ILSVRC 2012), tested on its validation images",
@@ -471,7 +469,7 @@ imagenet1k = Listed(
     (1_281_167, 50_000),
     holds=("imagenet", "ILSVRC2012"),
     size=224,
-    fields=_LUCIR,
+    fields={**_LUCIR, "memory_size": 20_000},
 )
 cub200 = Listed("CUB-200-2011, 200 birds", 10, (5_994, 5_794), holds=("cub",), size=224)
 # Wang et al. 2022 (DualPrompt), arXiv:2204.04799, who cut the test images from the 30,000.

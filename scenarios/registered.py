@@ -30,7 +30,7 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 class Preset(Mapping[str, Any]):
-    """One scenario's part of presets.toml, read on first use, with other values of some fields; None leaves one out."""
+    """One scenario's part of presets.toml, read on first use, with other values of some fields."""
 
     def __init__(self, name: str, **changed: Any) -> None:
         self._name, self._changed = name, changed
@@ -45,8 +45,7 @@ class Preset(Mapping[str, Any]):
         return len(self._values())
 
     def _values(self) -> dict[str, Any]:
-        values = presets()[self._name] | self._changed
-        return {name: value for name, value in values.items() if value is not None}
+        return presets()[self._name] | self._changed
 
 
 class _Cut(ScenarioSpec):
