@@ -5,16 +5,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clbench.scenarios.datasets import Dataset, dataset_from_arrays, load_dataset
     from clbench.scenarios.splits import split
+    from clbench.scenarios.streams import join
 
-__all__ = ["Dataset", "dataset_from_arrays", "load_dataset", "split"]
+__all__ = ["Dataset", "dataset_from_arrays", "join", "load_dataset", "split"]
 
 
 def __getattr__(name: str) -> Any:
-    # The data sets need no torch; only cutting tasks from them does.
+    # The data sets need no torch; only cutting tasks from them and joining them does.
     if name == "split":
         from clbench.scenarios.splits import split
 
         return split
+    if name == "join":
+        from clbench.scenarios.streams import join
+
+        return join
     if name in __all__:
         from clbench.scenarios import datasets
 

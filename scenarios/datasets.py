@@ -21,6 +21,7 @@ from clbench.config.plain import listed, plain
 from clbench.config.registry import entry_point_names, load_entry_point, natural_sorted
 from clbench.data.scenario import checksums
 from clbench.data.sources import Changed
+from clbench.scenarios.catalogue import Listed
 from clbench.scenarios.files import (
     Found,
     Raw,
@@ -173,6 +174,25 @@ def load_dataset(
     return found if isinstance(found, Dataset) else read_dataset(name_or_path, found, image_size, test_share)
 
 
+def known_names() -> list[str]:
+    """Return the names of the data sets that clbench and other packages bring."""
+    return [*KNOWN, *entry_point_names("clbench.datasets")]
+
+
+def listed_data(name: str) -> Listed | None:
+    """Return a data set's entry in the catalogue, or None for one that is not there; raises ConfigError."""
+    found = name in entry_point_names("clbench.datasets") and load_entry_point("clbench.datasets", "dataset", name)
+    return found if isinstance(found, Listed) else None
+
+
+def takes_size(name_or_path: str) -> bool:
+    """Whether image_size changes how a data set is read: a folder of images of any size, or one of the catalogue."""
+    if name_or_path in known_names():
+        listed = listed_data(name_or_path)
+        return listed is not None and listed.size is not None
+    return os.path.isdir(name_or_path)
+
+
 def find_dataset(
     name_or_path: str | os.PathLike[str],
     data_root: str | os.PathLike[str],
@@ -194,6 +214,9 @@ def find_dataset(
     if name_or_path in KNOWN:
         return find_known(str(name_or_path), root, offline, image_size)
     if name_or_path in own:
+        listed = listed_data(str(name_or_path))
+        if listed is not None:
+            return listed.find(str(name_or_path), root, offline, image_size)
         return _of_package(str(name_or_path), root, offline, image_size)
     path = Path(name_or_path).expanduser()
     if os.path.isdir(path):
@@ -219,6 +242,9 @@ def read_dataset(
         data = _build(raw, path.resolve().name if path.is_dir() else path.stem, found.origin, None, image_size)
         if path.is_file() or test_share is not None:
             _note_shared(data)
+        listed = listed_data(str(name_or_path))
+        if listed is not None and (told := listed.difference(len(data.x_train), len(data.x_test))):
+            warnings.warn(f"{name_or_path} in {data.origin}: {told}", stacklevel=2)
         return data
     name = str(name_or_path)
     data = _build(found.read(), name, found.origin, KNOWN[name], image_size)

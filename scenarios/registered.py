@@ -1,12 +1,15 @@
 """The scenarios by name, with their options. It imports no torch; a scenario imports what cuts its tasks when built."""
 
 import functools
-from collections.abc import Iterator, Mapping
+import inspect
+import os
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from clbench.config.errors import ConfigError
+from clbench.config.errors import ConfigError, unknown
 from clbench.config.groups import Count, Share
 from clbench.config.run import RunConfig
 from clbench.data.spec import ScenarioSpec
@@ -14,6 +17,7 @@ from clbench.data.spec import ScenarioSpec
 if TYPE_CHECKING:
     from clbench.data.scenario import Scenario
     from clbench.scenarios.datasets import Dataset
+    from clbench.scenarios.streams import Part, Source
 
 
 @functools.cache
@@ -26,19 +30,22 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 class Preset(Mapping[str, Any]):
-    """One scenario's part of presets.toml, read on first use."""
+    """One scenario's part of presets.toml, read on first use, with other values of some fields."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, **changed: Any) -> None:
+        self._name, self._changed = name, changed
 
     def __getitem__(self, key: str) -> Any:
-        return presets()[self._name][key]
+        return self._values()[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(presets()[self._name])
+        return iter(self._values())
 
     def __len__(self) -> int:
-        return len(presets()[self._name])
+        return len(self._values())
+
+    def _values(self) -> dict[str, Any]:
+        return presets()[self._name] | self._changed
 
 
 class _Cut(ScenarioSpec):
@@ -64,7 +71,7 @@ class _Cut(ScenarioSpec):
     ] = None
     image_size: Annotated[
         Annotated[int, Field(ge=4)] | None,
-        Field(description="for folders of photos: resize the shorter side, crop the centre"),
+        Field(description="for folders of photos and streams: resize the shorter side, crop the centre"),
     ] = None
 
     def drawn_by(self, config: RunConfig) -> int | None:
@@ -82,8 +89,7 @@ class _Cut(ScenarioSpec):
         from clbench.scenarios.splits import split
 
         # The others say how the data are read.
-        read = ("image_size", "padding", "test_share", "skip_unreadable")
-        asked = {name: value for name, value in self.options.items() if name not in read}
+        asked = {name: self.options[name] for name in inspect.signature(split).parameters if name in self.options}
         asked |= {"class_order_seed": self.drawn_by(config), "validation": config.data.validation}
         return split(data, **{**asked, "seed": config.seed, "name": config.scenario, **given})
 
@@ -153,16 +159,43 @@ class SplitCIFAR100(Split):
     preset = Preset("split-cifar100")
 
 
+TestShare = Annotated[
+    Annotated[float, Field(gt=0, lt=1)] | None,
+    Field(description="share of each class that becomes the test, of files without one: FOLDER/CLASS/IMAGE"),
+]
+SkipUnreadable = Annotated[bool, Field(description="leave out image files that can't be used")]
+
+
+class SplitDigits(Split):
+    """1,797 digits of 8 x 8 pixels that come with scikit-learn, by default 5 tasks of 2."""
+
+    dataset = "digits"
+    preset = Preset("files", tasks=5)
+
+
+@functools.cache
+def split_of(dataset: str) -> type[Split]:
+    """Return `split-NAME` of a data set that has no class of its own here; raises ConfigError for an unknown one."""
+    from clbench.config.registry import load_entry_point
+    from clbench.scenarios.catalogue import Listed
+
+    listed = load_entry_point("clbench.datasets", "dataset", dataset)
+    if isinstance(listed, Listed):
+        title, preset = listed.title, Preset(listed.like, **listed.fields, tasks=listed.tasks)
+        what = f"{title}, by default {listed.tasks} tasks."
+    else:
+        text = (inspect.getdoc(listed) or dataset).partition("\n")[0].removeprefix("Return ")
+        what, preset = text[:1].upper() + text[1:], Preset("files")
+    return type(f"Split_{dataset}", (Split,), {"__doc__": what, "dataset": dataset, "preset": preset})
+
+
 class Files(Split):
     """Your own data: the path of an .npz file or a folder of images."""
 
     preset = Preset("files")
 
-    test_share: Annotated[
-        Annotated[float, Field(gt=0, lt=1)] | None,
-        Field(description="share of each class that becomes the test, of files without one: FOLDER/CLASS/IMAGE"),
-    ] = None
-    skip_unreadable: Annotated[bool, Field(description="leave out image files that can't be used")] = False
+    test_share: TestShare = None
+    skip_unreadable: SkipUnreadable = False
 
     def build(self, config: RunConfig) -> "Scenario":
         """Read the files and cut the tasks; their content, not their name, identifies them."""
@@ -180,6 +213,190 @@ class Files(Split):
         )
         made = self.cut(data, config, name=Path(config.scenario).resolve().stem)
         return made.of(data.compared.fingerprint, data.compared.content)
+
+
+class _Several(_Cut):
+    """Several data sets after one another, each a task or cut into tasks of its own."""
+
+    exclusive = (("tasks", "tasks_each"),)
+
+    tasks_each: Annotated[Count | None, Field(description="for streams: tasks that each data set is cut into")] = None
+    order_seed: Annotated[
+        int | Literal["per-seed"] | None,
+        Field(
+            description="for streams: draw the order of the data sets from this seed, or per-seed from each run's own"
+        ),
+    ] = None
+
+    @abstractmethod
+    def sources(self) -> "list[tuple[Split, Source]]":
+        """Return the data sets in order, each with the options that are its own; raises ConfigError."""
+
+    def build(self, config: RunConfig) -> "Scenario":
+        """Read the data sets, bring them to one shape, and cut tasks from one after another."""
+        import torch
+
+        from clbench.scenarios.splits import class_order_of, task_sizes_of
+        from clbench.scenarios.streams import join_once
+        from clbench.support.streams import stream
+
+        named = self.sources()
+        each = self._tasks_each(named)
+        data, parts = join_once([s for _, s in named], config.data.root, config.data.offline, self.image_size)
+        self.check_parts(parts)
+        orders, sizes, first = [], [], 0
+        for (own, source), part in zip(named, parts, strict=True):
+            seed = self.drawn_by(config) if own.class_order_seed is None else own.drawn_by(config)
+            order = class_order_of(part, own.class_order, None if own.class_order is not None else seed)
+            try:
+                sizes.append(task_sizes_of(order, None if own.task_sizes else own.tasks or each, own.task_sizes))
+            except ConfigError as error:
+                raise ConfigError(f"{source.given}: {error}") from None
+            orders.append([first + c for c in order])
+            first += len(part.class_names)
+        seed = config.seed if self.order_seed == "per-seed" else self.order_seed
+        drawn = list(range(len(parts)))
+        if seed is not None:
+            drawn = torch.randperm(len(parts), generator=stream(seed, "order of data sets")).tolist()
+        made = self.cut(
+            data,
+            config,
+            tasks=None,
+            task_sizes=[size for i in drawn for size in sizes[i]],
+            class_order=[c for i in drawn for c in orders[i]],
+            class_order_seed=self.drawn_by(config) if self.blurry else None,
+        )
+        return made.of(data.compared.fingerprint, data.compared.content)
+
+    def check_parts(self, parts: "Sequence[Part]") -> None:
+        """Refuse data sets whose classes do not go together; any do in a stream."""
+
+    def _tasks_each(self, named: "list[tuple[Split, Source]]") -> int:
+        if self.tasks is None:
+            return self.tasks_each or 1
+        if own := [source.given for spec, source in named if spec.tasks or spec.task_sizes]:
+            raise ConfigError(f"tasks={self.tasks} is given for all data sets, and {own[0]} has its own; give one")
+        if self.tasks % len(named):
+            raise ConfigError(
+                f"tasks={self.tasks} of {len(named)} data sets; a multiple of {len(named)} is accepted, and so is "
+                "tasks_each=2"
+            )
+        return self.tasks // len(named)
+
+
+class Stream(_Several):
+    """Several data sets one after another: stream[split-mnist,split-kmnist], by default a task for each."""
+
+    preset = Preset("files")
+    bare = "of"
+
+    of: Annotated[
+        list[str] | None, Field(description="for streams: data sets, scenarios split-NAME, or paths, in order")
+    ] = None
+
+    def sources(self) -> "list[tuple[Split, Source]]":
+        """Return the data sets that `of` names, in order."""
+        if not self.of:
+            raise ConfigError("stream has no data sets; stream[split-mnist,split-kmnist] is accepted")
+        named = [_source(text, self.image_size) for text in self.of]
+        given = [source.dataset for _, source in named]
+        if twice := next((text for text in given if given.count(text) > 1), None):
+            raise ConfigError(f"{twice} stands in the stream more than once; each data set once is accepted")
+        return named
+
+
+# The options that one data set of a stream may have; the others hold for the whole stream.
+_OF_SOURCE = ("tasks", "task_sizes", "class_order", "class_order_seed", "image_size", "test_share", "skip_unreadable")
+
+
+def _source(text: str, image_size: int | None) -> "tuple[Split, Source]":
+    """Return a data set of a stream: by its name, as split-NAME, or a path, perhaps with options in brackets."""
+    from clbench.config.classes import is_known, load_class
+    from clbench.config.registry import parse_spec
+    from clbench.scenarios.datasets import known_names, takes_size
+    from clbench.scenarios.streams import Source
+
+    text = os.path.expanduser(text)
+    name = text if os.path.exists(text) else text.partition("[")[0].strip()
+    kind: Any = Split
+    dataset = name
+    if name not in known_names() and is_known("scenario", name):
+        kind = load_class("scenario", name)
+        dataset = getattr(kind, "dataset", "")
+        if not dataset or (kind.build, kind.source) != (Split.build, Split.source):
+            raise ConfigError(
+                f"{name} makes its tasks in a way of its own, which no stream can join; names of data sets, split-NAME "
+                "and paths are accepted"
+            )
+    elif name not in known_names():
+        kind = Files
+        if not os.path.exists(name):
+            if os.sep in name or name.endswith(".npz"):
+                raise ConfigError(f"there is no file or folder {name}, which the stream names")
+            raise unknown("data set of a stream", name, [*known_names(), *map("split-{}".format, known_names())])
+    options = {} if name == text else parse_spec(text)[1]
+    accepted = [key for key in _OF_SOURCE if key in kind._options.model_fields]
+    if wrong := [key for key in options if key not in accepted]:
+        raise ConfigError(
+            f"{wrong[0]} stands in the brackets of {name} in a stream; {', '.join(accepted)} are accepted there"
+        )
+    own = kind(name, options)
+    size = own.image_size or (image_size if takes_size(dataset) else None)
+    share, skip = getattr(own, "test_share", None), getattr(own, "skip_unreadable", False)
+    return own, Source(text, dataset, size, share, skip)
+
+
+# The order in the code of Saha et al. 2021, arXiv:2103.09762; Ebrahimi et al. 2020 draw one for each seed.
+FIVE_DATASETS = ["cifar10", "mnist", "svhn", "fashion-mnist", "notmnist"]
+
+
+class FiveDatasets(Stream):
+    """Five data sets of ten classes (Ebrahimi et al. 2020, arXiv:2003.09553), each a task, task-incremental."""
+
+    preset = Preset("five-datasets")
+
+    of: Annotated[list[str] | None, Field(description="for streams: data sets, in order")] = FIVE_DATASETS
+
+
+class Domains(_Several):
+    """Your own photos in several domains: domains[ROOT] of ROOT/DOMAIN/CLASS/IMAGE, by default a task for each."""
+
+    preset = Preset("files", setting="domain")
+    bare = "path"
+
+    path: Annotated[
+        str | None,
+        BeforeValidator(lambda given: given[0] if isinstance(given, list) and len(given) == 1 else given),
+        Field(description="for domains: the folder that holds one folder for each domain"),
+    ] = None
+    domains: Annotated[
+        list[str] | None, Field(description="domains in order of appearance (default: all in natural order)")
+    ] = None
+    test_share: TestShare = None
+    skip_unreadable: SkipUnreadable = False
+
+    def sources(self) -> "list[tuple[Split, Source]]":
+        """Return a folder of images for each domain."""
+        from pathlib import Path
+
+        from clbench.scenarios.streams import Source, domain_folders
+
+        if not self.path:
+            raise ConfigError("domains needs a folder that holds one folder for each domain; domains[path/to/it]")
+        folders = domain_folders(Path(self.path).expanduser(), self.domains)
+        own = Files(self.path, {})
+        share, skip = self.test_share, self.skip_unreadable
+        return [(own, Source(str(folder), str(folder), self.image_size, share, skip)) for folder in folders]
+
+    def check_parts(self, parts: "Sequence[Part]") -> None:
+        """Refuse domains that have not the same classes."""
+        for part in parts[1:]:
+            if odd := sorted({*parts[0].class_names} ^ {*part.class_names}):
+                has, lacks = (parts[0], part) if odd[0] in parts[0].class_names else (part, parts[0])
+                raise ConfigError(
+                    f"the domain {lacks.name} has no class {odd[0]!r}, which {has.name} has; each domain needs all "
+                    "classes"
+                )
 
 
 class Rotated(_Cut):

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import torch
@@ -62,12 +62,12 @@ def split(
     data.check()
     if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit} training images of each class; 1 or more are accepted")
-    order = _class_order(data, class_order, class_order_seed)
+    order = class_order_of(data, class_order, class_order_seed)
     if tasks is not None and task_sizes is not None:
         raise ConfigError(f"tasks={tasks} and task_sizes={list(task_sizes)} exclude each other; give one of them")
     if class_order is not None and class_order_seed is not None and not blurry:
         raise ConfigError("class_order and class_order_seed exclude each other, where no blurry tasks are drawn by it")
-    sizes = _task_sizes(order, tasks, task_sizes)
+    sizes = task_sizes_of(order, tasks, task_sizes)
     _check_setting(setting, sizes)
     _check_training_images(setting, sizes, validation, blurry, imbalance, shots)
     if data.n_validation and validation:
@@ -119,7 +119,20 @@ def split(
     )
 
 
-def _class_order(data: Dataset, given: Sequence[int | str] | str | None, seed: int | None) -> list[int]:
+class Classes(Protocol):
+    """Anything with a name and names of classes, such as a Dataset."""
+
+    @property
+    def name(self) -> str:
+        """The name of the data set."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """A name for each class."""
+
+
+def class_order_of(data: Classes, given: Sequence[int | str] | str | None, seed: int | None) -> list[int]:
+    """Return classes in order of appearance, as given, drawn by a seed or as they are numbered; raises ConfigError."""
     n = len(data.class_names)
     if given is None:
         return list(range(n)) if seed is None else torch.randperm(n, generator=stream(seed, "class order")).tolist()
@@ -139,7 +152,7 @@ def _class_order(data: Dataset, given: Sequence[int | str] | str | None, seed: i
     return order
 
 
-def _class_of(data: Dataset, name: str) -> int:
+def _class_of(data: Classes, name: str) -> int:
     """Return the number of a class that is given by its name, or by its number as text beside names."""
     if name in data.class_names:
         return data.class_names.index(name)
@@ -148,7 +161,8 @@ def _class_of(data: Dataset, name: str) -> int:
     raise unknown(f"class of {data.name}", name, data.class_names)
 
 
-def _task_sizes(order: list[int], tasks: int | None, sizes: Sequence[int] | None) -> list[int]:
+def task_sizes_of(order: list[int], tasks: int | None, sizes: Sequence[int] | None) -> list[int]:
+    """Return the number of classes of each task, from the number of tasks or as given; raises ConfigError."""
     n = len(order)
     if sizes is not None:
         if min(sizes, default=0) < 1 or sum(sizes) != n:

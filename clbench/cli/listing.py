@@ -14,7 +14,7 @@ from clbench.cli.options import (
     Json,
 )
 from clbench.config.errors import ConfigError, unknown
-from clbench.config.registry import text_of
+from clbench.config.registry import Derived, entry_points, text_of
 
 if TYPE_CHECKING:
     from clbench.support.fitted import Column
@@ -64,17 +64,31 @@ def list_verb(
     from clbench.support.fitted import Fitted
 
     for kind, rows in found.items():
-        screen().print(Fitted(_columns(kind, rows), title=kind))
+        for title, part in _parts(kind, rows):
+            screen().print(Fitted(_columns(kind, part), title=title))
         screen().print(NOTES[kind] + "\n", markup=False, highlight=False)
 
 
 NOTES = {
     "strategies": "clbench list NAME: equation, options and source of one. Strategies too: avalanche:NAME, Avalanche's "
     "own, such as avalanche:LwF[alpha=1,temperature=2], and path/to/file.py:Class, one of yours",
-    "scenarios": "clbench list NAME: the options of one; an .npz file or a folder of images is a scenario too",
+    "scenarios": "clbench list NAME: the options of one; an .npz file or a folder of images is a scenario too, and "
+    "so are several: stream[split-mnist,photos]",
     "models": "clbench list NAME: the options of one; path/to/net.py:Net is a network of your own",
     "claims": "clbench list CLAIM: the protocol of one; clbench reproduce CLAIM runs it",
 }
+
+
+def _parts(kind: str, rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return the tables of a list by title; scenarios that differ in their data alone have one of their own."""
+    if kind != "scenarios":
+        return [(kind, rows)]
+    derived = {entry.name for entry in entry_points("clbench.scenarios") if isinstance(entry, Derived)}
+    alike = [row for row in rows if row["name"] in derived]
+    return [
+        (kind, [row for row in rows if row["name"] not in derived]),
+        ("scenarios of further data sets, each with the options of split-mnist", alike),
+    ]
 
 
 def _columns(kind: str, rows: list[dict[str, Any]]) -> "list[Column]":

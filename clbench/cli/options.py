@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from clbench.cli.help import HelpAll
 from clbench.config.errors import ConfigError, unknown
-from clbench.config.registry import entry_points, text_of
+from clbench.config.registry import Derived, entry_points, text_of
 from clbench.config.run import EXCLUSIVE, IN_FILES, INTERNAL, excludes, without_removed
 from clbench.config.run import fields as run_fields
 
@@ -59,8 +59,12 @@ Force = Annotated[bool, typer.Option("--force", help="Begin again; what a run le
 
 
 def _scenarios() -> list[Any]:
-    """Return the scenarios that come with clbench; they import no torch, which one of another package may."""
-    return [entry.load() for entry in entry_points("clbench.scenarios") if entry.value.startswith("clbench.")]
+    """Return the scenarios that come with clbench; they import no torch, which one of another package may.
+
+    Those that are derived from a data set have the options of the others.
+    """
+    declared = (entry for entry in entry_points("clbench.scenarios") if not isinstance(entry, Derived))
+    return [entry.load() for entry in declared if entry.value.startswith("clbench.")]
 
 
 @functools.cache
@@ -184,7 +188,7 @@ def metavar(annotation: Any) -> str:
     if origin is Literal:
         return "|".join(map(str, parts))
     if origin is list:
-        return "N,N,..."
+        return "{0},{0},...".format(metavar(parts[0]))
     if parts:
         return "|".join(dict.fromkeys(metavar(part) for part in parts if part is not types.NoneType))
     return {int: "N", float: "X"}.get(annotation, "TEXT")

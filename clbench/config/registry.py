@@ -25,10 +25,23 @@ def natural_sorted(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: ([int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)], name))
 
 
+class Derived(EntryPoint):
+    """`split-NAME` of a data set for which no package declares a scenario of that name."""
+
+    def load(self) -> Any:
+        """Return the scenario."""
+        return super().load()(self.name.removeprefix("split-"))
+
+
 # Reading what all installed packages declare takes 10 to 40 ms, and every config of a sweep asks.
 @functools.lru_cache(maxsize=8)
 def _declared(group: str, path: tuple[str, ...]) -> EntryPoints:
-    return metadata.entry_points(group=group)
+    found = metadata.entry_points(group=group)
+    if group != "clbench.scenarios":
+        return found
+    cut = [f"split-{entry.name}" for entry in metadata.entry_points(group="clbench.datasets")]
+    value = "clbench.scenarios.registered:split_of"
+    return EntryPoints([*found, *(Derived(name, value, group) for name in cut if name not in found.names)])
 
 
 @functools.lru_cache(maxsize=512)
@@ -78,42 +91,56 @@ def _owner(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist else entry.value
 
 
-def parse_spec(text: str) -> tuple[str, dict[str, str]]:
+def parse_spec(text: str, bare: str = "") -> tuple[str, dict[str, Any]]:
     """Split `NAME` or `NAME[key=value,...]` into the name and its options, spaces around each part dropped.
 
     A value may hold commas inside its own brackets: `mlp[widths=[400,400]]`.
+    bare: the option that is a list of the parts without a key, as in `stream[split-mnist,split-kmnist]`, where there is
+        one.
     Raises ConfigError for malformed text and for a key that is given twice.
     """
 
     def malformed(reason: str) -> ConfigError:
-        return ConfigError(f"{text!r} given ({reason}), NAME or NAME[key=value,...] accepted")
+        form = "NAME[A,B,...] or NAME[A,B,...,key=value]" if bare else "NAME or NAME[key=value,...]"
+        return ConfigError(f"{text!r} given ({reason}), {form} accepted")
 
     name, bracket, rest = (part.strip() for part in text.partition("["))
     if not name:
         raise malformed("no name")
-    if "]" in name or (bracket and not rest.endswith("]")):
+    parts = None if "]" in name or (bracket and not rest.endswith("]")) else _parts(rest[:-1])
+    if parts is None:
         raise malformed("unbalanced brackets")
+    options: dict[str, Any] = {}
+    for part in parts:
+        key, _, value = (piece.strip() for piece in part.partition("="))
+        # The brackets of a part without a key may hold keys of their own.
+        if bare and part and not ("=" in part and key.isidentifier()):
+            if isinstance(options.setdefault(bare, []), str):
+                raise malformed(f"{bare} given twice")
+            options[bare].append(part)
+            continue
+        if not key or not value:
+            raise malformed(f"{part!r} is not key=value")
+        if key in options:
+            raise malformed(f"{key} given twice")
+        options[key] = value
+    return name, options
+
+
+def _parts(text: str) -> list[str] | None:
+    """Split a text at its commas outside of brackets, spaces dropped; None for brackets that do not match."""
     depth, parts = 0, [""]
-    for character in rest[:-1]:
+    for character in text:
         depth += {"[": 1, "]": -1}.get(character, 0)
         if depth < 0:
-            raise malformed("unbalanced brackets")
+            return None
         if character == "," and depth == 0:
             parts.append("")
         else:
             parts[-1] += character
     if depth:
-        raise malformed("unbalanced brackets")
-    options: dict[str, str] = {}
-    if rest[:-1].strip():
-        for part in parts:
-            key, _, value = (piece.strip() for piece in part.partition("="))
-            if not key or not value:
-                raise malformed(f"{part.strip()!r} is not key=value")
-            if key in options:
-                raise malformed(f"{key} given twice")
-            options[key] = value
-    return name, options
+        return None
+    return [part.strip() for part in parts] if text.strip() else []
 
 
 def path_of(name: str) -> str:
@@ -271,7 +298,10 @@ def fits(annotation: Any, value: object) -> bool:
 
 
 def _split(arguments: tuple[Any, ...], text: str) -> list[str]:
-    text = text.removeprefix("[").removesuffix("]").strip()
+    text = text.strip()
+    # Brackets around the whole list, not those of its only entry.
+    text = text[1:-1].strip() if text[:1] == "[" and text[-1:] == "]" else text
     entry = get_args(arguments[0])[0] if get_origin(arguments[0]) is Annotated else arguments[0]
-    dashes = entry is int and re.fullmatch(r"\d+(-\d+)+", text)
-    return [part.strip() for part in text.split("-" if dashes else ",")] if text else []
+    if entry is int and re.fullmatch(r"\d+(-\d+)+", text):
+        return text.split("-")
+    return [text] if (parts := _parts(text)) is None else parts

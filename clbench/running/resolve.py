@@ -94,9 +94,12 @@ def scenario_given(scenario: Any) -> "str | Scenario":
     )
 
 
-def parse_scenario(spec: str) -> tuple[str, dict[str, str]]:
+def parse_scenario(spec: str) -> tuple[str, dict[str, Any]]:
     """Split a scenario into its name and the options in its brackets; a path that exists may hold brackets itself."""
-    return (spec, {}) if os.path.exists(spec) else parse_spec(spec)
+    if os.path.exists(spec):
+        return spec, {}
+    name = spec.partition("[")[0].strip()
+    return parse_spec(spec, scenario_class(name).bare if is_known("scenario", name) else "")
 
 
 def resolve(

@@ -21,7 +21,7 @@ DIGITS = "split-mnist-5k"
 # Requests, and the words that the message must hold: the value, and the nearest valid name or what is accepted.
 UNKNOWN = [
     ({"scenario": "split-mnst-5k"}, ["split-mnst-5k", "'split-mnist-5k'"]),
-    ({"scenario": "imagenet"}, ["imagenet", "split-cifar10", "split-mnist"]),
+    ({"scenario": "imagenet"}, ["imagenet", "'split-imagenet"]),
     ({"strategy": "icrl"}, ["icrl", "'icarl'"]),
     ({"strategy": "zzz"}, ["zzz", "accepted: "]),
     ({"epoch": 1}, ["epoch", "'epochs'"]),
