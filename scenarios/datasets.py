@@ -4,7 +4,9 @@ A package brings a data set by name with an entry point of the group `clbench.da
 Path, and `offline`, which forbids downloads. It returns a Dataset and raises ConfigError for data that are missing.
 """
 
+import hashlib
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +22,8 @@ from clbench.config.errors import ConfigError, shown, unknown
 from clbench.config.plain import listed, plain
 from clbench.config.registry import entry_point_names, load_entry_point, natural_sorted
 from clbench.data.scenario import checksums
-from clbench.data.sources import Changed
+from clbench.data.sources import Changed, is_mapped
+from clbench.scenarios.encoded import copied
 from clbench.scenarios.files import (
     Found,
     Raw,
@@ -28,12 +31,13 @@ from clbench.scenarios.files import (
     chunks,
     digest,
     find_npz,
-    hold_out,
+    memory_allowed,
     require_memory,
     to_nchw,
 )
 from clbench.scenarios.images import find_image_folder
 from clbench.scenarios.known import KNOWN, Known, Published, find_known
+from clbench.scenarios.mapped import REMEMBERED_FROM, mapped_copy, remembered
 
 __all__ = ["KNOWN", "Dataset", "dataset_from_arrays", "fingerprint", "load_dataset"]
 
@@ -42,8 +46,9 @@ __all__ = ["KNOWN", "Dataset", "dataset_from_arrays", "fingerprint", "load_datas
 class Dataset:
     """Images and labels, split into training and test.
 
-    x_train, x_test: images, uint8 [N, C, H, W], contiguous, perhaps read-only; folders are memory-mapped, and images
-        that each task sees in another way are made when they are asked for (np.asarray makes them all).
+    x_train, x_test: images, uint8 [N, C, H, W], contiguous, perhaps read-only; folders are memory-mapped, and of the
+        type np.memmap where they stay on disk (see load_dataset); images that each task sees in another way are made
+        when they are asked for (np.asarray makes them all).
     y_train, y_test: labels, int64 [N] in 0..K-1, indices into `class_names`.
     mean, std: of x_train / 255, for each channel.
     origin: the path or package that the data came from.
@@ -149,6 +154,7 @@ def load_dataset(
     image_size: int | None = None,
     test_share: float | None = None,
     skip_unreadable: bool = False,
+    memory_limit: int | str | None = None,
 ) -> Dataset:
     """Return a dataset: one by its name, or the user's NAME.npz or DIR/{train,test}/CLASS/*, with or without DIR/val.
 
@@ -159,13 +165,17 @@ def load_dataset(
     test_share: the share of each class that becomes the test, of the user's data that have none: DIR/CLASS/*,
         DIR/train/CLASS/*, or an NPZ file with x_train and y_train alone.
     skip_unreadable: leave out the user's image files that can't be used.
+    memory_limit: the bytes of pixels that may be held in memory, or a size such as 4GB; more stay on disk, mapped.
+        By default half of the free memory for decoded images, and no limit for what is in memory in any case.
     Raises ConfigError for data that are missing, damaged, inconsistent or too large. Warns of data that are not those
     that were published under the name.
     """
     found = find_dataset(
         name_or_path, data_root, offline, image_size, test_share=test_share, skip_unreadable=skip_unreadable
     )
-    return found if isinstance(found, Dataset) else read_dataset(name_or_path, found, image_size, test_share)
+    if isinstance(found, Dataset):
+        return found
+    return read_dataset(name_or_path, found, image_size, test_share, memory_limit)
 
 
 def find_dataset(
@@ -205,18 +215,23 @@ def find_dataset(
 
 
 def read_dataset(
-    name_or_path: str | os.PathLike[str], found: Found, image_size: int | None, test_share: float | None = None
+    name_or_path: str | os.PathLike[str],
+    found: Found,
+    image_size: int | None,
+    test_share: float | None = None,
+    memory_limit: int | str | None = None,
 ) -> Dataset:
     """Read a data set that was found; see load_dataset()."""
     if name_or_path not in KNOWN:
         path = Path(name_or_path).expanduser()
         raw = found.read() if test_share is None else hold_out(found.read(), test_share, found.origin)
-        data = _build(raw, path.resolve().name if path.is_dir() else path.stem, found.origin, None, image_size)
+        short = path.resolve().name if path.is_dir() else path.stem
+        data = _build(raw, short, found.origin, None, image_size, memory_limit)
         if path.is_file() or test_share is not None:
             _note_shared(data)
         return data
     name = str(name_or_path)
-    data = _build(found.read(), name, found.origin, KNOWN[name], image_size)
+    data = _build(found.read(), name, found.origin, KNOWN[name], image_size, memory_limit)
     told = "; ".join(f"its {part} data are {text}" for part, text in data.compared.differences.items())
     if (expected := KNOWN[name].n) and (found_n := (len(data.x_train), len(data.x_test))) != expected:
         numbers = [f"{n:,} training and {n_test:,} test images" for n, n_test in (found_n, expected)]
@@ -228,8 +243,7 @@ def read_dataset(
 
 def _note_shared(data: Dataset) -> None:
     """Warn of test images that are training images too."""
-    known = {hash(image.tobytes()) for image in data.x_train}
-    if n := sum(hash(image.tobytes()) in known for image in data.x_test):
+    if n := len(remembered("copies", lambda: copied(data.x_train, data.x_test), data.x_train, data.x_test)):
         warnings.warn(
             f"{data.origin}: {n:,} of {len(data.x_test):,} test images are training images too; "
             "accuracies on them say little about new images",
@@ -318,10 +332,69 @@ def fingerprint(dataset: Dataset) -> str:
     """Return 32 hexadecimal digits that identify a dataset's images and labels; raises what Dataset.check() raises."""
     dataset.check()
     held = [np.array([dataset.n_validation])] if dataset.n_validation else []
-    return digest(dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test, *held)
+    parts = (dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test, *held)
+    return str(remembered("fingerprint", lambda: digest(*parts), *parts))
 
 
-def _build(raw: Raw, name: str, origin: str, known: Known | None = None, image_size: int | None = None) -> Dataset:
+def hold_out(raw: Raw, share: float, what: str) -> Raw:
+    """Make a share of each class's training images the test images, at least one; raises ConfigError.
+
+    They are those whose digests come first in order, so they are the same ones in any order of the images and whatever
+    the files are called, and an image more seldom changes the part of another one.
+    """
+    n = len(raw.y_train) - raw.n_validation
+    images, labels = raw.x_train[:n], raw.y_train[:n]
+
+    def drawn() -> list[int]:
+        each = [hashlib.sha256(b"test share" + image.tobytes()).digest() for image in images]
+        ids = []
+        for label in np.unique(labels):
+            of_class = sorted(np.flatnonzero(labels == label).tolist(), key=each.__getitem__)
+            held = max(1, round(share * len(of_class)))
+            if held >= len(of_class):
+                name = label if raw.class_names is None or isinstance(label, str) else raw.class_names[label]
+                raise ConfigError(
+                    f"{what}: test_share={share:g} of the {len(of_class)} images of the class {name} leaves none to "
+                    "train on"
+                )
+            ids += of_class[:held]
+        return sorted(ids)
+
+    test = np.array(remembered(f"test share {share!r}", drawn, images, labels))
+    train = np.setdiff1d(np.arange(len(raw.y_train)), test)
+    if is_mapped(images) and raw.x_train.nbytes >= REMEMBERED_FROM:
+        moved = mapped_copy(raw.x_train, what, np.concatenate([train, test]))
+        x_train, x_test = moved[: len(train)], moved[len(train) :]
+    else:
+        x_train, x_test = raw.x_train[train], raw.x_train[test]
+    return raw._replace(x_train=x_train, y_train=raw.y_train[train], x_test=x_test, y_test=raw.y_train[test])
+
+
+def _in_place(raw: Raw, origin: str, limit: int | str | None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return training and test images where they are held: in memory, or mapped from disk above the limit."""
+    parts = raw.x_train, raw.x_test
+    mapped, total = all(map(is_mapped, parts)), sum(part.nbytes for part in parts)
+    # What is in memory in any case goes to the disk only where a limit asks for it.
+    if limit is None and not mapped:
+        require_memory(total, origin)
+    elif total > (allowed := memory_allowed(limit)):
+        sizes = " and ".join(
+            f"{name} {part.nbytes / 1e9:.3g} GB" for name, part in zip(("train", "test"), parts, strict=True)
+        )
+        above = f"half of the free memory, {allowed / 1e9:.3g} GB" if limit is None else f"the limit of {limit}"
+        print(f"clbench: {origin}: {sizes} mapped from disk, above {above}", file=sys.stderr)
+        return parts if mapped else (mapped_copy(parts[0], origin), mapped_copy(parts[1], origin))
+    return np.ascontiguousarray(raw.x_train), np.ascontiguousarray(raw.x_test)
+
+
+def _build(
+    raw: Raw,
+    name: str,
+    origin: str,
+    known: Known | None = None,
+    image_size: int | None = None,
+    memory_limit: int | str | None = None,
+) -> Dataset:
     raw, shape = _numbered(raw, origin), raw.x_train.shape[1:]
     for part, images, labels in (("train", raw.x_train, raw.y_train), ("test", raw.x_test, raw.y_test)):
         if len(images) != len(labels):
@@ -334,16 +407,19 @@ def _build(raw: Raw, name: str, origin: str, known: Known | None = None, image_s
         raise ConfigError(
             f"{origin}: --image-size {image_size} is for folders of images; these images are {_sizes(shape)}"
         )
-    require_memory(raw.x_train.nbytes + raw.x_test.nbytes, origin)
+    x_train, x_test = _in_place(raw, origin, memory_limit)
     classes = np.unique(raw.y_train)
     class_names = _class_names(raw, classes, origin, known)
     n = len(raw.x_train) - raw.n_validation
-    mean, std = (known.mean, known.std) if known and known.mean and known.std else _mean_and_std(raw.x_train[:n])
+    if known and known.mean and known.std:
+        mean, std = known.mean, known.std
+    else:
+        mean, std = map(tuple, remembered("scale", lambda: _mean_and_std(x_train[:n]), x_train[:n]))
     return Dataset(
         name,
-        np.ascontiguousarray(raw.x_train),
+        x_train,
         np.searchsorted(classes, raw.y_train).astype(np.int64),
-        np.ascontiguousarray(raw.x_test),
+        x_test,
         np.searchsorted(classes, raw.y_test).astype(np.int64),
         class_names,
         mean,

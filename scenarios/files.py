@@ -14,7 +14,7 @@ import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clbench.config.errors import ConfigError, unknown
+from clbench.config.groups import bytes_of
+from clbench.support.cache import cache_folder
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 IDX_FILES = (
@@ -39,6 +41,8 @@ CHUNK = 64  # images hashed or counted at a time; it bounds the memory that phot
 
 # The clock of a file system may tick as seldom as every two seconds, and differ a little from this machine's.
 SETTLED_NS = 10 * 10**9
+# Bytes of files from which on their digests are kept in the cache: reading fewer takes less than a second.
+KEPT_FROM = 1 << 28
 
 
 class Raw(NamedTuple):
@@ -95,20 +99,49 @@ def content_digests(paths: Sequence[Path]) -> list[bytes]:
     """Return the SHA-256 of each file's bytes; raises ConfigError for a file that can't be read.
 
     A file is read once in a process, as long as the system says that nothing was done to it: its time of change, which
-    no program can put back, is the same and lies some seconds before the reading. Elsewhere than on POSIX systems there
-    is no such time, and every file is read each time.
+    no program can put back, is the same and lies some seconds before the reading. The digests of many files, or of
+    large ones, are kept in the cache with these times, for other processes. Elsewhere than on POSIX systems there is no
+    such time, and every file is read each time.
     """
-    parts = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     with ThreadPoolExecutor() as pool:
-        return [found for part in pool.map(lambda part: list(map(_content_digest, part)), parts) for found in part]
+        states = [state for part in pool.map(_states, _parted(paths)) for state in part]
+        if sum(state[0] for state in states) >= KEPT_FROM:
+            return _kept_digests(paths, states, pool)
+        found = pool.map(
+            lambda part: list(map(_content_digest, *zip(*part, strict=True))), _parted(zip(paths, states, strict=True))
+        )
+        return [one for part in found for one in part]
 
 
-def _content_digest(path: Path) -> bytes:
+def _parted(values: Iterable[Any]) -> list[list[Any]]:
+    everything = list(values)
+    return [everything[start : start + CHUNK] for start in range(0, len(everything), CHUNK)]
+
+
+def state_of(path: str | os.PathLike[str]) -> list[int]:
+    """Return what the system knows of a file: its size, its times of modification and change, and its place."""
+    stat = os.stat(path)
+    # A device's number may have 64 bits without a sign.
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino & (2**63 - 1), stat.st_dev & (2**63 - 1)]
+
+
+def settled(state: Sequence[int]) -> bool:
+    """Whether a file of this state was changed so long ago that a later change would show in its state."""
+    return os.name == "posix" and time.time_ns() - state[2] > SETTLED_NS
+
+
+def _states(paths: Sequence[Path]) -> list[list[int]]:
+    return [_readable(state_of, path) for path in paths]
+
+
+def _content_digest(path: Path, state: Sequence[int]) -> bytes:
+    read = _read_digest if settled(state) else _read_digest.__wrapped__
+    return _readable(read, path, *state)
+
+
+def _readable(read: Callable[..., Any], path: Path, *rest: Any) -> Any:
     try:
-        stat = os.stat(path)
-        settled = os.name == "posix" and time.time_ns() - stat.st_ctime_ns > SETTLED_NS
-        read = _read_digest if settled else _read_digest.__wrapped__
-        return read(os.fspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
+        return read(os.fspath(path), *rest)
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror or error}") from error
 
@@ -119,11 +152,50 @@ def _read_digest(path: str, *state: int) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
+def _kept_digests(paths: Sequence[Path], states: list[list[int]], pool: ThreadPoolExecutor) -> list[bytes]:
+    """Return digests from the cache for the files that are in the state in which they were read; read the others."""
+    names = "\0".join(os.path.abspath(path) for path in paths)
+    kept = cache_folder() / f"digests-{hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:32]}.npy"
+    table = np.zeros((len(paths), 9), np.int64)  # five numbers of the state, and 32 bytes
+    now = np.array(states, np.int64)
+    try:
+        there = np.load(kept, allow_pickle=False)
+        if there.shape == table.shape and there.dtype == table.dtype:
+            table = there
+    except Exception:  # numpy raises almost anything on a damaged file
+        pass
+    lacking = np.flatnonzero((table[:, :5] != now).any(1)).tolist()
+    for part, found in zip(
+        _parted(lacking), pool.map(lambda part: [_read_anew(paths[i]) for i in part], _parted(lacking)), strict=True
+    ):
+        table[part, 5:] = np.frombuffer(b"".join(found), np.int64).reshape(-1, 4)
+    digests = [row.tobytes() for row in table[:, 5:]]
+    if lacking:
+        # One that may still change without a sign is read again the next time.
+        table[:, :5] = [state if settled(state) else [0] * 5 for state in states]
+        try:
+            with atomic_file(kept) as file:
+                np.save(file, table)
+        except OSError:
+            pass  # without a cache only the next reading is slower
+    return digests
+
+
+def _read_anew(path: Path) -> bytes:
+    found: bytes = _readable(_read_digest.__wrapped__, path)
+    return found
+
+
 def available_memory() -> int:
     """Return the bytes of memory that can be used without swapping."""
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def memory_allowed(limit: int | str | None) -> int:
+    """Return how many bytes of pixels may be held in memory: what is asked for, or half of what is free."""
+    return available_memory() // 2 if limit is None else bytes_of(limit)
 
 
 def require_memory(n_bytes: int, what: object) -> None:
@@ -134,11 +206,11 @@ def require_memory(n_bytes: int, what: object) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that appears at `path` only once it is complete."""
+    """Open a file for writing and reading that appears at `path` only once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        with part.open("xb") as file:
+        with part.open("x+b") as file:
             yield file
         part.replace(path)
     finally:
@@ -206,32 +278,6 @@ def read_idx_files(paths: Sequence[Path]) -> Raw:
                 f"{paths[first]} has {len(images)} images but {paths[first + 1]} has {len(labels)} labels"
             )
     return Raw(x_train[:, None], y_train, x_test[:, None], y_test)
-
-
-def hold_out(raw: Raw, share: float, what: str) -> Raw:
-    """Make a share of each class's training images the test images, at least one; raises ConfigError.
-
-    They are those whose digests come first in order, so they are the same ones in any order of the images and whatever
-    the files are called, and an image more seldom changes the part of another one.
-    """
-    n = len(raw.y_train) - raw.n_validation
-    each = [hashlib.sha256(b"test share" + image.tobytes()).digest() for image in raw.x_train[:n]]
-    tested = np.zeros(len(raw.y_train), dtype=bool)
-    for label in np.unique(raw.y_train[:n]):
-        ids = sorted(np.flatnonzero(raw.y_train[:n] == label), key=each.__getitem__)
-        held = max(1, round(share * len(ids)))
-        if held >= len(ids):
-            name = label if raw.class_names is None or isinstance(label, str) else raw.class_names[label]
-            raise ConfigError(
-                f"{what}: test_share={share:g} of the {len(ids)} images of the class {name} leaves none to train on"
-            )
-        tested[ids[:held]] = True
-    return raw._replace(
-        x_train=raw.x_train[~tested],
-        y_train=raw.y_train[~tested],
-        x_test=raw.x_train[tested],
-        y_test=raw.y_train[tested],
-    )
 
 
 def find_npz(path: Path, *, held_out: bool = False) -> Found:
