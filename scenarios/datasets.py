@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,9 @@ from clbench.scenarios.files import (
 )
 from clbench.scenarios.images import find_image_folder
 from clbench.scenarios.known import KNOWN, Known, Published, find_known
+from clbench.scenarios.layouts import Asked, columns_of, find_own
 from clbench.scenarios.mapped import REMEMBERED_FROM, mapped_copy, remembered
+from clbench.scenarios.packed import read_packed
 
 __all__ = ["KNOWN", "Dataset", "dataset_from_arrays", "fingerprint", "load_dataset"]
 
@@ -155,8 +157,12 @@ def load_dataset(
     test_share: float | None = None,
     skip_unreadable: bool = False,
     memory_limit: int | str | None = None,
+    columns: str | None = None,
 ) -> Dataset:
     """Return a dataset: one by its name, or the user's NAME.npz or DIR/{train,test}/CLASS/*, with or without DIR/val.
+
+    The user's images may also be Tiny-ImageNet's folders, files that a CSV file names, tar files of WebDataset, Parquet
+    files, a folder of save_to_disk (Arrow), or a file that `clbench data pack` wrote.
 
     data_root: where a known set is looked for first (torchvision's layout; NAME.npz; IDX files;
         NAME/{train,test}/CLASS/*); then come Debian's folder of Fashion-MNIST and torchvision's sources.
@@ -165,13 +171,20 @@ def load_dataset(
     test_share: the share of each class that becomes the test, of the user's data that have none: DIR/CLASS/*,
         DIR/train/CLASS/*, or an NPZ file with x_train and y_train alone.
     skip_unreadable: leave out the user's image files that can't be used.
+    columns: the names of the columns of a table that are not known by themselves: image=file,label=kind,split=part.
     memory_limit: the bytes of pixels that may be held in memory, or a size such as 4GB; more stay on disk, mapped.
         By default half of the free memory for decoded images, and no limit for what is in memory in any case.
     Raises ConfigError for data that are missing, damaged, inconsistent or too large. Warns of data that are not those
     that were published under the name.
     """
     found = find_dataset(
-        name_or_path, data_root, offline, image_size, test_share=test_share, skip_unreadable=skip_unreadable
+        name_or_path,
+        data_root,
+        offline,
+        image_size,
+        test_share=test_share,
+        skip_unreadable=skip_unreadable,
+        columns=columns,
     )
     if isinstance(found, Dataset):
         return found
@@ -186,6 +199,7 @@ def find_dataset(
     *,
     test_share: float | None = None,
     skip_unreadable: bool = False,
+    columns: str | None = None,
 ) -> Found | Dataset:
     """Return where a data set is, or what a package made of it; see load_dataset()."""
     if image_size is not None and image_size < 1:
@@ -194,21 +208,33 @@ def find_dataset(
         raise ConfigError(f"test_share={test_share:g} is a share; more than 0 and less than 1 is accepted")
     root = Path(data_root).expanduser()
     own = entry_point_names("clbench.datasets")
-    if (test_share or skip_unreadable) and name_or_path in (*KNOWN, *own):
-        raise ConfigError(f"test_share and skip_unreadable are for files of your own; {name_or_path} has its own test")
+    if (test_share or skip_unreadable or columns) and name_or_path in (*KNOWN, *own):
+        raise ConfigError(
+            f"test_share, skip_unreadable and columns are for files of your own; {name_or_path} has its own test"
+        )
     if name_or_path in KNOWN:
         return find_known(str(name_or_path), root, offline, image_size)
     if name_or_path in own:
         return _of_package(str(name_or_path), root, offline, image_size)
     path = Path(name_or_path).expanduser()
+    asked = Asked(image_size, test_share is not None, skip_unreadable, columns_of(columns))
+    if os.path.exists(path) and (other := find_own(path, asked)) is not None:
+        return other
     if os.path.isdir(path):
         return find_image_folder(path, image_size, held_out=test_share is not None, skip=skip_unreadable)
     if os.path.isfile(path) and path.suffix.lower() == ".npz":
         if skip_unreadable:
             raise ConfigError(f"skip_unreadable is for folders of images; {path} is one file")
         return find_npz(path, held_out=test_share is not None)
+    if os.path.isfile(path) and path.suffix.lower() == ".npy":
+        if skip_unreadable or test_share is not None:
+            raise ConfigError(f"skip_unreadable and test_share are for clbench data pack; {path} is packed")
+        return Found(str(path), [path], partial(read_packed, path), "packed images")
     if os.path.exists(path):
-        raise ConfigError(f"{path} is neither a .npz file nor a folder with train/CLASS and test/CLASS")
+        raise ConfigError(
+            f"{path} is neither a .npz, .csv, .tar, .parquet or packed .npy file, nor a folder with train/CLASS and "
+            "test/CLASS"
+        )
     if len(path.parts) > 1 or path.suffix or os.sep in str(name_or_path):
         raise ConfigError(f"there is no file or folder {path}")
     raise unknown("dataset", str(name_or_path), [*KNOWN, *own])

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import shutil
 import sys
 import warnings
@@ -12,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from clbench.config.errors import ConfigError
 from clbench.config.registry import natural_sorted
 from clbench.scenarios.decoding import DECODER, Decoded, decode, pillow_by_default
-from clbench.scenarios.files import Raw, atomic_file
+from clbench.scenarios.files import Found, Raw, atomic_file
 from clbench.scenarios.mapped import open_images, remembered, write_behind, write_header
 from clbench.support.cache import cache_folder
 
@@ -30,7 +31,9 @@ ANNOUNCE_FROM = 1000
 # Named in an error; what is beyond that is counted.
 NAMED = 40
 PARTS = ("train", "validation", "test")
-Content = Callable[[], bytes]
+MAX_BYTES = 1 << 28  # of an encoded image
+# Returns the bytes of an encoded image, or why there are none that can be used; it may be called in any thread.
+Content = Callable[[], bytes | str]
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,9 @@ class Encoded:
     names: of each, below the origin, as errors call it.
     labels, parts: of each, the number of its class and of its part: 0 training, 1 validation, 2 test; int64 [N].
     classes: their names.
-    contents: gives a function for each image, in this order, which returns its bytes and may be called in any thread.
+    contents: gives the content of each image, in this order.
     key: tells the contents from others.
-    by_name: in the data set the images of a class are in the order of their names, else in that in which they are
-        stored.
+    sorted_by: in the data set the images of a class are in this order, by default in that in which they are stored.
     """
 
     origin: Path
@@ -53,19 +55,44 @@ class Encoded:
     classes: tuple[str, ...]
     contents: Callable[[], Iterator[Content]]
     key: bytes
-    by_name: bool = False
+    sorted_by: Sequence[str] | None = None
 
     def order(self) -> NDArray[np.int64]:
         """Return the order of the data set: by part, then by class; for each row the place where it is stored."""
-        if not self.by_name:
+        if self.sorted_by is None:
             return np.lexsort((self.labels, self.parts))
-        names = np.argsort(np.array(self.names), kind="stable").argsort(kind="stable")
-        return np.lexsort((names, self.labels, self.parts))
+        places = np.empty(len(self.names), np.int64)
+        places[sorted(range(len(self.names)), key=self.sorted_by.__getitem__)] = np.arange(len(self.names))
+        return np.lexsort((places, self.labels, self.parts))
+
+
+class Listed(NamedTuple):
+    """The encoded images of a data set, and why some of its files, by their names below the origin, are none."""
+
+    encoded: Encoded
+    problems: dict[str, str]
+
+
+def found_images(
+    origin: Path, layout: str, paths: Sequence[Path], listed: Callable[[], Listed], size: int | None, skip: bool | None
+) -> Found:
+    """Return a data set of encoded images; see Found, and read_encoded() for `size` and `skip`."""
+
+    def read() -> Raw:
+        encoded, problems = listed()
+        return read_encoded(encoded, size, problems, skip)
+
+    return Found(str(origin), paths, read, layout, listed)
 
 
 def file_contents(paths: Sequence[Path], digests: Sequence[bytes]) -> Iterator[Content]:
     """Give the contents of files, which must be those that were digested: the digests name what is cached."""
     return map(partial, itertools.repeat(_content), paths, digests)
+
+
+def too_large(n_bytes: int) -> str:
+    """Return why an encoded image of so many bytes can't be used, "" where it can."""
+    return f"has {n_bytes:,} bytes; at most {MAX_BYTES:,} are accepted" if n_bytes > MAX_BYTES else ""
 
 
 def _content(path: Path, digest: bytes) -> bytes:
@@ -194,7 +221,7 @@ def decode_all(
     n = len(order)
     if n >= ANNOUNCE_FROM and shown:
         print(f"clbench: reading {n:,} images in {encoded.origin} (once: kept in {target})", file=sys.stderr)
-    with pillow_by_default(), warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+    with pillow_by_default(), warnings.catch_warnings(), ThreadPoolExecutor(cores()) as pool:
         # decode() refuses the images that Pillow would only warn of.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
@@ -229,7 +256,7 @@ def _write(
     row_of[order] = np.arange(n)
     broken: dict[int, str] = {}
     changed: dict[str, list[int]] = {}
-    for index, found in enumerate(_decoded(encoded, size, pool)):
+    for index, found in enumerate(decoded(encoded, size, pool)):
         if isinstance(found, str):
             broken[index] = found
             continue
@@ -274,13 +301,23 @@ def _close_gaps(file: IO[bytes], start: int, rows: list[int], shape: tuple[int, 
             file.write(content)
 
 
-def _decoded(encoded: Encoded, size: int | None, pool: ThreadPoolExecutor) -> Iterator[Decoded | str]:
+def _decode(content: Content, size: int | None) -> Decoded | str:
+    found = content()
+    return found if isinstance(found, str) else decode(found, size)
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decoded(encoded: Encoded, size: int | None, pool: ThreadPoolExecutor) -> Iterator[Decoded | str]:
     """Decode images in all threads of a pool, some batches ahead; give them in order."""
     contents, under_way = encoded.contents(), deque[Future[list[Decoded | str]]]()
     try:
         while True:
             while len(under_way) < AHEAD and (batch := list(itertools.islice(contents, BATCH))):
-                under_way.append(pool.submit(lambda batch: [decode(content(), size) for content in batch], batch))
+                under_way.append(pool.submit(lambda batch: [_decode(content, size) for content in batch], batch))
             if not under_way:
                 return
             yield from under_way.popleft().result()

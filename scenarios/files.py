@@ -14,10 +14,10 @@ import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,11 @@ from clbench.config.errors import ConfigError, unknown
 from clbench.config.groups import bytes_of
 from clbench.support.cache import cache_folder
 
+if TYPE_CHECKING:
+    from clbench.scenarios.encoded import Listed
+
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+MEDMNIST = tuple(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("images", "labels"))
 IDX_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -63,11 +67,16 @@ class Raw(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A data set that was found: the path or package it is from, the files that reading it reads, and their reader."""
+    """A data set that was found: the path or package it is from, the files that reading it reads, and their reader.
+
+    layout: how its files are laid out, in words. listed: gives its encoded images, where it has them.
+    """
 
     origin: str
     paths: Sequence[Path]
     read: Callable[[], Raw]
+    layout: str = ""
+    listed: "Callable[[], Listed] | None" = None
 
 
 def digest(*arrays: NDArray[Any]) -> str:
@@ -286,13 +295,13 @@ def find_npz(path: Path, *, held_out: bool = False) -> Found:
 
 
 def read_npz(path: Path, *, held_out: bool = False) -> Raw:
-    """Return the data set in an NPZ file: x_train, y_train, x_test, y_test and perhaps class_names.
+    """Return the data set in an NPZ file: x_train, y_train, x_test, y_test, perhaps class_names; or MedMNIST's names.
 
     Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; labels are what check_labels() reads. Shapes and types are
     checked from the headers before the data are read. held_out: there are no x_test and y_test yet. Raises ConfigError
     for a wrong or damaged file.
     """
-    needed = ARRAYS[:2] if held_out else ARRAYS
+    needed: Sequence[str] = ARRAYS[:2] if held_out else ARRAYS
     try:
         with zipfile.ZipFile(path) as archive:
             # An archive that a Mac has packed anew holds a second file for each.
@@ -302,6 +311,8 @@ def read_npz(path: Path, *, held_out: bool = False) -> Raw:
                 names_there = [info.filename.removesuffix(".npy") for info in infos]
                 twice = next(name for name in names_there if names_there.count(name) > 1)
                 raise ConfigError(f"{path} has the array {twice!r} twice; each once is accepted")
+            if "train_images" in members:
+                return _read_medmnist(archive, path, members, held_out)
             for name in members:
                 if name not in (*ARRAYS, "class_names"):
                     raise ConfigError(f"{path}: {unknown('array', name, (*ARRAYS, 'class_names'))}")
@@ -324,6 +335,35 @@ def read_npz(path: Path, *, held_out: bool = False) -> Raw:
     if held_out:
         images, labels = [images[0], images[0][:0]], [labels[0], labels[0][:0]]
     return Raw(images[0], labels[0], images[1], labels[1], None if names is None else tuple(names))
+
+
+def _read_medmnist(archive: zipfile.ZipFile, path: Path, members: Mapping[str, zipfile.ZipInfo], held_out: bool) -> Raw:
+    """Return the data set in an NPZ file with the names of MedMNIST (Yang et al. 2023, arXiv:2110.14795)."""
+    for name in members:
+        if name not in MEDMNIST:
+            raise ConfigError(f"{path}: {unknown('array', name, MEDMNIST)}")
+    if held_out and "test_images" in members:
+        raise ConfigError(f"{path} has test images of its own; leave test_share out")
+    parts = {}
+    for part in ("train", "val", "test"):
+        pair = f"{part}_images", f"{part}_labels"
+        there = [name for name in pair if name in members]
+        if len(there) == 1 or (not there and part != "val" and not (held_out and part == "test")):
+            lacking = next(name for name in pair if name not in members)
+            raise ConfigError(f"{path} has no array {lacking!r}; MedMNIST's names are {', '.join(MEDMNIST)}")
+        if there:
+            images, labels = (_read_member(archive, path, name, members[name]) for name in pair)
+            images, labels = to_nchw(images, f"{path}: {pair[0]}"), check_labels(labels, f"{path}: {pair[1]}")
+            if len(images) != len(labels):
+                raise ConfigError(f"{path}: {pair[0]} has {len(images)} images, {pair[1]} {len(labels)} labels")
+            parts[part] = images, labels
+    (x_train, y_train), held = parts["train"], parts.get("val")
+    if held is not None:
+        if held[0].shape[1:] != x_train.shape[1:] or held[1].dtype.kind != y_train.dtype.kind:
+            raise ConfigError(f"{path}: val_images are unlike train_images, {held[0].shape} and {x_train.shape}")
+        x_train, y_train = np.concatenate([x_train, held[0]]), np.concatenate([y_train, held[1]])
+    x_test, y_test = parts.get("test", (x_train[:0], y_train[:0]))
+    return Raw(x_train, y_train, x_test, y_test, n_validation=0 if held is None else len(held[0]))
 
 
 def _read_member(archive: zipfile.ZipFile, path: Path, name: str, info: zipfile.ZipInfo) -> NDArray[Any]:
@@ -352,7 +392,7 @@ def _check_header(what: str, name: str, shape: tuple[int, ...], dtype: np.dtype[
     if name == "class_names":
         if dtype.kind not in "US" or len(shape) != 1 or dtype.itemsize == 0:
             raise ConfigError(f"{what} is {dtype} with the shape {shape}; expected one string for each class")
-    elif name.startswith("x"):
+    elif name.startswith("x") or name.endswith("images"):
         _check_images(what, shape, dtype)
     else:
         _check_label_type(what, shape, dtype)

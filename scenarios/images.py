@@ -11,8 +11,8 @@ import numpy as np
 from clbench.config.errors import ConfigError
 from clbench.config.registry import natural_sorted
 from clbench.scenarios.decoding import EXTENSIONS
-from clbench.scenarios.encoded import Encoded, file_contents, read_encoded
-from clbench.scenarios.files import Found, Raw, content_digests
+from clbench.scenarios.encoded import Encoded, Listed, file_contents, found_images, too_large
+from clbench.scenarios.files import Found, content_digests
 
 VALIDATION = ("val", "valid", "validation")
 # Files that systems and programs leave in folders; names that begin with a dot are left out too.
@@ -65,22 +65,18 @@ def find_image_folder(
     names = class_order if set(class_order) == parts.train.keys() else tuple(natural_sorted(parts.train))
     paths = [path for part in parts for name in names for path in part.get(name, ())]
     numbers = _Parts(*([len(part.get(name, ())) for name in names] for part in parts))
-    return Found(str(folder), paths, partial(_read, folder, paths, names, numbers, image_size, problems, skip))
+    layout = " and ".join(f"{part.name}/CLASS/IMAGE" if part != folder else "CLASS/IMAGE" for part in folders if part)
+    listed = partial(_listed, folder, paths, names, numbers, problems)
+    return found_images(folder, layout, paths, listed, image_size, skip)
 
 
 def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _read(
-    folder: Path,
-    paths: list[Path],
-    names: tuple[str, ...],
-    numbers: _Parts,
-    image_size: int | None,
-    problems: dict[Path, str],
-    skip: bool | None,
-) -> Raw:
+def _listed(
+    folder: Path, paths: list[Path], names: tuple[str, ...], numbers: _Parts, problems: dict[Path, str]
+) -> Listed:
     digests = content_digests(paths)
     encoded = Encoded(
         folder,
@@ -92,7 +88,7 @@ def _read(
         b"".join(digests),
     )
     known = {str(path.relative_to(folder)): why for path, why in problems.items()}
-    return read_encoded(encoded, image_size, known, skip)
+    return Listed(encoded, known)
 
 
 def _parts(folder: Path, held_out: bool) -> _Parts:
@@ -150,7 +146,7 @@ def _no_image(path: Path) -> str:
         return "is a link to a file that is not there"
     if path.suffix.lower() not in EXTENSIONS or not path.is_file():
         return f"is not an image file; accepted: {', '.join(EXTENSIONS)}"
-    return "" if os.access(path, os.R_OK) else "can't be read: permission denied"
+    return too_large(path.stat().st_size) if os.access(path, os.R_OK) else "can't be read: permission denied"
 
 
 def _visible(folder: Path) -> list[Path]:

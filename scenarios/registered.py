@@ -84,7 +84,7 @@ class _Cut(ScenarioSpec):
         from clbench.scenarios.splits import split
 
         # The others say how the data are read.
-        read = ("image_size", "padding", "test_share", "skip_unreadable")
+        read = ("image_size", "padding", "test_share", "skip_unreadable", "columns")
         asked = {name: value for name, value in self.options.items() if name not in read}
         asked |= {"class_order_seed": self.drawn_by(config), "validation": config.data.validation}
         return split(data, **{**asked, "seed": config.seed, "name": config.scenario, **given})
@@ -165,6 +165,10 @@ class Files(Split):
         Field(description="share of each class that becomes the test, of files without one: FOLDER/CLASS/IMAGE"),
     ] = None
     skip_unreadable: Annotated[bool, Field(description="leave out image files that can't be used")] = False
+    columns: Annotated[
+        str | None,
+        Field(description="of a table (CSV, Parquet, Arrow), such as image=file,label=kind,split=part"),
+    ] = None
 
     def build(self, config: RunConfig) -> "Scenario":
         """Read the files and cut the tasks; their content, not their name, identifies them."""
@@ -179,6 +183,7 @@ class Files(Split):
             self.image_size,
             test_share=self.test_share,
             skip_unreadable=self.skip_unreadable,
+            columns=self.columns,
             memory_limit=config.data.memory_limit,
         )
         made = self.cut(data, config, name=Path(config.scenario).resolve().stem)
