@@ -37,7 +37,7 @@ from clbench.scenarios.files import (
 )
 from clbench.scenarios.images import find_image_folder
 from clbench.scenarios.known import KNOWN, Known, Published, find_known
-from clbench.scenarios.layouts import Asked, columns_of, find_own
+from clbench.scenarios.layouts import Asked, columns_of, find_own, refuse_columns
 from clbench.scenarios.mapped import REMEMBERED_FROM, mapped_copy, remembered
 from clbench.scenarios.packed import read_packed
 
@@ -220,6 +220,7 @@ def find_dataset(
     asked = Asked(image_size, test_share is not None, skip_unreadable, columns_of(columns))
     if os.path.exists(path) and (other := find_own(path, asked)) is not None:
         return other
+    refuse_columns(columns, path)
     if os.path.isdir(path):
         return find_image_folder(path, image_size, held_out=test_share is not None, skip=skip_unreadable)
     if os.path.isfile(path) and path.suffix.lower() == ".npz":

@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,7 +126,7 @@ def _scan(folder: Path, problems: dict[Path, str], *, flat: bool) -> dict[str, l
             if flat and class_folder.suffix.lower() not in EXTENSIONS:
                 continue
             raise ConfigError(f"{class_folder} is not a folder; expected one folder for each class")
-        files = {path: _no_image(path) for path in _visible(class_folder)}
+        files = dict(_files(class_folder))
         problems |= {path: why for path, why in files.items() if why}
         classes[class_folder.name] = [path for path, why in files.items() if not why]
         if not files:
@@ -135,16 +136,26 @@ def _scan(folder: Path, problems: dict[Path, str], *, flat: bool) -> dict[str, l
     return classes
 
 
-def _no_image(path: Path) -> str:
+def _files(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Give the paths in the folder of a class, and why each is no image file, "" where it may be one."""
+    paths = _visible(folder)
+    # The folder knows what most are, so that the system is not asked about each.
+    with os.scandir(folder) as entries:
+        plain = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+    for path in paths:
+        yield path, _no_image(path, plain=path.name in plain)
+
+
+def _no_image(path: Path, *, plain: bool) -> str:
     """Return why a path in the folder of a class is no image file, "" where it may be one; refuses a folder."""
-    if path.is_dir():
+    if not plain and path.is_dir():
         raise ConfigError(
             f"{path} is a folder in the folder of a class; train/CLASS/IMAGE and test/CLASS/IMAGE are read, "
             "val/CLASS/IMAGE for validation, and CLASS/IMAGE with test_share"
         )
-    if not path.exists():
+    if not plain and not path.exists():
         return "is a link to a file that is not there"
-    if path.suffix.lower() not in EXTENSIONS or not path.is_file():
+    if path.suffix.lower() not in EXTENSIONS or not (plain or path.is_file()):
         return f"is not an image file; accepted: {', '.join(EXTENSIONS)}"
     return too_large(path.stat().st_size) if os.access(path, os.R_OK) else "can't be read: permission denied"
 

@@ -79,6 +79,12 @@ def column(role: str, there: Sequence[str], asked: Mapping[str, str], what: obje
     return ""
 
 
+def refuse_columns(columns: object, path: Path) -> None:
+    """Raise ConfigError where columns are named of data that are no table."""
+    if columns:
+        raise ConfigError(f"columns are of CSV and Parquet files and of folders of save_to_disk; {path} is none")
+
+
 def encoded_of(
     origin: Path,
     rows: Sequence[Row],
@@ -217,7 +223,8 @@ def find_tiny_imagenet(folder: Path, asked: Asked) -> Found:
 
     The classes have the names of the folders. The part test, whose classes were not published, is left out.
     """
-    rows, problems = list[Row](), dict[str, str]()
+    refuse_columns(asked.columns, folder)
+    rows = list[Row]()
     for images in sorted((folder / "train").glob("*/images")):
         rows += [_row(folder, path, images.parent.name, 0) for path in sorted(images.iterdir())]
     table = folder / "val" / ANNOTATIONS
@@ -261,6 +268,7 @@ def find_tar(shards: Sequence[Path], origin: Path, asked: Asked) -> Found:
     The name of a file tells its part: train-0000.tar, val.tar, test-*.tar; others are for training. Raises ConfigError
     for a compressed or damaged file, links and devices, and names that lead out of it, though nothing is unpacked.
     """
+    refuse_columns(asked.columns, origin)
 
     def listed() -> Listed:
         digests = content_digests(shards)
@@ -364,13 +372,6 @@ def find_own(path: Path, asked: Asked) -> Found | None:
 
     Raises ConfigError for a folder of several CSV files that are not train, val and test.
     """
-    found = _find_own(path, asked)
-    if asked.columns and (found is None or not found.layout.endswith(("names", "files"))):
-        raise ConfigError(f"columns are of CSV and Parquet files and of Arrow's tables; {path} is none")
-    return found
-
-
-def _find_own(path: Path, asked: Asked) -> Found | None:
     from clbench.scenarios.tables import find_arrow, find_parquet
 
     if path.is_file():

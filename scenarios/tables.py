@@ -108,12 +108,12 @@ def _listed(shards: list[Shard], origin: Path, asked: Asked) -> Listed:
             kind = schema.field(label).type
             if not (pa.types.is_integer(kind) or _is_text(kind)):
                 raise ConfigError(f"{shard.path}: the column {label} is {kind}; whole numbers or text are accepted")
-            wanted = [label, *([split] if split else [])]
+            wanted, first = [label, *([split] if split else [])], len(rows)
             for batch in _batches(shard.path, wanted):
                 labels = batch.column(0).to_pylist()
                 splits = batch.column(1).to_pylist() if split else [None] * len(labels)
                 for value, own in zip(labels, splits, strict=True):
-                    rows.append(_row(value, own, shard, len(rows), split))
+                    rows.append(_row(value, own, shard, len(rows) - first, split))
         except ConfigError:
             raise
         except Exception as error:  # pyarrow raises almost anything on a damaged file
@@ -124,9 +124,9 @@ def _listed(shards: list[Shard], origin: Path, asked: Asked) -> Listed:
 
 
 def _row(value: Any, own: Any, shard: Shard, number: int, split: str) -> Row:
-    name = f"{shard.path.name}, image {number:,}"
+    name = f"{shard.path.name}:{number}"
     if value is None or value == "":
-        raise ConfigError(f"{shard.path} has no label for image {number:,}; each image needs one")
+        raise ConfigError(f"{shard.path} has no label in row {number}; each image needs one")
     part = shard.part
     if own is not None or split:
         if not isinstance(own, str) or own.lower() not in PART_NAMES:
