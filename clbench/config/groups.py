@@ -79,8 +79,10 @@ class DataConfig(Group):
         default="channel",
         description="subtract the mean and divide by the deviation per channel; subtract the mean image; or neither",
     )
-    augment: Literal["none", "crop-flip", "crop", "flip"] = Field(
-        default="none", description="random crop (padding 4) and flip of the training images, or one of them"
+    augment: Literal["none", "crop-flip", "crop", "flip", "resized-crop-flip", "colour-jitter", "randaugment"] = Field(
+        default="none",
+        description="random crop (padding 4) and flip of the training images, or one of them; an enlarged part and "
+        "flip; brightness, contrast and saturation; or RandAugment",
     )
     root: Place = Field(default="data", alias="data_root", description="folder in which data sets are looked for")
     offline: bool = Field(default=False, description="never download data or weights")
@@ -93,6 +95,11 @@ class DataConfig(Group):
     def _consistent(self) -> Self:
         if self.memory_limit is not None:
             bytes_of(self.memory_limit)
+        if self.augment in ("colour-jitter", "randaugment") and self.normalize == "pixel-mean":
+            raise ValueError(
+                f"augment={self.augment!r} changes colours, and normalize='pixel-mean' leaves none to an augmentation; "
+                "normalize='channel' is accepted"
+            )
         return self
 
 
