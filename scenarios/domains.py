@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clbench.config.arguments import checked
-from clbench.data.sources import Change, Changed
+from clbench.data.sources import Change, Changed, source_of
 from clbench.scenarios.datasets import Compared, Dataset
 from clbench.scenarios.files import require_memory
 from clbench.support.streams import stream
@@ -101,7 +101,7 @@ def _shown(data: Dataset, kind: str, names: list[str], tables: Tensor, change: C
     def classes(*parts: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.concatenate([of + t * len(data.class_names) for of in parts for t in range(n_tasks)])
 
-    x_train, x_test = (torch.from_numpy(np.require(x, np.uint8, ["C", "W"])) for x in (data.x_train, data.x_test))
+    x_train, x_test = source_of(data.x_train), source_of(data.x_test)
     return replace(
         data,
         name=name,

@@ -82,7 +82,9 @@ class _Cut(ScenarioSpec):
         """Return the data set; the latest one stays in memory for the next run of the same process."""
         from clbench.scenarios.splits import load_once
 
-        return load_once(self.dataset, config.data.root, config.data.offline, self.image_size)
+        return load_once(
+            self.dataset, config.data.root, config.data.offline, self.image_size, memory_limit=config.data.memory_limit
+        )
 
     def cut(self, data: "Dataset", config: RunConfig, **given: Any) -> "Scenario":
         """Cut tasks from a data set as the options say; `given` are arguments of split() that override them."""
@@ -196,6 +198,10 @@ class Files(Split):
 
     test_share: TestShare = None
     skip_unreadable: SkipUnreadable = False
+    columns: Annotated[
+        str | None,
+        Field(description="of a table (CSV, Parquet, Arrow), such as image=file,label=kind,split=part"),
+    ] = None
 
     def build(self, config: RunConfig) -> "Scenario":
         """Read the files and cut the tasks; their content, not their name, identifies them."""
@@ -210,6 +216,8 @@ class Files(Split):
             self.image_size,
             test_share=self.test_share,
             skip_unreadable=self.skip_unreadable,
+            columns=self.columns,
+            memory_limit=config.data.memory_limit,
         )
         made = self.cut(data, config, name=Path(config.scenario).resolve().stem)
         return made.of(data.compared.fingerprint, data.compared.content)

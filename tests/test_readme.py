@@ -46,7 +46,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the reader's own data: mine.npz, vectors.npz and photos/, four classes that differ in brightness."""
+    """A folder with the reader's own data: arrays, vectors and photos of four classes that differ in brightness."""
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)

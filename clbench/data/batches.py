@@ -9,7 +9,7 @@ from torch import Tensor
 from clbench.config.run import RunConfig
 from clbench.data.augment import AUGMENTATIONS
 from clbench.data.scenario import Images, ImageSet, Scenario
-from clbench.data.sources import Source, parts
+from clbench.data.sources import Mapped, Source, parts
 from clbench.support.streams import stream
 
 # Images in one forward pass without gradients: large enough to fill two cores, small enough for a laptop.
@@ -100,7 +100,7 @@ class Pipeline:
     def batch(self, ids: Tensor, active: slice | Tensor, keys: tuple[int | str, ...] | None) -> Batch:
         """Cut a batch of training samples; `keys` names the augmentation stream, None means no augmentation."""
         index = ids.to(self.device, non_blocking=True)
-        originals = self._train.images.index_select(0, index)
+        originals = self._train.images.index_select(0, ids if isinstance(self._train.images, Mapped) else index)
         if self.train_features is not None:
             images = self.train_features.of(index)
         elif self._augment is not None and keys is not None:
@@ -133,7 +133,8 @@ class Pipeline:
             if self.test_features is not None:
                 images = self.test_features.of(index)
             else:
-                images = self.normalize(self._test.images.index_select(0, index))
+                place = part if isinstance(self._test.images, Mapped) else index
+                images = self.normalize(self._test.images.index_select(0, place))
             yield images, self._test.labels.index_select(0, index), index
 
     def _parts(self, ids: Tensor) -> tuple[Tensor, ...]:

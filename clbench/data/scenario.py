@@ -15,7 +15,7 @@ from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, RunError, shown
 from clbench.config.plain import listed
 from clbench.config.run import Setting
-from clbench.data.sources import Changed, Source, held, parts
+from clbench.data.sources import Changed, Mapped, Source, held, is_mapped, parts
 from clbench.support.surroundings import by_default
 
 
@@ -366,8 +366,14 @@ def checksums(*sources: Any, scale: object) -> tuple[int, ...]:
     Digests identify data; these only notice what is written into arrays whose digest is known.
     """
     arrays = [array for source in sources for array in held(source)]
-    texts = [*(array.data if array.flags.c_contiguous else array.tobytes() for array in arrays), repr(scale).encode()]
-    return tuple(map(zlib.crc32, texts))
+    return tuple(map(zlib.crc32, [*map(_checked_part, arrays), repr(scale).encode()]))
+
+
+def _checked_part(array: Any) -> Any:
+    if is_mapped(array):
+        # Nothing can be written into it, and to read it takes as long as the disk takes.
+        return f"{array.filename} {array.ctypes.data} {array.shape}".encode()
+    return array.data if array.flags.c_contiguous else array.tobytes()
 
 
 def _check_images(part: str, images: object) -> None:
@@ -376,7 +382,7 @@ def _check_images(part: str, images: object) -> None:
         raise ConfigError(f"the scenario's {part} is {shown(images)}; an Images is accepted")
     for name in ("images", "labels", "classes", "tasks"):
         tensor, of_images = getattr(images, name), name == "images"
-        if of_images and isinstance(tensor, Changed) and len(tensor):
+        if of_images and isinstance(tensor, Changed | Mapped) and len(tensor):
             continue
         if isinstance(tensor, Tensor):
             given = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"

@@ -1,4 +1,4 @@
-"""Sources hand out samples by id: a tensor in memory is one, and so are images that every task sees in another way."""
+"""Sources hand out samples by id: a tensor in memory is one, and so are images on disk, or changed by each task."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -10,7 +10,8 @@ from torch import Tensor
 
 Change = Callable[[Tensor, Tensor], Tensor]
 
-CHUNK = 4096  # samples in memory at a time, of a source that makes them when they are asked for
+# Samples in memory at a time, of a source that makes them when they are asked for, and bytes of them.
+CHUNK, CHUNK_BYTES = 4096, 1 << 26
 
 
 class Source(Protocol):
@@ -39,8 +40,13 @@ class Source(Protocol):
         """Return samples as the index of a tensor does."""
         ...
 
+    @property
+    def device(self) -> torch.device:
+        """The device that samples are on when they are handed out."""
+        ...
+
     def index_select(self, dim: int, index: Tensor) -> Tensor:
-        """Return the samples with these ids, int64 [B] on the source's device; `dim` is 0."""
+        """Return the samples with these ids, int64 [B]; `dim` is 0."""
         ...
 
     def to(self, device: torch.device) -> Any:
@@ -61,7 +67,7 @@ class Changed:
     dtype = torch.uint8
     ndim = 4
 
-    def __init__(self, images: Tensor, tables: Tensor, change: Change, *, last: int = 0) -> None:
+    def __init__(self, images: Source, tables: Tensor, change: Change, *, last: int = 0) -> None:
         self.images, self.tables, self.change, self.last = images, tables, change, last
         self.shape = torch.Size((len(images) * len(tables), *change(images[:1], tables[:1]).shape[1:]))
 
@@ -96,8 +102,10 @@ class Changed:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """Return all images of all tasks in one array."""
         made = np.empty(self.shape, np.uint8)
-        for start, part in enumerate(parts(self)):
-            made[start * CHUNK : start * CHUNK + len(part)] = part.cpu().numpy()
+        start = 0
+        for part in parts(self):
+            made[start : start + len(part)] = part.cpu().numpy()
+            start += len(part)
         return made if dtype is None else made.astype(dtype)
 
     def to(self, device: torch.device) -> "Changed":
@@ -105,13 +113,77 @@ class Changed:
         return Changed(self.images.to(device), self.tables.to(device), self.change, last=self.last)
 
 
+def is_mapped(array: object) -> bool:
+    """Whether an array is a read-only view of a file that is mapped into memory, into which nothing can be written."""
+    return isinstance(array, np.memmap) and array.mode == "r"
+
+
+class Mapped:
+    """A source of samples on disk: those that are asked for are copied into memory, and to the device.
+
+    array: uint8 [N, C, H, W], for which is_mapped() holds. rows: its rows that are the samples, int64 [n]; None: all.
+    device: where samples go; to a GPU from pinned memory, without waiting for it.
+    """
+
+    ndim = 4
+    dtype = torch.uint8
+    # Of memory; what is mapped is the system's, which takes it back where memory runs short.
+    nbytes = 0
+
+    def __init__(
+        self, array: NDArray[np.uint8], rows: Tensor | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self.array, self.rows, self.device = array, rows, torch.device(device)
+        self._plain = np.asarray(array)  # without the cost of a subclass in each step
+        self.shape = torch.Size((len(array) if rows is None else len(rows), *array.shape[1:]))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def index_select(self, dim: int, index: Tensor) -> Tensor:
+        """Return samples by id, int64 [B] on the CPU -> uint8 [B, C, H, W] on the device; `dim` is 0."""
+        rows = index.cpu() if self.rows is None else self.rows[index.cpu()]
+        taken = torch.from_numpy(np.take(self._plain, rows.numpy(), axis=0))
+        return taken.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else taken
+
+    def __getitem__(self, index: Any) -> Tensor:
+        ids = torch.arange(len(self))[index]
+        taken = self.index_select(0, ids.flatten())
+        return taken.view(*ids.shape, *taken.shape[1:])
+
+    def at(self, ids: Tensor) -> "Mapped":
+        """Return some of the samples as a source, int64 [n]; nothing is copied."""
+        return Mapped(self.array, ids if self.rows is None else self.rows[ids], self.device)
+
+    def to(self, device: torch.device | str) -> "Mapped":
+        """Return the same source, whose samples go to a device."""
+        return Mapped(self.array, self.rows, device)
+
+
+def source_of(array: "NDArray[Any] | Changed") -> Source:
+    """Return an array as a source: a mapped one stays on disk, another one is copied only where it must be."""
+    if isinstance(array, Changed):
+        return array
+    if is_mapped(array):
+        return Mapped(array)
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def some(source: Any, ids: Tensor) -> Any:
+    """Return some samples of a source as a source, int64 [n]; those of mapped images stay where they are."""
+    return source.at(ids) if isinstance(source, Mapped) else source[ids]
+
+
 def parts(source: Source) -> Iterator[Tensor]:
     """Return all samples in order, in parts that fit into memory."""
-    return (source[start : start + CHUNK] for start in range(0, len(source), CHUNK))
+    step = max(1, min(CHUNK, CHUNK_BYTES // max(source.shape[1:].numel(), 1)))
+    return (source[start : start + step] for start in range(0, len(source), step))
 
 
 def held(source: Any) -> list[NDArray[Any]]:
     """Return the arrays that a source, a tensor or an array consists of."""
     if isinstance(source, Changed):
-        return [source.images.numpy(), source.tables.numpy()]
+        return [*held(source.images), source.tables.numpy()]
+    if isinstance(source, Mapped):
+        return [source.array, *([] if source.rows is None else [source.rows.numpy()])]
     return [source.numpy() if isinstance(source, Tensor) else source]
