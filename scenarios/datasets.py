@@ -260,8 +260,8 @@ def find_dataset(
         return Found(str(path), [path], partial(read_packed, path), "packed images")
     if os.path.exists(path):
         raise ConfigError(
-            f"{path} is neither a .npz, .csv, .tar, .parquet or packed .npy file, nor a folder with train/CLASS and "
-            "test/CLASS"
+            f"{path} is neither a .npz file nor a folder with train/CLASS and test/CLASS, nor a .csv, .tar, .parquet "
+            "or packed .npy file"
         )
     if len(path.parts) > 1 or path.suffix or os.sep in str(name_or_path):
         raise ConfigError(f"there is no file or folder {path}")
