@@ -394,9 +394,11 @@ def fingerprint(dataset: Dataset) -> str:
     return str(remembered("fingerprint", lambda: digest(*parts), *parts))
 
 
-def _in_place(raw: Raw, origin: str, limit: int | str | None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return training and test images where they are held: in memory, or mapped from disk above the limit."""
-    parts = raw.x_train, raw.x_test
+def in_place(parts: tuple[Any, Any], origin: str, limit: int | str | None) -> tuple[Any, Any]:
+    """Return training and test images where they are held: in memory, or mapped from disk above the limit.
+
+    Raises ConfigError for floats above it.
+    """
     mapped, total = all(map(is_mapped, parts)), sum(part.nbytes for part in parts)
     # What is in memory in any case goes to the disk only where a limit asks for it.
     if limit is None and not mapped:
@@ -406,9 +408,11 @@ def _in_place(raw: Raw, origin: str, limit: int | str | None) -> tuple[NDArray[n
             f"{name} {part.nbytes / 1e9:.3g} GB" for name, part in zip(("train", "test"), parts, strict=True)
         )
         above = f"half of the free memory, {allowed / 1e9:.3g} GB" if limit is None else f"the limit of {limit}"
+        if parts[0].dtype != np.uint8:
+            raise ConfigError(f"{origin}: {sizes} of floats, above {above}; images alone can stay on disk")
         print(f"clbench: {origin}: {sizes} mapped from disk, above {above}", file=sys.stderr)
         return parts if mapped else (mapped_copy(parts[0], origin), mapped_copy(parts[1], origin))
-    return np.ascontiguousarray(raw.x_train), np.ascontiguousarray(raw.x_test)
+    return np.ascontiguousarray(parts[0]), np.ascontiguousarray(parts[1])
 
 
 def _build(
@@ -436,7 +440,7 @@ def _build(
         raise ConfigError(
             f"{origin}: --image-size {image_size} is for folders of images; these images are {_sizes(shape)}"
         )
-    x_train, x_test = _in_place(raw, origin, memory_limit)
+    x_train, x_test = in_place((raw.x_train, raw.x_test), origin, memory_limit)
     classes = np.unique(raw.y_train)
     class_names = _class_names(raw, classes, origin, known)
     n = len(raw.x_train) - raw.n_validation

@@ -250,7 +250,8 @@ class _Several(_Cut):
 
         named = self.sources()
         each = self._tasks_each(named)
-        data, parts = join_once([s for _, s in named], config.data.root, config.data.offline, self.image_size)
+        sources, group = [s for _, s in named], config.data
+        data, parts = join_once(sources, group.root, group.offline, self.image_size, group.memory_limit)
         self.check_parts(parts)
         orders, sizes, first = [], [], 0
         for (own, source), part in zip(named, parts, strict=True):

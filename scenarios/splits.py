@@ -306,11 +306,11 @@ def load_once(
         data = read_dataset(dataset, found, image_size, own.get("test_share"), memory_limit)
         if content_digests(found.paths) != digests:
             raise ConfigError(f"files of {found.origin} were changed while they were read; begin again")
-        laid_out = replace(data, x_train=_writable(np.asarray(data.x_train)), x_test=_writable(np.asarray(data.x_test)))
+        laid_out = replace(data, x_train=_writable(data.x_train), x_test=_writable(data.x_test))
         vars(laid_out)["compared"] = data.compared  # of the same values, so they are not digested again
         _latest["data"] = latest = key, laid_out
     return latest[1]
 
 
-def _writable(array: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+def _writable(array: Any) -> "np.ndarray[Any, Any]":
     return array if is_mapped(array) else np.require(array, requirements=["C", "W"])

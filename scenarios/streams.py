@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, shown, unknown
 from clbench.config.registry import natural_sorted
-from clbench.scenarios.datasets import Compared, Dataset, _mean_and_std, find_dataset, read_dataset
+from clbench.scenarios.datasets import Compared, Dataset, _mean_and_std, find_dataset, in_place, read_dataset
 from clbench.scenarios.files import content_digests, require_memory
 from clbench.support.surroundings import by_default
 
@@ -131,7 +132,11 @@ _latest: dict[str, tuple[object, Dataset, list[Part]]] = {}
 
 
 def join_once(
-    sources: Sequence[Source], data_root: str, offline: bool, image_size: int | None
+    sources: Sequence[Source],
+    data_root: str,
+    offline: bool,
+    image_size: int | None,
+    memory_limit: int | str | None = None,
 ) -> tuple[Dataset, list[Part]]:
     """Return join() of data sets, and the classes of each; the latest one comes from memory while they are the same.
 
@@ -152,7 +157,7 @@ def join_once(
     digests = [f.fingerprint if isinstance(f, Dataset) else content_digests(f.paths) for f in found]
     # The folder of an image is its class.
     paths = [None if isinstance(f, Dataset) else (f.origin, [*map(str, f.paths)]) for f in found]
-    key = image_size, list(sources), paths, digests
+    key = image_size, memory_limit, list(sources), paths, digests
     latest = _latest.get("data")
     if latest is None or latest[0] != key or latest[1].compared.content != latest[1].checksums():
         _latest.clear()  # before others come, since each may fill the memory
@@ -165,6 +170,9 @@ def join_once(
                 raise ConfigError(f"files of {f.origin} were changed while they were read; begin again")
         names = _names(sources, sets)
         made = join(sets, names=names, image_size=image_size)
+        if memory_limit is not None:
+            x_train, x_test = in_place((made.x_train, made.x_test), made.name, memory_limit)
+            made = replace(made, x_train=x_train, x_test=x_test)
         of_sets = [data.fingerprint for data in sets]
         whole = hashlib.blake2b(repr(of_sets).encode(), digest_size=16).hexdigest() if any(of_sets) else None
         vars(made)["compared"] = Compared(whole, {}, made.checksums())

@@ -131,6 +131,27 @@ def test_a_named_data_set_goes_to_the_disk_above_the_limit(tmp_path: Path) -> No
     assert isinstance(prepare(resolve("split-mnist-5k", "naive", {"memory_limit": "100KB"}))[1].train.images, Mapped)
 
 
+def test_a_stream_goes_to_the_disk_above_the_limit_and_keeps_its_digest(folder: Path) -> None:
+    folder.with_name("other").symlink_to(folder)
+    of = [str(folder), str(folder.with_name("other"))]
+    runs = [
+        prepare(resolve("stream", "naive", {"of": of, "memory_limit": limit, "image_size": 8, "model": "mlp:8"}))
+        for limit in (None, "1KB")
+    ]
+    assert isinstance(runs[1][1].train.images, Mapped)
+    assert runs[0][0].identity() == runs[1][0].identity()
+    ids = torch.arange(20)
+    assert torch.equal(runs[0][1].train.images[ids], runs[1][1].train.images[ids])
+
+
+def test_floats_above_the_limit_are_refused(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    labels = np.arange(40) % 4
+    np.savez(tmp_path / "v.npz", x_train=values, y_train=labels, x_test=values, y_test=labels)
+    with pytest.raises(ConfigError, match="of floats, above the limit of 1KB; images alone can stay on disk"):
+        load_dataset(tmp_path / "v.npz", "nowhere", memory_limit="1KB")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
