@@ -145,7 +145,8 @@ def _states(paths: Sequence[Path]) -> list[list[int]]:
 
 def _content_digest(path: Path, state: Sequence[int]) -> bytes:
     read = _read_digest if settled(state) else _read_digest.__wrapped__
-    return _readable(read, path, *state)
+    found: bytes = _readable(read, path, *state)
+    return found
 
 
 def _readable(read: Callable[..., Any], path: Path, *rest: Any) -> Any:

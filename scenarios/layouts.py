@@ -4,6 +4,7 @@ Nothing is unpacked: the members of a tar file are read where they lie.
 """
 
 import csv
+import itertools
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -351,12 +352,12 @@ def _of_tars(
     shards: Sequence[Path], digests: Sequence[bytes], places: Sequence[tuple[int, int, int]]
 ) -> Iterator[Content]:
     """Give the contents of members; the files must still be those that were digested when all are read."""
-    for number, shard in enumerate(shards):
-        with shard.open("rb") as file:
-            for _, offset, length in (place for place in places if place[0] == number):
+    for number, of_shard in itertools.groupby(places, key=lambda place: place[0]):
+        with shards[number].open("rb") as file:
+            for _, offset, length in of_shard:
                 file.seek(offset)
                 content = file.read(length)
-                yield lambda content=content: content
+                yield partial(bytes, content)
     same_files(shards, digests)
 
 

@@ -224,6 +224,35 @@ class Files(Split):
         made = self.cut(data, config, name=Path(config.scenario).resolve().stem)
         return made.of(data.compared.fingerprint, data.compared.content)
 
+    @staticmethod
+    def examined(place: str, data_root: str, *, test_share: float | None, columns: str | None) -> dict[str, Any]:
+        """Return what examine() finds in files, as JSON holds it; raises ConfigError."""
+        from dataclasses import asdict
+
+        from clbench.scenarios.datasets import Dataset, find_dataset
+        from clbench.scenarios.examined import examine
+
+        found = find_dataset(place, data_root, True, None, test_share=test_share, columns=columns)
+        if isinstance(found, Dataset):
+            raise ConfigError(f"{place} is made by a package; files of your own are accepted")
+        return asdict(examine(found))
+
+    @staticmethod
+    def packed(place: str, to: "Path", data_root: str, **asked: Any) -> dict[str, Any]:
+        """Write a data set into a file, see write_packed() and load_dataset(); return what was written, as JSON."""
+        from clbench.scenarios.datasets import load_dataset
+        from clbench.scenarios.packed import write_packed
+
+        data = load_dataset(place, data_root, **asked)
+        if data.x_train.dtype != "uint8":
+            raise ConfigError(f"{place} holds {data.x_train.dtype}; images are accepted")
+        try:
+            n_bytes = write_packed(data, to)
+        except OSError as error:
+            raise ConfigError(f"--to {to} can't be written: {error.strerror or error}") from error
+        numbers = {"bytes": n_bytes, "train": len(data.x_train), "test": len(data.x_test)}
+        return {"file": str(to), **numbers, "shape": [*data.x_train.shape[1:]], "classes": len(data.class_names)}
+
 
 class _Several(_Cut):
     """Several data sets after one another, each a task or cut into tasks of its own."""
@@ -408,35 +437,6 @@ class Domains(_Several):
                     f"the domain {lacks.name} has no class {odd[0]!r}, which {has.name} has; each domain needs all "
                     "classes"
                 )
-
-    @staticmethod
-    def examined(place: str, data_root: str, *, test_share: float | None, columns: str | None) -> dict[str, Any]:
-        """Return what examine() finds in files, as JSON holds it; raises ConfigError."""
-        from dataclasses import asdict
-
-        from clbench.scenarios.datasets import Dataset, find_dataset
-        from clbench.scenarios.examined import examine
-
-        found = find_dataset(place, data_root, True, None, test_share=test_share, columns=columns)
-        if isinstance(found, Dataset):
-            raise ConfigError(f"{place} is made by a package; files of your own are accepted")
-        return asdict(examine(found))
-
-    @staticmethod
-    def packed(place: str, to: "Path", data_root: str, **asked: Any) -> dict[str, Any]:
-        """Write a data set into a file, see write_packed() and load_dataset(); return what was written, as JSON."""
-        from clbench.scenarios.datasets import load_dataset
-        from clbench.scenarios.packed import write_packed
-
-        data = load_dataset(place, data_root, **asked)
-        if data.x_train.dtype != "uint8":
-            raise ConfigError(f"{place} holds {data.x_train.dtype}; images are accepted")
-        try:
-            n_bytes = write_packed(data, to)
-        except OSError as error:
-            raise ConfigError(f"--to {to} can't be written: {error.strerror or error}") from error
-        numbers = {"bytes": n_bytes, "train": len(data.x_train), "test": len(data.x_test)}
-        return {"file": str(to), **numbers, "shape": [*data.x_train.shape[1:]], "classes": len(data.class_names)}
 
 
 class Rotated(_Cut):

@@ -3,6 +3,7 @@
 They are read by pyarrow, of the extra `arrow`. Nothing of a table is run, and no path in it is opened.
 """
 
+import importlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -29,10 +30,9 @@ class Shard(NamedTuple):
 
 def _arrow() -> ModuleType:
     try:
-        import pyarrow
+        return importlib.import_module("pyarrow")
     except ModuleNotFoundError:
         raise ConfigError("tables of Arrow and Parquet need pyarrow; pip install 'clbench[arrow]' brings it") from None
-    return pyarrow
 
 
 def find_parquet(paths: Sequence[Path], origin: Path, asked: Asked) -> Found:

@@ -162,7 +162,7 @@ class FrozenFeatures:
         for name, source in [*tensors.items(), ("", images)]:
             state.update(f"{name} {source.dtype} {tuple(source.shape)}".encode())
             # In parts, since images may be on disk; a number has no rows to cut.
-            for part in parts(source) if source.ndim else [source]:
+            for part in parts(source) if source.ndim else [source[...]]:
                 state.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return state.hexdigest()[:32]
 
