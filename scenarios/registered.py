@@ -261,12 +261,17 @@ class _Several(_Cut):
         made = self.cut(
             data,
             config,
+            name=self.title(config.scenario, parts),
             tasks=None,
             task_sizes=[size for i in drawn for size in sizes[i]],
             class_order=[c for i in drawn for c in orders[i]],
             class_order_seed=self.drawn_by(config) if self.blurry else None,
         )
         return made.of(data.compared.fingerprint, data.compared.content)
+
+    def title(self, name: str, parts: "Sequence[Part]") -> str:
+        """Return what reports call the scenario; those of other data have tables of their own."""
+        return f"{name}[{','.join(part.name for part in parts)}]"
 
     def check_parts(self, parts: "Sequence[Part]") -> None:
         """Refuse data sets whose classes do not go together; any do in a stream."""
@@ -387,6 +392,10 @@ class Domains(_Several):
         own = Files(self.path, {})
         share, skip = self.test_share, self.skip_unreadable
         return [(own, Source(str(folder), str(folder), self.image_size, share, skip)) for folder in folders]
+
+    def title(self, name: str, parts: "Sequence[Part]") -> str:
+        """Return what reports call the scenario: the name of its folder, wherever that is."""
+        return f"{name}[{os.path.basename(os.path.abspath(os.path.expanduser(self.path or '')))}]"
 
     def check_parts(self, parts: "Sequence[Part]") -> None:
         """Refuse domains that have not the same classes."""

@@ -212,6 +212,8 @@ def test_a_stream_is_known_by_the_content_of_its_data_and_stays_in_memory() -> N
     again, same = prepare(resolve(TWO, "er", {"seed": 3, "memory_size": 20}))
     assert config.data_fingerprint == again.data_fingerprint is not None
     assert made.train.images.data_ptr() == same.train.images.data_ptr()
+    # Reports call it by its data, so that streams of others have tables of their own.
+    assert made.name == TWO
     # What was published under its name needs no digest.
     assert prepare(resolve("stream[mnist-5k]", "naive", {}))[0].data_fingerprint is None
 
@@ -247,8 +249,7 @@ def test_folders_of_one_class_set_are_domains(tmp_path: Path) -> None:
     (tmp_path / ".cache").mkdir()
     (tmp_path / "readme.txt").write_text("domains")
     made = scenario(f"domains[{tmp_path}]", image_size=8, test_share=0.25)
-    assert made.setting == "domain"
-    assert made.image_shape == (3, 8, 8)
+    assert (made.name, made.setting, made.image_shape) == (f"domains[{tmp_path.name}]", "domain", (3, 8, 8))
     rows = made.describe()
     assert [row["names"] for row in rows] == [[f"{d}: a", f"{d}: b"] for d in ("photo", "sketch9", "sketch10")]
     assert [(row["outputs"], row["n_train"], row["n_test"]) for row in rows] == [([0, 1], 6, 2)] * 3
