@@ -171,11 +171,24 @@ def flowers102(root: Path) -> Any:
     return np.array([1, 3, 2, 4]), [0, 0, 1, 1], [0, 1], ("pink primrose", "hard-leaved pocket orchid")
 
 
+def cub200(root: Path) -> Any:
+    """Images and classes are numbered from 1; 1 stands for training: the authors' README."""
+    base = root / "CUB_200_2011"
+    files = [f"00{c}.{name}/{name}_{i}.jpg" for c, name in ((1, "Albatross"), (2, "Auklet")) for i in (1, 2)]
+    for index, file in enumerate(files):
+        photo(base / "images" / file, 10 * index)
+    text(base / "images.txt", *(f"{i} {file}" for i, file in enumerate(files, 1)))
+    text(base / "image_class_labels.txt", "1 1", "2 1", "3 2", "4 2")
+    text(base / "train_test_split.txt", "1 0", "2 1", "3 1", "4 0")
+    text(base / "classes.txt", "1 001.Albatross", "2 002.Auklet")
+    return np.array([10, 20]), [0, 1], [0, 1], ("Albatross", "Auklet")
+
+
 WRITERS: dict[str, Callable[[Path], Any]] = {
     write.__name__.replace("_", "-"): write
     for write in (
         *(svhn, emnist_letters, usps, stl10, semeion, gtsrb, eurosat),
-        *(omniglot, food101, dtd, oxford_pets, flowers102),
+        *(omniglot, food101, dtd, oxford_pets, flowers102, cub200),
     )
 }
 
