@@ -282,7 +282,12 @@ def test_every_data_set_has_a_scenario_with_the_options_of_all() -> None:
 def test_a_package_that_brings_a_data_set_brings_its_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "brought-1.dist-info").mkdir()
     text(tmp_path / "brought-1.dist-info" / "METADATA", "Metadata-Version: 2.1", "Name: brought", "Version: 1")
-    text(tmp_path / "brought-1.dist-info" / "entry_points.txt", "[clbench.datasets]", "shades = brought:shades")
+    text(
+        tmp_path / "brought-1.dist-info" / "entry_points.txt",
+        "[clbench.datasets]",
+        "shades = brought:shades",
+        "a = b:c",
+    )
     code = """
     import numpy as np
     from clbench.scenarios import dataset_from_arrays
@@ -297,3 +302,7 @@ def test_a_package_that_brings_a_data_set_brings_its_scenario(tmp_path: Path, mo
     assert [len(task.classes) for task in prepare(resolve("split-shades[tasks=2]", "naive", {}))[1].tasks] == [2, 2]
     made = prepare(resolve("stream[shades,split-digits]", "naive", {}))[1]
     assert made.class_names[:5] == ("shades: 0", "shades: 1", "shades: 2", "shades: 3", "digits: 0")
+    # One that can't be imported stops nothing but itself.
+    assert "can't be imported" in (inspect.getdoc(scenario_class("split-a")) or "")
+    with pytest.raises(ConfigError, match="dataset 'a' of brought can't be imported"):
+        prepare(resolve("split-a[tasks=2]", "naive", {}))

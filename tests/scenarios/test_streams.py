@@ -165,6 +165,11 @@ def test_what_is_no_stream_is_refused_in_a_sentence(spec: str) -> None:
         scenario(spec)
 
 
+def test_all_data_sets_that_are_missing_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no data for 'cifar10'.*; there is none for mnist and svhn either"):
+        scenario("stream[cifar10,mnist,digits,svhn]", data_root=tmp_path, offline=True)
+
+
 # Tasks
 
 
