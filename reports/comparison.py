@@ -24,7 +24,7 @@ MATRIX_NAMES: dict[MatrixName, str] = {"class_incremental": "class-incremental",
 # Runs that differ in these fields alone repeat each other: mean and standard deviation are taken over them.
 REPETITION = {"seed", "class_order", "class_order_seed"}
 # Facts of the machine, which move the last bits of the numbers: such runs are pooled too, and a note says so.
-MACHINE = {"device", "threads", "compile", "deterministic", "cache_features"}
+MACHINE = {"device", "threads", "compile", "deterministic", "cache_features", "processes", "accumulate"}
 # The rows and the title of a comparison show these fields already.
 SHOWN = {"strategy", "strategy_options", "scenario"}
 # The number of different reasons for unfinished runs of a strategy that are spelled out, and the letters of each.

@@ -5,7 +5,7 @@ Each is an entry point of the group `clbench.datasets`, and `split-NAME` cuts ta
 
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clbench.config.errors import ConfigError, MissingDataError
-from clbench.scenarios.files import Found, Raw, find_npz, hold_out, to_nchw
-from clbench.scenarios.images import _Parts, _read, find_image_folder
+from clbench.scenarios.encoded import found_images
+from clbench.scenarios.files import Found, Raw, find_npz, to_samples
+from clbench.scenarios.held_out import hold_out
+from clbench.scenarios.images import Parts, find_image_folder, listed_files
 
 if TYPE_CHECKING:
     from clbench.scenarios.datasets import Dataset
@@ -149,11 +151,12 @@ class Listed:
                 by_class[place[label]].append(path)
             parts.append([sorted(paths) for paths in by_class])
         paths = [path for part in parts for of_class in part for path in of_class]
-        counts = _Parts(list(map(len, parts[0])), [0] * len(used), list(map(len, parts[1])))
+        counts = Parts(list(map(len, parts[0])), [0] * len(used), list(map(len, parts[1])))
         called = tuple(names[label] if label < len(names) else str(label) for label in used)
-        read: Callable[[], Raw] = partial(_read_photos, root, paths, called, counts, size, test=bool(test))
         notes = [root / place for place in self.holds if (root / place).is_file()]  # the labels stand in them
-        return Found(str(root), [*notes, *paths], read)
+        listed = partial(listed_files, root, paths, called, counts, {})
+        found = found_images(root, "files of torchvision", [*notes, *paths], listed, size, None)
+        return found if test else found._replace(read=lambda: hold_out(found.read(), TEST_SHARE, str(root)))
 
 
 class CUB200:
@@ -176,16 +179,9 @@ class CUB200:
 OWN: dict[str, Any] = {"CUB200": CUB200}
 
 
-def _read_photos(
-    root: Path, paths: list[Path], names: tuple[str, ...], counts: _Parts, size: int, *, test: bool
-) -> Raw:
-    raw = _read(root, paths, names, counts, size, {}, None)
-    return raw if test else hold_out(raw, TEST_SHARE, str(root))
-
-
 def _arrays(sets: Sequence[Any], what: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return images uint8 [N, C, H, W] and labels int64 [N] of data sets that torchvision holds in memory."""
-    images = [to_nchw(np.asarray(data.data), what) for data in sets]
+    images = [to_samples(np.asarray(data.data), what) for data in sets]
     labels = [np.asarray(getattr(data, "targets", getattr(data, "labels", None))) for data in sets]
     # QMNIST has more than the class in a row, and the class first.
     return np.concatenate(images), np.concatenate([of.reshape(len(of), -1)[:, 0] for of in labels]).astype(np.int64)

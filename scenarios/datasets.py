@@ -5,10 +5,11 @@ Path, and `offline`, which forbids downloads. It returns a Dataset and raises Co
 """
 
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,9 @@ from clbench.config.errors import ConfigError, shown, unknown
 from clbench.config.plain import listed, plain
 from clbench.config.registry import entry_point_names, load_entry_point, natural_sorted
 from clbench.data.scenario import checksums
+from clbench.data.sources import Changed, is_mapped
 from clbench.scenarios.catalogue import Listed
+from clbench.scenarios.encoded import copied
 from clbench.scenarios.files import (
     Found,
     Raw,
@@ -28,12 +31,16 @@ from clbench.scenarios.files import (
     chunks,
     digest,
     find_npz,
-    hold_out,
+    memory_allowed,
     require_memory,
-    to_nchw,
+    to_samples,
 )
+from clbench.scenarios.held_out import hold_out
 from clbench.scenarios.images import find_image_folder
 from clbench.scenarios.known import KNOWN, Known, Published, find_known
+from clbench.scenarios.layouts import Asked, columns_of, find_own, refuse_columns
+from clbench.scenarios.mapped import mapped_copy, remembered
+from clbench.scenarios.packed import read_packed
 
 __all__ = ["KNOWN", "Dataset", "dataset_from_arrays", "fingerprint", "load_dataset"]
 
@@ -42,9 +49,11 @@ __all__ = ["KNOWN", "Dataset", "dataset_from_arrays", "fingerprint", "load_datas
 class Dataset:
     """Images and labels, split into training and test.
 
-    x_train, x_test: images, uint8 [N, C, H, W], contiguous, perhaps read-only; folders are memory-mapped.
+    x_train, x_test: images, uint8 [N, C, H, W], or other samples, float32 [N, ...]; contiguous, perhaps read-only.
+        Folders are memory-mapped, and of the type np.memmap where they stay on disk (see load_dataset); images that
+        each task sees in another way are made when they are asked for (np.asarray makes them all).
     y_train, y_test: labels, int64 [N] in 0..K-1, indices into `class_names`.
-    mean, std: of x_train / 255, for each channel.
+    mean, std: of images / 255 or of other samples, for each channel, which is the first axis of a sample.
     origin: the path or package that the data came from.
     n_validation: the number of images at the end of x_train that are a validation split of the data's own.
     published: what was published under this name.
@@ -52,9 +61,9 @@ class Dataset:
     """
 
     name: str
-    x_train: NDArray[np.uint8]
+    x_train: NDArray[Any] | Changed
     y_train: NDArray[np.int64]
-    x_test: NDArray[np.uint8]
+    x_test: NDArray[Any] | Changed
     y_test: NDArray[np.int64]
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
@@ -69,8 +78,8 @@ class Dataset:
         """The data's digest and their differences from the published ones, when either was first asked for."""
         content, found = self.checksums(), {}
         if self.published is not None:
-            found["training"] = self.published.train.difference(self.x_train, self.y_train)
-            found["test"] = self.published.test.difference(self.x_test, self.y_test)
+            found["training"] = self.published.train.difference(np.asarray(self.x_train), self.y_train)
+            found["test"] = self.published.test.difference(np.asarray(self.x_test), self.y_test)
         differences = {part: text for part, text in found.items() if text}
         return Compared(fingerprint(self) if differences or not found else None, differences, content)
 
@@ -96,10 +105,13 @@ class Dataset:
         """Refuse arrays that are not as this class says, which split() would cut wrongly; raises ConfigError."""
         parts = (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test))
         for part, x, y in parts:
-            if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4 or 0 in x.shape:
+            usual = isinstance(x, np.ndarray) and x.ndim >= 2 and x.size > 0
+            if not isinstance(x, Changed) and not (
+                usual and (x.dtype == np.float32 or (x.dtype == np.uint8 and x.ndim == 4))
+            ):
                 raise ConfigError(
-                    f"{self.name}: x_{part} is {_described(x)}; uint8 [N, C, H, W] is accepted, and "
-                    "dataset_from_arrays() takes other layouts"
+                    f"{self.name}: x_{part} is {_described(x)}; uint8 [N, C, H, W] and float32 [N, ...] are accepted, "
+                    "and dataset_from_arrays() takes other layouts"
                 )
             if not isinstance(y, np.ndarray) or y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
                 raise ConfigError(
@@ -114,7 +126,10 @@ class Dataset:
             raise ConfigError(
                 f"{self.name}: training images are {_sizes(shape)}, test images {_sizes(self.x_test.shape[1:])}"
             )
-        if shape[0] not in (1, 3):
+        of_train, of_test = (str(x.dtype).removeprefix("torch.") for x in (self.x_train, self.x_test))
+        if of_train != of_test:
+            raise ConfigError(f"{self.name}: x_train is {of_train} and x_test {of_test}; one type is accepted")
+        if of_train == "uint8" and shape[0] not in (1, 3):
             raise ConfigError(
                 f"{self.name}: the images are {_sizes(shape)}; 1 or 3 channels, which come first, are accepted"
             )
@@ -146,8 +161,13 @@ def load_dataset(
     image_size: int | None = None,
     test_share: float | None = None,
     skip_unreadable: bool = False,
+    memory_limit: int | str | None = None,
+    columns: str | None = None,
 ) -> Dataset:
     """Return a dataset: one by its name, or the user's NAME.npz or DIR/{train,test}/CLASS/*, with or without DIR/val.
+
+    The user's images may also be Tiny-ImageNet's folders, files that a CSV file names, tar files of WebDataset, Parquet
+    files, a folder of save_to_disk (Arrow), or a file that `clbench data pack` wrote.
 
     data_root: where a known set is looked for first (torchvision's layout; NAME.npz; IDX files;
         NAME/{train,test}/CLASS/*); then come Debian's folder of Fashion-MNIST and torchvision's sources.
@@ -156,13 +176,24 @@ def load_dataset(
     test_share: the share of each class that becomes the test, of the user's data that have none: DIR/CLASS/*,
         DIR/train/CLASS/*, or an NPZ file with x_train and y_train alone.
     skip_unreadable: leave out the user's image files that can't be used.
+    columns: the names of the columns of a table that are not known by themselves: image=file,label=kind,split=part.
+    memory_limit: the bytes of pixels that may be held in memory, or a size such as 4GB; more stay on disk, mapped.
+        By default half of the free memory for decoded images, and no limit for what is in memory in any case.
     Raises ConfigError for data that are missing, damaged, inconsistent or too large. Warns of data that are not those
     that were published under the name.
     """
     found = find_dataset(
-        name_or_path, data_root, offline, image_size, test_share=test_share, skip_unreadable=skip_unreadable
+        name_or_path,
+        data_root,
+        offline,
+        image_size,
+        test_share=test_share,
+        skip_unreadable=skip_unreadable,
+        columns=columns,
     )
-    return found if isinstance(found, Dataset) else read_dataset(name_or_path, found, image_size, test_share)
+    if isinstance(found, Dataset):
+        return found
+    return read_dataset(name_or_path, found, image_size, test_share, memory_limit)
 
 
 def known_names() -> list[str]:
@@ -192,6 +223,7 @@ def find_dataset(
     *,
     test_share: float | None = None,
     skip_unreadable: bool = False,
+    columns: str | None = None,
 ) -> Found | Dataset:
     """Return where a data set is, or what a package made of it; see load_dataset()."""
     if image_size is not None and image_size < 1:
@@ -200,8 +232,10 @@ def find_dataset(
         raise ConfigError(f"test_share={test_share:g} is a share; more than 0 and less than 1 is accepted")
     root = Path(data_root).expanduser()
     own = entry_point_names("clbench.datasets")
-    if (test_share or skip_unreadable) and name_or_path in (*KNOWN, *own):
-        raise ConfigError(f"test_share and skip_unreadable are for files of your own; {name_or_path} has its own test")
+    if (test_share or skip_unreadable or columns) and name_or_path in (*KNOWN, *own):
+        raise ConfigError(
+            f"test_share, skip_unreadable and columns are for files of your own; {name_or_path} has its own test"
+        )
     if name_or_path in KNOWN:
         return find_known(str(name_or_path), root, offline, image_size)
     if name_or_path in own:
@@ -210,27 +244,43 @@ def find_dataset(
             return listed.find(str(name_or_path), root, offline, image_size)
         return _of_package(str(name_or_path), root, offline, image_size)
     path = Path(name_or_path).expanduser()
+    asked = Asked(image_size, test_share is not None, skip_unreadable, columns_of(columns))
+    if os.path.exists(path) and (other := find_own(path, asked)) is not None:
+        return other
+    refuse_columns(columns, path)
     if os.path.isdir(path):
         return find_image_folder(path, image_size, held_out=test_share is not None, skip=skip_unreadable)
     if os.path.isfile(path) and path.suffix.lower() == ".npz":
         if skip_unreadable:
             raise ConfigError(f"skip_unreadable is for folders of images; {path} is one file")
         return find_npz(path, held_out=test_share is not None)
+    if os.path.isfile(path) and path.suffix.lower() == ".npy":
+        if skip_unreadable or test_share is not None:
+            raise ConfigError(f"skip_unreadable and test_share are for clbench data pack; {path} is packed")
+        return Found(str(path), [path], partial(read_packed, path), "packed images")
     if os.path.exists(path):
-        raise ConfigError(f"{path} is neither a .npz file nor a folder with train/CLASS and test/CLASS")
+        raise ConfigError(
+            f"{path} is neither a .npz, .csv, .tar, .parquet or packed .npy file, nor a folder with train/CLASS and "
+            "test/CLASS"
+        )
     if len(path.parts) > 1 or path.suffix or os.sep in str(name_or_path):
         raise ConfigError(f"there is no file or folder {path}")
     raise unknown("dataset", str(name_or_path), [*KNOWN, *own])
 
 
 def read_dataset(
-    name_or_path: str | os.PathLike[str], found: Found, image_size: int | None, test_share: float | None = None
+    name_or_path: str | os.PathLike[str],
+    found: Found,
+    image_size: int | None,
+    test_share: float | None = None,
+    memory_limit: int | str | None = None,
 ) -> Dataset:
     """Read a data set that was found; see load_dataset()."""
     if name_or_path not in KNOWN:
         path = Path(name_or_path).expanduser()
         raw = found.read() if test_share is None else hold_out(found.read(), test_share, found.origin)
-        data = _build(raw, path.resolve().name if path.is_dir() else path.stem, found.origin, None, image_size)
+        short = path.resolve().name if path.is_dir() else path.stem
+        data = _build(raw, short, found.origin, None, image_size, memory_limit)
         if path.is_file() or test_share is not None:
             _note_shared(data)
         listed = listed_data(str(name_or_path))
@@ -238,7 +288,7 @@ def read_dataset(
             warnings.warn(f"{name_or_path} in {data.origin}: {told}", stacklevel=2)
         return data
     name = str(name_or_path)
-    data = _build(found.read(), name, found.origin, KNOWN[name], image_size)
+    data = _build(found.read(), name, found.origin, KNOWN[name], image_size, memory_limit)
     told = "; ".join(f"its {part} data are {text}" for part, text in data.compared.differences.items())
     if (expected := KNOWN[name].n) and (found_n := (len(data.x_train), len(data.x_test))) != expected:
         numbers = [f"{n:,} training and {n_test:,} test images" for n, n_test in (found_n, expected)]
@@ -250,8 +300,7 @@ def read_dataset(
 
 def _note_shared(data: Dataset) -> None:
     """Warn of test images that are training images too."""
-    known = {hash(image.tobytes()) for image in data.x_train}
-    if n := sum(hash(image.tobytes()) in known for image in data.x_test):
+    if n := len(remembered("copies", lambda: copied(data.x_train, data.x_test), data.x_train, data.x_test)):
         warnings.warn(
             f"{data.origin}: {n:,} of {len(data.x_test):,} test images are training images too; "
             "accuracies on them say little about new images",
@@ -292,7 +341,8 @@ def dataset_from_arrays(
 ) -> Dataset:
     """Return a dataset of arrays or CPU tensors, which are copied.
 
-    Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; labels are whole numbers or text, [N] or [N, 1], or
+    Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; other samples are floats of any fixed shape, [N, D] or
+    [N, ...], whose first axis is what they are normalised for. Labels are whole numbers or text, [N] or [N, 1], or
     one-hot rows [N, K], mapped to 0..K-1 in sorted order.
 
     class_names: a name for each label in sorted order, or a table from labels to names; where the labels are text, a
@@ -301,9 +351,9 @@ def dataset_from_arrays(
     """
     # Copied, because what the caller writes into the arrays later is not what was measured here.
     raw = Raw(
-        np.array(to_nchw(x_train, f"{name}: x_train"), order="C"),
+        np.array(to_samples(x_train, f"{name}: x_train"), order="C"),
         check_labels(y_train, f"{name}: y_train"),
-        np.array(to_nchw(x_test, f"{name}: x_test"), order="C"),
+        np.array(to_samples(x_test, f"{name}: x_test"), order="C"),
         check_labels(y_test, f"{name}: y_test"),
     )
     if isinstance(class_names, Mapping):
@@ -340,11 +390,41 @@ def fingerprint(dataset: Dataset) -> str:
     """Return 32 hexadecimal digits that identify a dataset's images and labels; raises what Dataset.check() raises."""
     dataset.check()
     held = [np.array([dataset.n_validation])] if dataset.n_validation else []
-    return digest(dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test, *held)
+    parts = (dataset.x_train, dataset.y_train, dataset.x_test, dataset.y_test, *held)
+    return str(remembered("fingerprint", lambda: digest(*parts), *parts))
 
 
-def _build(raw: Raw, name: str, origin: str, known: Known | None = None, image_size: int | None = None) -> Dataset:
+def _in_place(raw: Raw, origin: str, limit: int | str | None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return training and test images where they are held: in memory, or mapped from disk above the limit."""
+    parts = raw.x_train, raw.x_test
+    mapped, total = all(map(is_mapped, parts)), sum(part.nbytes for part in parts)
+    # What is in memory in any case goes to the disk only where a limit asks for it.
+    if limit is None and not mapped:
+        require_memory(total, origin)
+    elif total > (allowed := memory_allowed(limit)):
+        sizes = " and ".join(
+            f"{name} {part.nbytes / 1e9:.3g} GB" for name, part in zip(("train", "test"), parts, strict=True)
+        )
+        above = f"half of the free memory, {allowed / 1e9:.3g} GB" if limit is None else f"the limit of {limit}"
+        print(f"clbench: {origin}: {sizes} mapped from disk, above {above}", file=sys.stderr)
+        return parts if mapped else (mapped_copy(parts[0], origin), mapped_copy(parts[1], origin))
+    return np.ascontiguousarray(raw.x_train), np.ascontiguousarray(raw.x_test)
+
+
+def _build(
+    raw: Raw,
+    name: str,
+    origin: str,
+    known: Known | None = None,
+    image_size: int | None = None,
+    memory_limit: int | str | None = None,
+) -> Dataset:
     raw, shape = _numbered(raw, origin), raw.x_train.shape[1:]
+    if raw.x_train.dtype != raw.x_test.dtype:
+        raise ConfigError(
+            f"{origin}: x_train is {raw.x_train.dtype} and x_test {raw.x_test.dtype}; uint8 images, or floats, in both "
+            "are accepted"
+        )
     for part, images, labels in (("train", raw.x_train, raw.y_train), ("test", raw.x_test, raw.y_test)):
         if len(images) != len(labels):
             raise ConfigError(f"{origin}: x_{part} has {len(images)} images, y_{part} {len(labels)} labels")
@@ -356,16 +436,19 @@ def _build(raw: Raw, name: str, origin: str, known: Known | None = None, image_s
         raise ConfigError(
             f"{origin}: --image-size {image_size} is for folders of images; these images are {_sizes(shape)}"
         )
-    require_memory(raw.x_train.nbytes + raw.x_test.nbytes, origin)
+    x_train, x_test = _in_place(raw, origin, memory_limit)
     classes = np.unique(raw.y_train)
     class_names = _class_names(raw, classes, origin, known)
     n = len(raw.x_train) - raw.n_validation
-    mean, std = (known.mean, known.std) if known and known.mean and known.std else _mean_and_std(raw.x_train[:n])
+    if known and known.mean and known.std:
+        mean, std = known.mean, known.std
+    else:
+        mean, std = map(tuple, remembered("scale", lambda: _mean_and_std(x_train[:n]), x_train[:n]))
     return Dataset(
         name,
-        np.ascontiguousarray(raw.x_train),
+        x_train,
         np.searchsorted(classes, raw.y_train).astype(np.int64),
-        np.ascontiguousarray(raw.x_test),
+        x_test,
         np.searchsorted(classes, raw.y_test).astype(np.int64),
         class_names,
         mean,
@@ -423,8 +506,10 @@ def _class_names(raw: Raw, classes: NDArray[Any], origin: str, known: Known | No
     return names
 
 
-def _mean_and_std(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation (n) of images / 255 for each channel; a deviation of 0 becomes 1."""
+def _mean_and_std(images: NDArray[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation (n) of images / 255, or of floats, for each channel; 0 becomes 1."""
+    if images.dtype != np.uint8:
+        return _mean_and_std_of_floats(images)
     values = np.arange(256)
     counts = np.zeros((images.shape[1], 256), dtype=np.int64)
     for chunk in chunks(images):
@@ -434,6 +519,15 @@ def _mean_and_std(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[f
     mean = counts @ values / n
     std = np.sqrt((counts * (values - mean[:, None]) ** 2).sum(axis=1) / n)
     return tuple((mean / 255).tolist()), tuple(value or 1.0 for value in (std / 255).tolist())
+
+
+def _mean_and_std_of_floats(samples: NDArray[np.float32]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    axes = (0, *range(2, samples.ndim))
+    n = samples.size / samples.shape[1]
+    mean = sum(chunk.sum(axes, np.float64) for chunk in chunks(samples)) / n
+    centred = (chunk - mean.reshape(-1, *[1] * (samples.ndim - 2)) for chunk in chunks(samples))
+    std = np.sqrt(sum((chunk**2).sum(axes) for chunk in centred) / n)
+    return tuple(mean.tolist()), tuple(value or 1.0 for value in std.tolist())
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

@@ -14,17 +14,23 @@ import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clbench.config.errors import ConfigError, unknown
+from clbench.config.groups import bytes_of
+from clbench.support.cache import cache_folder
+
+if TYPE_CHECKING:
+    from clbench.scenarios.encoded import Listed
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+MEDMNIST = tuple(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("images", "labels"))
 IDX_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -39,19 +45,21 @@ CHUNK = 64  # images hashed or counted at a time; it bounds the memory that phot
 
 # The clock of a file system may tick as seldom as every two seconds, and differ a little from this machine's.
 SETTLED_NS = 10 * 10**9
+# Bytes of files from which on their digests are kept in the cache: reading fewer takes less than a second.
+KEPT_FROM = 1 << 28
 
 
 class Raw(NamedTuple):
-    """The content of files: images uint8 [N, C, H, W], labels [N] as in the files, perhaps class names.
+    """The content of files: images uint8 [N, C, H, W] or float32 [N, ...], labels [N] as in the files, perhaps names.
 
     y_train, y_test: numbers, int64, or text.
     n_validation: the number of images at the end of x_train that are a validation split.
     left_out: the files that can't be used and are left out.
     """
 
-    x_train: NDArray[np.uint8]
+    x_train: NDArray[Any]
     y_train: NDArray[Any]
-    x_test: NDArray[np.uint8]
+    x_test: NDArray[Any]
     y_test: NDArray[Any]
     class_names: tuple[str, ...] | None = None
     n_validation: int = 0
@@ -59,19 +67,25 @@ class Raw(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A data set that was found: the path or package it is from, the files that reading it reads, and their reader."""
+    """A data set that was found: the path or package it is from, the files that reading it reads, and their reader.
+
+    layout: how its files are laid out, in words. listed: gives its encoded images, where it has them.
+    """
 
     origin: str
     paths: Sequence[Path]
     read: Callable[[], Raw]
+    layout: str = ""
+    listed: "Callable[[], Listed] | None" = None
 
 
-def digest(*arrays: NDArray[Any]) -> str:
+def digest(*arrays: Any) -> str:
     """Return 32 hexadecimal digits that identify shapes and values of arrays, whatever their layout (BLAKE2b)."""
     state = hashlib.blake2b(digest_size=16)
     for array in arrays:
-        state.update(str(array.shape).encode())
+        state.update(str(tuple(array.shape)).encode())
         for chunk in chunks(array):
+            chunk = np.asarray(chunk)
             state.update(chunk.astype(chunk.dtype.newbyteorder("<"), order="C", copy=False).data)
     return state.hexdigest()
 
@@ -85,7 +99,7 @@ def part_digests(images: NDArray[np.uint8], labels: NDArray[Any]) -> tuple[str, 
     return hashlib.sha256(b"".join(sorted(each))).hexdigest()[:32], hashlib.sha256(b"".join(each)).hexdigest()[:32]
 
 
-def chunks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+def chunks(array: Any) -> Iterator[Any]:
     """Cut an array into parts that fit into a processor's cache."""
     return (array[start : start + CHUNK] for start in range(0, len(array), CHUNK))
 
@@ -94,20 +108,49 @@ def content_digests(paths: Sequence[Path]) -> list[bytes]:
     """Return the SHA-256 of each file's bytes; raises ConfigError for a file that can't be read.
 
     A file is read once in a process, as long as the system says that nothing was done to it: its time of change, which
-    no program can put back, is the same and lies some seconds before the reading. Elsewhere than on POSIX systems there
-    is no such time, and every file is read each time.
+    no program can put back, is the same and lies some seconds before the reading. The digests of many files, or of
+    large ones, are kept in the cache with these times, for other processes. Elsewhere than on POSIX systems there is no
+    such time, and every file is read each time.
     """
-    parts = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     with ThreadPoolExecutor() as pool:
-        return [found for part in pool.map(lambda part: list(map(_content_digest, part)), parts) for found in part]
+        states = [state for part in pool.map(_states, _parted(paths)) for state in part]
+        if sum(state[0] for state in states) >= KEPT_FROM:
+            return _kept_digests(paths, states, pool)
+        found = pool.map(
+            lambda part: list(map(_content_digest, *zip(*part, strict=True))), _parted(zip(paths, states, strict=True))
+        )
+        return [one for part in found for one in part]
 
 
-def _content_digest(path: Path) -> bytes:
+def _parted(values: Iterable[Any]) -> list[list[Any]]:
+    everything = list(values)
+    return [everything[start : start + CHUNK] for start in range(0, len(everything), CHUNK)]
+
+
+def state_of(path: str | os.PathLike[str]) -> list[int]:
+    """Return what the system knows of a file: its size, its times of modification and change, and its place."""
+    stat = os.stat(path)
+    # A device's number may have 64 bits without a sign.
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino & (2**63 - 1), stat.st_dev & (2**63 - 1)]
+
+
+def settled(state: Sequence[int]) -> bool:
+    """Whether a file of this state was changed so long ago that a later change would show in its state."""
+    return os.name == "posix" and time.time_ns() - state[2] > SETTLED_NS
+
+
+def _states(paths: Sequence[Path]) -> list[list[int]]:
+    return [_readable(state_of, path) for path in paths]
+
+
+def _content_digest(path: Path, state: Sequence[int]) -> bytes:
+    read = _read_digest if settled(state) else _read_digest.__wrapped__
+    return _readable(read, path, *state)
+
+
+def _readable(read: Callable[..., Any], path: Path, *rest: Any) -> Any:
     try:
-        stat = os.stat(path)
-        settled = os.name == "posix" and time.time_ns() - stat.st_ctime_ns > SETTLED_NS
-        read = _read_digest if settled else _read_digest.__wrapped__
-        return read(os.fspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev)
+        return read(os.fspath(path), *rest)
     except OSError as error:
         raise ConfigError(f"{path} can't be read: {error.strerror or error}") from error
 
@@ -118,11 +161,50 @@ def _read_digest(path: str, *state: int) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
+def _kept_digests(paths: Sequence[Path], states: list[list[int]], pool: ThreadPoolExecutor) -> list[bytes]:
+    """Return digests from the cache for the files that are in the state in which they were read; read the others."""
+    names = "\0".join(os.path.abspath(path) for path in paths)
+    kept = cache_folder() / f"digests-{hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:32]}.npy"
+    table = np.zeros((len(paths), 9), np.int64)  # five numbers of the state, and 32 bytes
+    now = np.array(states, np.int64)
+    try:
+        there = np.load(kept, allow_pickle=False)
+        if there.shape == table.shape and there.dtype == table.dtype:
+            table = there
+    except Exception:  # numpy raises almost anything on a damaged file
+        pass
+    lacking = np.flatnonzero((table[:, :5] != now).any(1)).tolist()
+    for part, found in zip(
+        _parted(lacking), pool.map(lambda part: [_read_anew(paths[i]) for i in part], _parted(lacking)), strict=True
+    ):
+        table[part, 5:] = np.frombuffer(b"".join(found), np.int64).reshape(-1, 4)
+    digests = [row.tobytes() for row in table[:, 5:]]
+    if lacking:
+        # One that may still change without a sign is read again the next time.
+        table[:, :5] = [state if settled(state) else [0] * 5 for state in states]
+        try:
+            with atomic_file(kept) as file:
+                np.save(file, table)
+        except OSError:
+            pass  # without a cache only the next reading is slower
+    return digests
+
+
+def _read_anew(path: Path) -> bytes:
+    found: bytes = _readable(_read_digest.__wrapped__, path)
+    return found
+
+
 def available_memory() -> int:
     """Return the bytes of memory that can be used without swapping."""
     import psutil
 
     return int(psutil.virtual_memory().available)
+
+
+def memory_allowed(limit: int | str | None) -> int:
+    """Return how many bytes of pixels may be held in memory: what is asked for, or half of what is free."""
+    return available_memory() // 2 if limit is None else bytes_of(limit)
 
 
 def require_memory(n_bytes: int, what: object) -> None:
@@ -133,11 +215,11 @@ def require_memory(n_bytes: int, what: object) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that appears at `path` only once it is complete."""
+    """Open a file for writing and reading that appears at `path` only once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        with part.open("xb") as file:
+        with part.open("x+b") as file:
             yield file
         part.replace(path)
     finally:
@@ -207,45 +289,20 @@ def read_idx_files(paths: Sequence[Path]) -> Raw:
     return Raw(x_train[:, None], y_train, x_test[:, None], y_test)
 
 
-def hold_out(raw: Raw, share: float, what: str) -> Raw:
-    """Make a share of each class's training images the test images, at least one; raises ConfigError.
-
-    They are those whose digests come first in order, so they are the same ones in any order of the images and whatever
-    the files are called, and an image more seldom changes the part of another one.
-    """
-    n = len(raw.y_train) - raw.n_validation
-    each = [hashlib.sha256(b"test share" + image.tobytes()).digest() for image in raw.x_train[:n]]
-    tested = np.zeros(len(raw.y_train), dtype=bool)
-    for label in np.unique(raw.y_train[:n]):
-        ids = sorted(np.flatnonzero(raw.y_train[:n] == label), key=each.__getitem__)
-        held = max(1, round(share * len(ids)))
-        if held >= len(ids):
-            name = label if raw.class_names is None or isinstance(label, str) else raw.class_names[label]
-            raise ConfigError(
-                f"{what}: test_share={share:g} of the {len(ids)} images of the class {name} leaves none to train on"
-            )
-        tested[ids[:held]] = True
-    return raw._replace(
-        x_train=raw.x_train[~tested],
-        y_train=raw.y_train[~tested],
-        x_test=raw.x_train[tested],
-        y_test=raw.y_train[tested],
-    )
-
-
 def find_npz(path: Path, *, held_out: bool = False) -> Found:
     """Return the data set in an NPZ file; reading it raises what read_npz raises."""
     return Found(str(path), [path], functools.partial(read_npz, path, held_out=held_out))
 
 
 def read_npz(path: Path, *, held_out: bool = False) -> Raw:
-    """Return the data set in an NPZ file: x_train, y_train, x_test, y_test and perhaps class_names.
+    """Return the data set in an NPZ file: x_train, y_train, x_test, y_test, perhaps class_names; or MedMNIST's names.
 
-    Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; labels are what check_labels() reads. Shapes and types are
+    Images are uint8 [N, H, W], [N, H, W, C] or [N, C, H, W]; other samples are floats [N, ...]; labels are what
+    check_labels() reads. Shapes and types are
     checked from the headers before the data are read. held_out: there are no x_test and y_test yet. Raises ConfigError
     for a wrong or damaged file.
     """
-    needed = ARRAYS[:2] if held_out else ARRAYS
+    needed: Sequence[str] = ARRAYS[:2] if held_out else ARRAYS
     try:
         with zipfile.ZipFile(path) as archive:
             # An archive that a Mac has packed anew holds a second file for each.
@@ -255,6 +312,8 @@ def read_npz(path: Path, *, held_out: bool = False) -> Raw:
                 names_there = [info.filename.removesuffix(".npy") for info in infos]
                 twice = next(name for name in names_there if names_there.count(name) > 1)
                 raise ConfigError(f"{path} has the array {twice!r} twice; each once is accepted")
+            if "train_images" in members:
+                return _read_medmnist(archive, path, members, held_out)
             for name in members:
                 if name not in (*ARRAYS, "class_names"):
                     raise ConfigError(f"{path}: {unknown('array', name, (*ARRAYS, 'class_names'))}")
@@ -272,11 +331,40 @@ def read_npz(path: Path, *, held_out: bool = False) -> Raw:
         raise
     except Exception as error:  # zipfile and numpy raise almost anything on a damaged archive
         raise ConfigError(f"{path} is not a readable NPZ file: {error or type(error).__name__}") from error
-    images = [to_nchw(arrays[name], f"{path}: {name}") for name in needed[::2]]
+    images = [to_samples(arrays[name], f"{path}: {name}") for name in needed[::2]]
     labels = [check_labels(arrays[name], f"{path}: {name}") for name in needed[1::2]]
     if held_out:
         images, labels = [images[0], images[0][:0]], [labels[0], labels[0][:0]]
     return Raw(images[0], labels[0], images[1], labels[1], None if names is None else tuple(names))
+
+
+def _read_medmnist(archive: zipfile.ZipFile, path: Path, members: Mapping[str, zipfile.ZipInfo], held_out: bool) -> Raw:
+    """Return the data set in an NPZ file with the names of MedMNIST (Yang et al. 2023, arXiv:2110.14795)."""
+    for name in members:
+        if name not in MEDMNIST:
+            raise ConfigError(f"{path}: {unknown('array', name, MEDMNIST)}")
+    if held_out and "test_images" in members:
+        raise ConfigError(f"{path} has test images of its own; leave test_share out")
+    parts = {}
+    for part in ("train", "val", "test"):
+        pair = f"{part}_images", f"{part}_labels"
+        there = [name for name in pair if name in members]
+        if len(there) == 1 or (not there and part != "val" and not (held_out and part == "test")):
+            lacking = next(name for name in pair if name not in members)
+            raise ConfigError(f"{path} has no array {lacking!r}; MedMNIST's names are {', '.join(MEDMNIST)}")
+        if there:
+            images, labels = (_read_member(archive, path, name, members[name]) for name in pair)
+            images, labels = to_samples(images, f"{path}: {pair[0]}"), check_labels(labels, f"{path}: {pair[1]}")
+            if len(images) != len(labels):
+                raise ConfigError(f"{path}: {pair[0]} has {len(images)} images, {pair[1]} {len(labels)} labels")
+            parts[part] = images, labels
+    (x_train, y_train), held = parts["train"], parts.get("val")
+    if held is not None:
+        if held[0].shape[1:] != x_train.shape[1:] or held[1].dtype.kind != y_train.dtype.kind:
+            raise ConfigError(f"{path}: val_images are unlike train_images, {held[0].shape} and {x_train.shape}")
+        x_train, y_train = np.concatenate([x_train, held[0]]), np.concatenate([y_train, held[1]])
+    x_test, y_test = parts.get("test", (x_train[:0], y_train[:0]))
+    return Raw(x_train, y_train, x_test, y_test, n_validation=0 if held is None else len(held[0]))
 
 
 def _read_member(archive: zipfile.ZipFile, path: Path, name: str, info: zipfile.ZipInfo) -> NDArray[Any]:
@@ -305,7 +393,7 @@ def _check_header(what: str, name: str, shape: tuple[int, ...], dtype: np.dtype[
     if name == "class_names":
         if dtype.kind not in "US" or len(shape) != 1 or dtype.itemsize == 0:
             raise ConfigError(f"{what} is {dtype} with the shape {shape}; expected one string for each class")
-    elif name.startswith("x"):
+    elif name.startswith("x") or name.endswith("images"):
         _check_images(what, shape, dtype)
     else:
         _check_label_type(what, shape, dtype)
@@ -313,9 +401,18 @@ def _check_header(what: str, name: str, shape: tuple[int, ...], dtype: np.dtype[
 
 def _check_images(what: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
     """Return whether the channels come last."""
+    if dtype.kind == "f":
+        if len(shape) < 2 or 0 in shape:
+            raise ConfigError(f"{what} is {dtype} with the shape {shape}; expected numbers [N, D] or [N, ...]")
+        if len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3):
+            raise ConfigError(
+                f"{what} is {dtype} with the shape {shape}, whose channels come last; of floats, channels first are "
+                "accepted, as transpose(0, 3, 1, 2) gives them"
+            )
+        return False
     if dtype != np.uint8:
-        hints = {"f": "; scale to 0..255 and round first", "i": "; convert those of 0..255 with astype('uint8')"}
-        raise ConfigError(f"{what} is {dtype}; expected uint8 images{hints.get(dtype.kind, '')}")
+        hint = "; convert images of 0..255 with astype('uint8')" if dtype.kind in "iu" else ""
+        raise ConfigError(f"{what} is {dtype}; expected uint8 images, or floats of any fixed shape{hint}")
     if len(shape) not in (3, 4):
         raise ConfigError(f"{what} has the shape {shape}; expected [N, H, W], [N, H, W, C] or [N, C, H, W]")
     if 0 in shape:
@@ -340,10 +437,20 @@ def _array(value: Any, what: str) -> NDArray[Any]:
         raise ConfigError(f"{what} is not an array ({error})") from error
 
 
-def to_nchw(images: Any, what: str) -> NDArray[np.uint8]:
-    """Return a view [N, C, H, W] of images [N, H, W], [N, H, W, C] or [N, C, H, W]; raises ConfigError."""
-    array = _array(images, what)
+def to_samples(samples: Any, what: str) -> NDArray[Any]:
+    """Return images [N, H, W], [N, H, W, C] or [N, C, H, W] as a view [N, C, H, W], or floats [N, ...] as float32.
+
+    Raises ConfigError for others, and for floats that are not finite.
+    """
+    array = _array(samples, what)
     channels_last = _check_images(what, array.shape, array.dtype)
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            numbers = np.asarray(array, np.float32)
+        for start, chunk in enumerate(chunks(numbers)):
+            if len(odd := np.flatnonzero(~np.isfinite(chunk).reshape(len(chunk), -1).all(1))):
+                raise ConfigError(f"{what}[{start * CHUNK + odd[0]}] holds a number that is not finite in float32")
+        return numbers
     if array.ndim == 3:
         return array[:, None]
     return array.transpose(0, 3, 1, 2) if channels_last else array

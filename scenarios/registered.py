@@ -82,7 +82,9 @@ class _Cut(ScenarioSpec):
         """Return the data set; the latest one stays in memory for the next run of the same process."""
         from clbench.scenarios.splits import load_once
 
-        return load_once(self.dataset, config.data.root, config.data.offline, self.image_size)
+        return load_once(
+            self.dataset, config.data.root, config.data.offline, self.image_size, memory_limit=config.data.memory_limit
+        )
 
     def cut(self, data: "Dataset", config: RunConfig, **given: Any) -> "Scenario":
         """Cut tasks from a data set as the options say; `given` are arguments of split() that override them."""
@@ -201,6 +203,10 @@ class Files(Split):
 
     test_share: TestShare = None
     skip_unreadable: SkipUnreadable = False
+    columns: Annotated[
+        str | None,
+        Field(description="of a table (CSV, Parquet, Arrow), such as image=file,label=kind,split=part"),
+    ] = None
 
     def build(self, config: RunConfig) -> "Scenario":
         """Read the files and cut the tasks; their content, not their name, identifies them."""
@@ -215,6 +221,8 @@ class Files(Split):
             self.image_size,
             test_share=self.test_share,
             skip_unreadable=self.skip_unreadable,
+            columns=self.columns,
+            memory_limit=config.data.memory_limit,
         )
         made = self.cut(data, config, name=Path(config.scenario).resolve().stem)
         return made.of(data.compared.fingerprint, data.compared.content)
@@ -437,10 +445,10 @@ class Rotated(_Cut):
         return made.of(data.compared.fingerprint, data.compared.content)
 
     def changed(self, data: "Dataset", tasks: int, seed: int) -> "Dataset":
-        """Return the images of all tasks; permuted_once() and rotated_once() make them known as the data's."""
-        from clbench.scenarios.domains import rotated_once
+        """Return the images of all tasks."""
+        from clbench.scenarios.domains import as_known, rotated
 
-        return rotated_once(data, tasks, seed)
+        return as_known(rotated(data, tasks, seed=seed), data)
 
 
 class RotatedMNIST(Rotated):
@@ -467,9 +475,9 @@ class Permuted(Rotated):
 
     def changed(self, data: "Dataset", tasks: int, seed: int) -> "Dataset":
         """Return the images of all tasks; padded to 32 x 32 by default, as van de Ven et al. do."""
-        from clbench.scenarios.domains import permuted_once
+        from clbench.scenarios.domains import as_known, permuted
 
-        return permuted_once(data, tasks, seed, 2 if self.padding is None else self.padding)
+        return as_known(permuted(data, tasks, seed=seed, pad=2 if self.padding is None else self.padding), data)
 
 
 class PermutedMNIST(Permuted):

@@ -13,6 +13,7 @@ from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.run import Setting
 from clbench.data.scenario import Images, ImageSet, Scenario, Task
+from clbench.data.sources import Changed, is_mapped, source_of
 from clbench.scenarios.class_orders import CLASS_ORDERS
 from clbench.scenarios.datasets import Dataset, find_dataset, read_dataset
 from clbench.scenarios.files import content_digests
@@ -248,9 +249,11 @@ def _blur(kept: list[Tensor], share: float, seed: int) -> list[Tensor]:
     return [torch.cat(parts).sort().values for parts in dealt]
 
 
-def _images(images: "np.ndarray[Any, Any]", classes: "np.ndarray[Any, Any]", output: Any, task_of: Any) -> Images:
+def _images(
+    images: "np.ndarray[Any, Any] | Changed", classes: "np.ndarray[Any, Any]", output: Any, task_of: Any
+) -> Images:
     return Images(
-        torch.from_numpy(_writable(images)),
+        images if isinstance(images, Changed) else source_of(images),
         torch.from_numpy(output[classes]),
         torch.from_numpy(np.require(classes, np.int64, ["C", "W"])),
         torch.from_numpy(task_of[classes]),
@@ -276,7 +279,15 @@ def _hold_out(train: Images, end: int, c: int, n: int, share: float, seed: int) 
 _latest: dict[str, tuple[object, Dataset]] = {}
 
 
-def load_once(dataset: str, data_root: str, offline: bool, image_size: int | None, **own: Any) -> Dataset:
+def load_once(
+    dataset: str,
+    data_root: str,
+    offline: bool,
+    image_size: int | None,
+    *,
+    memory_limit: int | str | None = None,
+    **own: Any,
+) -> Dataset:
     """Return load_dataset's data set; the latest one comes from memory while the content of its files is the same.
 
     own: test_share and skip_unreadable, for files of the user's own.
@@ -289,17 +300,17 @@ def load_once(dataset: str, data_root: str, offline: bool, image_size: int | Non
         return found
     digests = content_digests(found.paths)
     # The folder of an image is its class.
-    key = dataset, image_size, own, found.origin, list(map(str, found.paths)), digests
+    key = dataset, image_size, own, memory_limit, found.origin, list(map(str, found.paths)), digests
     latest = _latest.get("data")
     if latest is None or latest[0] != key or latest[1].compared.content != latest[1].checksums():
-        data = read_dataset(dataset, found, image_size, own.get("test_share"))
+        data = read_dataset(dataset, found, image_size, own.get("test_share"), memory_limit)
         if content_digests(found.paths) != digests:
             raise ConfigError(f"files of {found.origin} were changed while they were read; begin again")
-        laid_out = replace(data, x_train=_writable(data.x_train), x_test=_writable(data.x_test))
+        laid_out = replace(data, x_train=_writable(np.asarray(data.x_train)), x_test=_writable(np.asarray(data.x_test)))
         vars(laid_out)["compared"] = data.compared  # of the same values, so they are not digested again
         _latest["data"] = latest = key, laid_out
     return latest[1]
 
 
 def _writable(array: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-    return np.require(array, requirements=["C", "W"])
+    return array if is_mapped(array) else np.require(array, requirements=["C", "W"])

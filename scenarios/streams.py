@@ -63,20 +63,21 @@ def join(sets: Sequence[Dataset], *, names: Sequence[str] | None = None, image_s
     kinds = {data.x_train.dtype for data in sets}
     if len(kinds) > 1:
         raise ConfigError(f"a stream of {', '.join(names)} mixes {', '.join(map(str, kinds))}; one of them is accepted")
+    arrays = [np.asarray(data.x_train) for data in sets]
     n_values = sum(len(data.x_train) + len(data.x_test) for data in sets) * int(np.prod(shape, dtype=object))
-    require_memory(n_values * sets[0].x_train.itemsize, f"a stream of {', '.join(names)}")
+    require_memory(n_values * arrays[0].itemsize, f"a stream of {', '.join(names)}")
     firsts = np.cumsum([0, *(len(data.class_names) for data in sets)])
     held = [len(data.x_train) - data.n_validation for data in sets]
     # A validation split is at the end, so that of all sets is behind the training images of all sets.
-    train = [(data.x_train[:n], data.y_train[:n]) for data, n in zip(sets, held, strict=True)]
-    train += [(data.x_train[n:], data.y_train[n:]) for data, n in zip(sets, held, strict=True)]
+    train = [(x[:n], data.y_train[:n]) for x, data, n in zip(arrays, sets, held, strict=True)]
+    train += [(x[n:], data.y_train[n:]) for x, data, n in zip(arrays, sets, held, strict=True)]
     x_train = _all([images for images, _ in train], shape)
     mean, std = _mean_and_std(x_train[: sum(held)])
     return Dataset(
         "stream",
         x_train,
         np.concatenate([labels + firsts[i % len(sets)] for i, (_, labels) in enumerate(train)]),
-        _all([data.x_test for data in sets], shape),
+        _all([np.asarray(data.x_test) for data in sets], shape),
         np.concatenate([data.y_test + first for data, first in zip(sets, firsts, strict=False)]),
         tuple(f"{name}: {c}" for name, data in zip(names, sets, strict=True) for c in data.class_names),
         mean,

@@ -7,7 +7,7 @@ from pydantic import Field
 from clbench.config.run import RunConfig
 from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario
-from clbench.learning.projection import gradient_of, gradients, project, replace_gradients
+from clbench.learning.projection import gradients, project, replace_gradients
 from clbench.learning.strategy import Strategy, Traits
 from clbench.learning.trainer import refuse_single_image
 
@@ -44,5 +44,6 @@ class AGEM(Strategy):
         if replayed is None:
             return
         parameters = [p for p in self.trainable().values() if p.grad is not None]
-        reference = gradient_of(self.classification_loss(self.model(replayed.images), replayed), parameters)
+        loss = self.classification_loss(self.model(replayed.images), replayed)
+        reference = self.gradient_of(loss, parameters)
         replace_gradients(parameters, project(gradients(parameters), reference))

@@ -41,9 +41,11 @@ class DGR(Strategy):
     latent: Annotated[int, Field(ge=1), Choices(5, 20, 100)] = 100
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
-        """Replayed samples can be of any class seen so far."""
+        """Replayed samples can be of any class seen so far, and their pixels are between 0 and 1."""
         if config.training.loss_outputs != "seen":
             raise ConfigError(f"dgr can't work with loss_outputs={config.training.loss_outputs!r}; 'seen' is accepted")
+        if not scenario.of_images:
+            raise ConfigError("dgr generates images of bytes, and the samples are floats; images are accepted")
 
     def begin_run(self) -> None:
         """Draw the generator."""

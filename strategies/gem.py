@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
 from clbench.data.scenario import ImageSet
-from clbench.learning.projection import gradient_of, gradients, project_on_cone, replace_gradients
+from clbench.learning.projection import gradients, project_on_cone, replace_gradients
 from clbench.learning.strategy import Strategy, Strength, Traits
 
 
@@ -50,5 +50,5 @@ class GEM(Strategy):
         total = torch.zeros((), device=self.device)
         for batch in self.passes(data.subset(index)):
             loss = self.classification_loss(self.model(batch.images), batch)
-            total = total + len(batch) / len(index) * gradient_of(loss, parameters)
+            total = total + len(batch) / len(index) * self.gradient_of(loss, parameters)
         return total

@@ -55,6 +55,8 @@ class ICaRL(Taught):
             )
         if config.training.loss_outputs == "new":
             raise ConfigError("icarl has no use for loss_outputs='new'; 'seen' and 'all' are accepted")
+        if self.flip_means and not scenario.of_images:
+            raise ConfigError("icarl[flip_means=true] mirrors images, and the samples are floats; false is accepted")
 
     def begin_run(self) -> None:
         """Before the first task there are no class means."""

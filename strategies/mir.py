@@ -36,7 +36,9 @@ class MIR(ER):
         if drawn is None:
             return None
         weights = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        gradient = torch.autograd.grad(self._losses(weights, batch).mean(), list(weights.values()))
+        flat = self.gradient_of(self._losses(weights, batch).mean(), list(weights.values()))
+        parts = flat.split([w.numel() for w in weights.values()])
+        gradient = [part.view(w.shape) for part, w in zip(parts, weights.values(), strict=True)]
         with torch.no_grad():
             before = self._losses(weights, drawn)
             moved = torch._foreach_sub(list(weights.values()), gradient, alpha=self.progress.learning_rate)

@@ -46,7 +46,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the reader's own data: mine.npz and photos/, four classes that differ in brightness."""
+    """A folder with the reader's own data: arrays, vectors and photos of four classes that differ in brightness."""
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
@@ -61,6 +61,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).resize((40, 36)).save(file)
     np.savez("mine.npz", **data)
+    digits = np.repeat(np.arange(10), 6)
+    vectors = random.normal(digits[:, None], 1, (60, 64))
+    np.savez("vectors.npz", x_train=vectors, y_train=digits, x_test=vectors + 0.1, y_test=digits)
     # The same photos without a test of their own.
     shutil.copytree("photos/train", "holiday")
     # The grid of docs/sweeps.md, with one seed and little to do.

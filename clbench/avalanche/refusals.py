@@ -7,6 +7,7 @@ from typing import Any
 from clbench.avalanche.honoured import HONOURED
 from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig, fields
+from clbench.data.augment import ON_UINT8
 from clbench.data.scenario import Scenario
 from clbench.learning.strategy import Strategy
 
@@ -22,6 +23,11 @@ def refuse(config: RunConfig, scenario: Scenario, name: str, kind: type[Strategy
         default = fields()[option].default
         if option not in HONOURED and value != default and (option, value) != ("checkpoint_every", "task"):
             raise ConfigError(f"{config.strategy} can't honour {option}={value}; leave it at {default}")
+    if config.data.augment in ON_UINT8:
+        raise ConfigError(
+            f"{config.strategy} augments images that are normalised already, which augment={config.data.augment!r} "
+            "can't; crop-flip, crop, flip and resized-crop-flip are accepted"
+        )
     outputs = "all" if config.model.head == "full" and scenario.setting == "class" else "seen"
     if config.training.loss_outputs != outputs:
         raise ConfigError(

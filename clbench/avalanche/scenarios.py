@@ -105,6 +105,8 @@ def to_benchmark(scenario: Scenario) -> Any:
             "tasks=5), is accepted"
         )
     scenario.check()
+    if not scenario.of_images:
+        raise ConfigError("the scenario's samples are floats; Avalanche's benchmarks are made of images of bytes")
     plain = [transforms.ConvertImageDtype(torch.float32), transforms.Normalize(scenario.mean, scenario.std)]
     random = [make(scenario.image_shape[1:]) for kind, make in _RANDOM.items() if kind in scenario.augment.split("-")]
     groups = TransformGroups({"train": transforms.Compose([*random, *plain]), "eval": transforms.Compose(plain)})

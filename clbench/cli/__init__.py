@@ -15,6 +15,7 @@ import typer
 from clbench.cli.before import plan_verb, pretrain_verb, tune_verb
 from clbench.cli.caching import cache_verb
 from clbench.cli.console import end
+from clbench.cli.datasets import data_verb
 from clbench.cli.help import Verb
 from clbench.cli.listing import list_verb
 from clbench.cli.reading import check_verb, describe_verb, report_verb, watch_verb
@@ -39,6 +40,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "check": check_verb,
     "list": list_verb,
     "cache": cache_verb,
+    "data": data_verb,
 }
 
 app = typer.Typer(

@@ -74,7 +74,7 @@ def scenario_options() -> dict[str, Any]:
 
 
 # The options that make a scenario, and the model, which may see its images in a size of its own.
-DESCRIBED = (*scenario_options(), "validation", "seed", "data_root", "offline", "model")
+DESCRIBED = (*scenario_options(), "validation", "seed", "data_root", "offline", "memory_limit", "model")
 
 
 def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:

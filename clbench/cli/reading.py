@@ -118,7 +118,8 @@ def describe_verb(
     from rich.table import Table
 
     title = plain(one_line(made.name, 200))
-    table = Table(title=f"{title}, {made.setting}-incremental, images {'x'.join(map(str, made.image_shape))}")
+    kind = "images" if made.of_images else "samples"
+    table = Table(title=f"{title}, {made.setting}-incremental, {kind} {'x'.join(map(str, made.image_shape))}")
     for column in ("task", "original classes", "head outputs", "train", "validation", "test"):
         table.add_column(column, justify="left" if "s" in column[-1:] else "right")
     for row in rows:

@@ -59,6 +59,7 @@ def run_verb(
         )
     check_tracker(track)
     from clbench.running.display import Display, Named
+    from clbench.running.group import follows, refuse_many
     from clbench.running.resolve import prepare, resolve
     from clbench.running.run import execute, folder_of
 
@@ -67,6 +68,7 @@ def run_verb(
         raise ConfigError(f"{' '.join(names)}: with --like one strategy or none is accepted; compare takes several")
     config, tasks = prepare(resolve(scenario, names[0], fields))
     if overfit is not None:
+        refuse_many("--overfit")
         from clbench.tools.overfit import learn_by_heart
 
         learnt = learn_by_heart(config, tasks, overfit)
@@ -83,7 +85,7 @@ def run_verb(
     if resume:
         folder.note_nothing_to_continue()
     try:
-        with Display({folder.path: Named(config.label, config.seed)}, quiet=quiet or as_json):
+        with Display({folder.path: Named(config.label, config.seed)}, quiet=quiet or as_json or follows()):
             result = execute(config, tasks, folder, resume=resume, force=force, track=track)
     except Exception as error:
         from clbench.tools.explain import explain, is_device_error
@@ -92,6 +94,8 @@ def run_verb(
             raise
         hint = "--resume --explain-on-cpu replays it on the CPU, where errors are clear"
         raise RunError(explain(folder.path) if explain_on_cpu else f"{str(error).splitlines()[0]}; {hint}") from error
+    if follows():
+        return  # the process that leads says what came of it
     if as_json:
         print(json.dumps(result.record))
         return

@@ -49,6 +49,11 @@ def give(kind: str, cls: type) -> str:
     return name
 
 
+def handed_over(names: Mapping[str, str]) -> dict[str, type]:
+    """Return the classes that were handed over in Python among those that are named, by kind."""
+    return {kind: _given[kind, name] for kind, name in names.items() if (kind, name) in _given}
+
+
 def is_known(kind: str, name: str) -> bool:
     """Whether a name is that of a class handed over, or registered."""
     return (kind, name) in _given or bool(_registered(kind, name))

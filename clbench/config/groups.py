@@ -12,6 +12,21 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 # A shell leaves `~` as it is in quotes, and a file of options knows no shell.
 Place = Annotated[str, AfterValidator(os.path.expanduser)]
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+
+
+def bytes_of(size: int | str) -> int:
+    """Return the bytes of a size such as 4GB, 500MB or 2GiB; raises ValueError."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]I?B|)", str(size).strip().upper(), re.ASCII)
+    number = int(float(found[1]) * UNITS[found[2]]) if found else 0
+    if not 0 < number < 2**63:
+        raise ValueError(f"memory_limit={str(size)[:40]} given, a size such as 4GB or 500MB accepted")
+    return number
 
 
 class Group(BaseModel):
@@ -64,11 +79,28 @@ class DataConfig(Group):
         default="channel",
         description="subtract the mean and divide by the deviation per channel; subtract the mean image; or neither",
     )
-    augment: Literal["none", "crop-flip", "crop", "flip"] = Field(
-        default="none", description="random crop (padding 4) and flip of the training images, or one of them"
+    augment: Literal["none", "crop-flip", "crop", "flip", "resized-crop-flip", "colour-jitter", "randaugment"] = Field(
+        default="none",
+        description="random crop (padding 4) and flip of the training images, or one of them; an enlarged part and "
+        "flip; brightness, contrast and saturation; or RandAugment",
     )
     root: Place = Field(default="data", alias="data_root", description="folder in which data sets are looked for")
     offline: bool = Field(default=False, description="never download data or weights")
+    memory_limit: int | str | None = Field(
+        default=None,
+        description="pixels held in memory at most, such as 4GB; more stay on disk (folders: half of what is free)",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.memory_limit is not None:
+            bytes_of(self.memory_limit)
+        if self.augment in ("colour-jitter", "randaugment") and self.normalize == "pixel-mean":
+            raise ValueError(
+                f"augment={self.augment!r} changes colours, and normalize='pixel-mean' leaves none to an augmentation; "
+                "normalize='channel' is accepted"
+            )
+        return self
 
 
 class TrainingConfig(Group):
@@ -221,6 +253,15 @@ class EngineConfig(Group):
         default=None,
         description="CPU threads, by default 1 in compare and sweep and else torch's number; part of what fixes "
         "the numbers",
+    )
+    processes: Annotated[int, Field(ge=1, le=4096)] = Field(
+        default=1,
+        description="processes that share the work of one run on this machine, each with its part of the threads, or a "
+        "GPU of its own",
+    )
+    accumulate: Annotated[int, Field(ge=1, le=10**6)] = Field(
+        default=1,
+        description="slices in which a batch goes through the network, so that the activations of one fit into memory",
     )
     checkpoint_every: Annotated[float, Field(gt=0)] | Literal["epoch", "task"] | str = Field(
         default=10.0,

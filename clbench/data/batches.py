@@ -9,6 +9,7 @@ from torch import Tensor
 from clbench.config.run import RunConfig
 from clbench.data.augment import AUGMENTATIONS
 from clbench.data.scenario import Images, ImageSet, Scenario
+from clbench.data.sources import Mapped, Source, parts
 from clbench.support.streams import stream
 
 # Images in one forward pass without gradients: large enough to fill two cores, small enough for a laptop.
@@ -21,8 +22,9 @@ CONVOLVING_PASS_SIZE = 128
 class Batch:
     """Samples of one step; all tensors but `ids` are on the device.
 
-    images: float [B, C, H, W], augmented and normalised; or the features of a frozen network, float [B, D], where they
-        are computed once (Strategy.frozen_features). originals: uint8 [B, C, H, W].
+    images: float [B, C, H, W], augmented and normalised, or other samples, [B, ...]; or the features of a frozen
+        network, float [B, D], where they are computed once (Strategy.frozen_features).
+    originals: uint8 [B, C, H, W], or other samples, float32 [B, ...].
     labels: head outputs, int64 [B]; tasks: int64 [B]; ids: int64 [B], on the CPU.
     active: the outputs that compete in the loss; a slice, or bool [B, outputs] if they differ between samples.
     """
@@ -66,15 +68,16 @@ class Pipeline:
         self.scenario, self.config, self.device = scenario, config, device
         self._train = self._move(scenario.train)
         self._test = self._move(scenario.test)
-        shape = (1, -1, 1, 1)
+        shape = (1, -1, *[1] * (len(scenario.image_shape) - 1))
+        unit = 255 if scenario.of_images else 1
         mean, std = torch.tensor(scenario.mean), torch.tensor(scenario.std)
         if config.data.normalize != "channel":
             mean, std = torch.zeros_like(mean), torch.ones_like(std)
-        # (x / 255 - mean) / std as one multiplication and one addition.
-        self._scale = (1 / (255 * std)).view(shape).to(device)
+        # (x / 255 - mean) / std, or (x - mean) / std of floats, as one multiplication and one addition.
+        self._scale = (1 / (unit * std)).view(shape).to(device)
         self._shift = (-mean / std).view(shape).to(device)
         if config.data.normalize == "pixel-mean":
-            self._shift = (-_mean_image(scenario.train.images) / 255)[None].to(device)
+            self._shift = (-_mean_image(scenario.train.images) / unit)[None].to(device)
         self.pass_size = PASS_SIZE
         self._augment = AUGMENTATIONS[config.data.augment]
         self._own = torch.zeros(len(scenario.tasks), scenario.n_outputs, dtype=torch.bool)
@@ -90,14 +93,14 @@ class Pipeline:
         )
 
     def normalize(self, originals: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] on the device -> normalised float32 of the same shape."""
+        """uint8 [B, C, H, W], or float32 [B, ...], on the device -> normalised float32 of the same shape."""
         # In place, because addcmul of uint8 with broadcasting takes twenty times as long on a CPU.
-        return originals.float().mul_(self._scale).add_(self._shift)
+        return originals.to(torch.float32, copy=True).mul_(self._scale).add_(self._shift)
 
     def batch(self, ids: Tensor, active: slice | Tensor, keys: tuple[int | str, ...] | None) -> Batch:
         """Cut a batch of training samples; `keys` names the augmentation stream, None means no augmentation."""
         index = ids.to(self.device, non_blocking=True)
-        originals = self._train.images.index_select(0, index)
+        originals = self._train.images.index_select(0, ids if isinstance(self._train.images, Mapped) else index)
         if self.train_features is not None:
             images = self.train_features.of(index)
         elif self._augment is not None and keys is not None:
@@ -130,7 +133,8 @@ class Pipeline:
             if self.test_features is not None:
                 images = self.test_features.of(index)
             else:
-                images = self.normalize(self._test.images.index_select(0, index))
+                place = part if isinstance(self._test.images, Mapped) else index
+                images = self.normalize(self._test.images.index_select(0, place))
             yield images, self._test.labels.index_select(0, index), index
 
     def _parts(self, ids: Tensor) -> tuple[Tensor, ...]:
@@ -159,9 +163,9 @@ class Pipeline:
         return table[tasks].to(self.device, non_blocking=True)
 
 
-def _mean_image(images: Tensor) -> Tensor:
+def _mean_image(images: Source) -> Tensor:
     """Return the mean of images, uint8 [N, C, H, W] -> float32 [C, H, W], in parts that fit into memory."""
     total = torch.zeros(images.shape[1:], dtype=torch.float64)
-    for part in images.split(4096):
+    for part in parts(images):
         total += part.double().sum(0)
     return (total / max(len(images), 1)).float()

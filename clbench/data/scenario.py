@@ -15,6 +15,7 @@ from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, RunError, shown
 from clbench.config.plain import listed
 from clbench.config.run import Setting
+from clbench.data.sources import Changed, Mapped, Source, held, is_mapped, parts
 from clbench.support.surroundings import by_default
 
 
@@ -22,11 +23,12 @@ from clbench.support.surroundings import by_default
 class Images:
     """All images of one split, each once; a sample's id is its row here.
 
-    images: uint8 [N, C, H, W]; labels: head outputs, classes: original classes, tasks: all int64 [N] on the CPU.
-    A sample whose class is in no task has label and task -1.
+    images: uint8 [N, C, H, W], or other samples, float32 [N, ...]: a tensor or another source.
+    labels: head outputs, classes: original classes, tasks: all int64 [N] on the CPU. A sample whose class is in no task
+        has label and task -1.
     """
 
-    images: Tensor
+    images: Source
     labels: Tensor
     classes: Tensor
     tasks: Tensor
@@ -71,8 +73,8 @@ class ImageSet:
 
     @property
     def images(self) -> Tensor:
-        """The original images, uint8 [n, C, H, W]."""
-        return self._open().images[self._ids]
+        """The original images, uint8 [n, C, H, W], or other samples, float32 [n, ...]."""
+        return self._open().images.index_select(0, self._ids)
 
     @property
     def labels(self) -> Tensor:
@@ -127,7 +129,7 @@ class Task:
 class Scenario:
     """An ordered list of tasks cut from one data set.
 
-    mean, std: per channel, of images / 255.
+    mean, std: per channel, of images / 255; of other samples as they are, per index of their first axis.
     fingerprint: digest of the data that it was cut from, if its name does not identify them.
     augment: the default augmentation of its runs.
     published: whether its name identifies the data, because they are those that were published under it.
@@ -154,10 +156,14 @@ class Scenario:
         return [c for task in self.tasks for c in task.classes]
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        c, h, w = self.train.images.shape[1:]
-        return c, h, w
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image, or the shape of another sample."""
+        return tuple(self.train.images.shape[1:])
+
+    @property
+    def of_images(self) -> bool:
+        """Whether the samples are images of bytes; others are floats of any shape."""
+        return self.train.images.dtype == torch.uint8
 
     @property
     def n_outputs(self) -> int:
@@ -197,8 +203,8 @@ class Scenario:
         return self._claimed is not None and self._claimed == self._checksums()
 
     def _checksums(self) -> tuple[int, ...]:
-        parts = [tensor.numpy() for part in (self.train, self.test) for tensor in (part.images, part.classes)]
-        return checksums(*parts, scale=(self.mean, self.std))
+        held = [part for images in (self.train, self.test) for part in (images.images, images.classes)]
+        return checksums(*held, scale=(self.mean, self.std))
 
     @by_default()
     def check(self) -> None:
@@ -222,6 +228,11 @@ class Scenario:
             raise ConfigError("the scenario has no task; one or more is accepted")
         for part, images in (("train", self.train), ("test", self.test)):
             _check_images(part, images)
+        if self.test.images.dtype != self.train.images.dtype:
+            raise ConfigError(
+                f"the scenario's training images are {self.train.images.dtype} and its test images "
+                f"{self.test.images.dtype}; one type is accepted"
+            )
         if (shape := self.test.images.shape[1:]) != self.train.images.shape[1:]:
             raise ConfigError(
                 f"the scenario's training images are {list(self.image_shape)} and its test images {list(shape)}; "
@@ -324,8 +335,7 @@ class Scenario:
     def content(self) -> str:
         """Return a digest of the images, their original classes and their normalisation, however they are cut."""
         scale = [list(map(float, values)) for values in (self.mean, self.std)]
-        parts = (self.train, self.test)
-        return _digest(repr(scale), *(tensor for part in parts for tensor in (part.images, part.classes)))
+        return _digest(repr(scale), *(p for part in (self.train, self.test) for p in (part.images, part.classes)))
 
     @by_default()
     def describe(self) -> list[dict[str, Any]]:
@@ -350,30 +360,44 @@ class Scenario:
         ]
 
 
-def checksums(*arrays: Any, scale: object) -> tuple[int, ...]:
-    """Return checksums (CRC-32) of arrays and of their normalisation: they tell quickly whether something was changed.
+def checksums(*sources: Any, scale: object) -> tuple[int, ...]:
+    """Return checksums (CRC-32) of sources or arrays and of their normalisation, which tell quickly of a change.
 
     Digests identify data; these only notice what is written into arrays whose digest is known.
     """
-    parts = [*(array.data if array.flags.c_contiguous else array.tobytes() for array in arrays), repr(scale).encode()]
-    return tuple(map(zlib.crc32, parts))
+    arrays = [array for source in sources for array in held(source)]
+    return tuple(map(zlib.crc32, [*map(_checked_part, arrays), repr(scale).encode()]))
+
+
+def _checked_part(array: Any) -> Any:
+    if is_mapped(array):
+        # Nothing can be written into it, and to read it takes as long as the disk takes.
+        return f"{array.filename} {array.ctypes.data} {array.shape}".encode()
+    return array.data if array.flags.c_contiguous else array.tobytes()
 
 
 def _check_images(part: str, images: object) -> None:
-    """Refuse what does not hold uint8 [N, C, H, W] and int64 [N] on the CPU."""
+    """Refuse what does not hold uint8 [N, C, H, W], or float32 [N, ...], and int64 [N] on the CPU."""
     if not isinstance(images, Images):
         raise ConfigError(f"the scenario's {part} is {shown(images)}; an Images is accepted")
     for name in ("images", "labels", "classes", "tasks"):
         tensor, of_images = getattr(images, name), name == "images"
+        if of_images and isinstance(tensor, Changed | Mapped) and len(tensor):
+            continue
         if isinstance(tensor, Tensor):
             given = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-            fits = tensor.ndim == 4 and tensor.numel() if of_images else tensor.shape == images.images.shape[:1]
             usual = tensor.device.type == "cpu" and tensor.layout == torch.strided
-            if fits and usual and tensor.dtype == (torch.uint8 if of_images else torch.int64):
+            if not of_images:
+                fits = tensor.shape == images.images.shape[:1] and tensor.dtype == torch.int64
+            elif tensor.dtype == torch.float32:
+                fits = tensor.ndim >= 2 and tensor.numel() > 0
+            else:
+                fits = tensor.ndim == 4 and tensor.numel() > 0 and tensor.dtype == torch.uint8
+            if fits and usual:
                 continue
         else:
             given = shown(tensor)
-        accepted = "uint8 [N, C, H, W]" if of_images else "int64 [N], one for each image,"
+        accepted = "uint8 [N, C, H, W] or float32 [N, ...]" if of_images else "int64 [N], one for each image,"
         raise ConfigError(f"the scenario's {part}.{name} are {given}; {accepted} on the CPU is accepted")
 
 
@@ -384,15 +408,16 @@ def _check_scale(mean: Sequence[float], std: Sequence[float], channels: int) -> 
         raise ConfigError(f"the scenario has mean={mean} and std={std}; finite numbers, std above 0, are accepted")
 
 
-def _digest(*parts: str | Tensor) -> str:
-    """Return 32 hexadecimal digits that identify texts and tensors (BLAKE2b)."""
+def _digest(*of: str | Source) -> str:
+    """Return 32 hexadecimal digits that identify texts and samples (BLAKE2b)."""
     state = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        if isinstance(part, str):
-            state.update(part.encode())
+    for item in of:
+        if isinstance(item, str):
+            state.update(item.encode())
         else:
-            state.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            state.update(part.contiguous().numpy().data)
+            state.update(f"{item.dtype} {tuple(item.shape)}".encode())
+            for part in parts(item):
+                state.update(part.contiguous().numpy().data)
     return state.hexdigest()
 
 

@@ -3,7 +3,7 @@
 import copy
 import difflib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from types import FunctionType
@@ -22,12 +22,14 @@ from clbench.config.run import RunConfig, Setting, fields
 from clbench.config.space import Log, declared
 from clbench.data.batches import CONVOLVING_PASS_SIZE, Batch, Pipeline
 from clbench.data.scenario import ImageSet, Scenario, Task
+from clbench.learning import projection
 from clbench.learning.losses import cross_entropy
 from clbench.learning.memory import MEMORIES, Memory
 from clbench.models import build_model
 from clbench.models.network import Network
 from clbench.models.weights import load_backbone
 from clbench.support.finite import not_finite
+from clbench.support.processes import ALONE, Processes
 from clbench.support.streams import global_streams, stream, stream_seed
 
 Terms = Tensor | dict[str, Tensor]
@@ -170,6 +172,7 @@ class Context:
     device: torch.device
     progress: Progress
     logged: dict[str, float] = field(default_factory=dict)
+    processes: Processes = ALONE
 
     def options_in_force(self) -> dict[str, Any]:
         """Return the hyper-parameters of the strategy that the config gives for the task under way."""
@@ -391,6 +394,15 @@ class Strategy:
         p.replayed += n
         return self._context.pipeline.batch(ids, self.active_outputs(ids), (name, p.task, p.stage, p.epoch, p.step))
 
+    def gradient_of(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Return the gradient of a loss as one vector [P], zero where it does not depend on a parameter; `.grad` stays.
+
+        It is that of the whole batch, which torch.autograd.grad is not where several processes share it.
+        """
+        gradient = projection.gradient_of(loss, parameters)
+        self._context.processes.average_([gradient])
+        return gradient
+
     def passes(self, data: ImageSet) -> Iterator[Batch]:
         """Walk over samples in order, in large batches without augmentation."""
         return self._context.pipeline.passes(data, self.active_outputs)
@@ -508,7 +520,7 @@ def eval_mode(strategy: Strategy) -> Iterator[None]:
             layer.training = training
 
 
-def initial_model(config: RunConfig, image_shape: tuple[int, int, int], task: int) -> Network:
+def initial_model(config: RunConfig, image_shape: tuple[int, ...], task: int) -> Network:
     """Return a model as initialised by the stream of `task` or by given weights, without outputs."""
     seed = stream_seed(config.seed, "initialisation", task)
     model = build_model(config.model.name, image_shape, seed, config.code)

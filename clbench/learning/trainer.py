@@ -21,6 +21,7 @@ from clbench.learning.early_stopping import validation_loss
 from clbench.learning.fit import Fit, Tally, are_finite
 from clbench.learning.importance import grown, is_part
 from clbench.learning.returned import decays, loss_of, loss_terms, penalty_term, require_gradient
+from clbench.learning.shared import digest
 from clbench.learning.strategy import Context, Stage, Strategy, call_hook, initial_model
 from clbench.models import inserted
 from clbench.models.network import NEEDS_TWO, Network, blocks_of, takes_one_image
@@ -171,6 +172,7 @@ class Trainer:
         # A device may still be at work on the last steps, whose time is part of the epoch's.
         fit.read_losses(progress, self.saved)
         fit.tally.seconds += time.perf_counter() - started
+        self._demand_agreement()
         return self.record(fit)
 
     def _step(self, fit: Fit, ids: Tensor) -> None:
@@ -240,6 +242,7 @@ class Trainer:
         # torch compiles the backward pass when it is first asked for.
         with nullcontext() if self._compiled is None else self._compiled.unlogged():
             reduce(add, terms.values()).backward()
+            self.context.processes.average_([p.grad for p in fit.trained.values() if p.grad is not None])
             if skips and not are_finite(terms, fit.trained):
                 return False
             call_hook(self.strategy, "after_backward", batch)
@@ -307,6 +310,16 @@ class Trainer:
         if self.config.training.on_nan == "skip":
             record.skipped = tally.skipped
         return record
+
+    def _demand_agreement(self) -> None:
+        """Raise RunError where the processes of the run have come to learn different things."""
+        processes = self.context.processes
+        if processes.size > 1 and not processes.agree(digest(self.strategy)):
+            raise RunError(
+                f"the {processes.size} processes of the run have come to differ in task {self.context.progress.task}, "
+                f"as {self.config.strategy} or its network computes a gradient or a statistic from a part of the batch "
+                "alone; self.gradient_of(loss, parameters), or processes=1, is accepted"
+            )
 
     def _demand_compiled(self, compiled: CompiledFeatures) -> None:
         """Raise ConfigError where what is trained has nothing of the compiled network in it."""

@@ -41,7 +41,7 @@ def require_ray() -> None:
 
 
 def on_ray(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcome]], cluster: Cluster) -> Iterator[Outcome]:
-    """Do the work on the cluster and yield outcomes as they come; each run gets the CPUs of its `threads`."""
+    """Do the work on the cluster and yield outcomes as they come; each run gets the CPUs of its threads."""
     require_ray()
     import ray
 
@@ -67,7 +67,7 @@ def on_ray(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcome]], c
         try:
             for item, do in zip(items, work, strict=True):
                 options = remote.options(
-                    num_cpus=item.config.engine.threads,
+                    num_cpus=_cpus(item),
                     num_gpus=cluster.gpus_per_run,
                     max_retries=RETRIES,
                     name=item.config.label,
@@ -145,10 +145,15 @@ def _in_folder(place: str, do: Callable[[], Outcome]) -> Outcome:
     return do().without_classes()
 
 
+def _cpus(item: PlannedRun) -> int:
+    """Return the CPUs of a run: one for each thread, and for each process at least."""
+    return max(item.config.engine.threads or 1, item.config.engine.processes)
+
+
 def _warn_of_waiting(items: Sequence[PlannedRun], cluster: Cluster) -> None:
     import ray
 
-    cpus = max(item.config.engine.threads or 1 for item in items)
+    cpus = max(map(_cpus, items))
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= cluster.gpus_per_run for node in nodes):
         warnings.warn(

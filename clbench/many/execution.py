@@ -29,6 +29,7 @@ from clbench.results.result import Result
 from clbench.running.check import check, check_model
 from clbench.running.display import Display, Named
 from clbench.running.folder import RunFolder, announce, default_folder, make_folder, superseded, withdraw
+from clbench.running.group import refuse_many
 from clbench.running.observer import Observer
 from clbench.running.process import process_settings
 from clbench.running.recorder import new_record, other_packages
@@ -152,6 +153,7 @@ def run_planned(
     """
     if jobs < 1:
         raise ConfigError(f"jobs={jobs} given, 1 or more accepted")
+    refuse_many("several runs")
     if track is not None:
         from clbench.running.tracking import require_tracker
 

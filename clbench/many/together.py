@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 def refuse_together(
-    config: RunConfig, kind: type[Strategy], image_shape: tuple[int, int, int], possible: Sequence[str]
+    config: RunConfig, kind: type[Strategy], image_shape: tuple[int, ...], possible: Sequence[str]
 ) -> None:
     """Raise ConfigError unless a configuration's seeds can be trained together; `possible`: the strategies that can."""
     hooks = (kind.after_backward is Strategy.after_backward) and (kind.after_step is Strategy.after_step)
@@ -55,6 +55,8 @@ def refuse_together(
         ),
         ("on_nan", training.on_nan, "stop"),
         ("compile", engine.compile, "none"),
+        ("processes", engine.processes, 1),
+        ("accumulate", engine.accumulate, 1),
         # Rates, numbers of steps and sizes of tasks would differ from seed to seed.
         ("schedule", "plateau" if training.schedule == "plateau" else None, None),
         (
@@ -70,7 +72,7 @@ def refuse_together(
     _refuse_model(config, image_shape)
 
 
-def _refuse_model(config: RunConfig, image_shape: tuple[int, int, int]) -> None:
+def _refuse_model(config: RunConfig, image_shape: tuple[int, ...]) -> None:
     """Raise ConfigError unless copies of a network can train in one batch; two of them try, on two images each."""
     name = config.model.name
     model = build_model(name, image_shape, 0, config.code)

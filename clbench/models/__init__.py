@@ -23,9 +23,7 @@ __all__ = ["Head", "Network", "build_model", "from_module"]
 
 @checked
 @undisturbed()
-def build_model(
-    spec: str, image_shape: tuple[int, int, int], seed: int, code: Mapping[str, str] | None = None
-) -> Network:
+def build_model(spec: str, image_shape: tuple[int, ...], seed: int, code: Mapping[str, str] | None = None) -> Network:
     """Build a model for images of shape [C, H, W]; its weights are a function of the arguments alone.
 
     spec: `NAME`, `NAME:400-400` (the widths of an mlp or conv), `NAME[key=value,...]`, or the last two together; names
@@ -37,9 +35,14 @@ def build_model(
     The random streams of torch do not move. Raises ConfigError for an unknown name or option, for a value out of range
     and for what can't be built.
     """
-    if min(image_shape) < 1:
+    if not image_shape or min(image_shape) < 1:
         raise ConfigError(f"image_shape={shown(image_shape)} given; [C, H, W] of 1 or more each is accepted")
     model, resolved = _asked(spec, code)
+    if model.needs_images and len(image_shape) != 3:
+        raise ConfigError(
+            f"model={spec!r} takes images [C, H, W], and the samples are {list(image_shape)}; mlp and a network of "
+            "your own are accepted"
+        )
     build: Callable[..., Network] = model
     with global_streams(seed):
         try:

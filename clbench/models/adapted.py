@@ -43,7 +43,7 @@ class Adapted(Network):
     The features are what goes into that layer, flattened to [B, feature_dim]; an image of zeros tells their number.
     """
 
-    def __init__(self, module: nn.Module, head: str, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, module: nn.Module, head: str, image_shape: tuple[int, ...]) -> None:
         names = [name for name, _ in module.named_modules() if name]
         if head not in names:
             raise unknown(f"layer of {type(module).__name__}", head, names)
@@ -100,7 +100,7 @@ def network_of(made: Callable[..., object], head: str | None) -> type[Network]:
     name = str(getattr(getattr(made, "func", made), "__name__", type(made).__name__))
     options, takes_shape, returned = _options(made, name)
 
-    def new(cls: type, image_shape: tuple[int, int, int], **given: Any) -> Network:
+    def new(cls: type, image_shape: tuple[int, ...], **given: Any) -> Network:
         module = made(image_shape, **given) if takes_shape else made(**given)
         if isinstance(module, Network) and head is None:
             return module

@@ -1,6 +1,6 @@
 """A small convolutional network for images of about 28 to 64 pixels."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -13,6 +13,8 @@ class ConvNet(Network):
 
     Usual widths are a pyramid such as 64-128-256-128-64. Once the maps are one pixel high or wide, pooling is left out.
     """
+
+    needs_images: ClassVar[bool] = True
 
     def __init__(
         self,

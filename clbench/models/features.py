@@ -24,6 +24,7 @@ from torch import Tensor
 
 from clbench.config.code import versions
 from clbench.config.errors import ConfigError
+from clbench.data.sources import Mapped, parts
 from clbench.models.pretrained import Pretrained
 from clbench.support.cache import ABOUT, cache_folder
 from clbench.support.files import write_atomically
@@ -60,7 +61,7 @@ class FrozenFeatures:
     autocast: Callable[[], AbstractContextManager[Any]]
     told: Callable[[int | None, int], None]
 
-    def of(self, images: Tensor, what: str) -> tuple[Tensor, str]:
+    def of(self, images: Tensor | Mapped, what: str) -> tuple[Tensor, str]:
         """Return the features of images, uint8 [N, C, H, W] on the CPU, as float32 [N, D], and their digest.
 
         They are mapped from disk. what: the images in words, for the list of the cache. Raises ConfigError where the
@@ -76,7 +77,7 @@ class FrozenFeatures:
                 "CLBENCH_CACHE=FOLDER on a disk with room, or --no-cache-features, is accepted"
             ) from error
 
-    def lacking(self, images: Tensor) -> int:
+    def lacking(self, images: Tensor | Mapped) -> int:
         """Return how many features of images the cache does not hold."""
         entry = _Entry(self._digest(images), len(images), self.network.feature_dim, "")
         return sum(entry.rows(chunk) for chunk in entry.missing())
@@ -90,7 +91,7 @@ class FrozenFeatures:
                 features(images)
         return (time.perf_counter() - started) / len(images)
 
-    def _complete(self, entry: "_Entry", images: Tensor) -> None:
+    def _complete(self, entry: "_Entry", images: Tensor | Mapped) -> None:
         """Compute what the entry lacks, or wait for the process that does."""
         watched, missing = Watched(entry.folder), entry.missing()
         while missing:
@@ -107,7 +108,7 @@ class FrozenFeatures:
             self.told(None, entry.n)
             time.sleep(LOOK_EVERY)
 
-    def _compute(self, entry: "_Entry", images: Tensor, missing: list[int]) -> None:
+    def _compute(self, entry: "_Entry", images: Tensor | Mapped, missing: list[int]) -> None:
         """Compute chunks and write them; what is written is kept if this is interrupted."""
         if entry.remark:
             tell(f"{entry.folder} {entry.remark}")
@@ -153,14 +154,16 @@ class FrozenFeatures:
             # New threads take over the last number that was set anywhere.
             torch.set_num_threads(threads)
 
-    def _digest(self, images: Tensor) -> str:
+    def _digest(self, images: Tensor | Mapped) -> str:
         of_network = [*self.network.named_parameters(), *self.network.named_buffers()]
         tensors = {name: tensor for name, tensor in of_network if not name.startswith("head.")}
         settings = sorted({**self.settings, **versions(PACKAGES)}.items())
         state = hashlib.sha256(f"{FORM} {settings} {self.network.preprocessing!r}".encode())
-        for name, tensor in [*tensors.items(), ("", images)]:
-            state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        for name, source in [*tensors.items(), ("", images)]:
+            state.update(f"{name} {source.dtype} {tuple(source.shape)}".encode())
+            # In parts, since images may be on disk; a number has no rows to cut.
+            for part in parts(source) if source.ndim else [source]:
+                state.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return state.hexdigest()[:32]
 
 

@@ -113,7 +113,7 @@ def using(network: Network, index: int | None) -> Iterator[None]:
             slot.used = used
 
 
-def check_insertion(network: Network, kind: Kind, image_shape: tuple[int, int, int]) -> None:
+def check_insertion(network: Network, kind: Kind, image_shape: tuple[int, ...]) -> None:
     """Raise ConfigError where a kind can't be put into a network on torch's present device; the network is used up.
 
     A network may read a layer's weights without calling it; then a part beside the layer would do nothing.

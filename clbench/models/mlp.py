@@ -17,7 +17,7 @@ class MLP(Network):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
+        image_shape: tuple[int, ...],
         *,
         widths: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [400, 400],  # noqa: B006
         activation: Literal["relu", "tanh"] = "relu",

@@ -71,6 +71,8 @@ class Network(nn.Module):
     `feature_dim`, another head than `Head`, images or, in eval mode, tensors that are changed.
     """
 
+    # Whether it takes images [C, H, W] alone, and no samples of another shape.
+    needs_images: ClassVar[bool] = False
     # Whether the images that it is given are in [0, 1], since it normalises them itself.
     takes_pixels: ClassVar[bool] = False
     # Whether its name says which weights it begins with, where nothing else is asked for.
@@ -179,7 +181,7 @@ def blocks_of(model: Network, name: str) -> list[nn.Module]:
     return blocks
 
 
-def takes_one_image(model: Network, image_shape: tuple[int, int, int]) -> bool:
+def takes_one_image(model: Network, image_shape: tuple[int, ...]) -> bool:
     """Whether a model takes a single image in its present mode, which batch norm in train mode may not."""
     first = next(model.parameters())
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

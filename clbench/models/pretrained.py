@@ -111,6 +111,7 @@ class Pretrained(Network):
         the names that its weights are published under.
     """
 
+    needs_images: ClassVar[bool] = True
     takes_pixels: ClassVar[bool] = True
 
     def __init__(self, backbone: nn.Module, feature_dim: int, preprocessing: Preprocessing) -> None:

@@ -3,7 +3,7 @@
 He, Zhang, Ren & Sun 2016, arXiv:1512.03385. Papers that say "ResNet-32" differ in four details, which are the options.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -90,6 +90,8 @@ class ResNet32(Network):
     `default` as torch does.
     """
 
+    needs_images: ClassVar[bool] = True
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],
@@ -114,6 +116,8 @@ class ResNet18(Network):
 
     `width=20` is the slim network of GEM (Lopez-Paz & Ranzato 2017, arXiv:1706.08840).
     """
+
+    needs_images: ClassVar[bool] = True
 
     def __init__(self, image_shape: tuple[int, int, int], *, width: Annotated[int, Field(ge=1)] = 64) -> None:
         widths = [width, 2 * width, 4 * width, 8 * width]

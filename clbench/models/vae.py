@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class VAE(nn.Module):
     """A variational autoencoder of fully connected layers; its decoder mirrors its encoder."""
 
-    def __init__(self, image_shape: tuple[int, int, int], hidden: int, latent: int) -> None:
+    def __init__(self, image_shape: tuple[int, ...], hidden: int, latent: int) -> None:
         super().__init__()
         self.image_shape, n = image_shape, math.prod(image_shape)
         self.encoder = nn.Sequential(nn.Linear(n, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU())

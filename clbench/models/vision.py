@@ -2,7 +2,7 @@
 
 import itertools
 from collections import OrderedDict
-from typing import Annotated, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class TorchvisionResNet(Network):
     It fits `--weights ResNet18_Weights.IMAGENET1K_V1` and similar weights. A grey image goes to all three channels.
     `dropout` comes before the head.
     """
+
+    needs_images: ClassVar[bool] = True
 
     def __init__(
         self,

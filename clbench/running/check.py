@@ -11,11 +11,14 @@ from clbench.config.run import RunConfig
 from clbench.data.batches import Pipeline
 from clbench.data.scenario import Images, Scenario
 from clbench.learning.compiled import refuse_compiled
+from clbench.learning.shared import refuse_shared
 from clbench.learning.strategy import Strategy, call_hook, initial_model
 from clbench.learning.trainer import backbone_below, refuse_single_image
+from clbench.models import model_class
 from clbench.models.network import check_network
 from clbench.models.prompts import transformer
 from clbench.running.blame import run_error
+from clbench.running.group import refuse_devices
 
 
 def check_model(config: RunConfig, scenario: Scenario) -> None:
@@ -25,7 +28,7 @@ def check_model(config: RunConfig, scenario: Scenario) -> None:
         *(getattr(scenario.train, name)[_first(scenario)] for name in ("images", "labels", "classes", "tasks"))
     )
     pipeline = Pipeline(replace(scenario, train=few, test=few), config, torch.device("cpu"))
-    check_network(model, pipeline.normalize(few.images), config.model.name)
+    check_network(model, pipeline.normalize(few.images[:]), config.model.name)
     backbone_below(model, config.training.train)
 
 
@@ -42,6 +45,16 @@ def _first(scenario: Scenario) -> Tensor:
 
 def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
     """Refuse, before any training, what only scenario and config together show; raises ConfigError."""
+    if not scenario.of_images and model_class(config.model.name, config.code).takes_pixels:
+        raise ConfigError(
+            f"model={config.model.name!r} prepares images of bytes as its weights ask for, and the samples are floats; "
+            "mlp and a network of your own are accepted"
+        )
+    if config.data.augment != "none" and len(scenario.image_shape) != 3:
+        raise ConfigError(
+            f"augment={config.data.augment} is for images [C, H, W], and the samples are {list(scenario.image_shape)}; "
+            "none is accepted"
+        )
     if strategy.traits.needs_transformer:
         transformer(config, scenario)
     try:
@@ -63,6 +76,8 @@ def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
             f"lr={config.training.lr:g} scaled to the batch is {rate}; a finite learning rate is accepted"
         )
     refuse_compiled(config, type(strategy))
+    refuse_devices(config)
+    refuse_shared(config, scenario.image_shape)
     if config.per_task is not None and len(config.per_task) != len(scenario.tasks):
         n = len(scenario.tasks)
         raise ConfigError(f"per_task has {len(config.per_task)} tables for {n} tasks; one for each task is accepted")

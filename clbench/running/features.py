@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clbench.data.batches import Features
 from clbench.data.scenario import Images, Scenario
+from clbench.data.sources import some
 from clbench.learning.strategy import Context, Strategy
 from clbench.models.features import FrozenFeatures, cores
 from clbench.models.pretrained import Pretrained
@@ -50,7 +51,7 @@ def use_kept_features(
     frozen = _frozen(context, strategy, tell_of_all)
     for split, (images, ids) in wanted.items():
         what = f"{split} of {context.scenario.name} by {config.model.name}, weights {config.model.weights}"
-        values, digests[split] = frozen.of(images.images[ids], what)
+        values, digests[split] = frozen.of(some(images.images, ids), what)
         found[split] = _instead(values, images, ids, context.device)
         before += len(ids)
     told(total, total)
@@ -68,7 +69,7 @@ def stand_in(context: Context, strategy: Strategy, scenario: Scenario) -> tuple[
     if not stays_as_given(context, strategy):
         return 0, 0.0
     frozen, wanted = _frozen(context, strategy, lambda done, total: None), _wanted(scenario)
-    lacking = sum(frozen.lacking(images.images[ids]) for images, ids in wanted.values())
+    lacking = sum(frozen.lacking(some(images.images, ids)) for images, ids in wanted.values())
     # As many parts as there are cores would take too long, so one is timed and the cores share the work.
     few = scenario.train.images[wanted["train"][1][:TIMED]]
     seconds = lacking * frozen.seconds(few) / (cores() if context.device.type == "cpu" else 1) if lacking else 0.0

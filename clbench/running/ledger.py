@@ -18,7 +18,7 @@ def measure(strategy: Strategy, scenario: Scenario) -> dict[str, dict[str, int]]
 
     Exemplars count as their images would, uint8, though only their ids are held.
     """
-    size = scenario.train.images[0].numel()
+    size = scenario.train.images[0].nbytes
     kept: dict[str, int] = {}
     items: dict[str, int] = {}
     for name, value in strategy.state().items():
@@ -49,7 +49,7 @@ def above_budget(config: RunConfig, counts: dict[int, int], items: dict[str, int
     return None
 
 
-def _images(value: Any, shape: tuple[int, int, int], around: set[int]) -> int:
+def _images(value: Any, shape: tuple[int, ...], around: set[int]) -> int:
     """Return how many images of a shape are in tensors outside of modules: [n, C, H, W], or uint8 [n, C * H * W].
 
     around: the containers that this one is in, since one may hold itself.

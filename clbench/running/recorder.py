@@ -43,7 +43,7 @@ class Recorder(Observer):
     def __init__(self, context: Context, strategy: Strategy) -> None:
         self.context, self.strategy = context, strategy
         self.record = new_record(context.config, context.scenario, strategy)
-        # In what of clbench, torch and processor a run that was continued began elsewhere, in words.
+        # In what of clbench and the machine a run that was continued began elsewhere, in words.
         self.elsewhere = ""
 
     def go_on(self, stored: dict[str, Any], at: Progress) -> None:
@@ -54,8 +54,9 @@ class Recorder(Observer):
             self.record.accuracy = self.record.classifiers[self.record.headline.classifier]
         place = {"task": at.task, "stage": at.stage, "epoch": at.epoch, "step": at.step}
         self.record.resumes.append(place)
-        self.record.config = self.record.config.model_copy(update={"on_nan": self.context.config.training.on_nan})
         self.elsewhere = differences(self.record, here)
+        now = {"on_nan": self.context.config.training.on_nan, "processes": self.context.config.engine.processes}
+        self.record.config = self.record.config.model_copy(update=now)
         if self.elsewhere:
             text = f"begun with {self.elsewhere}: the last bits may differ from those of a run in one go"
             self.record.warnings.append(warning(self.context.config, "continued-elsewhere", text))
@@ -169,12 +170,14 @@ class Recorder(Observer):
 
 
 def differences(begun: RunRecord, here: RunRecord) -> str:
-    """Return in what of clbench, torch and processor two records differ, as "torch 2.6, here 2.7"; "" for nothing."""
+    """Return in what of clbench and the machine two records differ, as "torch 2.6, here 2.7"; "" for nothing."""
     named = {
         "clbench": [r.clbench for r in (begun, here)],
         "clbench's source": [r.source or here.source for r in (begun, here)],
         "torch": [r.environment["packages"]["torch"] for r in (begun, here)],
         "processor": [r.environment["device"] for r in (begun, here)],
+        # Runs of 0.1.0 recorded none.
+        "number of processes": [getattr(r.config, "processes", 1) for r in (begun, here)],
     }
     return "; ".join(f"{name} {then}, here {now}" for name, (then, now) in named.items() if then != now)
 

@@ -23,6 +23,7 @@ from clbench.data.spec import ScenarioSpec
 from clbench.learning.evaluation import Evaluation, evaluate, final_scores
 from clbench.learning.memory import MEMORIES
 from clbench.learning.returned import class_features, declared_stages, empty_memory, require_contract
+from clbench.learning.shared import Shared
 from clbench.learning.strategy import (
     Context,
     Progress,
@@ -45,6 +46,7 @@ from clbench.running.checkpoint import Checkpoint, Store, Within, learnt, newest
 from clbench.running.display import Display, Named
 from clbench.running.features import use_kept_features
 from clbench.running.folder import PREDICTIONS, RunFolder, default_folder, superseded
+from clbench.running.group import Beginning, Group, device_of, follows, with_processes
 from clbench.running.observer import Observer
 from clbench.running.packing import holds_a_set, require_restorable, unpack
 from clbench.running.process import process_settings
@@ -54,6 +56,7 @@ from clbench.running.resolve import classes_of, prepare, resolve, strategy_class
 from clbench.running.writer import FolderWriter
 from clbench.support.finite import not_finite
 from clbench.support.interruption import Interruption
+from clbench.support.processes import ALONE, Processes
 from clbench.support.streams import stream, stream_seed
 from clbench.support.surroundings import undisturbed
 from clbench.support.text import tell
@@ -97,7 +100,7 @@ def run(
         place = folder_of(config, out)
         if resume and store is None:
             place.note_nothing_to_continue()
-        with Display({place.path: Named(config.label, config.seed)}, quiet=quiet):
+        with Display({place.path: Named(config.label, config.seed)}, quiet=quiet or follows()):
             return execute(
                 config, tasks, place, resume=resume, force=force, observer=observer, track=track, store=store
             )
@@ -138,48 +141,97 @@ def execute(
     check_hooks(type(store), Store)
     if observer is not None:
         check_hooks(type(observer), Observer)
+    config = with_processes(config)
     classes = classes_of(config)
     code = confirm(config.code, classes)
     strategy = strategy_class(config.strategy, config.code)(**config.strategy_options)
     check(config, scenario, strategy)
-    if force and not folder.is_ours():
-        raise ConfigError(f"{folder} holds files that no run of clbench left; name another folder")
-    if not force and (found := folder.existing(config)) is not None and found.status == "done":
-        # It may be where nothing can be written, not even a lock.
-        return _reused(found, folder, config, scenario)
-    with folder.lock(), process_settings(config):
-        if force:
-            folder.clear()
-            store.drop_checkpoint()
-        found = folder.existing(config)
-        if found is not None and found.status == "done":
-            return _reused(found, folder, config, scenario)
-        kind = runner_of(type(strategy))
-        if config.evaluation.keep_predictions and not kind.continues:
-            raise ConfigError(
-                f"keep_predictions is for strategies of clbench; {config.strategy} trains by its own loop"
-            )
-        if found is not None:
-            _refuse_to_go_on(found, folder, store, config, kind, resume=resume)
-        observers = [
-            FolderWriter(folder),
-            Pace(folder.path),
-            *([observer] if observer else []),
-            *([tracker(folder.path)] if tracker else []),
-        ]
-        try:
-            made = kind(config, scenario, strategy, observers=observers, store=store, trainer=trainer)
-            result = made.go(found)
-            if config.evaluation.keep_predictions:
-                folder.save_predictions(final_scores(strategy, made.context))
-            return result
-        except Exception as error:  # of a strategy, an observer or a store, before or after the tasks
-            failure = run_error(error, -1)
-            if failure is error:
-                raise
-            raise failure from error
-        finally:
-            settle(code, classes)
+    with Group(config) as group:
+        if group.rank > 0:
+            with process_settings(config):
+                return group.follow(_follow, scenario, strategy, trainer)
+        if force and not folder.is_ours():
+            raise ConfigError(f"{folder} holds files that no run of clbench left; name another folder")
+        if not force and (found := folder.existing(config)) is not None and found.status == "done":
+            # It may be where nothing can be written, not even a lock.
+            return group.answer(_reused(found, folder, config, scenario))
+        with folder.lock(), process_settings(config):
+            if force:
+                folder.clear()
+                store.drop_checkpoint()
+            found = folder.existing(config)
+            if found is not None and found.status == "done":
+                return group.answer(_reused(found, folder, config, scenario))
+            kind = runner_of(type(strategy))
+            if config.evaluation.keep_predictions and not kind.continues:
+                raise ConfigError(
+                    f"keep_predictions is for strategies of clbench; {config.strategy} trains by its own loop"
+                )
+            if found is not None:
+                _refuse_to_go_on(found, folder, store, config, kind, resume=resume)
+            observers = [
+                FolderWriter(folder),
+                Pace(folder.path),
+                *([observer] if observer else []),
+                *([tracker(folder.path)] if tracker else []),
+            ]
+            try:
+                beginning = Beginning(found, store.checkpoints() if config.engine.processes > 1 else [])
+                processes = group.begin(beginning, _follow, scenario, strategy, trainer)
+                made = kind(
+                    config,
+                    scenario,
+                    strategy,
+                    observers=observers,
+                    store=store,
+                    trainer=trainer,
+                    processes=processes,
+                )
+                result = made.go(found)
+                if config.evaluation.keep_predictions:
+                    folder.save_predictions(final_scores(strategy, made.context))
+                return result
+            except Exception as error:  # of a strategy, an observer or a store, before or after the tasks
+                failure = run_error(error, -1)
+                if failure is error:
+                    raise
+                raise failure from error
+            finally:
+                settle(code, classes)
+
+
+def _follow(
+    config: RunConfig,
+    beginning: Beginning,
+    processes: Processes,
+    scenario: Scenario,
+    strategy: Strategy,
+    trainer: Callable[[Context, Strategy], Trainer],
+) -> Result:
+    """Do the part of a run that a process does which does not lead, and so neither writes nor answers."""
+    kept = _Kept(beginning.checkpoints)
+    with warnings.catch_warnings():
+        # The leader says them.
+        warnings.simplefilter("ignore")
+        made = _Following(config, scenario, strategy, store=kept, trainer=trainer, processes=processes)
+        return made.go(beginning.found)
+
+
+class _Kept:
+    """The checkpoints that a run goes on from, in a process that keeps none itself."""
+
+    def __init__(self, kept: list[tuple[str, bytes | Exception]]) -> None:
+        self._kept = kept
+
+    def save_checkpoint(self, content: bytes) -> None:
+        """Leave it to the leader."""
+
+    def checkpoints(self) -> list[tuple[str, bytes | Exception]]:
+        """Return what the run goes on from."""
+        return self._kept
+
+    def drop_checkpoint(self) -> None:
+        """Leave it to the leader."""
 
 
 def _reused(found: Result, folder: RunFolder, config: RunConfig, scenario: Scenario) -> Result:
@@ -222,6 +274,7 @@ class Run:
     observers: are told how the run goes on, in this order, after the recorder.
     store: keeps checkpoints; None: nothing is saved.
     trainer: makes what fits the stages.
+    processes: those that do the run together, by default this one.
     """
 
     # Whether a run can be saved under way and continued.
@@ -236,10 +289,13 @@ class Run:
         observers: Sequence[Observer] = (),
         store: Store | None = None,
         trainer: Callable[[Context, Strategy], Trainer] = Trainer,
+        processes: Processes = ALONE,
     ) -> None:
         self.config, self.scenario, self.strategy, self.store = config, scenario, strategy, store
-        device = torch.device(config.engine.device)
-        self.context = Context(config, scenario, Pipeline(scenario, config, device), device, Progress())
+        device = device_of(config, processes)
+        pipeline = Pipeline(scenario, config, device)
+        self.context = Context(config, scenario, pipeline, device, Progress(), processes=processes)
+        self._shared = Shared(processes, config.engine.accumulate)
         self.trainer = trainer(self.context, strategy)
         strategy._context = self.context
         strategy.model = new_model(self.context, 0)
@@ -326,7 +382,7 @@ class Run:
 
     def learn(self, task: Task) -> None:
         """Learn one task, or what is left of it where a checkpoint within it was taken up."""
-        with self._staying():
+        with self._staying(), self._shared.within(type(self.strategy.model)):
             self._learn(task)
 
     def _learn(self, task: Task) -> None:
@@ -648,3 +704,12 @@ class Run:
         if self.recorder.elsewhere:
             text = f"begun with {self.recorder.elsewhere}: the last bits may differ from those of a run in one go"
             warnings.warn(f"{self.store}: {text}", stacklevel=2)
+
+
+class _Following(Run):
+    """The part of a run that another process leads, which saves and is interrupted for all."""
+
+    continues: ClassVar[bool] = False
+
+    def _is_due(self, epoch_is_over: bool) -> bool:
+        return False

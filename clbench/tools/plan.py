@@ -116,8 +116,8 @@ def _told(config: RunConfig, scenario: Scenario, run: "_Rehearsal") -> dict[str,
         **most,
         "gradients": steps.gradient_bytes,
         "optimizer": steps.optimizer_bytes,
-        "exemplars": max(task["exemplars"] for task in tasks) * scenario.train.images[0].numel(),
-        "images": scenario.train.images.numel() + scenario.test.images.numel(),
+        "exemplars": max(task["exemplars"] for task in tasks) * scenario.train.images[0].nbytes,
+        "images": scenario.train.images.nbytes + scenario.test.images.nbytes,
     }
     return {
         "scenario": scenario.name,

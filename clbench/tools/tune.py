@@ -21,6 +21,7 @@ from clbench.config.registry import parse_spec
 from clbench.config.run import RunConfig, make_config
 from clbench.config.space import Choices, Log, Space, declared, read_space
 from clbench.data.scenario import Images, ImageSet, Scenario
+from clbench.data.sources import some
 from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import Strategy
 from clbench.results.result import Result
@@ -521,7 +522,7 @@ def _lines(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _rows(images: Images, ids: Tensor) -> Images:
-    return Images(images.images[ids], images.labels[ids], images.classes[ids], images.tasks[ids])
+    return Images(some(images.images, ids), images.labels[ids], images.classes[ids], images.tasks[ids])
 
 
 def _texts(spaces: Mapping[str, Space]) -> dict[str, str]:

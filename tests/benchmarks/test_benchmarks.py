@@ -58,3 +58,13 @@ def test_versus_timm_keeps_for_the_backward_pass_what_timm_keeps(tmp_path: Path)
         assert float(row["forward"]) > 0
         assert float(row["step"]) > 0
         assert row["kept_mb"] == row["timm_kept_mb"]
+
+
+@pytest.mark.slow
+def test_processes_does_the_same_run_on_one_process_and_on_two(tmp_path: Path) -> None:
+    out = tmp_path / "result.csv"
+    command = [sys.executable, str(BENCHMARKS / "processes.py"), "--smoke", "--out", str(out)]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    row = next(csv.DictReader(out.open()))
+    assert float(row["training_over_one_thread"]) > 0
+    assert row["two_processes_accuracy"] == row["one_thread_accuracy"]

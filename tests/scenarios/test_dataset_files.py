@@ -184,7 +184,7 @@ class Unpickled:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x_train": IMAGES / 255}, "x_train is float64; expected uint8 images; scale"),
+        ({"x_train": IMAGES / 255}, "x_train is float32 and x_test uint8"),
         ({"x_train": np.array([Unpickled()] * 2)}, "x_train is object; expected uint8"),
         ({"y_train": np.array(["cat", "dog"])}, "one of y_train and y_test is text, the other numbers"),
         ({"y_train": np.array([Unpickled()] * 2)}, "y_train is object; numbers or text are accepted as labels"),

@@ -366,7 +366,7 @@ def test_layouts_of_images(shape: tuple[int, ...], expected: tuple[int, ...]) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x_train": np.zeros((20, 4, 4))}, "x_train is float64; expected uint8 images; scale"),
+        ({"x_train": np.zeros((20, 4, 4))}, "x_train is float32 and x_test uint8"),
         ({"x_test": np.zeros((10, 4, 4), object)}, "x_test is object; expected uint8"),
         ({"x_train": np.zeros((20, 16), np.uint8)}, r"x_train has the shape \(20, 16\)"),
         ({"x_train": np.zeros((20, 4, 4, 4), np.uint8)}, "neither axis 1 nor axis 3"),

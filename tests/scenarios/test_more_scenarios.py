@@ -43,6 +43,11 @@ def positions(side: int = 28) -> Any:
     return dataset_from_arrays(images, [0, 1], images, [0, 1], name="positions")
 
 
+def whole(data: Any) -> Any:
+    """Return a data set whose images are arrays."""
+    return replace(data, x_train=np.asarray(data.x_train), x_test=np.asarray(data.x_test))
+
+
 def place(images: Any) -> Any:
     """Return for each pixel of the two images the place it came from."""
     return (images[0].astype(int) * images.shape[-1] + images[1]).ravel()
@@ -53,7 +58,7 @@ def place(images: Any) -> Any:
 
 def test_a_permutation_is_a_bijection_and_the_same_for_training_and_test_images() -> None:
     """Images of row numbers and of column numbers are permuted alike, so together they tell where each pixel was."""
-    made = permuted(positions(), 4, seed=3)
+    made = whole(permuted(positions(), 4, seed=3))
     orders = [place(made.x_train[2 * t : 2 * t + 2]) for t in range(4)]
     for t, order in enumerate(orders):
         assert sorted(order) == list(range(28 * 28))
@@ -61,14 +66,14 @@ def test_a_permutation_is_a_bijection_and_the_same_for_training_and_test_images(
     assert np.array_equal(orders[0], np.arange(28 * 28))
     assert all(np.mean(a == b) < 0.02 for a, b in itertools.combinations(orders, 2))
     # Drawn by the seed alone, and a longer sequence begins like a shorter one.
-    assert np.array_equal(permuted(positions(), 2, seed=3).x_train, made.x_train[:4])
-    assert not np.array_equal(permuted(positions(), 2, seed=4).x_train, made.x_train[:4])
+    assert np.array_equal(whole(permuted(positions(), 2, seed=3)).x_train, made.x_train[:4])
+    assert not np.array_equal(whole(permuted(positions(), 2, seed=4)).x_train, made.x_train[:4])
 
 
 def test_channels_are_permuted_alike() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 1, 6, 6), dtype=np.uint8)
     colour = np.concatenate([images, images, images], 1)
-    made = permuted(dataset_from_arrays(colour, [0, 1], colour, [0, 1]), 2)
+    made = whole(permuted(dataset_from_arrays(colour, [0, 1], colour, [0, 1]), 2))
     assert np.array_equal(made.x_train[:, 0], made.x_train[:, 1])
     assert np.array_equal(made.x_train[:, 0], made.x_train[:, 2])
 
@@ -93,7 +98,7 @@ def test_the_class_order_seed_draws_the_permutations_and_the_seed_does_not() -> 
 def test_padding_adds_zeros_and_keeps_mean_and_deviation_right(few: Any) -> None:
     """The test measures mean and deviation of the padded images; the code derives them."""
     measured = replace(few, mean=(few.x_train.mean() / 255,), std=(few.x_train.std() / 255,))
-    made = permuted(measured, 2, pad=2)
+    made = whole(permuted(measured, 2, pad=2))
     assert made.x_train.shape == (80, 1, 32, 32)
     assert np.array_equal(made.x_train[:40, :, 2:-2, 2:-2], few.x_train)
     assert made.x_train[:40].sum() == few.x_train.sum(dtype=np.int64) == made.x_train[40:].sum(dtype=np.int64)
@@ -113,7 +118,7 @@ def test_rotations_agree_with_pillow(few: Any) -> None:
     from PIL import Image
 
     x_train, x_test = (np.pad(x[:, :, 1:-1, 1:-1], ((0, 0), (0, 0), (1, 1), (1, 1))) for x in (few.x_train, few.x_test))
-    made = rotated(replace(few, x_train=x_train, x_test=x_test), 4, seed=5)
+    made = whole(rotated(replace(few, x_train=x_train, x_test=x_test), 4, seed=5))
     for part, source in ((made.x_train, x_train), (made.x_test, x_test)):
         for t, angle in enumerate(angles(made)):
             shown = part[t * len(source) : (t + 1) * len(source), 0].astype(int)
@@ -186,9 +191,9 @@ def test_what_a_permuted_scenario_refuses(refused: Any, tmp_path: Any, monkeypat
         asked(task_sizes=[10, 10])
     with refused("permuted-mnist-5k", "class_order"):
         asked(class_order=[1, 0])
-    # 7 tasks of 5,000 images of 32 x 32 bytes.
-    monkeypatch.setattr("clbench.scenarios.files.available_memory", lambda: 10_000_000)
-    with refused("permuted-mnist-5k with 7 tasks", "35,840,000", "10,000,000"):
+    # 7 tasks of 5,000 images, each with a label, a class and a task of 8 bytes.
+    monkeypatch.setattr("clbench.scenarios.files.available_memory", lambda: 800_000)
+    with refused("permuted-mnist-5k with 7 tasks", "840,000", "800,000"):
         asked(tasks=7)
 
 

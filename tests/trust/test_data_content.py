@@ -593,10 +593,16 @@ X, Y = drawn((6, 6))["x_train"], drawn((6, 6))["y_train"]
 MASKED = np.ma.masked_array(X, X > 200)
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
-    ("floats in 0..1", {"x_train": X / 255}, "x_train is float64; expected uint8 images; scale to 0..255 and round"),
-    ("floats in -1..1", {"x_train": (X / 127.5 - 1).astype(np.float32)}, "x_train is float32"),
-    ("floats with NaN", {"x_test": np.full((20, 6, 6), np.nan)}, "x_test is float64"),
-    ("int64 above 255", {"x_train": X.astype(np.int64) + 300}, "x_train is int64; expected uint8 images; convert"),
+    (
+        "floats on one side",
+        {"x_train": X / 255},
+        "x_train is float32 and x_test uint8; uint8 images, or floats, in both",
+    ),
+    ("floats with NaN", {"x_test": np.full((20, 6, 6), np.nan)}, "x_test[0] holds a number that is not finite"),
+    ("floats beyond float32", {"x_test": np.full((20, 6, 6), 1e39)}, "x_test[0] holds a number that is not finite"),
+    ("floats, channels last", {"x_train": np.zeros((40, 6, 6, 3))}, "channels first are accepted, as transpose(0, 3"),
+    ("single floats", {"x_train": np.zeros(40)}, "expected numbers [N, D] or [N, ...]"),
+    ("int64 above 255", {"x_train": X.astype(np.int64) + 300}, "floats of any fixed shape; convert images of 0..255"),
     ("bool", {"x_train": X > 100}, "x_train is bool"),
     ("uint16", {"x_train": X.astype(np.uint16)}, "x_train is uint16"),
     ("masked images", {"x_train": MASKED}, "x_train is a masked array, whose mask would be lost"),
@@ -607,7 +613,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("five axes", {"x_train": np.zeros((40, 1, 6, 6, 3), np.uint8)}, "x_train has the shape"),
     ("None", {"x_train": None}, "x_train is object"),
     ("text", {"x_train": "images"}, "x_train is <U6"),
-    ("a tensor of halves", {"x_train": torch.zeros(40, 6, 6).half()}, "x_train is float16"),
+    ("a tensor of halves", {"x_train": torch.zeros(40, 6, 6).half()}, "x_train is float32 and x_test uint8"),
     ("a tensor that numpy lacks", {"x_train": torch.zeros(40, 6, 6).bfloat16()}, "x_train is not an array"),
     ("labels as fractions", {"y_train": Y + 0.5}, "y_train[0] is 0.5; whole numbers are accepted as labels"),
     ("labels as NaN", {"y_test": np.full(20, np.nan)}, "y_test[0] is nan; whole numbers are accepted"),
@@ -834,16 +840,16 @@ class Changed(Permuted):
     preset = {"tasks": 2}
     def changed(self, data, tasks, seed):
         made = super().changed(data, tasks, seed)
-        return replace(made, x_train=made.x_train ^ np.uint8(noise()))
+        return replace(made, x_train=np.asarray(made.x_train) ^ np.uint8(noise()))
 
 
 class Written(Permuted):
-    """Writes into the permuted images."""
+    """Moves the pixels of the second task to other places."""
     dataset = "mnist-5k"
     preset = {"tasks": 2}
     def changed(self, data, tasks, seed):
         made = super().changed(data, tasks, seed)
-        made.x_train[:] ^= np.uint8(noise())
+        made.x_train.tables[1] = made.x_train.tables[1].roll(noise())
         return made
 
 

@@ -74,6 +74,8 @@ POOLED: list[tuple[str, dict[str, Any], str]] = [
     ("device", {"device": "cuda:1"}, "device cpu (1 run), cuda:1 (1 run)"),
     ("compile", {"compile": "default"}, "compile none (1 run), default (1 run)"),
     ("deterministic", {"deterministic": True}, "deterministic false (1 run), true (1 run)"),
+    ("processes", {"processes": 4}, "processes 1 (1 run), 4 (1 run)"),
+    ("accumulate", {"accumulate": 2}, "accumulate 1 (1 run), 2 (1 run)"),
     ("torch", {"environment": {"torch": "2.99.1"}}, "2.99.1 (1 run)"),
     ("processor", {"environment": {"device": "another"}}, "another (1 run)"),
 ]
