@@ -91,6 +91,22 @@ def test_joining_refuses(given: dict[str, Any], words: str) -> None:
         join(sets, **given)
 
 
+@pytest.mark.filterwarnings("ignore:.*training images too")
+def test_vectors_of_one_length_are_joined_as_they_are() -> None:
+    rows = np.arange(8, dtype=np.float32).reshape(4, 2)
+    first, second = (
+        dataset_from_arrays(part, [0, 1], part + 100, [0, 1], name=name)
+        for name, part in (("low", rows[:2]), ("high", rows[2:]))
+    )
+    made = join([first, second])
+    assert np.array_equal(made.x_train, rows)
+    assert made.y_train.tolist() == [0, 1, 2, 3]
+    with pytest.raises(ConfigError, match="low holds float32"):
+        join([first, second], image_size=8)
+    with pytest.raises(ConfigError, match="can't be brought to the size of other data"):
+        join([first, constant("grey", (4, 4), [0, 30])])
+
+
 # How a stream is named
 
 
