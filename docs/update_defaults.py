@@ -13,9 +13,8 @@ from clbench.cli.options import metavar, scenario_options
 from clbench.config.registry import entry_point_names, text_of
 from clbench.config.run import INTERNAL, NOT_IDENTITY, fields
 from clbench.config.space import declared
-from clbench.running.resolve import strategy_class
-from clbench.scenarios.datasets import listed_data
-from clbench.scenarios.registered import Split
+from clbench.running.resolve import scenario_class, strategy_class
+from clbench.scenarios.registered import Preset, Split
 
 DOCS = Path(__file__).parent
 EQUATIONS = tomllib.loads((DOCS / "equations.toml").read_text("utf-8"))
@@ -68,15 +67,17 @@ def _presets() -> Iterator[str]:
         yield from _table(
             ("field", "value", "source or note"), ((f"`{k}`", f"`{text_of(v)}`", why) for k, v, why in values)
         )
-    yield from ("", "### The data sets of the catalogue", "")
-    yield "`scenarios/catalogue.py` says where the differences come from; nothing else was tuned for these data sets."
+    yield from ("", "### Presets of other scenarios", "")
+    yield "`scenarios/catalogue.py` and `scenarios/registered.py` say where the differences come from; nothing else was"
+    yield "tuned for these data."
     yield ""
     rows = []
-    for name in entry_point_names("clbench.datasets"):
-        if listed := listed_data(name):
-            other = ", ".join(f"`{k}={text_of(v)}`" for k, v in {"tasks": listed.tasks, **listed.fields}.items())
-            rows.append((f"`split-{name}`", f"`{listed.like}`", other))
-    yield from _table(("scenario", "has the preset", "but"), rows)
+    for name in entry_point_names("clbench.scenarios"):
+        preset = scenario_class(name).preset
+        if isinstance(preset, Preset) and preset.name != name:
+            other = ", ".join(f"`{k}={text_of(v)}`" for k, v in preset.changed.items())
+            rows.append((f"`{name}`", f"`{preset.name}`", other))
+    yield from _table(("scenario", "has the preset of", "but"), rows)
 
 
 def preset_tables(text: str) -> list[tuple[str, str, list[tuple[str, Any, str]]]]:

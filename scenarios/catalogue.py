@@ -36,7 +36,7 @@ class Listed:
     title: what it is, for lists.
     tasks: how many tasks `split-NAME` has by default.
     n: how many training and test images were published; where there is no test, how many images; None if unknown.
-    torchvision: the name of its class in torchvision.datasets; "" for one that is read from a folder of images.
+    torchvision: the name of its class in torchvision.datasets, or in OWN; "" for a folder of images.
     holds: the files and folders that are read, in torchvision's own layout below the data root; or that folder.
     train, test: the arguments of the data sets that make up training and test; no test: TEST_SHARE of each class.
     size: photos become S x S pixels by default; None where all images have one size, and are no files.
@@ -94,7 +94,7 @@ class Listed:
 
     def _download(self, name: str, root: Path, offline: bool) -> str:
         """Let torchvision download the data set; return why it could not."""
-        if not self.torchvision:
+        if not self.torchvision or self.torchvision in OWN:
             return "clbench does not download it"
         if offline:
             return "offline: downloads are off"
@@ -116,7 +116,7 @@ class Listed:
         """Return torchvision's data sets of training and test."""
         from torchvision import datasets
 
-        kind = getattr(datasets, self.torchvision)
+        kind = OWN.get(self.torchvision) or getattr(datasets, self.torchvision)
         # Other content than was published is known by its digest, so checksums of archives need not fit.
         kind = type(kind.__name__, (kind,), {"_check_integrity": lambda *_, **__: True})
         try:
@@ -157,6 +157,26 @@ class Listed:
         listed = partial(listed_files, root, paths, called, counts, {})
         found = found_images(root, "files of torchvision", [*notes, *paths], listed, size, None)
         return found if test else found._replace(read=lambda: hold_out(found.read(), TEST_SHARE, str(root)))
+
+
+class CUB200:
+    """CUB-200-2011 in the layout of its authors, as torchvision's classes are: http://www.vision.caltech.edu/datasets."""
+
+    def __init__(self, root: str, *, train: bool) -> None:
+        base = Path(root, "CUB_200_2011")
+
+        def table(name: str) -> dict[str, str]:
+            lines = (base / name).read_text("utf-8").splitlines()
+            return dict(line.split(maxsplit=1) for line in lines if line.strip())
+
+        files, labels, trained = map(table, ("images.txt", "image_class_labels.txt", "train_test_split.txt"))
+        # Classes are numbered from 1, and called 001.Black_footed_Albatross.
+        self.classes = [name.partition(".")[2] or name for name in table("classes.txt").values()]
+        of_part = [i for i in files if trained[i].strip() == str(int(train))]
+        self._samples = [(base / "images" / files[i].strip(), int(labels[i]) - 1) for i in of_part]
+
+
+OWN: dict[str, Any] = {"CUB200": CUB200}
 
 
 def _arrays(sets: Sequence[Any], what: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -467,7 +487,19 @@ imagenet1k = Listed(
     size=224,
     fields={**_LUCIR, "memory_size": 20_000},
 )
-cub200 = Listed("CUB-200-2011, 200 birds", 10, (5_994, 5_794), holds=("cub",), size=224)
+cub200 = Listed(
+    "CUB-200-2011, 200 birds",
+    10,
+    (5_994, 5_794),
+    "CUB200",
+    (
+        "CUB_200_2011/images",
+        *(f"CUB_200_2011/{name}.txt" for name in ("images", "image_class_labels", "train_test_split", "classes")),
+    ),
+    ({"train": True},),
+    ({"train": False},),
+    size=224,
+)
 # Wang et al. 2022 (DualPrompt), arXiv:2204.04799, who cut the test images from the 30,000.
 imagenet_r = Listed(
     "ImageNet-R, 200 classes of ImageNet as art and toys",

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from clbench.config.arguments import checked
-from clbench.config.errors import ConfigError, shown, unknown
+from clbench.config.errors import ConfigError, MissingDataError, shown, unknown
 from clbench.config.registry import natural_sorted
 from clbench.scenarios.datasets import Compared, Dataset, _mean_and_std, find_dataset, in_place, read_dataset
-from clbench.scenarios.files import content_digests, require_memory
+from clbench.scenarios.files import Found, content_digests, require_memory
 from clbench.support.surroundings import by_default
 
 CHUNK = 1024  # images resized at a time; it bounds the memory for their copies
@@ -143,17 +143,22 @@ def join_once(
     Each source is found as load_dataset() finds it. The digest of the whole follows from those of the parts; it is None
     where each of them is as it was published. Raises ConfigError.
     """
-    found = [
-        find_dataset(
-            source.dataset,
-            data_root,
-            offline,
-            source.image_size,
-            test_share=source.test_share,
-            skip_unreadable=source.skip_unreadable,
-        )
-        for source in sources
-    ]
+    found: list[Found | Dataset] = []
+    missing: dict[str, MissingDataError] = {}
+    for source in sources:
+        share, skip = source.test_share, source.skip_unreadable
+        try:
+            found.append(
+                find_dataset(
+                    source.dataset, data_root, offline, source.image_size, test_share=share, skip_unreadable=skip
+                )
+            )
+        except MissingDataError as error:
+            missing[source.dataset] = error
+    if missing:
+        first, *others = missing
+        rest = f"; there is none for {' and '.join(others)} either" if others else ""
+        raise MissingDataError(f"{missing[first]}{rest}", longest=1000)
     digests = [f.fingerprint if isinstance(f, Dataset) else content_digests(f.paths) for f in found]
     # The folder of an image is its class.
     paths = [None if isinstance(f, Dataset) else (f.origin, [*map(str, f.paths)]) for f in found]

@@ -171,11 +171,24 @@ def flowers102(root: Path) -> Any:
     return np.array([1, 3, 2, 4]), [0, 0, 1, 1], [0, 1], ("pink primrose", "hard-leaved pocket orchid")
 
 
+def cub200(root: Path) -> Any:
+    """Images and classes are numbered from 1; 1 stands for training: the authors' README."""
+    base = root / "CUB_200_2011"
+    files = [f"00{c}.{name}/{name}_{i}.jpg" for c, name in ((1, "Albatross"), (2, "Auklet")) for i in (1, 2)]
+    for index, file in enumerate(files):
+        photo(base / "images" / file, 10 * index)
+    text(base / "images.txt", *(f"{i} {file}" for i, file in enumerate(files, 1)))
+    text(base / "image_class_labels.txt", "1 1", "2 1", "3 2", "4 2")
+    text(base / "train_test_split.txt", "1 0", "2 1", "3 1", "4 0")
+    text(base / "classes.txt", "1 001.Albatross", "2 002.Auklet")
+    return np.array([10, 20]), [0, 1], [0, 1], ("Albatross", "Auklet")
+
+
 WRITERS: dict[str, Callable[[Path], Any]] = {
     write.__name__.replace("_", "-"): write
     for write in (
         *(svhn, emnist_letters, usps, stl10, semeion, gtsrb, eurosat),
-        *(omniglot, food101, dtd, oxford_pets, flowers102),
+        *(omniglot, food101, dtd, oxford_pets, flowers102, cub200),
     )
 }
 
@@ -269,7 +282,12 @@ def test_every_data_set_has_a_scenario_with_the_options_of_all() -> None:
 def test_a_package_that_brings_a_data_set_brings_its_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "brought-1.dist-info").mkdir()
     text(tmp_path / "brought-1.dist-info" / "METADATA", "Metadata-Version: 2.1", "Name: brought", "Version: 1")
-    text(tmp_path / "brought-1.dist-info" / "entry_points.txt", "[clbench.datasets]", "shades = brought:shades")
+    text(
+        tmp_path / "brought-1.dist-info" / "entry_points.txt",
+        "[clbench.datasets]",
+        "shades = brought:shades",
+        "a = b:c",
+    )
     code = """
     import numpy as np
     from clbench.scenarios import dataset_from_arrays
@@ -284,3 +302,7 @@ def test_a_package_that_brings_a_data_set_brings_its_scenario(tmp_path: Path, mo
     assert [len(task.classes) for task in prepare(resolve("split-shades[tasks=2]", "naive", {}))[1].tasks] == [2, 2]
     made = prepare(resolve("stream[shades,split-digits]", "naive", {}))[1]
     assert made.class_names[:5] == ("shades: 0", "shades: 1", "shades: 2", "shades: 3", "digits: 0")
+    # One that can't be imported stops nothing but itself.
+    assert "can't be imported" in (inspect.getdoc(scenario_class("split-a")) or "")
+    with pytest.raises(ConfigError, match="dataset 'a' of brought can't be imported"):
+        prepare(resolve("split-a[tasks=2]", "naive", {}))

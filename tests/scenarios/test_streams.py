@@ -91,6 +91,22 @@ def test_joining_refuses(given: dict[str, Any], words: str) -> None:
         join(sets, **given)
 
 
+@pytest.mark.filterwarnings("ignore:.*training images too")
+def test_vectors_of_one_length_are_joined_as_they_are() -> None:
+    rows = np.arange(8, dtype=np.float32).reshape(4, 2)
+    first, second = (
+        dataset_from_arrays(part, [0, 1], part + 100, [0, 1], name=name)
+        for name, part in (("low", rows[:2]), ("high", rows[2:]))
+    )
+    made = join([first, second])
+    assert np.array_equal(made.x_train, rows)
+    assert made.y_train.tolist() == [0, 1, 2, 3]
+    with pytest.raises(ConfigError, match="low holds float32"):
+        join([first, second], image_size=8)
+    with pytest.raises(ConfigError, match="can't be brought to the size of other data"):
+        join([first, constant("grey", (4, 4), [0, 30])])
+
+
 # How a stream is named
 
 
@@ -165,6 +181,11 @@ def test_what_is_no_stream_is_refused_in_a_sentence(spec: str) -> None:
         scenario(spec)
 
 
+def test_all_data_sets_that_are_missing_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no data for 'cifar10'.*; there is none for mnist and svhn either"):
+        scenario("stream[cifar10,mnist,digits,svhn]", data_root=tmp_path, offline=True)
+
+
 # Tasks
 
 
@@ -212,6 +233,8 @@ def test_a_stream_is_known_by_the_content_of_its_data_and_stays_in_memory() -> N
     again, same = prepare(resolve(TWO, "er", {"seed": 3, "memory_size": 20}))
     assert config.data_fingerprint == again.data_fingerprint is not None
     assert made.train.images.data_ptr() == same.train.images.data_ptr()
+    # Reports call it by its data, so that streams of others have tables of their own.
+    assert made.name == TWO
     # What was published under its name needs no digest.
     assert prepare(resolve("stream[mnist-5k]", "naive", {}))[0].data_fingerprint is None
 
@@ -247,8 +270,7 @@ def test_folders_of_one_class_set_are_domains(tmp_path: Path) -> None:
     (tmp_path / ".cache").mkdir()
     (tmp_path / "readme.txt").write_text("domains")
     made = scenario(f"domains[{tmp_path}]", image_size=8, test_share=0.25)
-    assert made.setting == "domain"
-    assert made.image_shape == (3, 8, 8)
+    assert (made.name, made.setting, made.image_shape) == (f"domains[{tmp_path.name}]", "domain", (3, 8, 8))
     rows = made.describe()
     assert [row["names"] for row in rows] == [[f"{d}: a", f"{d}: b"] for d in ("photo", "sketch9", "sketch10")]
     assert [(row["outputs"], row["n_train"], row["n_test"]) for row in rows] == [([0, 1], 6, 2)] * 3

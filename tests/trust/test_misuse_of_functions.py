@@ -178,6 +178,7 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "class_names": None,
         },
     ),
+    "scenarios.join": (scenarios.join, {"sets": [DATA], "names": ["x"], "image_size": 4}),
     "scenarios.load_dataset": (
         scenarios.load_dataset,
         {"name_or_path": "mnist-5k", "data_root": "data", "offline": True, "image_size": None},
