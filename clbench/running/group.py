@@ -180,7 +180,7 @@ class Group:
             return Processes()
         self._is_ours = _ours = True
         with _loopback():
-            self._store = dist.TCPStore("127.0.0.1", 0, None, True, LONGEST_EXCHANGE, wait_for_workers=False)
+            self._store = _store(0, leads=True)
             content = _pickled((self.config, beginning, self._store.port, follow, given), self.config)
             self._followers = [_Follower(rank, content) for rank in range(1, size)]
             while int(self._store.add("ready", 0)) < size - 1:
@@ -294,7 +294,7 @@ def _follow(rank: int, content: bytes) -> None:
         give(kind, cls)
     size = config.engine.processes
     with _loopback():
-        store = dist.TCPStore("127.0.0.1", port, None, False, LONGEST_EXCHANGE, wait_for_workers=False)
+        store = _store(port, leads=False)
         store.add("ready", 1)
         _join(store=store, rank=rank, world_size=size)
     with process_settings(config):
@@ -333,6 +333,12 @@ def _pickled(given: tuple[Any, ...], config: RunConfig) -> bytes:
             f"({type(error).__name__}: {one_line(str(error), 120)}); processes=1 is accepted"
         ) from error
     return content
+
+
+def _store(port: int, *, leads: bool) -> Any:
+    """Return the store by which the processes of one machine find one another; port 0 is a free one."""
+    make: Any = dist.TCPStore  # type: ignore[attr-defined]
+    return make("127.0.0.1", port, None, leads, LONGEST_EXCHANGE, wait_for_workers=False)
 
 
 def _join(**given: Any) -> None:
