@@ -289,7 +289,12 @@ def _follow(rank: int, content: bytes) -> None:
     global _ours
     _ours = True
     warnings.simplefilter("ignore")
-    (config, beginning, port, follow, given), classes = pickle.loads(content)
+    try:
+        (config, beginning, port, follow, given), classes = pickle.loads(content)
+    except Exception as error:  # of any kind, as it imports what the user's objects are made of
+        raise ConfigError(
+            f"{type(error).__name__}: {error}; classes of a script, or of a module that can be imported, are accepted"
+        ) from error
     for kind, cls in classes.items():
         give(kind, cls)
     size = config.engine.processes

@@ -281,3 +281,21 @@ def test_ray_starts_the_processes_of_a_run(tmp_path: Path) -> None:
         ray.shutdown()
     alone = one_of_many.run(tmp_path / "alone", "er", "double", {"memory_size": 12})
     assert first == second == {"processes": 2, "accuracy": alone.record["accuracy"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        (one_of_many.Alone, ("the 2 processes of the run have come to differ in task 0", "Alone", "self.gradient_of")),
+        (one_of_many.Failing, ("one of the 2 processes of this run ended: ValueError: only here (task 1", "--resume")),
+    ],
+)
+def test_processes_that_differ_end_the_run(strategy: Any, words: tuple[str, ...], tmp_path: Path) -> None:
+    options = {**one_of_many.OPTIONS, "out": tmp_path / "run", "model": one_of_many.Double, "processes": 2}
+    with pytest.raises(clbench.RunError) as caught:
+        clbench.run("split-mnist-5k", strategy, **options)
+    message = str(caught.value)
+    assert [word for word in words if word not in message] == []
+    assert "\n" not in message
+    assert clbench.Result.load(tmp_path / "run").status == "failed"
