@@ -29,11 +29,13 @@ Asked = tuple[str, str, str, dict[str, Any]]
 FEW: list[Asked] = [
     ("er", "er[share=0.3]", "double", {"memory_size": 12}),
     ("gem", "gem", "double", {"memory_size": 12}),
-    ("ewc", "ewc", "double", {}),
     ("norm", "naive", "norm", {"augment": "crop", "optimizer": "adam", "lr": 0.01, "momentum": 0.0}),
 ]
 MANY: list[Asked] = [
-    *((name, name, "double", {}) for name in ("naive", "lwf", "si", "mas", "rwalk", "ewc[fisher_labels=sampled]")),
+    *(
+        (name, name, "double", {})
+        for name in ("naive", "lwf", "ewc", "si", "mas", "rwalk", "ewc[fisher_labels=sampled]")
+    ),
     *((name, name, "double", {"memory_size": 12}) for name in ("icarl", "agem", "mir", "derpp", "bic", "lucir")),
     ("der", "der", "double", {"memory_size": 12, "head": "full", "augment": "crop-flip", "on_nan": "skip"}),
     ("packnet", "packnet", "double", {"setting": "task"}),
@@ -160,6 +162,7 @@ def assert_as_undisturbed(folder: Path, alone: Path, epochs: int = 15) -> None:
     assert found.record["accuracy"] == known.record["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_run_in_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
     """It goes on with another number of processes, which the record tells."""
     run = command(tmp_path / "run", 2)
