@@ -41,8 +41,6 @@ _BEGIN = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
     "from clbench.running.group import follow_leader; follow_leader(sys.stdin.buffer)"
 )
-
-
 # Whether the group that this process is in was started by clbench for the run under way, and is no other run's.
 _ours = False
 
@@ -122,7 +120,7 @@ def _here(rank: int, size: int) -> tuple[int, int]:
     """Return rank and size of the part of a group that is on this machine."""
     if _ours or "LOCAL_WORLD_SIZE" not in os.environ:
         return rank, size
-    return int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    return int(os.environ.get("LOCAL_RANK", rank)), int(os.environ["LOCAL_WORLD_SIZE"])
 
 
 class Group:
@@ -229,7 +227,9 @@ class _Follower:
             start_new_session=True,
         )
         # Not here: a pipe holds little, and the others are to start meanwhile.
-        threading.Thread(target=self._tell, args=(pickle.dumps(sys.path) + pickle.dumps((rank, given)),)).start()
+        threading.Thread(
+            target=self._tell, args=(pickle.dumps(sys.path) + pickle.dumps((rank, given)),), daemon=True
+        ).start()
 
     def _tell(self, content: bytes) -> None:
         with suppress(OSError):
