@@ -89,7 +89,7 @@ def unpack(content: bytes, kind: type[Strategy]) -> dict[str, Any]:
     return payload
 
 
-def _on_own_gpu(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage | None:
+def _on_own_gpu(storage: Any, location: str) -> Any:
     """Put what was on a GPU on that of this process, where several share the run; None: where it was."""
     shared = location.startswith("cuda") and dist.is_available() and dist.is_initialized()
     return storage.cuda() if shared else None
