@@ -60,6 +60,27 @@ class DoubleNorm(Network):
         self.double()
 
 
+class Alone(clbench.Strategy):
+    """Takes a gradient by itself, which is that of a part of the batch, and moves the head by it."""
+
+    traits = clbench.Traits(family="reference")
+
+    def after_backward(self, batch: clbench.Batch) -> None:
+        loss = self.classification_loss(self.model(batch.images), batch)
+        (gradient,) = torch.autograd.grad(loss, [self.model.backbone[0][2].weight])
+        self.model.backbone[0][2].weight.grad.copy_(gradient)
+
+
+class Failing(clbench.Strategy):
+    """Fails in one of the processes, as where a machine is at fault."""
+
+    traits = clbench.Traits(family="reference")
+
+    def begin_task(self, task: clbench.Task) -> None:
+        if self._context.processes.rank == 1 and task.index == 1:
+            raise ValueError("only here")
+
+
 NETWORKS: dict[str, Any] = {"double": Double, "norm": DoubleNorm}
 
 

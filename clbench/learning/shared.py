@@ -52,14 +52,15 @@ class Shared:
         def features(network: Network, images: Tensor) -> Tensor:
             return self.features(partial(compute, network), network, images)
 
-        kind.features = features  # type: ignore[method-assign]
+        changed: Any = kind
+        changed.features = features
         try:
             yield
         finally:
             if own:
-                kind.features = compute  # type: ignore[method-assign]
+                changed.features = compute
             else:
-                del kind.features
+                del changed.features
 
     def features(self, compute: Callable[[Tensor], Tensor], network: nn.Module, images: Tensor) -> Tensor:
         """Return the features of a whole batch, float [B, D], of which this process computes its part.
@@ -202,7 +203,7 @@ def _normalized_for_all(module: _BatchNorm, n: int, part: slice, processes: Proc
             momentum = 1 / float(known) if module.momentum is None else module.momentum
             module.running_mean.lerp_(mean.detach().to(module.running_mean.dtype), momentum)
             module.running_var.lerp_((variance.detach() * count / (count - 1)).to(module.running_var.dtype), momentum)
-    normalized = centred * (variance + module.eps).rsqrt().view(shape)
+    normalized: Tensor = centred * (variance + module.eps).rsqrt().view(shape)
     if module.weight is not None:
         normalized = normalized * module.weight.view(shape) + module.bias.view(shape)
     return normalized.to(x.dtype)
@@ -238,5 +239,5 @@ def digest(strategy: Strategy) -> int:
         tensors.append(strategy.memory.ids)
     found = 0
     for tensor in tensors:
-        found = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy(), found)
+        found = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes(), found)
     return found

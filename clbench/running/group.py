@@ -41,8 +41,6 @@ _BEGIN = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
     "from clbench.running.group import follow_leader; follow_leader(sys.stdin.buffer)"
 )
-
-
 # Whether the group that this process is in was started by clbench for the run under way, and is no other run's.
 _ours = False
 
@@ -122,7 +120,7 @@ def _here(rank: int, size: int) -> tuple[int, int]:
     """Return rank and size of the part of a group that is on this machine."""
     if _ours or "LOCAL_WORLD_SIZE" not in os.environ:
         return rank, size
-    return int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    return int(os.environ.get("LOCAL_RANK", rank)), int(os.environ["LOCAL_WORLD_SIZE"])
 
 
 class Group:
@@ -180,7 +178,7 @@ class Group:
             return Processes()
         self._is_ours = _ours = True
         with _loopback():
-            self._store = dist.TCPStore("127.0.0.1", 0, None, True, LONGEST_EXCHANGE, wait_for_workers=False)
+            self._store = _store(0, leads=True)
             content = _pickled((self.config, beginning, self._store.port, follow, given), self.config)
             self._followers = [_Follower(rank, content) for rank in range(1, size)]
             while int(self._store.add("ready", 0)) < size - 1:
@@ -229,7 +227,9 @@ class _Follower:
             start_new_session=True,
         )
         # Not here: a pipe holds little, and the others are to start meanwhile.
-        threading.Thread(target=self._tell, args=(pickle.dumps(sys.path) + pickle.dumps((rank, given)),)).start()
+        threading.Thread(
+            target=self._tell, args=(pickle.dumps(sys.path) + pickle.dumps((rank, given)),), daemon=True
+        ).start()
 
     def _tell(self, content: bytes) -> None:
         with suppress(OSError):
@@ -289,12 +289,17 @@ def _follow(rank: int, content: bytes) -> None:
     global _ours
     _ours = True
     warnings.simplefilter("ignore")
-    (config, beginning, port, follow, given), classes = pickle.loads(content)
+    try:
+        (config, beginning, port, follow, given), classes = pickle.loads(content)
+    except Exception as error:  # of any kind, as it imports what the user's objects are made of
+        raise ConfigError(
+            f"{type(error).__name__}: {error}; classes of a script, or of a module that can be imported, are accepted"
+        ) from error
     for kind, cls in classes.items():
         give(kind, cls)
     size = config.engine.processes
     with _loopback():
-        store = dist.TCPStore("127.0.0.1", port, None, False, LONGEST_EXCHANGE, wait_for_workers=False)
+        store = _store(port, leads=False)
         store.add("ready", 1)
         _join(store=store, rank=rank, world_size=size)
     with process_settings(config):
@@ -333,6 +338,12 @@ def _pickled(given: tuple[Any, ...], config: RunConfig) -> bytes:
             f"({type(error).__name__}: {one_line(str(error), 120)}); processes=1 is accepted"
         ) from error
     return content
+
+
+def _store(port: int, *, leads: bool) -> Any:
+    """Return the store by which the processes of one machine find one another; port 0 is a free one."""
+    make: Any = dist.TCPStore  # type: ignore[attr-defined]
+    return make("127.0.0.1", port, None, leads, LONGEST_EXCHANGE, wait_for_workers=False)
 
 
 def _join(**given: Any) -> None:

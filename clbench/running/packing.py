@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -82,10 +83,16 @@ def unpack(content: bytes, kind: type[Strategy]) -> dict[str, Any]:
     former = [(cls, former_name(cls)) for cls in classes if cls.__module__.startswith("clbench.")]
     known: list[Any] = [*classes, *former, *REBUILDING]
     with torch.serialization.safe_globals(known):
-        payload = torch.load(io.BytesIO(content), weights_only=True)
+        payload = torch.load(io.BytesIO(content), map_location=_on_own_gpu, weights_only=True)
     if not isinstance(payload, dict):
         raise ValueError("not a checkpoint of clbench")
     return payload
+
+
+def _on_own_gpu(storage: Any, location: str) -> Any:
+    """Put what was on a GPU on that of this process, where several share the run; None: where it was."""
+    shared = location.startswith("cuda") and dist.is_available() and dist.is_initialized()
+    return storage.cuda() if shared else None
 
 
 def safe_classes(kind: type[Strategy]) -> list[type]:

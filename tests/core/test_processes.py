@@ -29,11 +29,13 @@ Asked = tuple[str, str, str, dict[str, Any]]
 FEW: list[Asked] = [
     ("er", "er[share=0.3]", "double", {"memory_size": 12}),
     ("gem", "gem", "double", {"memory_size": 12}),
-    ("ewc", "ewc", "double", {}),
     ("norm", "naive", "norm", {"augment": "crop", "optimizer": "adam", "lr": 0.01, "momentum": 0.0}),
 ]
 MANY: list[Asked] = [
-    *((name, name, "double", {}) for name in ("naive", "lwf", "si", "mas", "rwalk", "ewc[fisher_labels=sampled]")),
+    *(
+        (name, name, "double", {})
+        for name in ("naive", "lwf", "ewc", "si", "mas", "rwalk", "ewc[fisher_labels=sampled]")
+    ),
     *((name, name, "double", {"memory_size": 12}) for name in ("icarl", "agem", "mir", "derpp", "bic", "lucir")),
     ("der", "der", "double", {"memory_size": 12, "head": "full", "augment": "crop-flip", "on_nan": "skip"}),
     ("packnet", "packnet", "double", {"setting": "task"}),
@@ -160,6 +162,7 @@ def assert_as_undisturbed(folder: Path, alone: Path, epochs: int = 15) -> None:
     assert found.record["accuracy"] == known.record["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_run_in_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
     """It goes on with another number of processes, which the record tells."""
     run = command(tmp_path / "run", 2)
@@ -281,3 +284,21 @@ def test_ray_starts_the_processes_of_a_run(tmp_path: Path) -> None:
         ray.shutdown()
     alone = one_of_many.run(tmp_path / "alone", "er", "double", {"memory_size": 12})
     assert first == second == {"processes": 2, "accuracy": alone.record["accuracy"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        (one_of_many.Alone, ("the 2 processes of the run have come to differ in task 0", "Alone", "self.gradient_of")),
+        (one_of_many.Failing, ("one of the 2 processes of this run ended: ValueError: only here (task 1", "--resume")),
+    ],
+)
+def test_processes_that_differ_end_the_run(strategy: Any, words: tuple[str, ...], tmp_path: Path) -> None:
+    options = {**one_of_many.OPTIONS, "out": tmp_path / "run", "model": one_of_many.Double, "processes": 2}
+    with pytest.raises(clbench.RunError) as caught:
+        clbench.run("split-mnist-5k", strategy, **options)
+    message = str(caught.value)
+    assert [word for word in words if word not in message] == []
+    assert "\n" not in message
+    assert clbench.Result.load(tmp_path / "run").status == "failed"

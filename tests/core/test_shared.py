@@ -144,7 +144,11 @@ class Alpha(one_of_many.Double):
         ({"accumulate": 3, "compile": "default"}, ("accumulate=3", "compile=none")),
         ({"processes": 0}, ("processes", "0")),
         ({"accumulate": 1.5}, ("accumulate", "1.5")),
-        ({"strategy": "avalanche:Naive", "processes": 2}, ("avalanche:Naive", "processes=2")),
+        pytest.param(
+            {"strategy": "avalanche:Naive", "processes": 2},
+            ("avalanche:Naive", "processes=2"),
+            marks=pytest.mark.slow,  # Avalanche takes seconds to import
+        ),
     ],
     ids=str,
 )
