@@ -209,7 +209,7 @@ def _normalized_for_all(module: _BatchNorm, n: int, part: slice, processes: Proc
     return normalized.to(x.dtype)
 
 
-def refuse_shared(config: RunConfig, image_shape: tuple[int, int, int]) -> None:
+def refuse_shared(config: RunConfig, image_shape: tuple[int, ...]) -> None:
     """Raise ConfigError where a batch can't go through the network of a run in parts as it does as a whole."""
     engine = config.engine
     sizes = [f"{name}={n}" for name, n in (("processes", engine.processes), ("accumulate", engine.accumulate)) if n > 1]
