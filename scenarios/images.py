@@ -94,17 +94,17 @@ def listed_files(
 
 
 def _parts(folder: Path, held_out: bool) -> Parts:
-    there = {path.name: path for path in _visible(folder) if path.is_dir()}
+    there = {path.name: path for path in visible(folder) if path.is_dir()}
     held = [name for name in VALIDATION if name in there]
     # A class may be called train, too: its folder holds images, and no folders.
-    by_class = not any(path.is_dir() for path in _visible(there["train"])) if "train" in there else True
+    by_class = not any(path.is_dir() for path in visible(there["train"])) if "train" in there else True
     if held_out and by_class:
         return Parts(folder, None, None)
     if held_out and "test" in there:
         raise ConfigError(f"{folder} has test images of its own; leave test_share out")
     if "train" not in there or len(held) > 1 or not (held_out or "test" in there or held):
         hint = ""
-        if by_class and any(path.suffix.lower() in EXTENSIONS for sub in there.values() for path in _visible(sub)):
+        if by_class and any(path.suffix.lower() in EXTENSIONS for sub in there.values() for path in visible(sub)):
             hint = "; if these are the classes, --test-share 0.2 (test_share=0.2) makes a fifth of each class the test"
         raise ConfigError(
             f"{folder} must hold one folder 'train' and one folder 'test' or 'val', each CLASS/IMAGES, or all three; "
@@ -122,7 +122,7 @@ def _scan(folder: Path, problems: dict[Path, str], *, flat: bool) -> dict[str, l
     flat: the folder is the whole data set, which may hold other files beside the classes.
     """
     classes = {}
-    for class_folder in _visible(folder):
+    for class_folder in visible(folder):
         if not class_folder.is_dir():
             if flat and class_folder.suffix.lower() not in EXTENSIONS:
                 continue
@@ -139,7 +139,7 @@ def _scan(folder: Path, problems: dict[Path, str], *, flat: bool) -> dict[str, l
 
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:
     """Give the paths in the folder of a class, and why each is no image file, "" where it may be one."""
-    paths = _visible(folder)
+    paths = visible(folder)
     # The folder knows what most are, so that the system is not asked about each.
     with os.scandir(folder) as entries:
         plain = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
@@ -161,7 +161,8 @@ def _no_image(path: Path, *, plain: bool) -> str:
     return too_large(path.stat().st_size) if os.access(path, os.R_OK) else "can't be read: permission denied"
 
 
-def _visible(folder: Path) -> list[Path]:
+def visible(folder: Path) -> list[Path]:
+    """Return what is in a folder but what systems and programs leave there; raises ConfigError if it can't be read."""
     try:
         names = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError as error:

@@ -19,6 +19,7 @@ from clbench.config.registry import natural_sorted
 from clbench.scenarios.decoding import EXTENSIONS
 from clbench.scenarios.encoded import Content, Encoded, Listed, file_contents, found_images, too_large
 from clbench.scenarios.files import Found, content_digests
+from clbench.scenarios.images import visible
 
 # The names of the parts of a data set.
 PART_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2, "testing": 2}
@@ -389,11 +390,13 @@ def find_own(path: Path, asked: Asked) -> Found | None:
         return find_arrow(path, asked)
     by_suffix = {suffix: _files(path, suffix) for suffix in (".tar", ".parquet", ".csv")}
     by_suffix[".parquet"] = by_suffix[".parquet"] or _files(path / "data", ".parquet")
-    if shards := by_suffix[".tar"]:
+    # Beside folders of classes, such files are mostly somebody's notes or copies.
+    folders = [inside for inside in visible(path) if inside.is_dir() and inside.name != "data"]
+    if (shards := by_suffix[".tar"]) and not folders:
         return find_tar(shards, path, asked)
-    if shards := by_suffix[".parquet"]:
+    if (shards := by_suffix[".parquet"]) and not folders:
         return find_parquet(shards, path, asked)
-    tables = by_suffix[".csv"]
+    tables = [table for table in by_suffix[".csv"] if asked.columns or not folders or _names_images(table)]
     named = [table for table in tables if table.stem.lower() in PART_NAMES]
     if not tables or ((path / "train").is_dir() and not named):
         return None
@@ -401,6 +404,14 @@ def find_own(path: Path, asked: Asked) -> Found | None:
         names = ", ".join(table.name for table in tables[:6])
         raise ConfigError(f"{path} has the tables {names}; one, or train.csv, val.csv and test.csv, is accepted")
     return find_csv(named if len(tables) > 1 else tables, asked)
+
+
+def _names_images(table: Path) -> bool:
+    """Whether a CSV file has columns that are known as images and labels."""
+    with table.open(encoding="utf-8-sig", errors="replace") as file:
+        head = file.readline(1 << 16)
+    names = {name.strip().strip('"').lower() for name in head.split(max(",;\t", key=head.count))}
+    return all(names.intersection(COLUMNS[role]) for role in ("image", "label"))
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:

@@ -197,11 +197,11 @@ def _names(sources: Sequence[Source], sets: Sequence[Dataset]) -> list[str]:
 
 def domain_folders(root: Path, chosen: Sequence[str] | None) -> list[Path]:
     """Return the folders of ROOT/DOMAIN/..., all in natural order or those chosen; raises ConfigError."""
-    from clbench.scenarios.images import _visible
+    from clbench.scenarios.images import visible
 
     if not root.is_dir():
         raise ConfigError(f"there is no folder {root}; a folder with one folder for each domain is accepted")
-    there = {path.name: path for path in _visible(root) if path.is_dir()}
+    there = {path.name: path for path in visible(root) if path.is_dir()}
     if "train" in there or len(there) < 2:
         raise ConfigError(
             f"{root} must hold two or more folders, one for each domain, each CLASS/IMAGES; its folders are "

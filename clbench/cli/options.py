@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from rich.markup import escape
 
-from clbench.cli.help import HelpAll
+from clbench.cli.help import FEW, HelpAll
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.registry import Derived, entry_points, text_of
 from clbench.config.run import EXCLUSIVE, IN_FILES, INTERNAL, excludes, without_removed
@@ -114,6 +114,7 @@ def config_options(*fields: str, without: Sequence[str] = ()) -> Callable[[Calla
 
         if not fields:
             own.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile))
+        if len(own) + len(added) > FEW:
             own.append(inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll))
         hint = "" if fields else "\n\nA default holds where the scenario's preset (docs/defaults.md) says nothing else."
         wrapped.__name__, wrapped.__doc__ = verb.__name__, f"{verb.__doc__}{hint}"

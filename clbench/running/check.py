@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clbench.config.errors import ConfigError, shown
 from clbench.config.run import RunConfig
+from clbench.data.augment import ON_UINT8
 from clbench.data.batches import Pipeline
 from clbench.data.scenario import Images, Scenario
 from clbench.learning.compiled import refuse_compiled
@@ -54,6 +55,11 @@ def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
         raise ConfigError(
             f"augment={config.data.augment} is for images [C, H, W], and the samples are {list(scenario.image_shape)}; "
             "none is accepted"
+        )
+    if config.data.augment in ON_UINT8 and not scenario.of_images:
+        raise ConfigError(
+            f"augment={config.data.augment} changes the colours of images of bytes, and the samples are floats; others "
+            "and none are accepted"
         )
     if strategy.traits.needs_transformer:
         transformer(config, scenario)

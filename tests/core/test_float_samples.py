@@ -103,11 +103,15 @@ def test_whatever_needs_images_refuses_other_samples(
         clbench.run(scenario(), strategy, out=tmp_path / "run", **(FAST | options))
 
 
-def test_weights_that_prepare_bytes_refuse_floats_in_the_shape_of_images(tmp_path: Path, refused: Any) -> None:
+def test_what_is_for_bytes_refuses_floats_in_the_shape_of_images(tmp_path: Path, refused: Any) -> None:
     samples, labels = np.random.default_rng(0).random((20, 3, 8, 8)), np.arange(20) % 4
     made = split(dataset_from_arrays(samples, labels, samples + 1, labels), tasks=2)
-    with refused("efficientnet-lite0", "images of bytes", "floats"):
-        clbench.run(made, "naive", out=tmp_path / "run", **(FAST | {"model": "efficientnet-lite0"}))
+    for options, word in (
+        ({"model": "efficientnet-lite0"}, "efficientnet-lite0"),
+        ({"augment": "randaugment"}, "augment"),
+    ):
+        with refused(word, "images of bytes", "floats"):
+            clbench.run(made, "naive", out=tmp_path / "run", **(FAST | options))
 
 
 def test_a_benchmark_of_avalanche_has_images(refused: Any) -> None:

@@ -132,6 +132,8 @@ def test_files_beside_the_classes_and_what_systems_leave_are_no_matter(tmp_path:
             (place / name / "0.png").write_bytes(picture(7))
     (folder / "README.txt").write_text("photos")
     (folder / "labels.csv").write_text("0.png,cat")
+    (folder / "copy.tar").write_bytes(b"of all")
+    (folder / "sizes.parquet").write_bytes(b"no table")
     assert parts(load_dataset(folder, "nowhere", test_share=0.2)) == ([4, 4], [1, 1])
 
 

@@ -88,6 +88,8 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("naive", {"eval_every": 3}),
     ("naive", {"checkpoint_every": "2-steps"}),
     ("naive", {"compile": "default"}),
+    ("naive", {"processes": 2}),
+    ("naive", {"accumulate": 2}),
     ("naive[memory_size=10]", {}),
     ("naive[memory_per_class=2]", {}),
     ("naive[memory_per_class=2,memory_policy=random]", {}),
@@ -100,7 +102,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 # bf16 rounds to three digits, so that a step of the batched model differs from one of the single model by design.
 ROUNDED: list[tuple[str, dict[str, Any]]] = [("naive", {"precision": "bf16"}), ("lwf", {"precision": "bf16"})]
 # Neither trains, or is read from outside of the fields of a run.
-ELSEWHERE = {"data_root", "offline", "device", "threads", "weights"}
+ELSEWHERE = {"data_root", "offline", "memory_limit", "device", "threads", "weights"}
 
 
 def test_the_table_has_every_field_of_a_run() -> None:
