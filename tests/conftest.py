@@ -16,6 +16,18 @@ from clbench import ConfigError
 FAST = {"model": "mlp:32", "epochs": 1, "batch_size": 8, "optimizer": "sgd", "lr": 0.1, "threads": 1}
 
 
+# Tests that take longer than two seconds; list_slow.py writes the list.
+SLOW = frozenset(Path(__file__).with_name("slow.txt").read_text().splitlines())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that are listed as slow, before any are chosen by their marks."""
+    for item in items:
+        if item.nodeid in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     import torch
