@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import os
 import shutil
 import sys
 import warnings
@@ -24,6 +23,7 @@ from clbench.scenarios.decoding import DECODER, Decoded, decode, pillow_by_defau
 from clbench.scenarios.files import Found, Raw, atomic_file
 from clbench.scenarios.mapped import open_images, remembered, write_behind, write_header
 from clbench.support.cache import cache_folder
+from clbench.support.cores import cores
 
 BATCH = 32  # images that a thread decodes at a time
 AHEAD = 8  # batches under way; with BATCH it bounds the memory in use
@@ -304,11 +304,6 @@ def _close_gaps(file: IO[bytes], start: int, rows: list[int], shape: tuple[int, 
 def _decode(content: Content, size: int | None) -> Decoded | str:
     found = content()
     return found if isinstance(found, str) else decode(found, size)
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def decoded(encoded: Encoded, size: int | None, pool: ThreadPoolExecutor) -> Iterator[Decoded | str]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from clbench.scenarios.decoding import pillow_by_default
-from clbench.scenarios.encoded import PARTS, cores, decoded
+from clbench.scenarios.encoded import PARTS, decoded
 from clbench.scenarios.files import Found
+from clbench.support.cores import cores
 
 
 @dataclass(frozen=True)

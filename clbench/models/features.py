@@ -8,7 +8,6 @@ those that want the same features wait for it. What is whole is mapped into memo
 
 import hashlib
 import json
-import os
 import shutil
 import time
 import zlib
@@ -27,6 +26,7 @@ from clbench.config.errors import ConfigError
 from clbench.data.sources import Mapped, parts
 from clbench.models.pretrained import Pretrained
 from clbench.support.cache import ABOUT, cache_folder
+from clbench.support.cores import cores
 from clbench.support.files import write_atomically
 from clbench.support.locks import InUseError, Watched, held
 from clbench.support.text import tell
@@ -165,11 +165,6 @@ class FrozenFeatures:
             for part in parts(source) if source.ndim else [source[...]]:
                 state.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return state.hexdigest()[:32]
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Entry:

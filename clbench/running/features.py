@@ -10,9 +10,10 @@ from clbench.data.batches import Features
 from clbench.data.scenario import Images, Scenario
 from clbench.data.sources import some
 from clbench.learning.strategy import Context, Strategy
-from clbench.models.features import FrozenFeatures, cores
+from clbench.models.features import FrozenFeatures
 from clbench.models.pretrained import Pretrained
 from clbench.running.process import device_name
+from clbench.support.cores import cores
 
 # Images whose features are timed for a plan.
 TIMED = 8

@@ -28,6 +28,7 @@ from clbench.config.errors import ConfigError, RunError, one_line
 from clbench.config.run import RunConfig
 from clbench.results.result import Result
 from clbench.running.process import process_settings
+from clbench.support.cores import cores
 from clbench.support.endings import SIGNALS, is_ignored
 from clbench.support.processes import Processes
 
@@ -35,6 +36,8 @@ from clbench.support.processes import Processes
 LONGEST_EXCHANGE = datetime.timedelta(hours=2)
 # Seconds that a follower has to end when the leader has, and that the reason of an end may take to be known.
 FOLLOWERS_END = 5.0
+# Processes that may be started on any machine: with fewer cores a run is slow, and does not bring it down.
+FEWEST_ACCEPTED = 4
 Follow = Callable[..., Result]
 # Read by a fresh Python before it can find clbench.
 _BEGIN = (
@@ -110,6 +113,12 @@ def refuse_devices(config: RunConfig) -> None:
         return
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"processes={processes} given on {device.type}; processes share a run on cpu and cuda alone")
+    most = max(FEWEST_ACCEPTED, cores())
+    if device.type == "cpu" and outside()[1] == 1 and processes > most:
+        raise ConfigError(
+            f"processes={processes} given, and each holds the data and a network of its own, on a machine of {cores()} "
+            f"cores; at most {most} are accepted"
+        )
     if device.type == "cuda":
         there, here = torch.cuda.device_count() - (device.index or 0), _here(0, processes)[1]
         if there < here:

@@ -143,6 +143,7 @@ class Alpha(one_of_many.Double):
         ({"processes": 2, "compile": "default"}, ("processes=2", "compile=none")),
         ({"accumulate": 3, "compile": "default"}, ("accumulate=3", "compile=none")),
         ({"processes": 0}, ("processes", "0")),
+        ({"processes": 3000}, ("processes=3000", "cores", "at most")),
         ({"accumulate": 1.5}, ("accumulate", "1.5")),
         pytest.param(
             {"strategy": "avalanche:Naive", "processes": 2},
