@@ -441,6 +441,12 @@ def _build(
             f"{origin}: --image-size {image_size} is for folders of images; these images are {_sizes(shape)}"
         )
     x_train, x_test = in_place((raw.x_train, raw.x_test), origin, memory_limit)
+    if raw.x_train.dtype != np.uint8 and len(shape) == 2 and shape[0] == shape[1]:
+        warnings.warn(
+            f"{origin}: floats of the shape {[*shape]} are taken as {shape[0]} channels of {shape[1]} numbers each; "
+            f"grey images have the shape [1, {shape[0]}, {shape[1]}]",
+            stacklevel=4,
+        )
     classes = np.unique(raw.y_train)
     class_names = _class_names(raw, classes, origin, known)
     n = len(raw.x_train) - raw.n_validation

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clbench.config.errors import ConfigError
 from clbench.scenarios.decoding import pillow_by_default
 from clbench.scenarios.encoded import PARTS, decoded
 from clbench.scenarios.files import Found
@@ -40,14 +41,17 @@ def examine(found: Found) -> Examined:
     """
     if found.listed is None:
         raw = found.read()
-        height, width = raw.x_train.shape[2:]
+        shape, of_test = raw.x_train.shape[1:], raw.x_test.shape[1:]
+        if shape != of_test:
+            raise ConfigError(f"{found.origin}: training samples are {[*shape]} and test samples {[*of_test]}")
+        is_image = raw.x_train.dtype == np.uint8
         n, n_test = len(raw.x_train) - raw.n_validation, len(raw.x_test)
         numbers = {"train": n, "validation": raw.n_validation, "test": n_test}
         names = raw.class_names or tuple(map(str, np.unique(raw.y_train).tolist()))
-        grey = (len(raw.x_train) + n_test) * (raw.x_train.shape[1] == 1)
-        size = [width, height]
-        layout = found.layout or "arrays"
-        return Examined(found.origin, layout, list(names), numbers, size, size, 1, grey, {}, {})
+        grey = (len(raw.x_train) + n_test) * (shape[0] == 1 and is_image)
+        size = [shape[2], shape[1]] if is_image else []
+        layout = found.layout or ("arrays" if is_image else f"floats of the shape {[*shape]}")
+        return Examined(found.origin, layout, list(names), numbers, size, size, len(size) // 2, grey, {}, {})
     from PIL import Image
 
     encoded, problems = found.listed()

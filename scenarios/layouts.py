@@ -7,6 +7,7 @@ import csv
 import itertools
 import os
 import tarfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -397,6 +398,11 @@ def find_own(path: Path, asked: Asked) -> Found | None:
     if (shards := by_suffix[".parquet"]) and not folders:
         return find_parquet(shards, path, asked)
     tables = [table for table in by_suffix[".csv"] if asked.columns or not folders or _names_images(table)]
+    if left := [table.name for table in by_suffix[".csv"] if table not in tables]:
+        warnings.warn(
+            f"{path}: {left[0]} is left aside, and folders are the classes; columns=image=NAME,label=NAME reads it",
+            stacklevel=2,
+        )
     named = [table for table in tables if table.stem.lower() in PART_NAMES]
     if not tables or ((path / "train").is_dir() and not named):
         return None

@@ -349,7 +349,8 @@ class Stream(_Several):
         if not self.of:
             raise ConfigError("stream has no data sets; stream[split-mnist,split-kmnist] is accepted")
         named = [_source(text, self.image_size) for text in self.of]
-        given = [source.dataset for _, source in named]
+        places = [source.dataset for _, source in named]
+        given = [os.path.realpath(place) if os.path.exists(place) else place for place in places]
         if twice := next((text for text in given if given.count(text) > 1), None):
             raise ConfigError(f"{twice} stands in the stream more than once; each data set once is accepted")
         return named
@@ -362,7 +363,7 @@ _OF_SOURCE = ("tasks", "task_sizes", "class_order", "class_order_seed", "image_s
 def _source(text: str, image_size: int | None) -> "tuple[Split, Source]":
     """Return a data set of a stream: by its name, as split-NAME, or a path, perhaps with options in brackets."""
     from clbench.config.classes import is_known, load_class
-    from clbench.config.registry import parse_spec
+    from clbench.config.registry import DATA_FILES, parse_spec
     from clbench.scenarios.datasets import known_names, takes_size
     from clbench.scenarios.streams import Source
 
@@ -381,7 +382,7 @@ def _source(text: str, image_size: int | None) -> "tuple[Split, Source]":
     elif name not in known_names():
         kind = Files
         if not os.path.exists(name):
-            if os.sep in name or name.endswith(".npz"):
+            if os.sep in name or name.lower().endswith(DATA_FILES):
                 raise ConfigError(f"there is no file or folder {name}, which the stream names")
             raise unknown("data set of a stream", name, [*known_names(), *map("split-{}".format, known_names())])
     options = {} if name == text else parse_spec(text)[1]

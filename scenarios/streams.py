@@ -208,6 +208,8 @@ def domain_folders(root: Path, chosen: Sequence[str] | None) -> list[Path]:
             f"{', '.join(list(there)[:6]) or 'none'}" + ("; its path alone is a scenario" if "train" in there else "")
         )
     for name in chosen or ():
+        if list(chosen or ()).count(name) > 1:
+            raise ConfigError(f"the domain {name} of {root} is given more than once; each once is accepted")
         if name not in there:
             raise unknown(f"domain of {root}", name, natural_sorted(there))
     return [there[name] for name in chosen or natural_sorted(there)]

@@ -22,12 +22,12 @@ def beginning(
         if scenario is None or not strategies:
             raise ConfigError("a scenario and a strategy are needed, such as split-mnist-5k lwf, or --like CLAIM")
         return scenario, strategies, {**fields, "strategy_options": given}
-    from clbench.config.registry import entry_point_names, parse_spec
+    from clbench.config.registry import DATA_FILES, entry_point_names, parse_spec
     from clbench.reports.published import claim
     from clbench.running.resolve import strategy_class
 
     start = claim(like)
-    if scenario is not None and (scenario.endswith(".npz") or scenario in entry_point_names("clbench.scenarios")):
+    if scenario is not None and (scenario.endswith(DATA_FILES) or scenario in entry_point_names("clbench.scenarios")):
         raise ConfigError(
             f"{scenario} given with --like, where the scenario is the claim's, {start.scenario}; strategies alone are "
             "accepted"

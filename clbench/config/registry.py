@@ -20,6 +20,10 @@ from clbench.config.plain import as_text, listed, plain
 PROTOCOLS = "clbench.protocols"
 
 
+# A name that ends so is a file of the user's own data.
+DATA_FILES = (".npz", ".npy", ".csv", ".tar", ".parquet")
+
+
 def natural_sorted(names: Iterable[str]) -> list[str]:
     """Sort names with their digit runs compared as numbers: `task2` comes before `task10`."""
     return sorted(names, key=lambda name: ([int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)], name))

@@ -28,6 +28,7 @@ from clbench.config.errors import ConfigError, RunError, one_line
 from clbench.config.run import RunConfig
 from clbench.results.result import Result
 from clbench.running.process import process_settings
+from clbench.running.resolve import classes_of
 from clbench.support.cores import cores
 from clbench.support.endings import SIGNALS, is_ignored
 from clbench.support.processes import Processes
@@ -188,11 +189,11 @@ class Group:
         self._is_ours = _ours = True
         with _loopback():
             self._store = _store(0, leads=True)
-            content = _pickled((self.config, beginning, self._store.port, follow, given), self.config)
+            content = _pickled(self.config, (beginning, self._store.port, follow, given))
             self._followers = [_Follower(rank, content) for rank in range(1, size)]
             while int(self._store.add("ready", 0)) < size - 1:
                 if any(follower.has_ended() for follower in self._followers):
-                    raise RunError(f"{self._why_lost()} before the run began")
+                    raise RunError(f"before the run began, {self._why_lost()}")
                 time.sleep(0.01)
             _join(store=self._store, rank=0, world_size=size)
         return _use(self.config, Processes(0, size, self._why_lost))
@@ -299,13 +300,16 @@ def _follow(rank: int, content: bytes) -> None:
     _ours = True
     warnings.simplefilter("ignore")
     try:
-        (config, beginning, port, follow, given), classes = pickle.loads(content)
+        config, classes, rest = pickle.loads(content)
+        for kind, cls in classes.items():
+            give(kind, cls)
+        # Classes of files have to be there before an object of one of them can be read.
+        classes_of(config)
+        beginning, port, follow, given = pickle.loads(rest)
     except Exception as error:  # of any kind, as it imports what the user's objects are made of
         raise ConfigError(
             f"{type(error).__name__}: {error}; classes of a script, or of a module that can be imported, are accepted"
         ) from error
-    for kind, cls in classes.items():
-        give(kind, cls)
     size = config.engine.processes
     with _loopback():
         store = _store(port, leads=False)
@@ -334,13 +338,13 @@ def _end_with(stdin: BinaryIO) -> None:
     os._exit(1)
 
 
-def _pickled(given: tuple[Any, ...], config: RunConfig) -> bytes:
+def _pickled(config: RunConfig, given: tuple[Any, ...]) -> bytes:
     """Return what a follower is given; classes of a script or a notebook travel with their code. Raises ConfigError."""
     from joblib.externals.loky.backend.reduction import dumps
 
     names = {"strategy": config.strategy, "model": config.model.name, "scenario": config.scenario}
     try:
-        content = bytes(dumps((given, handed_over(names))))
+        content = bytes(dumps((config, handed_over(names), bytes(dumps(given)))))
     except Exception as error:  # of any kind, as the user's objects may hold anything
         raise ConfigError(
             f"processes={config.engine.processes}: what the run is made of can't be sent to other processes "

@@ -11,7 +11,7 @@ from clbench.config.classes import digests_of_files, give, is_known, load_class
 from clbench.config.code import digests
 from clbench.config.errors import ConfigError, shown, unknown
 from clbench.config.plain import as_text, plain
-from clbench.config.registry import Typed, entry_points, fits, parse_spec, read_text
+from clbench.config.registry import DATA_FILES, Typed, entry_points, fits, parse_spec, read_text
 from clbench.config.run import GROUPS, OWN_WEIGHTS, RunConfig, Setting, excludes, fields, make_config
 from clbench.data.scenario import Scenario
 from clbench.data.spec import ScenarioSpec
@@ -48,11 +48,11 @@ def strategy_class(name: str, code: Mapping[str, str] | None = None) -> type[Str
 
 
 def scenario_class(name: str) -> type[ScenarioSpec]:
-    """Return a scenario by its registered name, or that of an .npz file or a folder of images.
+    """Return a scenario by its registered name, or that of a file or folder of the user's own data.
 
     A scenario of one published protocol is found as such a strategy is; see strategy_class().
     """
-    own = name.endswith(".npz") or os.sep in name or os.path.isdir(name)
+    own = name.lower().endswith(DATA_FILES) or os.sep in name or os.path.isdir(name)
     loaded = load_class("scenario", name if not own or is_known("scenario", name) else "files")
     if not (isinstance(loaded, type) and issubclass(loaded, ScenarioSpec)):
         raise ConfigError(f"scenario {name!r} is {loaded!r}; a subclass of clbench.ScenarioSpec is accepted since 0.2")

@@ -302,3 +302,18 @@ def test_processes_that_differ_end_the_run(strategy: Any, words: tuple[str, ...]
     assert [word for word in words if word not in message] == []
     assert "\n" not in message
     assert clbench.Result.load(tmp_path / "run").status == "failed"
+
+
+@pytest.mark.slow
+def test_a_strategy_of_a_file_is_shared(tmp_path: Path) -> None:
+    """The other process has to read the file before it can read a strategy that was made of its class."""
+    (tmp_path / "mine.py").write_text(
+        'from clbench.strategies.naive import Naive\n\n\nclass Plain(Naive):\n    """Naive again."""\n'
+    )
+    options: dict[str, Any] = {"limit": 5, "epochs": 1, "model": "mlp:8", "threads": 1, "tasks": 2, "batch_size": 8}
+    alone = clbench.run("split-mnist-5k", "naive", out=tmp_path / "alone", **options)
+    shared = clbench.run(
+        "split-mnist-5k", f"{tmp_path / 'mine.py'}:Plain", out=tmp_path / "shared", processes=2, **options
+    )
+    assert shared.config["processes"] == 2
+    assert shared.record["accuracy"] == alone.record["accuracy"]
