@@ -400,7 +400,7 @@ def in_place(parts: tuple[Any, Any], origin: str, limit: int | str | None) -> tu
     Raises ConfigError for floats above it.
     """
     mapped, total = all(map(is_mapped, parts)), sum(part.nbytes for part in parts)
-    # What is in memory in any case goes to the disk only where a limit asks for it.
+    # Images that are in memory in any case go to the disk only where a limit asks for it.
     if limit is None and not mapped:
         require_memory(total, origin)
     elif total > (allowed := memory_allowed(limit)):

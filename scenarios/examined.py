@@ -16,7 +16,7 @@ from clbench.support.cores import cores
 
 @dataclass(frozen=True)
 class Examined:
-    """What was found in a data set.
+    """The findings in a data set.
 
     images: their numbers by part. sizes: the smallest and the largest width and height, and how many sizes there are.
     remarks: what is changed in how many images. broken: why files can't be used, by their names.

@@ -36,7 +36,7 @@ ANNOTATIONS = "val_annotations.txt"
 
 
 class Asked(NamedTuple):
-    """What is asked of the user's own images; see load_dataset().
+    """The options of the user's own images; see load_dataset().
 
     columns: the names of the columns of images, labels and parts, where they are given.
     """

@@ -106,7 +106,7 @@ def _place(array: NDArray[Any]) -> str:
 
 
 class _Notes:
-    """What is remembered of the pixels with a digest, and in which states files were found to hold them."""
+    """The values remembered of pixels with a digest, and the states in which files were found to hold them."""
 
     def __init__(self, named: str) -> None:
         self.path = cache_folder() / f"mapped-{hashlib.sha256(named.encode()).hexdigest()[:32]}.json"

@@ -210,7 +210,7 @@ def _batches(path: Path, columns: list[str]) -> Iterator[Any]:
     with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as reader:
         for batch in reader:
             picked = batch.select(columns)
-            # What is in the file may be no valid array.
+            # The file may hold no valid array.
             picked.validate(full=True)
             for start in range(0, len(picked), ROWS):
                 yield picked.slice(start, ROWS)

@@ -51,7 +51,7 @@ _ours = False
 
 @dataclass
 class Beginning:
-    """What a follower is told before a run: what the folder holds of it, and its checkpoints (see Store)."""
+    """The state of a run that a follower is told: the result in the folder, and its checkpoints (see Store)."""
 
     found: Result | None
     checkpoints: list[tuple[str, bytes | Exception]]

@@ -97,7 +97,7 @@ def test_each_change_is_that_of_torchvision(kind: str, sign: int, size: tuple[in
     ours = changed(images, torch.full((n,), CHANGES.index(kind)), torch.full((n,), sign))
     theirs = [torch.stack([by_torchvision(image, kind, s) for image in images]) for s in (sign, -sign)]
     close = [((ours.int() - other.int()).abs() <= 1).float().mean() for other in theirs]
-    # Which of two directions a sign stands for is no matter, since both are drawn alike.
+    # The direction that a sign stands for is no matter, since both are drawn alike.
     moving = CHANGES.index(kind) in range(1, 6)
     assert max(close) > 0.97 if moving else close[0] == 1
     assert MAGNITUDE == 0.3

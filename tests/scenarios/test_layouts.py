@@ -223,7 +223,7 @@ def test_data_without_a_test_get_one_by_its_share(layout: Callable[[Path], Path]
     assert sorted(image.tobytes() for image in drawn.x_test) == sorted(image.tobytes() for image in expected.x_test)
 
 
-# What is refused
+# Refusals
 
 
 def with_csv(rows: str) -> Callable[[Path], Path]:

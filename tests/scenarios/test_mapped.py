@@ -174,7 +174,7 @@ def test_what_is_no_size_is_refused(text: str | int) -> None:
         resolve("split-mnist-5k", "naive", {"memory_limit": text})
 
 
-# What is remembered
+# Remembered values
 
 
 def test_what_was_computed_is_remembered_and_files_are_read_once(

@@ -107,7 +107,7 @@ def test_vectors_of_one_length_are_joined_as_they_are() -> None:
         join([first, constant("grey", (4, 4), [0, 30])])
 
 
-# How a stream is named
+# Names of streams
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_a_stream_is_known_by_the_content_of_its_data_and_stays_in_memory() -> N
     assert made.train.images.data_ptr() == same.train.images.data_ptr()
     # Reports call it by its data, so that streams of others have tables of their own.
     assert made.name == TWO
-    # What was published under its name needs no digest.
+    # Data that were published under the name need no digest.
     assert prepare(resolve("stream[mnist-5k]", "naive", {}))[0].data_fingerprint is None
 
 
