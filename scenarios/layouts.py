@@ -391,7 +391,7 @@ def find_own(path: Path, asked: Asked) -> Found | None:
         return find_arrow(path, asked)
     by_suffix = {suffix: _files(path, suffix) for suffix in (".tar", ".parquet", ".csv")}
     by_suffix[".parquet"] = by_suffix[".parquet"] or _files(path / "data", ".parquet")
-    # Beside folders of classes, such files are mostly somebody's notes or copies.
+    # Such files are mostly somebody's notes or copies where they lie beside folders of classes.
     folders = [inside for inside in visible(path) if inside.is_dir() and inside.name != "data"]
     if (shards := by_suffix[".tar"]) and not folders:
         return find_tar(shards, path, asked)

@@ -95,7 +95,7 @@ def _enlarged(images: Tensor, boxes: Tensor) -> Tensor:
 def colour_jitter(images: Tensor, generator: torch.Generator) -> Tensor:
     """Change brightness, contrast and saturation of images, uint8 [B, C, H, W], each by a factor of 0.6 to 1.4.
 
-    In this order, with a factor for each image (Krizhevsky et al. 2012 and later ImageNet training; torchvision's
+    They are changed in this order, with a factor for each image (Krizhevsky et al. 2012 and later ImageNet training; torchvision's
     ColorJitter without the hue).
     """
     _check(images, generator, torch.uint8)

@@ -203,8 +203,8 @@ class Scenario:
         return self._claimed is not None and self._claimed == self._checksums()
 
     def _checksums(self) -> tuple[int, ...]:
-        held = [part for images in (self.train, self.test) for part in (images.images, images.classes)]
-        return checksums(*held, scale=(self.mean, self.std))
+        sources = [part for images in (self.train, self.test) for part in (images.images, images.classes)]
+        return checksums(*sources, scale=(self.mean, self.std))
 
     @by_default()
     def check(self) -> None:

@@ -161,7 +161,7 @@ class FrozenFeatures:
         state = hashlib.sha256(f"{FORM} {settings} {self.network.preprocessing!r}".encode())
         for name, source in [*tensors.items(), ("", images)]:
             state.update(f"{name} {source.dtype} {tuple(source.shape)}".encode())
-            # In parts, since images may be on disk; a number has no rows to cut.
+            # Images may be on disk, so they are read in parts; a number has no rows to cut.
             for part in parts(source) if source.ndim else [source[...]]:
                 state.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return state.hexdigest()[:32]

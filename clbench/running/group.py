@@ -141,14 +141,14 @@ class Group:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        # Of a group that is there already; one of our own is started when the run begins.
+        # Rank and size of a group that is there already; our own group is started when the run begins.
         self.rank, self.outside = outside()
         self._followers: list[_Follower] = []
         self._is_ours = False
         # Whether the followers of a group that is there know how it goes on.
         self._told = self.outside == 1 or self.rank > 0
         if self.outside > 1 and not dist.is_initialized():
-            # Left with the process: the addresses of a second group would be mistaken for those of the first.
+            # The group is left with the process: the addresses of a second group would be mistaken for those of the first.
             _join()
 
     def __enter__(self) -> "Group":
@@ -236,7 +236,7 @@ class _Follower:
             # Ctrl-C in a terminal is for the leader, which saves first.
             start_new_session=True,
         )
-        # Not here: a pipe holds little, and the others are to start meanwhile.
+        # A thread writes, since a pipe holds little and the others are to start meanwhile.
         threading.Thread(
             target=self._tell, args=(pickle.dumps(sys.path) + pickle.dumps((rank, given)),), daemon=True
         ).start()
@@ -290,7 +290,7 @@ def follow_leader(stdin: BinaryIO) -> NoReturn:
         except BaseException as error:
             text = str(error) if isinstance(error, ConfigError | RunError) else f"{type(error).__name__}: {error}"
             print(one_line(text, 300), file=sys.stderr)
-    # Nothing that is left, as a thread of a library, is waited for.
+    # The process ends at once and waits for nothing that is left, such as a thread of a library.
     sys.stderr.flush()
     os._exit(code)
 

@@ -112,7 +112,7 @@ def test_each_image_has_its_own_change() -> None:
 
 
 def test_colours_are_changed_as_torchvision_does() -> None:
-    """With the factors of the same draws, in floats, in the order brightness, contrast, saturation."""
+    """The reference takes the factors of the same draws, in floats: brightness, contrast, saturation."""
     images = photos()
     ours = colour_jitter(images, torch.Generator().manual_seed(3))
     factors = 0.6 + 0.8 * torch.rand(3, len(images), 1, 1, 1, generator=torch.Generator().manual_seed(3))

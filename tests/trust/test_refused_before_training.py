@@ -233,7 +233,7 @@ def test_a_data_set_of_one_grey_is_trained_on(tmp_path: Path) -> None:
 def test_checking_a_usual_request_builds_no_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every claim is checked where they are listed, so a check has to cost next to nothing.
 
-    Of a transformer, a check looks at the blocks, which are made without numbers.
+    A check of a transformer looks at its blocks, which are made without numbers.
     """
     scenario = stripes(setting=strategy_class(name).traits.settings[0])
     memory = {"memory_size": 4} if strategy_class(name).traits.needs_memory else {}
