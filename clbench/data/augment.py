@@ -95,8 +95,8 @@ def _enlarged(images: Tensor, boxes: Tensor) -> Tensor:
 def colour_jitter(images: Tensor, generator: torch.Generator) -> Tensor:
     """Change brightness, contrast and saturation of images, uint8 [B, C, H, W], each by a factor of 0.6 to 1.4.
 
-    They are changed in this order, with a factor for each image (Krizhevsky et al. 2012 and later ImageNet training; torchvision's
-    ColorJitter without the hue).
+    They are changed in this order, with a factor for each image (Krizhevsky et al. 2012 and later ImageNet training;
+    torchvision's ColorJitter without the hue).
     """
     _check(images, generator, torch.uint8)
     factors = 0.6 + 0.8 * torch.rand(3, len(images), 1, 1, 1, generator=generator)

@@ -127,7 +127,7 @@ class Mapped:
 
     ndim = 4
     dtype = torch.uint8
-    # Of memory; what is mapped is the system's, which takes it back where memory runs short.
+    # No memory of the process: mapped pages are the system's, which takes them back where memory runs short.
     nbytes = 0
 
     def __init__(

@@ -148,7 +148,7 @@ class Group:
         # Whether the followers of a group that is there know how it goes on.
         self._told = self.outside == 1 or self.rank > 0
         if self.outside > 1 and not dist.is_initialized():
-            # The group is left with the process: the addresses of a second group would be mistaken for those of the first.
+            # The group is left with the process: addresses of a second one would be mistaken for those of the first.
             _join()
 
     def __enter__(self) -> "Group":
