@@ -32,7 +32,13 @@ class RanDumb(SLDA):
     shrinkage: how far Sigma is drawn towards the identity after OAS.
     """
 
-    traits = replace(SLDA.traits, paper="Prabhu et al. 2024, arXiv:2402.08823", with_weights={}, through_features=False)
+    traits = replace(
+        SLDA.traits,
+        paper="Prabhu et al. 2024, arXiv:2402.08823",
+        with_weights={},
+        through_features=False,
+        on_features=False,
+    )
 
     projections: Annotated[int, Field(ge=1), Choices(500, 1000, 2000)] = 1000
     gamma: Annotated[float, Field(gt=0)] | None = None
