@@ -11,15 +11,19 @@ from clbench.strategies.lwf import LwF
 
 
 class LwFByShare(LwF):
-    """LwF, weighted by tasks: L = CE / N + (1 - 1/N) strength KL in the N-th task. The options are those of LwF."""
+    """LwF, weighted by tasks: L = CE / N + (1 - 1/N) strength KL in the N-th task. The options are those of LwF.
+
+    In the task-incremental setting KL is the mean over the old tasks, and not their sum.
+    """
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Return LwF's terms, weighted by the share of the present task and by that of the earlier ones."""
         terms, n = super().loss(batch), self.progress.task + 1
         if self.teacher is not None:
+            n_sums = len(self.groups) if self.groups else 1
             terms = {
                 "classification": terms["classification"] / n,
-                "distillation": (1 - 1 / n) * terms["distillation"],
+                "distillation": (1 - 1 / n) * terms["distillation"] / n_sums,
             }
         return terms
 
