@@ -177,7 +177,7 @@ def _single(chart: Chart, medium: FigureStyle) -> "Figure":
     n = len(chart.series)
     height = {
         "lines": max(3.4, 0.19 * n + 1.2),
-        "points": max(3.6, 0.19 * n + 1.2),
+        "points": max(3.6, 0.19 * n + 1.2, 0.22 * len(chart.y.ticks) + 1),
         "bars": 0.28 * n + 1.5,
         "diagram": 0.24 * abs(chart.y.high - chart.y.low) + 0.8,
     }[chart.kind]

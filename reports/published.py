@@ -37,7 +37,7 @@ class Claim(BaseModel):
     error: the published standard error of the mean ("sem") or standard deviation ("std") over error_runs runs.
     tolerance: how far the mean of a reproduction may be away if both means are exact.
     seconds, naive_seconds: how long one run takes; on one thread of a CPU where the cost is on CPU.
-    provenance: who read the number; a number that nobody could verify is not listed.
+    provenance: who read the number; one that nobody could verify is uncertain, and is marked so.
     note: how the protocol here differs from the published one.
     tried: what was looked at where the number is not met.
     """
@@ -65,7 +65,7 @@ class Claim(BaseModel):
     seconds: Annotated[float, Field(gt=0)]
     naive_seconds: Annotated[float, Field(gt=0)]
     naive: Baseline = Baseline()
-    provenance: Literal["primary", "transcription", "two transcriptions", "re-implementation"]
+    provenance: Literal["primary", "transcription", "two transcriptions", "re-implementation", "uncertain"]
     source: str
     note: str = ""
     tried: str = ""
@@ -185,6 +185,22 @@ def chosen(names: list[str], tier: str | None = None) -> list[Claim]:
     if not found:
         raise ConfigError(f"tier={tier} holds none of {', '.join(names)}; clbench list claims shows them")
     return sorted(found, key=lambda c: (c.tier, c.id))
+
+
+def tables() -> dict[str, list[Claim]]:
+    """Return the published tables, PAPER/SCENARIO, each with its claims: those of a paper on one scenario."""
+    found: dict[str, list[Claim]] = {}
+    for c in chosen([]):
+        found.setdefault(f"{c.paper}/{c.scenario}", []).append(c)
+    return found
+
+
+def claims_of_table(name: str) -> list[Claim]:
+    """Return the claims of a published table; raises ConfigError that names the nearest tables."""
+    known = tables()
+    if name not in known:
+        raise unknown("table", name, known)
+    return known[name]
 
 
 def _scenario_options(scenario: str) -> dict[str, Any]:

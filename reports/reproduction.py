@@ -3,25 +3,28 @@
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from clbench.config.errors import ConfigError
 from clbench.reports.published import Claim, claims
 from clbench.results.metrics import average_accuracies
-from clbench.results.statistics import half_width, spread
+from clbench.results.statistics import equivalence, half_width, spread
 from clbench.support.files import write_atomically
 
 if TYPE_CHECKING:
     from clbench.results.result import Result
 
 Role = Literal["claim", "naive"]
-Verdict = Literal["reproduced", "differs", "not discriminating", "not run"]
+Verdict = Literal["reproduced", "consistent", "differs", "not discriminating", "not run"]
 # Fewer runs give a verdict that is provisional.
 ENOUGH = 5
+# Below this p value two means are equivalent.
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,10 @@ class Measured:
 class Judgement:
     """The verdict on a claim with the numbers behind it, in points; None where there are too few runs.
 
-    interval: half the 95 % t interval of the mean. bound: how far the mean may be away. naive: the mean of naive under
-    the protocol; paired: the mean difference from it, seed by seed, and half its 95 % t interval.
+    interval: half the 95 % t interval of the mean. bound: how far the mean may be away. equivalence: the p value of two
+    one-sided t tests that the means are no further apart than the tolerance. runs_needed: with so many runs these tests
+    would tell equal means, at the 5 % level; None where no number does. naive: the mean of naive under the protocol;
+    paired: the mean difference from it, seed by seed, and half its 95 % t interval.
     """
 
     claim: Claim
@@ -62,6 +67,8 @@ class Judgement:
     interval: float | None
     difference: float | None
     bound: float | None
+    equivalence: float | None
+    runs_needed: int | None
     naive: float | None
     paired: float | None
     paired_interval: float | None
@@ -80,14 +87,15 @@ def judge(claim: Claim, runs: Iterable[Measured]) -> Judgement:
 
     It is reproduced where |mean - published| <= min(2 tol, max(tol, 2 sqrt(s^2 / n + SEM^2))), s being the standard
     deviation of our n runs and SEM the published mean's standard error: a result that is too good differs too.
-    It does not discriminate where naive passes the same rule, or where the paired difference from naive may be 0.
+    One run can be no more than consistent with a number. A claim does not discriminate where naive passes the same
+    rule, or where the paired difference from naive may be 0.
     """
     ours = {run.seed: run for run in runs if run.role == "claim"}
     naive = {run.seed: run for run in runs if run.role == "naive"}
     values = [run.value for _, run in sorted(ours.items())]
     mean, sd, n = spread(values)
     if mean is None:
-        empty = (None,) * 9
+        empty = (None,) * 11
         return Judgement(claim, 0, *empty, "not run", "no run yet")
     bound = _bound(claim, sd, n)
     difference = mean - claim.value
@@ -96,7 +104,7 @@ def judge(claim: Claim, runs: Iterable[Measured]) -> Judgement:
     pairs = [ours[seed].value - naive[seed].value for seed in sorted(ours.keys() & naive.keys())]
     paired, paired_sd, n_pairs = spread(pairs)
     paired_interval = half_interval(paired_sd, n_pairs)
-    verdict: Verdict = "reproduced" if passes else "differs"
+    verdict: Verdict = "differs" if not passes else "reproduced" if n > 1 else "consistent"
     reason = f"{abs(difference):.2f} points {'above' if difference > 0 else 'below'}, {bound:.2f} allowed"
     if passes and claim.strategy != "naive":
         if baseline.mean is None:
@@ -113,6 +121,8 @@ def judge(claim: Claim, runs: Iterable[Measured]) -> Judgement:
         half_interval(sd, n),
         difference,
         bound,
+        None if sd is None else equivalence(difference, *_error_of_both(claim, sd, n), claim.tolerance),
+        None if sd is None else _runs_needed(claim, sd),
         baseline.mean,
         paired,
         paired_interval,
@@ -130,6 +140,25 @@ def half_interval(sd: float | None, n: int) -> float | None:
 def _bound(claim: Claim, sd: float | None, n: int) -> float:
     spread_of_both = math.sqrt((sd or 0.0) ** 2 / n + claim.sem**2)
     return min(2 * claim.tolerance, max(claim.tolerance, 2 * spread_of_both))
+
+
+def _error_of_both(claim: Claim, sd: float, n: int) -> tuple[float, float]:
+    """Return the standard error of the difference of the two means, and its degrees of freedom.
+
+    Welch 1947, doi:10.1093/biomet/34.1-2.28; a published mean without an error counts as exact.
+    """
+    ours, theirs = sd**2 / n, claim.sem**2
+    below = ours**2 / (n - 1) + (theirs**2 / (claim.error_runs - 1) if claim.error_runs > 1 else 0.0)
+    return math.sqrt(ours + theirs), (ours + theirs) ** 2 / below if below else n - 1
+
+
+def _runs_needed(claim: Claim, sd: float, most: int = 1000) -> int | None:
+    """Return the fewest runs with which equal means would be found equivalent; None above `most`."""
+
+    def enough(n: int) -> bool:
+        return equivalence(0.0, *_error_of_both(claim, sd, n), claim.tolerance) <= LEVEL
+
+    return next((n for n in range(2, most + 1) if enough(n)), None)
 
 
 def measure(claim: Claim, role: Role, result: "Result") -> Measured:
@@ -188,13 +217,33 @@ def committed() -> list[Measured]:
     return read_csv(file.read_text("utf-8")) if file.is_file() else []
 
 
+def written(folder: Path) -> list[Measured]:
+    """Return the runs in the runs.csv of a folder of results, empty where there is none."""
+    path = folder / "runs.csv"
+    return read_csv(path.read_text("utf-8")) if path.is_file() else []
+
+
+def taken_over(claim: Claim, role: Role, identity: str, rows: Iterable[Measured]) -> Measured | None:
+    """Return a run that was measured for a claim with the same metric, as this claim sees it; None without one."""
+    known = claims()
+
+    def measured_as(other: Claim, its_role: Role) -> tuple[str, str | None]:
+        return other.metric, other.classifier if its_role == "claim" else None
+
+    wanted = measured_as(claim, role)
+    for row in rows:
+        if row.identity == identity and row.claim in known and measured_as(known[row.claim], row.role) == wanted:
+            return replace(row, claim=claim.id, role=role)
+    return None
+
+
 def write_results(rows: Sequence[Measured], folder: Path) -> list[Judgement]:
     """Write runs.csv, claims.csv and claims.md; claims that are in the folder and not among the rows stay.
 
     Return the judgement of each claim that has runs, in order of the claims.
     """
     path = folder / "runs.csv"
-    kept = read_csv(path.read_text("utf-8")) if path.is_file() else []
+    kept = written(folder)
     fresh = {(row.claim, row.role, row.seed): row for row in rows}
     merged = {(row.claim, row.role, row.seed): row for row in kept} | fresh
     ordered = sorted(merged.values(), key=lambda row: (row.claim, row.role, row.seed))
@@ -218,8 +267,19 @@ def judge_all(rows: Sequence[Measured], wanted: Sequence[Claim] | None = None) -
 
 _CSV = (
     *("claim", "citation", "source", "provenance", "metric", "classifier", "published", "error"),
-    *("error_kind", "error_runs", "ours", "sd", "n", "interval", "difference", "tolerance", "allowed", "naive"),
-    *("paired_difference", "paired_interval", "seconds", "verdict", "provisional", "reason", "note"),
+    *("error_kind", "error_runs", "ours", "sd", "n", "interval", "difference", "tolerance", "allowed"),
+    *(
+        "equivalence",
+        "runs_needed",
+        "naive",
+        "paired_difference",
+        "paired_interval",
+        "seconds",
+        "verdict",
+        "provisional",
+        "reason",
+        "note",
+    ),
 )
 
 
@@ -234,32 +294,64 @@ def claims_csv(judgements: Sequence[Judgement]) -> str:
             [
                 *(c.id, c.citation, c.source, c.provenance, c.metric, c.classifier, c.value, c.error or None),
                 *(c.error_kind, c.error_runs, j.mean, j.sd, j.n, j.interval, j.difference, c.tolerance, j.bound),
-                *(j.naive, j.paired, j.paired_interval, j.seconds, j.verdict, j.provisional, j.reason, c.note),
+                *(
+                    j.equivalence,
+                    j.runs_needed,
+                    j.naive,
+                    j.paired,
+                    j.paired_interval,
+                    j.seconds,
+                    j.verdict,
+                    j.provisional,
+                    j.reason,
+                    c.note,
+                ),
             ]
         )
     return text.getvalue()
 
 
-COLUMNS = (*("claim", "published", "ours", "n", "difference", "allowed", "naive", "paired difference", "verdict"),)
+COLUMNS = (
+    *("claim", "published", "ours", "n", "difference", "allowed", "TOST p", "naive", "paired difference", "verdict"),
+)
 
 
 def cells(j: Judgement) -> list[str]:
     """Return a judgement as the cells of COLUMNS: percent and points."""
     c = j.claim
-    kinds = {"sem": f"±{c.error:g} SEM", "std": f"±{c.error:g} sd", "none": ""}
+    n = f"{j.n} of {c.seeds}" if j.n < c.seeds else str(j.n)
     return [
         c.id,
-        f"{c.value:g} {kinds[c.error_kind]}".strip(),
-        "-" if j.mean is None else f"{j.mean:.2f}" + ("" if j.interval is None else f" ±{j.interval:.2f}"),
-        f"{j.n} of {c.seeds}" if j.n < c.seeds else str(j.n),
+        published_text(c),
+        ours_text(j),
+        n if j.runs_needed is None or j.runs_needed <= j.n else f"{n}, needs {j.runs_needed}",
         "-" if j.difference is None else f"{j.difference:+.2f}",
         "-" if j.bound is None else f"{j.bound:.2f}",
+        "-" if j.equivalence is None else f"{j.equivalence:.2g}" if j.equivalence >= 1e-3 else "< 0.001",
         "-" if j.naive is None else f"{j.naive:.2f}",
         "-"
         if j.paired is None or c.strategy == "naive"
         else f"{j.paired:+.2f}" + ("" if j.paired_interval is None else f" ±{j.paired_interval:.2f}"),
         j.verdict + (" (provisional)" if j.provisional else ""),
     ]
+
+
+def published_text(claim: Claim) -> str:
+    """Return a published number with its error."""
+    kinds = {"sem": f"±{claim.error:g} SEM", "std": f"±{claim.error:g} sd", "none": ""}
+    uncertain = "?" if claim.provenance == "uncertain" else ""
+    return f"{claim.value:g}{uncertain} {kinds[claim.error_kind]}".strip()
+
+
+def ours_text(j: Judgement) -> str:
+    """Return our mean with half its interval."""
+    return "-" if j.mean is None else f"{j.mean:.2f}" + ("" if j.interval is None else f" ±{j.interval:.2f}")
+
+
+def summary(judgements: Iterable[Judgement]) -> str:
+    """Say in one line how many claims came to which verdict."""
+    counts = Counter(j.verdict for j in judgements)
+    return " · ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(Verdict))
 
 
 def to_markdown(judgements: Sequence[Judgement], rows: Sequence[Measured]) -> str:
@@ -270,8 +362,10 @@ def to_markdown(judgements: Sequence[Judgement], rows: Sequence[Measured]) -> st
         "Accuracy in percent. Ours: mean ± half the 95 % t interval over n seeds. A claim is reproduced where",
         "|mean - published| <= min(2 tol, max(tol, 2 sqrt(s²/n + SEM²))), the right side being what is allowed; it is",
         "not discriminating where `naive` under the same protocol passes too, or where the difference from it, seed by",
-        f"seed, may be 0. With fewer than {ENOUGH} seeds a verdict is provisional. SEM: standard error of the",
-        "published mean; sd: standard deviation.",
+        f"seed, may be 0. With fewer than {ENOUGH} seeds a verdict is provisional, and one run can be no more than",
+        "consistent with a number. TOST p: the p value of two one-sided t tests (Schuirmann 1987) that the two",
+        "means are no further apart than tol; n says how many runs these tests need where there are fewer. SEM: the",
+        "published mean's standard error; sd: standard deviation; ?: a number that nobody could verify.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|---|" + "---:|" * (len(COLUMNS) - 2) + "---|",
@@ -280,7 +374,7 @@ def to_markdown(judgements: Sequence[Judgement], rows: Sequence[Measured]) -> st
         *provenance(rows),
         "",
     ]
-    if differing := [j for j in judgements if j.verdict != "reproduced" and j.n]:
+    if differing := [j for j in judgements if j.verdict in ("differs", "not discriminating")]:
         why = [f"- `{j.claim.id}`: {j.verdict}: {j.reason}. {j.claim.tried}".rstrip() for j in differing]
         lines += ["## Why", "", *why, ""]
     if noted := [j.claim for j in judgements if j.claim.note]:

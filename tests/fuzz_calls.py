@@ -218,6 +218,7 @@ def call_targets(place: Path) -> dict[str, Callable[[random.Random], tuple[int, 
         "holm": (statistics.holm, {"pvalues": [0.01, 0.2, None]}),
         "mean_ranks": (statistics.mean_ranks, {"scores": {"a": [1.0, 2.0] * 3, "b": [2.0, 1.0] * 3}, "alpha": 0.05}),
         "runs_needed": (statistics.runs_needed, {"difference": 1.0, "sd": 1.0, "power": 0.8, "alpha": 0.05}),
+        "equivalence": (statistics.equivalence, {"difference": 0.5, "error": 0.5, "df": 4.0, "margin": 2.0}),
         "smallest_p": (statistics.smallest_p, {"n": 5, "tests": 1}),
     }
 

@@ -221,8 +221,10 @@ def test_the_page_on_speed_is_up_to_date() -> None:
 
 def test_the_page_of_published_numbers_is_up_to_date() -> None:
     """Generated from the claims and the kept results; `make readme` writes it anew. Each claim has its row."""
-    expected: str = runpy.run_path(str(ROOT / "docs/update_reproduction.py"))["page"]()
+    generated = runpy.run_path(str(ROOT / "docs/update_reproduction.py"))
+    expected: str = generated["page"]()
     assert (ROOT / "docs/reproduction.md").read_text() == expected + "\n"
+    assert generated["line"]() in (ROOT / "README.md").read_text().splitlines()
     rows = re.findall(r"^\| (\w+/\S+/\S+) \| ([\d.]+)", expected, re.MULTILINE)
     written = {}
     for file in (ROOT / "reports/claims").glob("*.toml"):

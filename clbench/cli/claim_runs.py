@@ -12,7 +12,7 @@ from clbench.learning.compiled import refuse_compiled
 from clbench.many.execution import seed_list
 from clbench.many.planned import PlannedRun
 from clbench.reports.published import Claim
-from clbench.reports.reproduction import Role
+from clbench.reports.reproduction import Measured, Role, taken_over
 from clbench.running.check import check, check_model
 from clbench.running.folder import RunFolder, default_folder
 from clbench.running.resolve import prepare, resolve, strategy_class
@@ -20,19 +20,29 @@ from clbench.running.resolve import prepare, resolve, strategy_class
 
 @dataclass(frozen=True)
 class Needed:
-    """A run that claims need: for each, in which role it serves; how long it takes, 0 where it is done."""
+    """A run that claims need: for each, in which role it serves; how long it takes, 0 where it is done.
+
+    measured: what a table of results holds of it already, for each claim that it serves; empty where it does not.
+    """
 
     planned: PlannedRun
     serves: tuple[tuple[Claim, Role], ...]
     seconds: float
+    measured: tuple[Measured, ...] = ()
 
 
 def needed(
-    wanted: Sequence[Claim], *, out: str | Path, seeds: int | Sequence[int] | None = None, **options: Any
+    wanted: Sequence[Claim],
+    *,
+    out: str | Path,
+    seeds: int | Sequence[int] | None = None,
+    written: Sequence[Measured] = (),
+    **options: Any,
 ) -> tuple[list[Needed], dict[str, ConfigError]]:
     """Return the runs that claims need, each once, and why some claims can't run here, by id.
 
     seeds: a number of them, or the seeds, instead of each claim's own number.
+    written: runs in a table of results, which are not done again.
     options: fields of the machine, such as device and data_root.
     The data of claims have public names, so none are read for this; startable() does.
     """
@@ -62,7 +72,18 @@ def needed(
                 found = RunFolder(planned.folder).existing(planned.config)
                 runs[planned.folder] = (planned, [], 0.0 if found and found.status == "done" else seconds)
             runs[planned.folder][1].append((claim, role))
-    return [Needed(planned, tuple(serves), seconds) for planned, serves, seconds in runs.values()], refused
+    by_identity: dict[str, list[Measured]] = {}
+    for row in written:
+        by_identity.setdefault(row.identity, []).append(row)
+    found_runs = []
+    for planned, serves, seconds in runs.values():
+        identity = planned.config.identity()
+        rows = by_identity.get(identity, [])
+        taken = [taken_over(claim, role, identity, rows) for claim, role in serves] if seconds else [None]
+        measured = tuple(row for row in taken if row is not None)
+        whole = len(measured) == len(serves)
+        found_runs.append(Needed(planned, tuple(serves), 0.0 if whole else seconds, measured if whole else ()))
+    return found_runs, refused
 
 
 def within(runs: Sequence[Needed], budget: float, jobs: int = 1) -> list[Needed]:

@@ -38,6 +38,14 @@ def reproduce_verb(
         str | None,
         typer.Option(help="Only claims of this tier: A, B or C (default: A, or with claims or --budget every tier)."),
     ] = None,
+    table: Annotated[
+        str | None,
+        typer.Option(metavar="PAPER/SCENARIO", help="Every claim of a published table, shown cell by cell."),
+    ] = None,
+    submit: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Check finished runs from elsewhere, and add them to the results."),
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(metavar="TIME", help="Run what fits into a time such as 10m, by estimate; of every tier."),
@@ -59,11 +67,23 @@ def reproduce_verb(
     """Run published claims, compare, and give a verdict; what is done already is not run again."""
     from clbench.cli.claim_runs import needed, startable, within
     from clbench.reports import reproduction
-    from clbench.reports.published import chosen
+    from clbench.reports.published import chosen, claims_of_table
 
+    folder = results or out / "reproduction"
+    if submit is not None:
+        _submit(submit, folder, as_json, given=(names, tier, table, budget, seeds, dry_run), **fields)
+        return
     limit = None if budget is None else read_seconds(budget)
-    wanted = chosen(names or [], tier or ("A" if not names and budget is None else None))
-    runs, refused = needed(wanted, out=out, seeds=None if seeds is None else read_seeds(seeds), **fields)
+    if table is None:
+        wanted = chosen(names or [], tier or ("A" if not names and budget is None else None))
+    elif names or tier:
+        raise ConfigError(f"--table {table} takes every claim of the table; leave out the names and --tier")
+    else:
+        wanted = claims_of_table(table)
+    written = reproduction.written(folder)
+    runs, refused = needed(
+        wanted, out=out, seeds=None if seeds is None else read_seeds(seeds), written=written, **fields
+    )
     console = messages(quiet or as_json)
     if dry_run:
         todo = runs if limit is None else within(runs, limit, jobs)
@@ -97,19 +117,78 @@ def reproduce_verb(
     serves = {run.planned.folder: run.serves for run in runs}
     ready = [run for run in runs if run in todo or not run.seconds]
     outcomes: list[Outcome] = []
-    rows: list[Measured] = []
-    folder = results or out / "reproduction"
+    rows: list[Measured] = [row for run in ready for row in run.measured]
+    # A claim that can't run here keeps what the results hold of it.
+    rows += [row for row in written if row.claim in refused and row not in rows]
+    ready = [run for run in ready if not run.measured]
     for outcome in run_shown([run.planned for run in ready], jobs=jobs, quiet=quiet or as_json):
         outcomes.append(outcome)
         if (result := outcome.result) is not None:
             rows += [reproduction.measure(c, role, result) for c, role in serves[outcome.planned.folder]]
             # After each run: what takes days is looked at, or killed, on the way.
             _write_results(rows, folder)
+    _write_results(rows, folder)
     judgements = reproduction.judge_all(rows, wanted)
-    _judged(judgements, [*reproduction.provenance(rows), f"table: {folder / 'claims.md'}"], as_json)
+    notes = [reproduction.summary(judgements), *reproduction.provenance(rows)]
+    if table is None or as_json:
+        _judged(judgements, [*notes, f"table: {folder / 'claims.md'}"], as_json)
+    else:
+        _tabled(table, judgements, notes, folder)
     raise_first_failure(outcomes)
     if differ := [j.claim.id for j in judgements if j.verdict == "differs" and not j.provisional]:
         raise RunError(f"{len(differ)} of {len(judgements)} claims differ: {', '.join(differ)}")
+
+
+def _submit(source: Path, folder: Path, as_json: bool, given: "Sequence[object]", **fields: Any) -> None:
+    """Add finished runs to the results, and say of each other run in the folder why it is refused."""
+    from clbench.cli.submitting import submitted
+    from clbench.reports import reproduction
+
+    if any(given):
+        raise ConfigError(f"--submit {source} takes every run in the folder; leave out claims, --table and what limits")
+    rows, refused = submitted(source, reproduction.written(folder), **fields)
+    for place, why in refused:
+        messages(as_json).print(one_line(f"{place} is refused: {why}", LONGEST), markup=False, soft_wrap=True)
+    if rows:
+        _write_results(rows, folder)
+        wanted = {row.claim for row in rows}
+        all_rows = reproduction.written(folder)
+        judgements = [j for j in reproduction.judge_all(all_rows) if j.claim.id in wanted]
+        number = len({row.identity for row in rows})
+        notes = [f"{number} run(s) added: {folder / 'claims.md'}", *reproduction.provenance(rows)]
+        _judged(judgements, notes, as_json)
+    if refused:
+        raise RunError(f"{len(refused)} of {len(refused) + len({row.identity for row in rows})} runs are refused")
+
+
+def _tabled(name: str, judgements: "Sequence[Judgement]", notes: list[str], folder: Path) -> None:
+    """Print a published table cell by cell, and write it with its figure."""
+    from rich.table import Table
+
+    from clbench.reports import published_table
+    from clbench.reports.figures import draw
+    from clbench.support.files import write_atomically
+
+    found = published_table.published_table(name, judgements)
+    head, *lines = found.lines("\n")
+    shown = Table(title=f"{name}: published, ours, verdict", show_lines=True)
+    for column in head:
+        shown.add_column(column, overflow="fold")
+    for line in lines:
+        shown.add_row(*map(plain, line))
+    stdout = screen()
+    stdout.print(shown)
+    stem = folder / name.replace("/", "-")
+    drawing = published_table.chart(found)
+    files: dict[str, str | bytes] = {"md": published_table.to_markdown(found), "csv": published_table.to_csv(found)}
+    files |= {} if drawing.is_empty else draw(drawing, drawing.title)
+    try:
+        for kind, content in files.items():
+            write_atomically(stem.with_name(f"{stem.name}.{kind}"), content)
+    except OSError as error:
+        raise RunError(f"{folder}: {error.strerror or error}; the runs themselves are kept") from None
+    for note in [*notes, f"written: {stem}.{{{','.join(files)}}}"]:
+        stdout.print(note, soft_wrap=True, highlight=False, markup=False)
 
 
 def _say_why(console: "Console", refused: "Mapping[str, ConfigError]") -> None:

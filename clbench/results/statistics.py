@@ -369,6 +369,29 @@ def runs_needed(difference: float, sd: float, power: float = 0.8, alpha: float =
     return high
 
 
+@checked
+def equivalence(difference: float, error: float, df: float, margin: float) -> float:
+    """Return the p value of two one-sided t tests that a difference lies within -margin to margin.
+
+    difference: the measured one, in the unit of the margin.
+    error: its standard error.
+    df: the degrees of freedom of that error.
+    The larger of the two p values. Schuirmann 1987, doi:10.1007/BF01068419. Raises ConfigError for a negative error, a
+    margin that is not above 0 and df that are not.
+    """
+    from scipy.special import stdtr
+
+    if not (isfinite(difference) and 0 <= error < inf and df > 0 and 0 < margin < inf):
+        raise ConfigError(
+            f"difference={difference!r}, error={error!r}, df={df!r}, margin={margin!r}: accepted are an error of at "
+            "least 0, and df and a margin above 0"
+        )
+    room = margin - abs(difference)
+    if error == 0:
+        return 0.0 if room > 0 else 1.0
+    return float(stdtr(df, -room / error))
+
+
 def _check_keys(*runs: Mapping[Key, float | None]) -> None:
     for key in (key for values in runs for key in values):
         if not isinstance(key, tuple) or len(key) != 2:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import math
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from clbench.cli import claim_runs, main
 from clbench.config.errors import ConfigError, MissingDataError
@@ -150,8 +152,38 @@ def test_without_runs_there_is_no_verdict() -> None:
 
 def test_few_seeds_give_a_provisional_verdict() -> None:
     claim = made(seeds=5)
-    j = judge(claim, runs(claim, [50.0], [20.0]))
-    assert (j.verdict, j.provisional, j.interval) == ("reproduced", True, None)
+    j = judge(claim, runs(claim, [50.0, 50.2], [20.0, 21.0]))
+    assert (j.verdict, j.provisional) == ("reproduced", True)
+
+
+def test_one_run_is_no_more_than_consistent() -> None:
+    j = judge(made(seeds=1), runs(made(), [50.0], [20.0]))
+    assert (j.verdict, j.provisional, j.interval) == ("consistent", False, None)
+    assert (j.equivalence, j.runs_needed) == (None, None)
+    assert judge(made(seeds=1), runs(made(), [52.0], [20.0])).verdict == "differs"
+
+
+def test_equivalence_is_that_of_two_t_tests_of_scipy() -> None:
+    """The published mean counts as exact, so these are two one-sided t tests of five values against 50 -+ 2."""
+    values = [50.0, 51.0, 52.0, 50.5, 50.5]
+    claim = made(value=50.0, tolerance=2.0, seeds=5)
+    below = stats.ttest_1samp(values, 48.0, alternative="greater").pvalue
+    above = stats.ttest_1samp(values, 52.0, alternative="less").pvalue
+    j = judge(claim, runs(claim, values, FAR))
+    assert j.equivalence == pytest.approx(max(below, above), rel=1e-9)
+
+
+def test_runs_needed_are_the_fewest_whose_interval_fits_into_the_tolerance() -> None:
+    """The sd of 49, 50, 51 is 1: t(0.95, 4) / sqrt(5) = 2.132 / 2.236 = 0.953, t(0.95, 3) / sqrt(4) = 1.177; tol 1.
+
+    With a published standard error of 1, no number of runs brings 1.645 below 1.
+    """
+    values = [49.0, 50.0, 51.0]
+    assert judge(made(tolerance=1.0), runs(made(), values, FAR)).runs_needed == 5
+    assert (
+        judge(made(tolerance=1.0, error=1.0, error_kind="sem", error_runs=20), runs(made(), values, FAR)).runs_needed
+        is None
+    )
 
 
 def test_runs_survive_the_way_to_disk_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +266,24 @@ def test_reproduce_runs_what_is_missing_and_gives_verdicts(
     assert [row["n"] for row in rows] == ["1 of 2", "1 of 2"]
     assert [file.stat().st_mtime_ns for file in files] == stamps
     assert len(list(Path("runs").rglob("run.json"))) == 5
+
+
+def test_a_run_in_the_table_of_results_is_not_done_again_for_any_claim(
+    two_claims: list[Claim], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same number in a second paper: its runs are those of the first, which the table holds without folders."""
+    twin = two_claims[0].model_copy(update={"paper": "later", "value": 51.0})
+    listed = {c.id: c for c in (*two_claims, twin)}
+    for module in (published, reproduction):
+        monkeypatch.setattr(module, "claims", lambda: listed)
+    assert call(capsys, "reproduce", "paper/digits/er", "--results", "table")[0] == 1
+    shutil.rmtree("runs")
+    code, out, _ = call(capsys, "reproduce", "later", "paper/digits/er", "--results", "table")
+    assert (code, "2 of 2" in out) == (1, False)
+    assert not Path("runs").exists()
+    first, second = (row for row in csv.DictReader(Path("table/claims.csv").read_text().splitlines()))
+    assert first["ours"] == second["ours"]
+    assert {first["claim"], second["claim"]} == {"paper/digits/er", "later/digits/er"}
 
 
 def test_like_begins_with_the_protocol_of_a_claim(two_claims: list[Claim], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,146 @@
+"""Checks runs that were made elsewhere before they are added to the results of published claims."""
+
+import csv
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from clbench.cli.claim_runs import Needed, needed
+from clbench.config.errors import ConfigError
+from clbench.config.run import RunConfig, config_of_record
+from clbench.reports.published import chosen
+from clbench.reports.reproduction import Measured, Role, measure
+from clbench.results.result import Result
+from clbench.support.files import expanded
+
+# Counts of right answers are whole, and so is an accuracy times the number of images but for rounding.
+ROUNDING = 1e-6
+
+
+def submitted(
+    source: Path, written: Sequence[Measured], **options: Any
+) -> tuple[list[Measured], list[tuple[Path, str]]]:
+    """Return the runs in a folder as claims see them, and the files of those that are refused, each with the reason.
+
+    written: the results to which they are to be added, which none may contradict.
+    options: fields of the machine that made them, such as compile.
+    Raises ConfigError for a folder without runs.
+    """
+    source = expanded(source)
+    files = sorted(source.rglob("run.json")) if source.is_dir() else []
+    if not files:
+        raise ConfigError(f"{source} holds no run; a folder with a run.json in or below it is accepted")
+    found: list[tuple[Path, Result]] = []
+    refused: list[tuple[Path, str]] = []
+    for file in files:
+        try:
+            found.append((file, Result.load(file)))
+        except ConfigError as error:
+            refused.append((file, str(error).removeprefix(f"{file}: ")))
+    seeds = sorted({result.seed for _, result in found})
+    asked, _ = needed(chosen([]), out=source, seeds=seeds, **options) if seeds else ([], {})
+    by_identity = {run.planned.config.identity(): run for run in asked}
+    rows: dict[str, list[Measured]] = {}
+    for file, result in found:
+        why = _problem(file, result, by_identity)
+        if why is None and result.recorded.identity in rows:
+            why = "the folder holds this run twice"
+        if why is None:
+            run = by_identity[result.recorded.identity]
+            of_run = [measure(claim, role, result) for claim, role in run.serves]
+            why = _contradiction(of_run, [*written, *(row for of_other in rows.values() for row in of_other)])
+        if why is None:
+            rows[result.recorded.identity] = of_run
+        else:
+            refused.append((file, why))
+    return [row for of_run in rows.values() for row in of_run], refused
+
+
+def _problem(file: Path, result: Result, by_identity: dict[str, Needed]) -> str | None:
+    """Return why a run can't be trusted or used; None where it can."""
+    recorded = result.recorded
+    if result.status != "done":
+        return f"the run is {result.status}, and one that is done is accepted"
+    try:
+        config = config_of_record(result.config)
+    except ConfigError as error:
+        return str(error)
+    if config.identity() != recorded.identity:
+        return f"its config is not that of the run {recorded.identity}: it was changed afterwards"
+    if recorded.identity not in by_identity:
+        return "no claim needs it: protocol, strategy or options differ from those of every claim"
+    if _release(recorded.clbench) > _release(here := metadata.version("clbench")):
+        return f"it is of clbench {recorded.clbench}; this is {here}, which can't vouch for a later version"
+    if not recorded.environment.get("packages", {}).get("torch"):
+        return "it does not say with which version of torch it was made"
+    return _incomplete(result) or _inconsistent(file, result, config)
+
+
+def _incomplete(result: Result) -> str | None:
+    n = len(result.recorded.scenario.tasks)
+    if len(result.recorded.tasks) != n:
+        return f"it was trained on {len(result.recorded.tasks)} of {n} tasks"
+    if np.isnan(result.accuracy[np.tril_indices(n)]).any():
+        return "its accuracy matrix has gaps"
+    return None
+
+
+def _inconsistent(file: Path, result: Result, config: RunConfig) -> str | None:
+    """Compare what a record says twice: accuracies, counts, metrics, accuracy.csv and steps."""
+    recorded = result.recorded
+    sizes = np.array([task.n_test for task in recorded.scenario.tasks])
+    for matrices in result.classifiers.values():
+        for matrix in (matrices.class_incremental, matrices.task_aware):
+            right = np.zeros((0, len(sizes))) if matrix is None else np.nan_to_num(matrix) * sizes
+            if (right < 0).any() or (right > sizes).any() or (np.abs(right - right.round()) > ROUNDING * sizes).any():
+                return "an accuracy is no whole number of right answers"
+    for after, row in enumerate(recorded.correct.get(recorded.headline.matrix, [])):
+        for task, of_class in enumerate(row):
+            if of_class is not None and sum(of_class.values()) != round(result.accuracy[after, task] * sizes[task]):
+                return f"after task {after} the right answers on task {task} are not those of its accuracy"
+    for name, value in result.summary().items():
+        told = recorded.metrics.get(name)
+        if (value is None) != (told is None) or (value is not None and abs(value - (told or 0.0)) > ROUNDING):
+            return f"its {name} is not that of its matrix"
+    if _table(file.with_name("accuracy.csv")) != result.accuracy_rows():
+        return "its accuracy.csv does not hold the accuracies of run.json"
+    if recorded.classifiers.get(recorded.headline.classifier, recorded.accuracy) != recorded.accuracy:
+        return "the accuracies of its headline are there twice, and differ"
+    if (steps := sum(epoch.steps for epoch in recorded.training)) != result.steps:
+        return f"its tasks took {result.steps} steps, and its epochs {steps}"
+    iterations = config.training.iterations
+    if iterations is not None and result.steps % iterations:
+        return f"{result.steps} steps were taken, which is no multiple of {iterations}"
+    return None
+
+
+def _table(file: Path) -> list[tuple[str, str, int, int, float | None]] | None:
+    """Return the rows of an accuracy.csv as Result.accuracy_rows() does; None for what is none."""
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        numbers = [float(row["accuracy"]) if row["accuracy"] else None for row in rows]
+        places = [(row["matrix"], row["classifier"], int(row["after"]), int(row["task"])) for row in rows]
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+    return [(*place, number) for place, number in zip(places, numbers, strict=True)]
+
+
+def _contradiction(rows: Sequence[Measured], others: Sequence[Measured]) -> str | None:
+    """Return how a run differs from the same one in the results, or from runs with its seed; None where it does not."""
+    there = {(row.claim, row.role, row.seed): row for row in others}
+    for row in rows:
+        kept = there.get((row.claim, row.role, row.seed))
+        if kept is not None and abs(kept.value - row.value) > ROUNDING:
+            return f"the results hold this run with {kept.value:.2f} ({kept.device}), and here it has {row.value:.2f}"
+        beside = next((other for role in get_args(Role) if (other := there.get((row.claim, role, row.seed)))), row)
+        if beside.class_order != row.class_order:
+            return f"its class order is not that of the {beside.role} run with seed {row.seed}, {beside.class_order}"
+    return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdecimal())
