@@ -16,17 +16,19 @@ TABLE = "vandeven2022/split-mnist"
 LINE = "| published numbers come out |"
 
 HOW = """
-`clbench list claims` lists the claims. `clbench reproduce` runs those of tier A (minutes each on a CPU), `--tier B`
-those that take hours, and `--tier C` those for a GPU. `--budget 10m` takes the claims that fit into that time, of every
-tier unless `--tier` names one. `--dry-run` only says what would run; it neither reads nor downloads data. With a GPU,
-`--device cuda --compile reduce-overhead` turns those hours into minutes. Finished runs are not repeated and don't need
-their data; unfinished runs go on where they stopped. A claim that can't run here is left out with the reason. If no
-claim can run because data are missing, the results that are kept with the code are shown, with exit code 0, or 2 if you
-named claims; any other reason that stops all of them, such as a missing device, is refused with exit code 2. A claim is
-also a preset: `clbench run --like vandeven2022/split-mnist-class/lwf` trains under its protocol, and options given on
-the line override it. The claims are data, one file for each paper, in `reports/claims/`. The results behind this page
-are in `reports/results/`; `clbench reproduce --results reports/results` writes them, and nobody edits them by hand. A
-run that stands in the table of results is not done again, for whichever claim it was measured.
+`clbench list claims` lists the claims, and `clbench reproduce` shows the results that are kept with the code. `clbench
+reproduce --tier A` runs the claims that take minutes each on a CPU, `--tier B` those that take hours, and `--tier C`
+those for a GPU; a name, or the beginning of one, runs these claims. `--budget 10m` takes the claims that fit into that
+time, of every tier unless `--tier` names one. `--dry-run` only says what would run; it neither reads nor downloads
+data. With a GPU, `--device cuda --compile reduce-overhead` turns those hours into minutes. Finished runs are not
+repeated and don't need their data; unfinished runs go on where they stopped. A claim that can't run here is left out
+with the reason. If no claim can run because data are missing, the results that are kept with the code are shown, with
+exit code 0, or 2 if you named claims; any other reason that stops all of them, such as a missing device, is refused
+with exit code 2. A claim is also a preset: `clbench run --like vandeven2022/split-mnist-class/lwf` trains under its
+protocol, and options given on the line override it. The claims are data, one file for each paper, in `reports/claims/`.
+The results behind this page are in `reports/results/`; `clbench reproduce --results reports/results` writes them, and
+nobody edits them by hand. A run that stands in the table of results is not done again, for whichever claim it was
+measured.
 
 `clbench reproduce --table vandeven2022/split-mnist` runs every claim of a published table, prints it cell by cell and
 draws its figure. Runs that were made on another machine are added by `clbench reproduce --submit FOLDER --results

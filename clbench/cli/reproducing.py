@@ -27,16 +27,22 @@ if TYPE_CHECKING:
     from clbench.reports.reproduction import Judgement, Measured
 
 
+# The columns of the table of verdicts, the most telling first, with the width of their longest word.
+TELLING = {"claim": 25, "verdict": 14, "published": 10, "ours": 7, "n": 8, "difference": 10, "allowed": 7, "TOST p": 7}
+TELLING |= {"paired difference": 10, "naive": 5}
+TO_RUN = "claims by name, --table, --tier A or --budget 10m run some, and --dry-run says how long that takes"
+
+
 @config_options("device", "compile", "data_root", "offline")
 def reproduce_verb(
     fields: dict[str, Any],
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Claims, or what their ids begin with (default: all that --tier and --budget allow)."),
+        typer.Argument(help="Claims, or what their ids begin with; without any limit, the kept results are shown."),
     ] = None,
     tier: Annotated[
         str | None,
-        typer.Option(help="Only claims of this tier: A, B or C (default: A, or with claims or --budget every tier)."),
+        typer.Option(help="Only claims of this tier: A, B or C (default: every tier)."),
     ] = None,
     table: Annotated[
         str | None,
@@ -64,7 +70,10 @@ def reproduce_verb(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Run published claims, compare, and give a verdict; what is done already is not run again."""
+    """Run published claims, compare, and give a verdict; what is done already is not run again.
+
+    Without claims, --table, --tier and --budget, it shows the results that are kept with clbench.
+    """
     from clbench.cli.claim_runs import needed, startable, within
     from clbench.reports import reproduction
     from clbench.reports.published import chosen, claims_of_table
@@ -72,6 +81,14 @@ def reproduce_verb(
     folder = results or out / "reproduction"
     if submit is not None:
         _submit(submit, folder, as_json, given=(names, tier, table, budget, seeds, dry_run), **fields)
+        return
+    if not names and tier is None and table is None and budget is None and not dry_run:
+        if seeds is not None or jobs != 1 or fields:
+            raise ConfigError(f"reproduce is not told what to run; {TO_RUN}")
+        kept = reproduction.known_claims(reproduction.committed())
+        judgements = reproduction.judge_all(kept)
+        shown = [reproduction.summary(judgements), *reproduction.provenance(kept), TO_RUN]
+        _judged(judgements, shown, as_json)
         return
     limit = None if budget is None else read_seconds(budget)
     if table is None:
@@ -248,14 +265,28 @@ def _judged(judgements: "Sequence[Judgement]", notes: list[str], as_json: bool) 
     if as_json:
         print(json.dumps([dict(zip(reproduction.COLUMNS, reproduction.cells(j), strict=True)) for j in judgements]))
         return
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table()
-    for column in reproduction.COLUMNS:
-        table.add_column(column, justify="left" if column in ("claim", "verdict") else "right", overflow="fold")
-    for judgement in judgements:
-        table.add_row(*map(plain, reproduction.cells(judgement)))
     stdout = screen()
+    # A terminal shows the columns that it has room for without cutting a word, the most telling ones first.
+    room, shown = stdout.width, set[str]()
+    for column, least in TELLING.items():
+        room -= least + 3
+        if room >= 0:
+            shown.add(column)
+    table = Table(box=SIMPLE_HEAD, show_edge=False)
+    for column in (column for column in reproduction.COLUMNS if column in shown):
+        left = column in ("claim", "verdict")
+        table.add_column(column, justify="left" if left else "right", overflow="fold", width=TELLING[column])
+    for judgement in judgements:
+        row = dict(zip(reproduction.COLUMNS, reproduction.cells(judgement), strict=True))
+        # The parts of an id stand below one another, so that none is cut in the middle.
+        row["claim"] = row["claim"].replace("/", "/\n")
+        table.add_row(*(plain(row[column.header]) for column in table.columns))
     stdout.print(table)
+    if len(shown) < len(reproduction.COLUMNS):
+        hidden = ", ".join(column for column in reproduction.COLUMNS if column not in shown)
+        notes = [f"a wider terminal and claims.md show more: {hidden}", *notes]
     for note in notes:
         stdout.print(note, soft_wrap=True, highlight=False, markup=False)

@@ -321,7 +321,9 @@ def test_like_begins_with_the_protocol_of_a_claim(two_claims: list[Claim], capsy
         (["reproduce", "--budget", "10"], ("--budget 10", "10m")),
         (["reproduce", "--tier", "E"], ("tier", "'E'")),
         (["reproduce", "--tier", "a"], ("did you mean 'A'?",)),
-        (["reproduce", "--device", "cuda:99"], ("device=cuda:99 is not there", "cpu")),
+        (["reproduce", "--tier", "A", "--device", "cuda:99"], ("device=cuda:99 is not there", "cpu")),
+        (["reproduce", "--seeds", "3"], ("not told what to run", "--tier A")),
+        (["reproduce", "--data-root", "there"], ("not told what to run", "--table")),
         (["run", "split-mnist", "lwf", "--like", "paper/digits/er"], ("split-mnist given", "claim's, split-mnist-5k")),
         (["compare", "own.npz", "lwf", "--like", "paper/digits/er"], ("own.npz given", "claim's, split-mnist-5k")),
     ],
@@ -400,7 +402,7 @@ def test_the_reason_why_claims_cannot_run_is_given_once_and_in_one_short_line(
         raise ConnectionError("; ".join(f"https://mirror-{n}.org/{payload.name}: {'no answer ' * 9}" for n in (1, 2)))
 
     monkeypatch.setattr(download, "fetch", fail)
-    for names, ends in (([], 0), (["paper"], 2)):
+    for names, ends in ((["--tier", "A"], 0), (["paper"], 2)):
         code, out, err = call(capsys, "reproduce", "--data-root", "empty", *names)
         assert code == ends
         assert "reproduced" in out
@@ -427,16 +429,51 @@ def test_with_nothing_at_hand_the_kept_results_are_shown(
     monkeypatch.setattr(published, "claims", lambda: {claim.id: claim})
     rows = [replace(row, torch="9.9") for row in runs(claim, [50.0, 50.1], [20.0, 21.0])]
     monkeypatch.setattr(reproduction, "committed", lambda: rows)
-    code, out, err = call(capsys, "reproduce", "--offline", "--data-root", "empty", "--json")
+    code, out, err = call(capsys, "reproduce", "--tier", "A", "--offline", "--data-root", "empty", "--json")
     assert code == 0, err
     assert [row["verdict"] for row in json.loads(out)] == ["reproduced"]
-    code, out, err = call(capsys, "reproduce", "--offline", "--data-root", "empty")
+    code, out, err = call(capsys, "reproduce", "--tier", "A", "--offline", "--data-root", "empty")
     assert "torch 9.9" in out
     assert "2026-01-01" in out
     assert "there is no data for 'mnist'" in err
     monkeypatch.setattr(reproduction, "committed", list)
-    code, out, err = call(capsys, "reproduce", "--offline", "--data-root", "empty")
+    code, out, err = call(capsys, "reproduce", "--tier", "A", "--offline", "--data-root", "empty")
     assert code == 2
+
+
+def test_without_a_limit_the_kept_results_are_shown_and_nothing_runs(
+    two_claims: list[Claim], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduction, "committed", lambda: runs(two_claims[0], [50.0, 50.1], [20.0, 21.0]))
+    code, out, _ = call(capsys, "reproduce")
+    assert code == 0
+    assert "1 reproduced" in out
+    assert "--tier A or --budget 10m run some" in out
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("width", "hidden"), [(80, "difference, allowed"), (120, "naive, paired difference"), (140, "")]
+)
+def test_the_table_of_verdicts_cuts_no_word_and_says_what_a_terminal_has_no_room_for(
+    two_claims: list[Claim],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    width: int,
+    hidden: str,
+) -> None:
+    claim = two_claims[0].model_copy(update={"paper": "avalanche_baselines", "protocol": "permuted-mnist-domain"})
+    monkeypatch.setattr(published, "claims", lambda: {claim.id: claim})
+    monkeypatch.setattr(reproduction, "claims", lambda: {claim.id: claim})
+    monkeypatch.setattr(reproduction, "committed", lambda: runs(claim, [50.0, 50.1], [50.0, 51.0]))
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, _ = call(capsys, "reproduce")
+    assert code == 0
+    table = out.partition("reproduced ·")[0]
+    assert max(map(len, table.splitlines())) <= width
+    words = ("avalanche_baselines/", "permuted-mnist-domain/", "er", "50.05", "not", "discriminating", "published")
+    assert set(words) <= set(table.split())
+    assert ("a wider terminal" in out, hidden in out) == (bool(hidden), True)
 
 
 def test_finished_runs_of_naive_alone_are_no_result_of_a_claim(
