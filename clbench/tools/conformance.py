@@ -540,12 +540,13 @@ def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None =
     if not runner_of(cls).continues:
         raise ConfigError(f"{strategy} trains by its own loop; the kit checks strategies that the engine trains")
     outcomes = []
-    for name in CHECKS if checks is None else checks:
-        if name in cls.traits.not_applicable:
-            outcomes.append(CheckResult(name, "not applicable", cls.traits.not_applicable[name]))
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            outcomes.append(found_by(name, functools.partial(CHECKS[name], Bench(cls, Path(folder)))))
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(cls, Path(folder))
+        for name in CHECKS if checks is None else checks:
+            if name in cls.traits.not_applicable:
+                outcomes.append(CheckResult(name, "not applicable", cls.traits.not_applicable[name]))
+            else:
+                outcomes.append(found_by(name, functools.partial(CHECKS[name], bench)))
     return outcomes
 
 
