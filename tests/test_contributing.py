@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import operator
-import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import clbench
+from clbench.cli import main
 from clbench.config.errors import ConfigError
 from clbench.learning.strategy import LOOSE
 from clbench.results.result import Result
@@ -58,14 +60,24 @@ CLAIMED: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
+# Metrics and charts stay registered, so these run in processes of their own; each takes seconds to start.
+REGISTERED = ("first_task_loss", "first_task")
+
+
 @pytest.mark.parametrize("code", blocks("python"), ids=title_of)
-def test_each_example_runs_as_it_stands(code: str, tmp_path: Path) -> None:
+def test_each_example_runs_as_it_stands(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     printed, files = CLAIMED[title_of(code)]
-    ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert re.fullmatch(printed, ended.stdout, re.DOTALL), ended.stdout
+    if title_of(code) in REGISTERED:
+        command = [sys.executable, "-c", code]
+        out = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    else:
+        Path("example.py").write_text(code)
+        runpy.run_path("example.py", run_name="example")
+        out = capsys.readouterr().out
+    assert re.fullmatch(printed, out, re.DOTALL), out
     for file, part in files.items():
         assert part in (tmp_path / file).read_text("utf-8")
 
@@ -126,23 +138,32 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def command(package: Path, cwd: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment = os.environ | {"PYTHONPATH": str(package)}
-    line = [sys.executable, "-m", "clbench", *arguments]
-    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+@pytest.fixture
+def command(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[Any, str, str]]:
+    """The command line where the package is installed: arguments in; exit code, output and messages out."""
+    monkeypatch.syspath_prepend(str(package))
+    monkeypatch.chdir(tmp_path)
+
+    def called(*arguments: str) -> tuple[Any, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        return (ended.value.code, *capsys.readouterr())
+
+    return called
 
 
-def test_a_package_brings_strategy_scenario_and_data_set_by_name(package: Path, tmp_path: Path) -> None:
-    listed = json.loads(command(package, tmp_path, "list", "--json").stdout)
+def test_a_package_brings_strategy_scenario_and_data_set_by_name(command: Callable[..., tuple[Any, str, str]]) -> None:
+    listed = json.loads(command("list", "--json")[1])
     assert "anchor" in [row["name"] for row in listed["strategies"]]
     assert {"split-stripes", "split-shades"} <= {row["name"] for row in listed["scenarios"]}
-    ran = command(package, tmp_path, "run", "split-stripes[noise=10]", "anchor", "--setting", "task", "--json")
-    record = json.loads(ran.stdout)
+    record = json.loads(command("run", "split-stripes[noise=10]", "anchor", "--setting", "task", "--json")[1])
     assert record["status"] == "done"
     assert (record["config"]["noise"], record["config"]["setting"], record["config"]["epochs"]) == (10, "task", 5)
-    refused = command(package, tmp_path, "run", "split-stripes[nois=10]", "naive")
-    assert refused.returncode == 2
-    assert "noise" in refused.stderr
+    code, _, said = command("run", "split-stripes[nois=10]", "naive")
+    assert code == 2
+    assert "noise" in said
 
 
 def test_the_option_of_the_scenario_changes_its_images(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,12 +176,14 @@ def test_the_option_of_the_scenario_changes_its_images(package: Path, monkeypatc
     assert brightest == {0: 150, 10: 160}
 
 
-def test_tasks_are_cut_from_the_data_set_with_the_options_of_every_split(package: Path, tmp_path: Path) -> None:
-    shown = command(package, tmp_path, "describe", "split-shades", "--class-order", "3,0,2,1", "--json")
-    tasks = json.loads(shown.stdout)["tasks"]
+def test_tasks_are_cut_from_the_data_set_with_the_options_of_every_split(
+    command: Callable[..., tuple[Any, str, str]],
+) -> None:
+    shown = command("describe", "split-shades", "--class-order", "3,0,2,1", "--json")[1]
+    tasks = json.loads(shown)["tasks"]
     assert [task["classes"] for task in tasks] == [[3, 0], [2, 1]]
-    ran = command(package, tmp_path, "run", "split-shades", "naive", "--limit", "5", "--json")
-    assert [task["n_train"] for task in json.loads(ran.stdout)["scenario"]["tasks"]] == [10, 10]
+    ran = command("run", "split-shades", "naive", "--limit", "5", "--json")[1]
+    assert [task["n_train"] for task in json.loads(ran)["scenario"]["tasks"]] == [10, 10]
 
 
 def test_a_data_set_of_a_package_is_checked(package: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

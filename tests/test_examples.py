@@ -1,7 +1,6 @@
 """The examples work as a user would run them."""
 
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from clbench.cli import main
 from clbench.tools.conformance import check_strategy
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -38,7 +38,9 @@ def test_a_class_in_a_notebook_runs_in_worker_processes_too_and_passes_the_kit(t
 
 
 @pytest.mark.slow
-def test_a_package_brings_a_strategy_and_a_scenario_through_entry_points(tmp_path: Path) -> None:
+def test_a_package_brings_a_strategy_and_a_scenario_through_entry_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = tmp_path / "site"
     source = tmp_path / "plugin"
     source.mkdir()
@@ -47,12 +49,14 @@ def test_a_package_brings_a_strategy_and_a_scenario_through_entry_points(tmp_pat
             (source / file.name).write_bytes(file.read_bytes())
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", str(target)]
     subprocess.run([*pip, str(source)], check=True)
-    environment = os.environ | {"PYTHONPATH": str(target)}
+    monkeypatch.syspath_prepend(str(target))
+    monkeypatch.chdir(tmp_path)
 
     def clbench(*arguments: str) -> str:
-        command = [sys.executable, "-m", "clbench", *arguments]
-        done = subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        return done.stdout
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 0
+        return capsys.readouterr().out
 
     listed = json.loads(clbench("list", "--json"))
     assert "naive-with-noise" in [row["name"] for row in listed["strategies"]]

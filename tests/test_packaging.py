@@ -1,4 +1,4 @@
-"""The distribution as a user installs it, which package imports which, and what is imported before it is needed."""
+"""The distribution as a user installs it, and which package imports which."""
 
 import ast
 import json
@@ -15,7 +15,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("strategies", "scenarios", "reports")
-HEAVY = ("torch", "torchvision", "avalanche", "pandas", "matplotlib", "mlxtend")
 TINY = ["--epochs", "1", "--limit", "5", "--threads", "1", "--quiet"]
 
 
@@ -117,37 +116,6 @@ def test_the_checkout_answers_as_a_whole_where_one_stands_in_it_and_the_installe
     answered = [Path(line) for line in ended.stdout.splitlines()]
     assert len(answered) == 6
     assert all(file.is_relative_to(ROOT if here == "checkout" else site) for file in answered), answered
-
-
-@pytest.fixture(scope="module")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
-    python("-m", "clbench", "run", "split-mnist-5k", "naive", *TINY, "--out", "run", cwd=folder)
-    return folder
-
-
-# The heavy packages that each command may import: torch only if it trains or cuts tasks.
-IMPORTS = [
-    (["--help"], set()),
-    (["run", "--help"], set()),
-    (["report", "run", "--out", "report"], {"pandas", "matplotlib"}),
-    (["run", "split-mnist-5k", "naive", *TINY, "--out", "again"], {"torch"}),
-]
-
-
-@pytest.mark.parametrize(("arguments", "allowed"), IMPORTS)
-def test_nothing_heavy_is_imported_before_it_is_needed(
-    arguments: list[str], allowed: set[str], finished_run: Path
-) -> None:
-    program = (
-        "import atexit, sys\n"
-        f"atexit.register(lambda: print('IMPORTED', *(set({HEAVY!r}) & set(sys.modules)), file=sys.stdout))\n"
-        "from clbench.cli import main\n"
-        f"main({arguments!r})\n"
-    )
-    last = python("-c", program, cwd=finished_run).splitlines()[-1]
-    assert last.startswith("IMPORTED")
-    assert set(last.split()[1:]) <= allowed
 
 
 def test_import_clbench_is_light(tmp_path: Path) -> None:

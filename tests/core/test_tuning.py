@@ -383,8 +383,9 @@ def test_what_tune_finds_is_used_and_told_by_the_run(
     monkeypatch.chdir(tmp_path)
     trials = [] if protocol == "continual" else ["--trials", "2"]
     code, out, err = command(
-        capsys, "tune", "split-mnist-5k", "l2", "--setting", "task", "--protocol", protocol, *trials, *SMALL
-    )
+        capsys, "tune", "split-mnist-5k", "l2", "--setting", "task", "--protocol", protocol, *trials, *SMALL,
+        "--space", SPACE,
+    )  # fmt: skip
     assert code == 0, err
     assert f"chosen by {protocol}" in " ".join(out.split())
     assert "trial 1" in err

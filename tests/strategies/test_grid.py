@@ -15,6 +15,7 @@ from shared import network_of
 import clbench
 from clbench.config.registry import entry_point_names
 from clbench.running.resolve import strategy_class
+from clbench.tools.conformance import TRANSFORMER
 
 GOLDEN = Path(__file__).with_name("golden.csv")
 # Wide enough for the rounding of another CPU, narrow against what a wrong loss or a lost exemplar does.
@@ -64,8 +65,10 @@ def test_every_strategy_trains_a_convolutional_network_in_bf16(name: str, tmp_pa
 
 def short_run(name: str, folder: Path) -> float:
     """Return the average accuracy of a short run in the first setting that the strategy declares."""
-    setting = strategy_class(name).traits.settings[0]
-    fixed = {"limit": 100, "epochs": 2, "threads": 1, "seed": 0} | network_of(name)
+    traits = strategy_class(name).traits
+    setting = traits.settings[0]
+    network = {"model": TRANSFORMER} if traits.needs_transformer else {}
+    fixed = {"limit": 100, "epochs": 2, "threads": 1, "seed": 0} | network
     result = clbench.run("split-mnist-5k", name, out=folder, setting=setting, **fixed)
     average = result.metrics["average_accuracy"]
     assert average is not None
