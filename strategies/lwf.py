@@ -9,7 +9,7 @@ from torch import Tensor
 from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
 from clbench.config.space import Choices, Log
-from clbench.data.batches import Batch
+from clbench.data.batches import Batch, gathered
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.losses import distillation
 from clbench.learning.strategy import Stage, Strength, Traits
@@ -59,7 +59,8 @@ class LwF(Taught):
         data = self.with_exemplars(task.train)
         if self.recorded and self.teacher is not None:
             self.record_ids, order = data.ids.to(self.device).sort()
-            self.answers = torch.cat([self.teacher_logits(batch.images) for batch in self.passes(data)])[order]
+            answers = (self.teacher_logits(batch.images) for batch in self.passes(data))
+            self.answers = gathered(answers, len(data), self.device)[order]
         if not self.warmup_epochs or self.teacher is None:
             return [Stage(data)]
         head = list(self.model.head.parameters())

@@ -263,6 +263,9 @@ class EngineConfig(Group):
         default=1,
         description="slices in which a batch goes through the network, so that the activations of one fit into memory",
     )
+    reading_threads: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=1, description="threads that read images on disk two batches ahead; 0: each batch when it is needed"
+    )
     checkpoint_every: Annotated[float, Field(gt=0)] | Literal["epoch", "task"] | str = Field(
         default=10.0,
         description="save the state within a task every so many minutes, each epoch, or every N-steps; "

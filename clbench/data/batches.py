@@ -1,15 +1,17 @@
 """Turns sample ids into batches on the device: one index, augmentation and normalisation for all images at once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from clbench.config.run import RunConfig
+from clbench.data.ahead import Reader
 from clbench.data.augment import AUGMENTATIONS
 from clbench.data.scenario import Images, ImageSet, Scenario
-from clbench.data.sources import Mapped, Source, parts
+from clbench.data.sources import Source, parts
 from clbench.support.streams import stream
 
 # Images in one forward pass without gradients: large enough to fill two cores, small enough for a laptop.
@@ -59,6 +61,7 @@ class Pipeline:
     """Holds the training and test images on the device and cuts batches from them.
 
     train_features, test_features: given out in the place of normalised images, where they are there.
+    reader: reads what is on disk.
     """
 
     train_features: Features | None = None
@@ -79,6 +82,7 @@ class Pipeline:
         if config.data.normalize == "pixel-mean":
             self._shift = (-_mean_image(scenario.train.images) / unit)[None].to(device)
         self.pass_size = PASS_SIZE
+        self.reader = Reader(config.engine.reading_threads)
         self._augment = AUGMENTATIONS[config.data.augment]
         self._own = torch.zeros(len(scenario.tasks), scenario.n_outputs, dtype=torch.bool)
         for task in scenario.tasks:
@@ -97,10 +101,23 @@ class Pipeline:
         # In place, because addcmul of uint8 with broadcasting takes twenty times as long on a CPU.
         return originals.to(torch.float32, copy=True).mul_(self._scale).add_(self._shift)
 
-    def batch(self, ids: Tensor, active: slice | Tensor, keys: tuple[int | str, ...] | None) -> Batch:
-        """Cut a batch of training samples; `keys` names the augmentation stream, None means no augmentation."""
+    def ahead(self, batches: Sequence[Tensor]) -> Iterator[Tensor | None]:
+        """Return what batch() takes as `read` for each batch of training ids in turn; see Reader.each."""
+        return self.reader.each(self._train.images, batches)
+
+    def batch(
+        self,
+        ids: Tensor,
+        active: slice | Tensor,
+        keys: tuple[int | str, ...] | None,
+        read: Tensor | None = None,
+    ) -> Batch:
+        """Cut a batch of training samples.
+
+        keys: names the augmentation stream; None: no augmentation. read: the samples, where they were read ahead.
+        """
         index = ids.to(self.device, non_blocking=True)
-        originals = self._train.images.index_select(0, ids if isinstance(self._train.images, Mapped) else index)
+        originals = self._samples(self._train.images, ids, index, read)
         if self.train_features is not None:
             images = self.train_features.of(index)
         elif self._augment is not None and keys is not None:
@@ -123,19 +140,27 @@ class Pipeline:
 
     def passes(self, data: ImageSet, active: Callable[[Tensor], slice | Tensor]) -> Iterator[Batch]:
         """Walk over training samples in order, in large batches without augmentation."""
-        for ids in self._parts(data.ids):
-            yield self.batch(ids, active(ids), None)
+        batches = self._parts(data.ids)
+        for ids, read in zip(batches, self.ahead(batches), strict=True):
+            yield self.batch(ids, active(ids), None, read)
 
     def test_passes(self, ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Walk over test samples: (images as in Batch, labels, ids) in large batches, all on the device."""
-        for part in self._parts(ids):
+        batches, features = self._parts(ids), self.test_features
+        ahead = self.reader.each(self._test.images, batches) if features is None else repeat(None, len(batches))
+        for part, read in zip(batches, ahead, strict=True):
             index = part.to(self.device, non_blocking=True)
-            if self.test_features is not None:
-                images = self.test_features.of(index)
+            if features is not None:
+                images = features.of(index)
             else:
-                place = part if isinstance(self._test.images, Mapped) else index
-                images = self.normalize(self._test.images.index_select(0, place))
+                images = self.normalize(self._samples(self._test.images, part, index, read))
             yield images, self._test.labels.index_select(0, index), index
+
+    def _samples(self, images: Source, ids: Tensor, index: Tensor, read: Tensor | None) -> Tensor:
+        """Return samples by id, which `index` holds on the device; those on disk may have been read ahead."""
+        if read is None:
+            read = next(self.reader.each(images, [ids]))
+        return images.index_select(0, index) if read is None else read
 
     def _parts(self, ids: Tensor) -> tuple[Tensor, ...]:
         """Cut ids into parts of nearly equal size, so that no part has a single sample, which batch norm can't take."""
@@ -161,6 +186,21 @@ class Pipeline:
         if scenario.setting == "class":
             table[:task, seen] = True
         return table[tasks].to(self.device, non_blocking=True)
+
+
+def gathered(parts: Iterable[Tensor], n: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return parts [b, ...], n rows in all, as one tensor [n, ...], as torch.cat does.
+
+    It is there before the second part is made. Parts that are kept until the end would lie between the large blocks of
+    the passes that make them, and the C library could not use the gaps again.
+    """
+    whole, start = torch.empty(0), 0
+    for part in parts:
+        if not start:
+            whole = torch.empty(n, *part.shape[1:], dtype=part.dtype, device=device)
+        whole[start : start + len(part)] = part
+        start += len(part)
+    return whole
 
 
 def _mean_image(images: Source) -> Tensor:
