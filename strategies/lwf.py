@@ -33,7 +33,11 @@ class LwF(Taught):
     """
 
     traits = Traits(
-        family="distillation", paper="Li & Hoiem 2016, arXiv:1606.09282", seeds_together=True, on_features=True
+        family="distillation",
+        paper="Li & Hoiem 2016, arXiv:1606.09282",
+        seeds_together=True,
+        on_features=True,
+        mixes=True,
     )
 
     strength: Annotated[Strength, Log(0.1, 10)] = 1.0
@@ -47,6 +51,8 @@ class LwF(Taught):
         """Answers that were recorded once fit images that stay the same."""
         if self.recorded and config.data.augment != "none":
             raise ConfigError(f"lwf[recorded=true] needs augment='none', not {config.data.augment!r}")
+        if self.recorded and config.data.mixup:
+            raise ConfigError(f"lwf[recorded=true] needs mixup=0, not {config.data.mixup:g}")
 
     def begin_task(self, task: Task) -> None:
         """Keep the old model as the teacher."""

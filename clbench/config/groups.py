@@ -84,6 +84,11 @@ class DataConfig(Group):
         description="random crop (padding 4) and flip of the training images, or one of them; an enlarged part and "
         "flip; brightness, contrast and saturation; or RandAugment",
     )
+    mixup: Annotated[float, Field(ge=0, le=100)] = Field(
+        default=0.0,
+        description="mix the training images of a batch in pairs, and their losses with them, by a share from "
+        "Beta(mixup, mixup); 0: none",
+    )
     root: Place = Field(default="data", alias="data_root", description="folder in which data sets are looked for")
     offline: bool = Field(default=False, description="never download data or weights")
     memory_limit: int | str | None = Field(

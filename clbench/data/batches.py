@@ -1,9 +1,10 @@
 """Turns sample ids into batches on the device: one index, augmentation and normalisation for all images at once."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,12 +13,25 @@ from clbench.data.ahead import Reader
 from clbench.data.augment import AUGMENTATIONS
 from clbench.data.scenario import Images, ImageSet, Scenario
 from clbench.data.sources import Source, parts
-from clbench.support.streams import stream
+from clbench.support.streams import stream, stream_seed
 
 # Images in one forward pass without gradients: large enough to fill two cores, small enough for a laptop.
 PASS_SIZE = 512
 # A CPU that convolves returns larger activations to the system after each layer and must fault them in again.
 CONVOLVING_PASS_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Partners:
+    """The samples that were mixed into those of a batch.
+
+    share: of the batch's own samples in a mixture, 0 to 1.
+    labels, active: those of the other samples, as in Batch.
+    """
+
+    share: float
+    labels: Tensor
+    active: slice | Tensor
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,7 @@ class Batch:
     originals: uint8 [B, C, H, W], or other samples, float32 [B, ...].
     labels: head outputs, int64 [B]; tasks: int64 [B]; ids: int64 [B], on the CPU.
     active: the outputs that compete in the loss; a slice, or bool [B, outputs] if they differ between samples.
+    partners: what was mixed into `images` (mixup); None where nothing was.
     """
 
     images: Tensor
@@ -37,6 +52,7 @@ class Batch:
     tasks: Tensor
     ids: Tensor
     active: slice | Tensor
+    partners: Partners | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -129,7 +145,7 @@ class Pipeline:
                 images = self.normalize(self._augment(originals, generator))
         else:
             images = self.normalize(originals)
-        return Batch(
+        batch = Batch(
             images,
             originals,
             self._train.labels.index_select(0, index),
@@ -137,6 +153,19 @@ class Pipeline:
             ids,
             active,
         )
+        return self._mixed(batch, keys) if keys is not None and self.config.data.mixup else batch
+
+    def _mixed(self, batch: Batch, keys: tuple[int | str, ...]) -> Batch:
+        """Mix each image with another one of the batch: share * x_i + (1 - share) * x_j.
+
+        Zhang et al. 2018, arXiv:1710.09412, section 2; one share for a batch, as in the authors' code.
+        """
+        draws = np.random.default_rng(stream_seed(self.config.seed, "mixup", *keys))
+        share = float(draws.beta(self.config.data.mixup, self.config.data.mixup))
+        order = torch.from_numpy(draws.permutation(len(batch))).to(self.device, non_blocking=True)
+        active = batch.active[order] if isinstance(batch.active, Tensor) else batch.active
+        images = share * batch.images + (1 - share) * batch.images[order]
+        return replace(batch, images=images, partners=Partners(share, batch.labels[order], active))
 
     def passes(self, data: ImageSet, active: Callable[[Tensor], slice | Tensor]) -> Iterator[Batch]:
         """Walk over training samples in order, in large batches without augmentation."""

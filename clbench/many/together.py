@@ -57,6 +57,7 @@ def refuse_together(
         ("compile", engine.compile, "none"),
         ("processes", engine.processes, 1),
         ("accumulate", engine.accumulate, 1),
+        ("mixup", config.data.mixup, 0),
         # Rates, numbers of steps and sizes of tasks would differ from seed to seed.
         ("schedule", "plateau" if training.schedule == "plateau" else None, None),
         (
