@@ -461,7 +461,8 @@ def _losses(members: Sequence[_Member], kept: _Kept, stacked: Tensors, parts: Se
     context = replace(member.context, config=config, logged={})
 
     def loss(tensors: Tensors, given: Tensors, leaves: Tensors) -> Tensors:
-        batch = Batch(**{name: given[name] for name in fields}, active=given.get("active", parts[0].active))
+        samples: dict[str, Any] = {name: given[name] for name in fields}
+        batch = Batch(**samples, active=given.get("active", parts[0].active))
         attributes = kept.attributes(leaves)
         vars(strategy).update(attributes, _context=context)
         before = {name: tree_flatten(value) for name, value in attributes.items()}
