@@ -95,6 +95,9 @@ class DataConfig(Group):
         default=None,
         description="pixels held in memory at most, such as 4GB; more stay on disk (folders: half of what is free)",
     )
+    reading_threads: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=1, description="threads that read images on disk two batches ahead; 0: each batch when it is needed"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -267,9 +270,6 @@ class EngineConfig(Group):
     accumulate: Annotated[int, Field(ge=1, le=10**6)] = Field(
         default=1,
         description="slices in which a batch goes through the network, so that the activations of one fit into memory",
-    )
-    reading_threads: Annotated[int, Field(ge=0, le=64)] = Field(
-        default=1, description="threads that read images on disk two batches ahead; 0: each batch when it is needed"
     )
     checkpoint_every: Annotated[float, Field(gt=0)] | Literal["epoch", "task"] | str = Field(
         default=10.0,

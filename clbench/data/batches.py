@@ -98,7 +98,7 @@ class Pipeline:
         if config.data.normalize == "pixel-mean":
             self._shift = (-_mean_image(scenario.train.images) / unit)[None].to(device)
         self.pass_size = PASS_SIZE
-        self.reader = Reader(config.engine.reading_threads)
+        self.reader = Reader(config.data.reading_threads)
         self._augment = AUGMENTATIONS[config.data.augment]
         self._own = torch.zeros(len(scenario.tasks), scenario.n_outputs, dtype=torch.bool)
         for task in scenario.tasks:
