@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 from clbench.config.errors import ConfigError, one_line
@@ -271,6 +272,9 @@ def _remarks(groups: list[tuple[str, list[Result]]]) -> list[str]:
         notes.append(f"Made by different code of clbench {runs[0].recorded.clbench}: {counts}.")
     if machines := _machines(runs):
         notes.append(f"Pooled although made differently, which moves only the last bits: {machines}.")
+    if any(run.idle_share for run in runs):
+        shares = (f"{100 * fmean(run.idle_share for run in group):.1f}% ({label})" for label, group in groups)
+        notes.append(f"Share of the training time in which images on disk were waited for: {', '.join(shares)}.")
     if single := [label for label, group in groups if len(group) == 1]:
         notes.append(f"One run says little, there is no standard deviation: {', '.join(single)}.")
     for label, group in groups:

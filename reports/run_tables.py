@@ -40,6 +40,8 @@ def render_run(result: Result) -> Group:
     if counts:
         each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
         parts.append(Text(f"\nexemplars after the last task: {last['n_exemplars']}, {each} of a class"))
+    if result.idle_share:
+        parts.append(Text(f"waiting for images on disk: {100 * result.idle_share:.1f}% of the training time"))
     if how := result.config.get("tuned_by"):
         parts.append(Text(f"hyper-parameters chosen by {how}"))
     parts += [Text(f"note: {text}", style="yellow") for text in result.warnings]

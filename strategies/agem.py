@@ -29,6 +29,7 @@ class AGEM(Strategy):
         needs_memory=True,
         memory_policy="random",
         on_features=True,
+        mixes=True,
     )
 
     reference_size: Annotated[int, Field(ge=1)] = 256

@@ -10,7 +10,14 @@ class Cumulative(Strategy):
     It is a reference as `joint` is, but the weights of the step before are where the next one begins.
     """
 
-    traits = Traits(family="reference", seeds_together=True, data_access="all", memory="none", on_features=True)
+    traits = Traits(
+        family="reference",
+        seeds_together=True,
+        data_access="all",
+        memory="none",
+        on_features=True,
+        mixes=True,
+    )
 
     def stages(self, task: Task) -> list[Stage]:
         """One stage on everything seen so far."""

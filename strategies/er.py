@@ -26,6 +26,7 @@ class ER(Strategy):
         needs_memory=True,
         memory_policy="reservoir",
         on_features=True,
+        mixes=True,
     )
 
     share: Annotated[float, Field(ge=0, lt=1), Choices(0.25, 0.5, 0.75)] = 0.5

@@ -32,6 +32,7 @@ class EWC(MeasuredAnchor):
         paper="Kirkpatrick et al. 2017, arXiv:1612.00796",
         seeds_together=True,
         on_features=True,
+        mixes=True,
     )
     factor = 0.5
 

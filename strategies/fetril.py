@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clbench.config.space import Log
+from clbench.data.batches import gathered
 from clbench.data.scenario import Task
 from clbench.strategies._frozen import FrozenBackbone
 
@@ -33,8 +34,8 @@ class FeTrIL(FrozenBackbone):
 
     def end_task(self, task: Task) -> None:
         """Keep the features of the task for as long as the classifiers are fitted."""
-        batches = list(self.represented(task.train))
-        self.present = torch.cat([h for h, _ in batches]), torch.cat([labels for _, labels in batches])
+        features = gathered((h for h, _ in self.represented(task.train)), len(task.train))
+        self.present = features, task.train.labels
         super().end_task(task)
         del self.present
 

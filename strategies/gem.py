@@ -29,6 +29,7 @@ class GEM(Strategy):
         needs_memory=True,
         memory_policy="random",
         on_features=True,
+        mixes=True,
     )
 
     margin: Annotated[Strength, Choices(0.0, 0.5, 1.0)] = 0.5

@@ -17,6 +17,7 @@ class Joint(Strategy):
         data_access="all",
         memory="none",
         on_features=True,
+        mixes=True,
     )
 
     def stages(self, task: Task) -> list[Stage]:

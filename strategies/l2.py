@@ -23,6 +23,7 @@ class L2(QuadraticAnchor):
         paper="Kirkpatrick et al. 2017, arXiv:1612.00796, figure 2",
         seeds_together=True,
         on_features=True,
+        mixes=True,
     )
     factor = 0.5
 

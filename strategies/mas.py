@@ -18,7 +18,11 @@ class MAS(MeasuredAnchor):
     """
 
     traits = Traits(
-        family="regularisation", paper="Aljundi et al. 2018, arXiv:1711.09601", seeds_together=True, on_features=True
+        family="regularisation",
+        paper="Aljundi et al. 2018, arXiv:1711.09601",
+        seeds_together=True,
+        on_features=True,
+        mixes=True,
     )
 
     def end_task(self, task: Task) -> None:

@@ -24,7 +24,7 @@ class MIR(ER):
     share: the part of a step's images that comes from the memory.
     """
 
-    traits = replace(ER.traits, paper="Aljundi et al. 2019, arXiv:1908.04742")
+    traits = replace(ER.traits, paper="Aljundi et al. 2019, arXiv:1908.04742", mixes=False)
 
     candidates: Annotated[int, Field(ge=1)] = 50
 

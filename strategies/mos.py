@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clbench.config.space import Log
-from clbench.data.batches import Batch
+from clbench.data.batches import Batch, gathered
 from clbench.data.scenario import Task
 from clbench.learning.losses import cross_entropy
 from clbench.learning.strategy import Stage, Strength
@@ -104,8 +104,9 @@ class MOS(AdaptersForTasks):
         self.prototypes = torch.cat([self.prototypes, self.means(task, 0)])
         self.task_of = F.pad(self.task_of, (0, len(task.classes)), value=task.index)
         for output in range(task.outputs.start, task.outputs.stop):
-            parts = self.passes(task.train.subset(task.train.labels == output))
-            features = torch.cat([self.features_of(batch.images, task.index).cpu().double() for batch in parts])
+            data = task.train.subset(task.train.labels == output)
+            parts = (self.features_of(batch.images, task.index).cpu().double() for batch in self.passes(data))
+            features = gathered(parts, len(data))
             mean, factor = gaussian(features)
             self.mean = torch.cat([self.mean, mean[None].float().to(self.device)])
             self.factor = torch.cat([self.factor, factor[None].float().to(self.device)])

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clbench.config.space import Choices
+from clbench.data.batches import gathered
 from clbench.data.scenario import ImageSet, Task
 from clbench.strategies._adapted import FirstSession
 from clbench.strategies._frozen import conditioned
@@ -64,10 +65,9 @@ class RanPAC(FirstSession):
         return torch.linalg.solve(regularised, self.sums.T).T, torch.zeros_like(self.counts)
 
     def _best_ridge(self, data: ImageSet) -> float:
-        batches = list(self.represented(data))
         order = torch.randperm(len(data), generator=self.rng("ridge"))
-        h = torch.cat([h for h, _ in batches])[order]
-        y = F.one_hot(torch.cat([labels for _, labels in batches])).double()[order]
+        h = gathered((h for h, _ in self.represented(data)), len(data))[order]
+        y = F.one_hot(data.labels).double()[order]
         n = len(data) * 4 // 5
         if not torch.isin(y[n:].argmax(1), y[:n].argmax(1)).any():
             # With an image or two of each class no error says anything; this ridge is to the scale of the features.

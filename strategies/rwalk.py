@@ -28,7 +28,9 @@ class RWalk(PathAnchor):
     epsilon: what keeps the score finite, as in the authors' code.
     """
 
-    traits = Traits(family="regularisation", paper="Chaudhry et al. 2018, arXiv:1801.10112", on_features=True)
+    traits = Traits(
+        family="regularisation", paper="Chaudhry et al. 2018, arXiv:1801.10112", on_features=True, mixes=True
+    )
 
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.9
     interval: Annotated[int, Field(ge=1)] = 10

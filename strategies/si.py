@@ -28,7 +28,7 @@ class SI(PathAnchor):
         (doi:10.1038/s42256-022-00568-3) does.
     """
 
-    traits = Traits(family="regularisation", paper="Zenke et al. 2017, arXiv:1703.04200", on_features=True)
+    traits = Traits(family="regularisation", paper="Zenke et al. 2017, arXiv:1703.04200", on_features=True, mixes=True)
 
     xi: Annotated[float, Field(gt=0)] = 0.1
     relu: bool = True

@@ -10,7 +10,7 @@ from torch import Tensor
 from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
 from clbench.config.space import Choices
-from clbench.data.batches import Batch
+from clbench.data.batches import Batch, gathered
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.losses import cross_entropy
 from clbench.learning.strategy import Stage, Strategy, Traits
@@ -92,8 +92,9 @@ class SLCA(Strategy):
         self.unaligned = tuple(p[: task.outputs.stop].clone() for p in self.model.head.parameters())
         self.model.eval()
         for output in task.train.labels.unique().tolist():
-            parts = self.passes(task.train.subset(task.train.labels == output))
-            features = torch.cat([self.model.features(batch.images).cpu().double() for batch in parts])
+            data = task.train.subset(task.train.labels == output)
+            parts = (self.model.features(batch.images).cpu().double() for batch in self.passes(data))
+            features = gathered(parts, len(data))
             mean, factor = gaussian(features)
             self.gaussians[output] = mean.float().to(self.device), factor.float().to(self.device)
 

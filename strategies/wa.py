@@ -31,6 +31,7 @@ class WA(Taught):
         settings=("class",),
         needs_memory=True,
         on_features=True,
+        mixes=True,
         not_applicable={
             "neutral_at_zero": "it distils the old model also without a memory",
             "model_untouched_by_task_ends": "rescaling the new rows of the head is the method",

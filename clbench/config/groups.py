@@ -84,11 +84,19 @@ class DataConfig(Group):
         description="random crop (padding 4) and flip of the training images, or one of them; an enlarged part and "
         "flip; brightness, contrast and saturation; or RandAugment",
     )
+    mixup: Annotated[float, Field(ge=0, le=100)] = Field(
+        default=0.0,
+        description="mix the training images of a batch in pairs, and their losses with them, by a share from "
+        "Beta(mixup, mixup); 0: none",
+    )
     root: Place = Field(default="data", alias="data_root", description="folder in which data sets are looked for")
     offline: bool = Field(default=False, description="never download data or weights")
     memory_limit: int | str | None = Field(
         default=None,
         description="pixels held in memory at most, such as 4GB; more stay on disk (folders: half of what is free)",
+    )
+    reading_threads: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=1, description="threads that read images on disk two batches ahead; 0: each batch when it is needed"
     )
 
     @model_validator(mode="after")

@@ -1,21 +1,37 @@
 """Turns sample ids into batches on the device: one index, augmentation and normalisation for all images at once."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from clbench.config.run import RunConfig
+from clbench.data.ahead import Reader
 from clbench.data.augment import AUGMENTATIONS
 from clbench.data.scenario import Images, ImageSet, Scenario
-from clbench.data.sources import Mapped, Source, parts
-from clbench.support.streams import stream
+from clbench.data.sources import Source, parts
+from clbench.support.streams import stream, stream_seed
 
 # Images in one forward pass without gradients: large enough to fill two cores, small enough for a laptop.
 PASS_SIZE = 512
 # A CPU that convolves returns larger activations to the system after each layer and must fault them in again.
 CONVOLVING_PASS_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Partners:
+    """The samples that were mixed into those of a batch.
+
+    share: of the batch's own samples in a mixture, 0 to 1.
+    labels, active: those of the other samples, as in Batch.
+    """
+
+    share: float
+    labels: Tensor
+    active: slice | Tensor
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,7 @@ class Batch:
     originals: uint8 [B, C, H, W], or other samples, float32 [B, ...].
     labels: head outputs, int64 [B]; tasks: int64 [B]; ids: int64 [B], on the CPU.
     active: the outputs that compete in the loss; a slice, or bool [B, outputs] if they differ between samples.
+    partners: what was mixed into `images` (mixup); None where nothing was.
     """
 
     images: Tensor
@@ -35,6 +52,7 @@ class Batch:
     tasks: Tensor
     ids: Tensor
     active: slice | Tensor
+    partners: Partners | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,6 +77,7 @@ class Pipeline:
     """Holds the training and test images on the device and cuts batches from them.
 
     train_features, test_features: given out in the place of normalised images, where they are there.
+    reader: reads what is on disk.
     """
 
     train_features: Features | None = None
@@ -79,6 +98,7 @@ class Pipeline:
         if config.data.normalize == "pixel-mean":
             self._shift = (-_mean_image(scenario.train.images) / unit)[None].to(device)
         self.pass_size = PASS_SIZE
+        self.reader = Reader(config.data.reading_threads)
         self._augment = AUGMENTATIONS[config.data.augment]
         self._own = torch.zeros(len(scenario.tasks), scenario.n_outputs, dtype=torch.bool)
         for task in scenario.tasks:
@@ -97,10 +117,23 @@ class Pipeline:
         # In place, because addcmul of uint8 with broadcasting takes twenty times as long on a CPU.
         return originals.to(torch.float32, copy=True).mul_(self._scale).add_(self._shift)
 
-    def batch(self, ids: Tensor, active: slice | Tensor, keys: tuple[int | str, ...] | None) -> Batch:
-        """Cut a batch of training samples; `keys` names the augmentation stream, None means no augmentation."""
+    def ahead(self, batches: Sequence[Tensor]) -> Iterator[Tensor | None]:
+        """Return what batch() takes as `read` for each batch of training ids in turn; see Reader.each."""
+        return self.reader.each(self._train.images, batches)
+
+    def batch(
+        self,
+        ids: Tensor,
+        active: slice | Tensor,
+        keys: tuple[int | str, ...] | None,
+        read: Tensor | None = None,
+    ) -> Batch:
+        """Cut a batch of training samples.
+
+        keys: names the augmentation stream; None: no augmentation. read: the samples, where they were read ahead.
+        """
         index = ids.to(self.device, non_blocking=True)
-        originals = self._train.images.index_select(0, ids if isinstance(self._train.images, Mapped) else index)
+        originals = self._samples(self._train.images, ids, index, read)
         if self.train_features is not None:
             images = self.train_features.of(index)
         elif self._augment is not None and keys is not None:
@@ -112,7 +145,7 @@ class Pipeline:
                 images = self.normalize(self._augment(originals, generator))
         else:
             images = self.normalize(originals)
-        return Batch(
+        batch = Batch(
             images,
             originals,
             self._train.labels.index_select(0, index),
@@ -120,22 +153,43 @@ class Pipeline:
             ids,
             active,
         )
+        return self._mixed(batch, keys) if keys is not None and self.config.data.mixup else batch
+
+    def _mixed(self, batch: Batch, keys: tuple[int | str, ...]) -> Batch:
+        """Mix each image with another one of the batch: share * x_i + (1 - share) * x_j.
+
+        Zhang et al. 2018, arXiv:1710.09412, section 2; one share for a batch, as in the authors' code.
+        """
+        draws = np.random.default_rng(stream_seed(self.config.seed, "mixup", *keys))
+        share = float(draws.beta(self.config.data.mixup, self.config.data.mixup))
+        order = torch.from_numpy(draws.permutation(len(batch))).to(self.device, non_blocking=True)
+        active = batch.active[order] if isinstance(batch.active, Tensor) else batch.active
+        images = share * batch.images + (1 - share) * batch.images[order]
+        return replace(batch, images=images, partners=Partners(share, batch.labels[order], active))
 
     def passes(self, data: ImageSet, active: Callable[[Tensor], slice | Tensor]) -> Iterator[Batch]:
         """Walk over training samples in order, in large batches without augmentation."""
-        for ids in self._parts(data.ids):
-            yield self.batch(ids, active(ids), None)
+        batches = self._parts(data.ids)
+        for ids, read in zip(batches, self.ahead(batches), strict=True):
+            yield self.batch(ids, active(ids), None, read)
 
     def test_passes(self, ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Walk over test samples: (images as in Batch, labels, ids) in large batches, all on the device."""
-        for part in self._parts(ids):
+        batches, features = self._parts(ids), self.test_features
+        ahead = self.reader.each(self._test.images, batches) if features is None else repeat(None, len(batches))
+        for part, read in zip(batches, ahead, strict=True):
             index = part.to(self.device, non_blocking=True)
-            if self.test_features is not None:
-                images = self.test_features.of(index)
+            if features is not None:
+                images = features.of(index)
             else:
-                place = part if isinstance(self._test.images, Mapped) else index
-                images = self.normalize(self._test.images.index_select(0, place))
+                images = self.normalize(self._samples(self._test.images, part, index, read))
             yield images, self._test.labels.index_select(0, index), index
+
+    def _samples(self, images: Source, ids: Tensor, index: Tensor, read: Tensor | None) -> Tensor:
+        """Return samples by id, which `index` holds on the device; those on disk may have been read ahead."""
+        if read is None:
+            read = next(self.reader.each(images, [ids]))
+        return images.index_select(0, index) if read is None else read
 
     def _parts(self, ids: Tensor) -> tuple[Tensor, ...]:
         """Cut ids into parts of nearly equal size, so that no part has a single sample, which batch norm can't take."""
@@ -161,6 +215,21 @@ class Pipeline:
         if scenario.setting == "class":
             table[:task, seen] = True
         return table[tasks].to(self.device, non_blocking=True)
+
+
+def gathered(parts: Iterable[Tensor], n: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return parts [b, ...], n rows in all, as one tensor [n, ...], as torch.cat does.
+
+    It is there before the second part is made. Parts that are kept until the end would lie between the large blocks of
+    the passes that make them, and the C library could not use the gaps again.
+    """
+    whole, start = torch.empty(0), 0
+    for part in parts:
+        if not start:
+            whole = torch.empty(n, *part.shape[1:], dtype=part.dtype, device=device)
+        whole[start : start + len(part)] = part
+        start += len(part)
+    return whole
 
 
 def _mean_image(images: Source) -> Tensor:

@@ -1,7 +1,7 @@
 """Sources hand out samples by id: a tensor in memory is one, and so are images on disk, or changed by each task."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Change = Callable[[Tensor, Tensor], Tensor]
+# Begins to read n samples, given what reads a part of them; returns what waits until all are read.
+Start = Callable[[int, Callable[[slice], object]], Callable[[], object]]
 
 # Samples in memory at a time, of a source that makes them when they are asked for, and bytes of them.
 CHUNK, CHUNK_BYTES = 4096, 1 << 26
@@ -86,13 +88,25 @@ class Changed:
 
     def index_select(self, dim: int, index: Tensor) -> Tensor:
         """Return changed images by id, int64 [B] -> uint8 [B, C, H', W']."""
+        tasks, rows = self._places(index)
+        return self.change(self.images.index_select(dim, rows), self.tables.index_select(0, tasks))
+
+    def begin(self, ids: Tensor, start: Start) -> Callable[[], Tensor]:
+        """Begin to read images on disk, as Mapped.begin does; what it returns makes the changed ones on the device."""
+        assert on_disk(self.images)
+        tasks, rows = self._places(ids)
+        read = self.images.begin(rows, start)
+        return lambda: self.change(read(), self.tables.index_select(0, tasks.to(self.device, non_blocking=True)))
+
+    def _places(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tasks of changed images, and the rows of the images that they are made from; int64 [B]."""
         first = len(self.images) - self.last
         tasks, rows = index // max(first, 1), index % max(first, 1)
         if self.last:
             behind = index - len(self.tables) * first
             tasks = torch.where(behind < 0, tasks, behind // self.last)
             rows = torch.where(behind < 0, rows, first + behind % self.last)
-        return self.change(self.images.index_select(dim, rows), self.tables.index_select(0, tasks))
+        return tasks, rows
 
     def __getitem__(self, index: Any) -> Tensor:
         ids = torch.arange(len(self), device=self.device)[index]
@@ -142,9 +156,26 @@ class Mapped:
 
     def index_select(self, dim: int, index: Tensor) -> Tensor:
         """Return samples by id, int64 [B] on the CPU -> uint8 [B, C, H, W] on the device; `dim` is 0."""
-        rows = index.cpu() if self.rows is None else self.rows[index.cpu()]
-        taken = torch.from_numpy(np.take(self._plain, rows.numpy(), axis=0))
-        return taken.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else taken
+        return self.begin(index.cpu(), when_needed)()
+
+    def begin(self, ids: Tensor, start: Start) -> Callable[[], Tensor]:
+        """Begin to read samples by id, int64 [B] on the CPU; return what waits for them and sends them to the device.
+
+        start: reads them, in parts and perhaps in other threads. Raises IndexError for an id that there is not.
+        """
+        rows = (ids if self.rows is None else self.rows[ids]).numpy()
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self._plain):
+            raise IndexError(f"a sample out of range: there are {len(self._plain):,}")
+        taken = torch.empty((len(rows), *self.shape[1:]), dtype=self.dtype, pin_memory=self.device.type == "cuda")
+        into = taken.numpy()
+        # "raise" would copy the samples once more.
+        wait = start(len(rows), lambda part: self._plain.take(rows[part], 0, into[part], "clip"))
+
+        def read() -> Tensor:
+            wait()
+            return taken.to(self.device, non_blocking=True)
+
+        return read
 
     def __getitem__(self, index: Any) -> Tensor:
         ids = torch.arange(len(self))[index]
@@ -158,6 +189,16 @@ class Mapped:
     def to(self, device: torch.device | str) -> "Mapped":
         """Return the same source, whose samples go to a device."""
         return Mapped(self.array, self.rows, device)
+
+
+def when_needed(n: int, read: Callable[[slice], object]) -> Callable[[], object]:
+    """Read n samples when they are waited for; a Start."""
+    return lambda: read(slice(0, n))
+
+
+def on_disk(source: Source) -> "TypeGuard[Mapped | Changed]":
+    """Whether samples are read from a disk when they are asked for."""
+    return isinstance(source, Mapped) or (isinstance(source, Changed) and on_disk(source.images))
 
 
 def source_of(array: "NDArray[Any] | Changed") -> Source:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from clbench.config.errors import RunError
+from clbench.data.batches import gathered
 from clbench.learning.returned import class_scores, same_classifiers
 from clbench.learning.strategy import Context, Strategy, eval_mode, spoilt
 
@@ -104,15 +105,14 @@ def final_scores(strategy: Strategy, context: Context) -> dict[str, Tensor]:
     """
     scenario, tasks = context.scenario, context.scenario.tasks
     groups = [[task] for task in tasks] if strategy.traits.needs_task_at_test else [tasks]
-    rows, indices = [], []
+    ids = torch.cat([task.test.ids for task in tasks])
     with torch.inference_mode(), eval_mode(strategy), context.autocast():
-        for group in groups:
-            ids = torch.cat([task.test.ids for task in group])
-            for images, _, index in context.pipeline.test_passes(ids):
-                scores = next(iter(class_scores(strategy, images, group[0].index).values()))
-                rows.append(scores.float().cpu())
-                indices.append(index.cpu())
-    ids, found = torch.cat(indices), torch.cat(rows)
+        scores = (
+            next(iter(class_scores(strategy, images, group[0].index).values())).float()
+            for group in groups
+            for images, *_ in context.pipeline.test_passes(torch.cat([task.test.ids for task in group]))
+        )
+        found = gathered(scores, len(ids))
     test = scenario.test
     return {
         "scores": found,

@@ -123,12 +123,15 @@ class Fit:
 class Tally:
     """The epoch under way: its steps, images, seconds and losses, and the learning rate of its first step.
 
+    `waited` are those of the seconds in which images on disk were waited for.
+
     Each step leaves its loss terms on the device; they are read from time to time, all at once.
     """
 
     steps: int = 0
     images: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
     skipped: int = 0
     lr_first: float | None = None
     sums: dict[str, float] = field(default_factory=dict)

@@ -66,6 +66,8 @@ class Traits:
     through_features: whether the loss goes through `model.features` as a whole, which is what --compile compiles.
     on_features: whether it works on the features of a frozen network as it does on images: it hands images to the
         network's `features`, `forward` or `scores` and does nothing else with them. See Strategy.frozen_features.
+    mixes: whether its loss reads the labels of a batch through `classification_loss` alone, and keeps nothing that was
+        computed of its images, so that images can be mixed in pairs (--mixup).
     needs_transformer: whether it works inside a vision transformer; any other network is refused.
     preset: fields of the run, by flat names, that default to other values for it, whatever the scenario.
     with_weights: defaults of hyper-parameters that hold where the weights of the backbone are given; those of a
@@ -84,6 +86,7 @@ class Traits:
     seeds_together: bool = False
     through_features: bool = True
     on_features: bool = False
+    mixes: bool = False
     needs_transformer: bool = False
     preset: Mapping[str, Any] = field(default_factory=dict)
     with_weights: Mapping[str, Any] = field(default_factory=dict)
@@ -291,7 +294,8 @@ class Strategy:
         They are computed once then, and `images` of batches and of `scores` are features, float [B, feature_dim], which
         the network's `features` passes on.
         """
-        return self.traits.on_features and config.training.train == "head" and config.data.augment == "none"
+        as_they_are = config.data.augment == "none" and not config.data.mixup
+        return self.traits.on_features and config.training.train == "head" and as_they_are
 
     # Tools that a strategy may use.
 
@@ -366,10 +370,19 @@ class Strategy:
     def classification_loss(self, logits: Tensor, batch: Batch, outputs: slice | None = None) -> Tensor:
         """Cross-entropy over the outputs that compete for each sample of the batch, mean over the batch.
 
+        Of mixed images it is that of the labels and of their partners' labels, by the shares of the two (mixup).
+
         outputs: those that compete where it is not for the run to say, as the outputs of the present task.
         """
-        active, smoothing = batch.active if outputs is None else outputs, self.config.training.label_smoothing
-        return cross_entropy(logits, batch.labels, active, label_smoothing=smoothing)
+        smoothing, partners = self.config.training.label_smoothing, batch.partners
+
+        def loss(labels: Tensor, active: slice | Tensor) -> Tensor:
+            return cross_entropy(logits, labels, active if outputs is None else outputs, label_smoothing=smoothing)
+
+        own = loss(batch.labels, batch.active)
+        if partners is None:
+            return own
+        return partners.share * own + (1 - partners.share) * loss(partners.labels, partners.active)
 
     def with_exemplars(self, data: ImageSet) -> ImageSet:
         """Return the samples and the exemplars of earlier tasks as one set."""

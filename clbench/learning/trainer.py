@@ -159,30 +159,33 @@ class Trainer:
 
     def _epoch(self, fit: Fit, after_step: AfterStep, at_rest: AtRest) -> EpochRecord:
         progress = self.context.progress
-        batches = self.batches(fit)
-        started = time.perf_counter()
+        batches, pipeline = self.batches(fit), self.context.pipeline
+        ahead = pipeline.ahead(batches[fit.tally.steps :])
+        started, waited = time.perf_counter(), pipeline.reader.waited
         while fit.tally.steps < len(batches) and not fit.is_out_of_steps(progress):
-            self._step(fit, batches[fit.tally.steps])
+            self._step(fit, batches[fit.tally.steps], next(ahead))
             due = fit.tally.steps % READ_EVERY == 0
             loss = fit.read_losses(progress, self.saved) if due else None
             fit.tally.seconds += time.perf_counter() - started
+            fit.tally.waited += pipeline.reader.waited - waited
             after_step(loss)
             at_rest(False)
-            started = time.perf_counter()
+            started, waited = time.perf_counter(), pipeline.reader.waited
         # A device may still be at work on the last steps, whose time is part of the epoch's.
         fit.read_losses(progress, self.saved)
         fit.tally.seconds += time.perf_counter() - started
         self._demand_agreement()
         return self.record(fit)
 
-    def _step(self, fit: Fit, ids: Tensor) -> None:
+    def _step(self, fit: Fit, ids: Tensor, read: Tensor | None) -> None:
         """Take one optimizer step: loss, backward, after_backward, penalty, backward, clip, step, after_step.
 
+        read: the samples, where they were read ahead.
         Nothing here waits for the device, but with on_nan="skip".
         """
         step, progress = fit.tally.steps, self.context.progress
         fit.set_rate(progress, self.config, len(self.context.scenario.tasks))
-        batch = self.batch(fit, ids)
+        batch = self.batch(fit, ids, read)
         self.seed((stream_seed(self.config.seed, "dropout", *self._keys(fit)) >> 1) + step)
         buffers = self._copied_buffers() if self.config.training.on_nan == "skip" else []
         terms = self._losses(fit, batch)
@@ -286,10 +289,10 @@ class Trainer:
             progress.steps = fit.steps or (fit.epochs or 0) * len(batches)
         return batches
 
-    def batch(self, fit: Fit, ids: Tensor) -> Batch:
-        """Return the samples of the step to come."""
+    def batch(self, fit: Fit, ids: Tensor, read: Tensor | None = None) -> Batch:
+        """Return the samples of the step to come; `read`: those that were read ahead."""
         active = self.strategy.active_outputs(ids)
-        return self.context.pipeline.batch(ids, active, (*self._keys(fit), fit.tally.steps))
+        return self.context.pipeline.batch(ids, active, (*self._keys(fit), fit.tally.steps), read)
 
     def record(self, fit: Fit) -> EpochRecord:
         """Return the record of the epoch, whose steps are done."""
@@ -309,6 +312,8 @@ class Trainer:
         )
         if self.config.training.on_nan == "skip":
             record.skipped = tally.skipped
+        if tally.waited:
+            record.waited = tally.waited
         return record
 
     def _demand_agreement(self) -> None:

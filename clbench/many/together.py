@@ -57,6 +57,7 @@ def refuse_together(
         ("compile", engine.compile, "none"),
         ("processes", engine.processes, 1),
         ("accumulate", engine.accumulate, 1),
+        ("mixup", config.data.mixup, 0),
         # Rates, numbers of steps and sizes of tasks would differ from seed to seed.
         ("schedule", "plateau" if training.schedule == "plateau" else None, None),
         (
@@ -460,7 +461,8 @@ def _losses(members: Sequence[_Member], kept: _Kept, stacked: Tensors, parts: Se
     context = replace(member.context, config=config, logged={})
 
     def loss(tensors: Tensors, given: Tensors, leaves: Tensors) -> Tensors:
-        batch = Batch(**{name: given[name] for name in fields}, active=given.get("active", parts[0].active))
+        samples: dict[str, Any] = {name: given[name] for name in fields}
+        batch = Batch(**samples, active=given.get("active", parts[0].active))
         attributes = kept.attributes(leaves)
         vars(strategy).update(attributes, _context=context)
         before = {name: tree_flatten(value) for name, value in attributes.items()}

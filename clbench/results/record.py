@@ -1,6 +1,7 @@
 """RunRecord: what run.json holds. A run builds it, `Result` reads it, and nothing else knows its form. No torch."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -89,7 +90,10 @@ class Headline(Part):
 
 
 class TaskRecord(Part):
-    """One task that was learnt: images, exemplars, steps, learning rates, seconds, peak memory, logged numbers."""
+    """One task that was learnt: images, exemplars, steps, learning rates, seconds, peak memory, logged numbers.
+
+    idle_share: the share of the seconds of its epochs in which images on disk were waited for; 0 for those in memory.
+    """
 
     task: Count
     n_train: Count = 0
@@ -100,6 +104,7 @@ class TaskRecord(Part):
     best_epochs: dict[str, int] = {}
     learning_rates: list[float] = []
     seconds: dict[str, Number] = {}
+    idle_share: Number = 0.0
     peak_memory_bytes: Count = 0
     logged: dict[str, Number] = {}
 
@@ -108,6 +113,7 @@ class EpochRecord(Part):
     """One epoch of training: task, stage, its number within the stage, and the mean of each loss term by name.
 
     lr_first, lr: the learning rates of its first and of its last step; 0.1.0 kept the last one alone.
+    waited: those of its seconds in which images on disk were waited for.
     """
 
     task: Count
@@ -118,11 +124,18 @@ class EpochRecord(Part):
     lr: Number = None
     lr_first: Number = None
     seconds: Number = None
+    waited: Number = 0.0
     images: int | None = None
     replayed: int = 0
     losses: dict[str, Number] = {}
     validation_loss: Number = None
     best: bool = False
+
+
+def idle_share(epochs: Sequence[EpochRecord]) -> float:
+    """Return the share of the seconds of epochs in which images on disk were waited for."""
+    waited = sum(epoch.waited or 0.0 for epoch in epochs)
+    return waited / sum(epoch.seconds or 0.0 for epoch in epochs) if waited else 0.0
 
 
 class EvaluationRecord(ByMatrix):

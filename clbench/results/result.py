@@ -29,6 +29,7 @@ from clbench.results.record import (
     MatrixName,
     Rows,
     RunRecord,
+    idle_share,
 )
 from clbench.support.files import expanded, write_atomically
 
@@ -226,6 +227,11 @@ class Result:
     def seconds(self) -> dict[str, float]:
         """Seconds spent in the whole run by purpose: `train`, `evaluation`, `memory`."""
         return _sums(task.seconds for task in self.recorded.tasks)
+
+    @property
+    def idle_share(self) -> float:
+        """The share of the training time in which images on disk were waited for; 0 for those in memory."""
+        return idle_share(self.recorded.training)
 
     @property
     def steps(self) -> int:

@@ -61,6 +61,11 @@ def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
             f"augment={config.data.augment} changes the colours of images of bytes, and the samples are floats; others "
             "and none are accepted"
         )
+    if config.data.mixup and not strategy.traits.mixes:
+        raise ConfigError(
+            f"mixup={config.data.mixup:g} gives an image two labels, and {config.strategy} takes one; mixup=0 is "
+            "accepted, and other strategies, such as naive, lwf, ewc and er"
+        )
     if strategy.traits.needs_transformer:
         transformer(config, scenario)
     try:

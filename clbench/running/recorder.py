@@ -27,6 +27,7 @@ from clbench.results.record import (
     StrategyRecord,
     TaskRecord,
     UntrainedRecord,
+    idle_share,
 )
 from clbench.running.ledger import above_budget, measure
 from clbench.running.observer import Observer
@@ -145,6 +146,8 @@ class Recorder(Observer):
                 logged=dict(context.logged),
             )
         )
+        if share := idle_share(epochs):
+            record.tasks[-1].idle_share = share
         if skipped := sum(epoch.skipped for epoch in record.training):
             self.warn("steps-skipped", f"{skipped} optimizer steps were left out, as a loss or gradient was not finite")
         record.ledger.append(LedgerRecord(task=task, **measure(self.strategy, context.scenario)))

@@ -17,7 +17,7 @@ from clbench.config.code import confirm, settle
 from clbench.config.contract import check_hooks
 from clbench.config.errors import ConfigError, RunError, shown
 from clbench.config.run import RunConfig
-from clbench.data.batches import Pipeline
+from clbench.data.batches import Pipeline, gathered
 from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.data.spec import ScenarioSpec
 from clbench.learning.evaluation import Evaluation, evaluate, final_scores
@@ -346,6 +346,7 @@ class Run:
             with waiting:
                 return self._go()
         finally:
+            self.context.pipeline.reader.close()
             self._tell("close")
 
     def _go(self) -> Result:
@@ -650,8 +651,8 @@ class Run:
             strategy.model.eval()
             self._seed("features")
             with torch.no_grad():
-                parts = [class_features(strategy, batch.images).float().cpu() for batch in strategy.passes(task.train)]
-            features = torch.cat(parts)
+                parts = (class_features(strategy, batch.images).float() for batch in strategy.passes(task.train))
+                features = gathered(parts, len(ids))
             if not_finite(features, "features"):
                 raise RunError(
                     f"the features of task {task.index}, by which exemplars are chosen, are not finite; "

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -62,3 +64,17 @@ def test_processes_does_the_same_run_on_one_process_and_on_two(tmp_path: Path) -
     row = measured("processes", tmp_path, "--smoke")[0]
     assert float(row["training_over_one_thread"]) > 0
     assert row["two_processes_accuracy"] == row["one_thread_accuracy"]
+
+
+@pytest.mark.slow
+def test_decode_reads_the_same_pixels_in_all_three_ways(tmp_path: Path) -> None:
+    """The script itself compares the sums of the pixels; the photos have no two sides of one length."""
+    for part, n in (("train", 10), ("test", 2)):
+        for kind in ("a", "b"):
+            (tmp_path / "photos" / part / kind).mkdir(parents=True)
+            for place in range(n):
+                noise = np.random.default_rng(place).integers(0, 256, (70 + place, 90, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(tmp_path / "photos" / part / kind / f"{place}.jpg")
+    (row,) = measured("decode", tmp_path, "photos", "--repeats", "1", "--size", "32")
+    assert (row["images"], row["size"]) == ("20", "32")
+    assert all(float(row[name]) > 0 for name in row if name.endswith("_per_second") or name.startswith("over_"))

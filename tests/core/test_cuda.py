@@ -15,7 +15,7 @@ from clbench.config.registry import entry_point_names
 from clbench.data.batches import Pipeline
 from clbench.learning.evaluation import MATRICES
 from clbench.learning.fit import FixedRows
-from clbench.running.resolve import strategy_class
+from clbench.running.resolve import prepare, resolve, strategy_class
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -66,6 +66,30 @@ def test_no_step_waits_for_the_device(name: str, tmp_path: Path, monkeypatch: py
     for owner, method in [*parts, (Pipeline, "batch"), (FixedRows, "restore")]:
         monkeypatch.setattr(owner, method, asynchronous(getattr(owner, method)))
     assert small(name, tmp_path, device="cuda", augment="crop").status == "done"
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4])
+@pytest.mark.parametrize("name", ["split-mnist-5k", "permuted-mnist-5k", "rotated-mnist-5k"])
+def test_images_on_disk_come_to_the_device_without_waiting_for_it(
+    name: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLBENCH_CACHE", str(tmp_path))
+    given = {"limit": 20, "memory_limit": "100KB", "reading_threads": threads, "mixup": 0.2}
+    config, scenario = prepare(resolve(name, "naive", given))
+    batches = torch.randperm(len(scenario.train.images))[:64].split(8)
+
+    def originals(pipeline: Pipeline) -> list[torch.Tensor]:
+        ahead = zip(batches, pipeline.ahead(batches), strict=True)
+        found = [pipeline.batch(ids, slice(0, 10), ("step", n), read) for n, (ids, read) in enumerate(ahead)]
+        pipeline.reader.close()
+        return [batch.originals for batch in found]
+
+    on_cpu, on_cuda = (Pipeline(scenario, config, torch.device(device)) for device in ("cpu", "cuda"))
+    # What turns an image rounds otherwise on another device.
+    most = 1 if name.startswith("rotated") else 0
+    for found, expected in zip(asynchronous(originals)(on_cuda), originals(on_cpu), strict=True):
+        assert found.device.type == "cuda"
+        assert (found.cpu().int() - expected.int()).abs().max() <= most
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])

@@ -90,6 +90,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("naive", {"compile": "default"}),
     ("naive", {"processes": 2}),
     ("naive", {"accumulate": 2}),
+    ("naive", {"mixup": 0.2}),
     ("naive[memory_size=10]", {}),
     ("naive[memory_per_class=2]", {}),
     ("naive[memory_per_class=2,memory_policy=random]", {}),
@@ -102,7 +103,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 # bf16 rounds to three digits, so that a step of the batched model differs from one of the single model by design.
 ROUNDED: list[tuple[str, dict[str, Any]]] = [("naive", {"precision": "bf16"}), ("lwf", {"precision": "bf16"})]
 # Neither trains, or is read from outside of the fields of a run.
-ELSEWHERE = {"data_root", "offline", "memory_limit", "device", "threads", "weights"}
+ELSEWHERE = {"data_root", "offline", "memory_limit", "device", "threads", "weights", "reading_threads"}
 
 
 def test_the_table_has_every_field_of_a_run() -> None:
