@@ -49,8 +49,8 @@ class FeCAM(FrozenBackbone):
         self.transformed = grown(self.transformed, self.sums)
         self.rows += [[] for _ in range(len(self.sums) - len(self.rows))]
         for c in labels.unique().tolist():
-            t = self._transform(h[labels == c])
-            self.transformed[c] += t.sum(0)
+            t = self._transform(h[labels == c]).float()
+            self.transformed[c] += t.sum(0, dtype=torch.float64)
             self.rows[c].append(t)
             if sum(map(len, self.rows[c])) > 2 * t.shape[1]:
                 self._gather(c)
@@ -79,10 +79,10 @@ class FeCAM(FrozenBackbone):
         return features.sign() * features.abs() ** self.tukey
 
     def _gather(self, c: int) -> Tensor:
-        """Keep the rows of a class as one tensor, at most [M, M], and return it."""
+        """Keep the rows of a class as one tensor, at most [M, M], and return it, float64."""
         rows = torch.cat(self.rows[c])
-        self.rows[c] = [rows if len(rows) <= rows.shape[1] else torch.linalg.qr(rows, mode="r").R]
-        return self.rows[c][0]
+        self.rows[c] = [rows if len(rows) <= rows.shape[1] else torch.linalg.qr(rows.double(), mode="r").R]
+        return self.rows[c][0].double()
 
     def _inverse(self, c: int, alpha2: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return p [M], A [r, M] and s [r], float64, with N^-1 = diag(p) + A^T diag(s) A; I for equal samples."""
