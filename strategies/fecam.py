@@ -1,6 +1,5 @@
 """FeCAM."""
 
-import math
 from dataclasses import replace
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 
 from clbench.learning.importance import grown
 from clbench.strategies._frozen import FrozenBackbone
+from clbench.strategies._gaussian import inverse_by_features, inverse_by_samples
 
 
 class FeCAM(FrozenBackbone):
@@ -22,8 +22,9 @@ class FeCAM(FrozenBackbone):
     alpha2 * V2 * (1 - I), V1 being the mean on the diagonal and V2 that of what is not 0 beside it (eq. 6 to 9). So it
     is in the authors' code (dipamgoswami/FeCAM), which is followed, as the paper's values are from it; for ViTs they
     take tukey=1 and alpha2=0 and shrink once. LAMDA-PILOT adds 100 * I instead. For a class without two different
-    samples N_c is I. The features come from given weights, or from the first task, on which the
-    backbone trains before it is frozen.
+    samples N_c is I. Of a class its t(phi(x)) are kept, or, where it has more samples than there are features, as many
+    rows with the same sums of products; of N_c^-1 as many rows again. The features come from given weights, or from the
+    first task, on which the backbone trains before it is frozen.
 
     tukey: the power; 1 leaves the features as they are.
     alpha1, alpha2: how much of the mean variance and of the mean covariance is added.
@@ -94,9 +95,9 @@ class FeCAM(FrozenBackbone):
             return torch.ones_like(total), rows[:0], rows[:0, 0]
         own, shared = self._shrinkage(covariance, alpha2)
         if n < len(total):
-            found = _by_samples((rows - total / n) / (n - 1) ** 0.5, own, shared)
+            found = inverse_by_samples((rows - total / n) / (n - 1) ** 0.5, own, shared)
         else:
-            found = _by_features(covariance, own, shared)
+            found = inverse_by_features(covariance, own, shared)
         if found is None:
             # A mean covariance below 0, beside features that are always 0, can leave no distance.
             return self._inverse(c, 0.0)
@@ -115,36 +116,3 @@ class FeCAM(FrozenBackbone):
             own, shared = own + self.alpha1 * variance - alpha2 * mean, shared + alpha2 * mean
         # Rounding must not hide that S + a * I has an inverse.
         return (own if shared else max(own, len(diagonal) * 1e-15 * float(diagonal.sum()))), shared
-
-
-Root = tuple[float, Tensor, Tensor]
-
-
-def _by_features(covariance: Tensor, own: float, shared: float) -> Root | None:
-    """Return p, A [M, M] and s with p * I + A^T diag(s) A = (S + own * I + shared)^-1; None where it is no distance."""
-    root, info = torch.linalg.cholesky_ex((covariance + shared).diagonal_scatter(covariance.diagonal() + own + shared))
-    if info:
-        return None
-    identity = torch.eye(len(root), dtype=root.dtype)
-    return 0.0, torch.linalg.solve_triangular(root, identity, upper=False), torch.ones_like(root[0])
-
-
-def _by_samples(samples: Tensor, own: float, shared: float) -> Root | None:
-    """Return the same for S = X^T X of samples X [n, M]: A is [n + 1, M], of far fewer numbers where n is below M.
-
-    (X^T X + own * I)^-1 by the formula of Woodbury, then `shared` by that of Sherman and Morrison. Beside so few
-    samples there are directions in which `own` alone is left, so that it has to be above 0.
-    """
-    kernel = samples @ samples.T
-    root, info = torch.linalg.cholesky_ex(kernel.diagonal_scatter(kernel.diagonal() + own))
-    if own <= 1e-12 * abs(shared) or info:
-        return None
-    factor = torch.linalg.solve_triangular(root, samples, upper=False) / own**0.5
-    total = 1 / own - factor.sum(1) @ factor
-    beside = 1 + shared * float(total.sum())
-    if beside <= 0:
-        return None
-    share = shared / beside
-    signs = -torch.ones(len(samples) + 1, dtype=samples.dtype)
-    signs[-1] = -math.copysign(1, share)
-    return 1 / own, torch.cat([factor, abs(share) ** 0.5 * total[None]]), signs
