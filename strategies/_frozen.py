@@ -124,8 +124,8 @@ class FrozenBackbone(Strategy, ABC):
             self.moment += h.T @ h
 
 
-def conditioned(matrix: Tensor, ridge: float) -> Tensor:
-    """Return a matrix, float64 [M, M], that can be solved for, changing it in place.
+def solved(matrix: Tensor, ridge: float, right: Tensor) -> Tensor:
+    """Return matrix^-1 right for a symmetric matrix, float64 [M, M], that is changed in place, and right [M, K].
 
     ridge: how much above 0 its eigenvalues are because of what was added to its diagonal before. Where rounding hides
         that, as beside very large or constant features, as much more is added as keeps its eigenvalues above 0.
@@ -134,4 +134,6 @@ def conditioned(matrix: Tensor, ridge: float) -> Tensor:
     rounding = len(matrix) * torch.finfo(matrix.dtype).eps * float(diagonal.max())
     if ridge < rounding:
         diagonal += rounding
-    return matrix
+    root, info = torch.linalg.cholesky_ex(matrix)
+    # The factor costs half of what an elimination does, which takes matrices with eigenvalues just below 0 too.
+    return torch.linalg.solve(matrix, right) if info else torch.cholesky_solve(right, root)

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from clbench.config.space import Choices
 from clbench.data.batches import gathered
-from clbench.data.scenario import ImageSet, Task
+from clbench.data.scenario import ImageSet
 from clbench.strategies._adapted import FirstSession
-from clbench.strategies._frozen import conditioned
+from clbench.strategies._frozen import solved
 
 RIDGES = [10.0**power for power in range(-8, 9)]
 
@@ -52,23 +52,26 @@ class RanPAC(FirstSession):
         """ReLU of the random projections."""
         return (features @ self.projection).relu()
 
-    def end_task(self, task: Task) -> None:
-        """Choose the ridge parameter, then solve for the classifier."""
-        self.chosen_ridge = self.ridge or self._best_ridge(task.train)
-        super().end_task(task)
+    def observe(self, data: ImageSet) -> None:
+        """Choose the ridge parameter, and add the samples to the sums."""
+        if self.ridge is not None:
+            self.chosen_ridge = self.ridge
+            super().observe(data)
+            return
+        h, labels = gathered((h for h, _ in self.represented(data)), len(data)), data.labels
+        self.add(h, labels)
+        self.chosen_ridge = self._best_ridge(h, labels)
 
     def classifier(self) -> tuple[Tensor, Tensor]:
         """Ridge regression onto the one-hot labels of all samples so far."""
         regularised = self.moment.clone()
         regularised.diagonal().add_(self.chosen_ridge)
-        conditioned(regularised, self.chosen_ridge)
-        return torch.linalg.solve(regularised, self.sums.T).T, torch.zeros_like(self.counts)
+        return solved(regularised, self.chosen_ridge, self.sums.T).T, torch.zeros_like(self.counts)
 
-    def _best_ridge(self, data: ImageSet) -> float:
-        order = torch.randperm(len(data), generator=self.rng("ridge"))
-        h = gathered((h for h, _ in self.represented(data)), len(data))[order]
-        y = F.one_hot(data.labels).double()[order]
-        n = len(data) * 4 // 5
+    def _best_ridge(self, h: Tensor, labels: Tensor) -> float:
+        order = torch.randperm(len(h), generator=self.rng("ridge"))
+        h, y = h[order], F.one_hot(labels).double()[order]
+        n = len(h) * 4 // 5
         if not torch.isin(y[n:].argmax(1), y[:n].argmax(1)).any():
             # With an image or two of each class no error says anything; this ridge is to the scale of the features.
             return float(h.square().sum()) / self.projections or 1.0

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from clbench.config.space import Choices
-from clbench.strategies._frozen import FrozenBackbone, conditioned
+from clbench.strategies._frozen import FrozenBackbone, solved
 
 
 class SLDA(FrozenBackbone):
@@ -38,7 +38,7 @@ class SLDA(FrozenBackbone):
         covariance = self.covariance(means)
         shrinkage = self._supported(covariance) if self.shrinkage is None else self.shrinkage
         shrunk = torch.lerp(covariance, torch.eye(len(covariance), dtype=torch.float64), shrinkage)
-        weight = torch.linalg.solve(conditioned(shrunk, shrinkage), means.T).T
+        weight = solved(shrunk, shrinkage, means.T).T
         return weight, -(weight * means).sum(1) / 2
 
     def covariance(self, means: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import clbench
 from clbench.config.errors import ConfigError
 from clbench.running.resolve import resolve
 from clbench.scenarios import dataset_from_arrays, split
+from clbench.strategies._frozen import solved
 from clbench.strategies.cumulative import Cumulative
 from clbench.strategies.fecam import FeCAM
 from clbench.strategies.fetril import FeTrIL
@@ -236,6 +237,15 @@ def test_randumb_asks_no_network(tmp_path):
     for options in ({"weights": str(tmp_path / "w.pt")}, {"compile": "default"}):
         with pytest.raises(ConfigError, match=f"{next(iter(options))}=.* given"):
             run(RanDumb, tasks, tmp_path / "refused", **options)
+
+
+@pytest.mark.parametrize(("eigenvalues", "ridge"), [([3.0, 2, 1], 1.0), ([1e9, 1, 1e-3], 1e-3), ([3.0, 2, -1], 1.0)])
+def test_a_symmetric_system_is_solved_also_where_an_eigenvalue_is_below_0(eigenvalues, ridge):
+    """Against the inverse by the eigenvectors that the matrix was made of; the last one has no Cholesky factor."""
+    vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    matrix, right = vectors * eigenvalues @ vectors.T, np.arange(6.0).reshape(3, 2)
+    found = solved(torch.tensor(matrix), ridge, torch.tensor(right)).numpy()
+    np.testing.assert_allclose(found, vectors / eigenvalues @ vectors.T @ right, rtol=1e-3)
 
 
 # Shared behaviour
