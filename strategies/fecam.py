@@ -93,7 +93,8 @@ class FeCAM(FrozenBackbone):
         # A variance below this share of the squared features is the rounding of equal samples.
         if covariance.trace() <= 1e-10 * products.trace() / n:
             return torch.ones_like(total), rows[:0], rows[:0, 0]
-        own, shared = self._shrinkage(covariance, alpha2)
+        # An entry below this share of the squared features is 0, and beside it rounding.
+        own, shared = self._shrinkage(covariance, alpha2, 1e-14 * float(products.diagonal().max()) / n)
         if n < len(total):
             found = inverse_by_samples((rows - total / n) / (n - 1) ** 0.5, own, shared)
         else:
@@ -105,12 +106,12 @@ class FeCAM(FrozenBackbone):
         deviation = (covariance.diagonal() + own + shared).sqrt()
         return scale * deviation.square(), factor * deviation, signs
 
-    def _shrinkage(self, covariance: Tensor, alpha2: float) -> tuple[float, float]:
+    def _shrinkage(self, covariance: Tensor, alpha2: float, zero: float) -> tuple[float, float]:
         """Return a and b, where S, shrunk twice, is S + a * I + b, b being added to all entries."""
         diagonal, own, shared = covariance.diagonal(), 0.0, 0.0
         n_outside = covariance.numel() - len(covariance)
         for _ in range(2):
-            n_used = int((covariance != -shared).sum() - (diagonal != -shared).sum())
+            n_used = int(((covariance + shared).abs() > zero).sum() - ((diagonal + shared).abs() > zero).sum())
             mean = (float(covariance.sum() - diagonal.sum()) + shared * n_outside) / max(n_used, 1)
             variance = float(diagonal.mean()) + own + shared
             own, shared = own + self.alpha1 * variance - alpha2 * mean, shared + alpha2 * mean
