@@ -4,7 +4,7 @@ All rivals bring every training photo to S x S pixels (shorter side, centre) as 
 compared. clbench decodes once, into a file that is mapped into memory; digests of the files are part of its time. The
 others decode in each epoch, and are not charged for listing the files. Avalanche reads its own benchmark of paths with
 the loader that its strategies use. The result is images in a second: of clbench's first epoch, of a later one in random
-order, and of an epoch of the rivals, who take turns; a ratio is that of a turn to the first epoch.
+order, and of an epoch of the rivals, who take turns.
 
     python benchmarks/photos.py FOLDER --data-root data
     python benchmarks/decode.py FOLDER [--size 64] [--repeats 3] [--out FILE.csv]
@@ -128,9 +128,10 @@ def main() -> None:
     row: dict[str, object] = {"images": len(photos(asked.folder)), "size": asked.size, "workers": workers}
     row |= {"repeats": asked.repeats}
     row |= {f"{name}_images_per_second": round(statistics.median(values)) for name, values in found.items()}
-    for rival in ("data_loader", "avalanche"):
-        turns = zip(found["first_epoch"], found[rival], strict=True)
-        row |= ratios(f"over_{rival}", [ours / theirs for ours, theirs in turns], 2)
+    for epoch in ("first_epoch", "later_epoch"):
+        for rival in ("data_loader", "avalanche"):
+            turns = zip(found[epoch], found[rival], strict=True)
+            row |= ratios(f"{epoch}_over_{rival}", [ours / theirs for ours, theirs in turns], 2)
     packages = ("clbench", "avalanche-lib", "torch", "torchvision", "pillow")
     write([row | where(load, "cpu", *packages)], asked.out)
 
