@@ -9,7 +9,7 @@ from torch import Tensor
 from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
 from clbench.config.space import Choices, Log
-from clbench.data.batches import Batch, gathered
+from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.losses import distillation
 from clbench.learning.strategy import Stage, Strength, Traits
@@ -33,11 +33,7 @@ class LwF(Taught):
     """
 
     traits = Traits(
-        family="distillation",
-        paper="Li & Hoiem 2016, arXiv:1606.09282",
-        seeds_together=True,
-        on_features=True,
-        mixes=True,
+        "distillation", paper="Li & Hoiem 2016, arXiv:1606.09282", seeds_together=True, on_features=True, mixes=True
     )
 
     strength: Annotated[Strength, Log(0.1, 10)] = 1.0
@@ -49,10 +45,9 @@ class LwF(Taught):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Answers that were recorded once fit images that stay the same."""
-        if self.recorded and config.data.augment != "none":
-            raise ConfigError(f"lwf[recorded=true] needs augment='none', not {config.data.augment!r}")
-        if self.recorded and config.data.mixup:
-            raise ConfigError(f"lwf[recorded=true] needs mixup=0, not {config.data.mixup:g}")
+        if self.recorded and (config.data.augment != "none" or config.data.mixup):
+            given = f"augment={config.data.augment!r} and mixup={config.data.mixup:g}"
+            raise ConfigError(f"lwf[recorded=true] is for images as they are, augment='none' and mixup=0, not {given}")
 
     def begin_task(self, task: Task) -> None:
         """Keep the old model as the teacher."""
@@ -65,8 +60,7 @@ class LwF(Taught):
         data = self.with_exemplars(task.train)
         if self.recorded and self.teacher is not None:
             self.record_ids, order = data.ids.to(self.device).sort()
-            answers = (self.teacher_logits(batch.images) for batch in self.passes(data))
-            self.answers = gathered(answers, len(data), self.device)[order]
+            self.answers = torch.cat([self.teacher_logits(batch.images) for batch in self.passes(data)])[order]
         if not self.warmup_epochs or self.teacher is None:
             return [Stage(data)]
         head = list(self.model.head.parameters())
