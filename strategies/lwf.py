@@ -33,7 +33,7 @@ class LwF(Taught):
     """
 
     traits = Traits(
-        "distillation", paper="Li & Hoiem 2016, arXiv:1606.09282", seeds_together=True, on_features=True, mixes=True
+        family="distillation", paper="Li & Hoiem 2016, arXiv:1606.09282", seeds_together=True, on_features=True
     )
 
     strength: Annotated[Strength, Log(0.1, 10)] = 1.0
@@ -45,9 +45,8 @@ class LwF(Taught):
 
     def check(self, config: RunConfig, scenario: Scenario) -> None:
         """Answers that were recorded once fit images that stay the same."""
-        if self.recorded and (config.data.augment != "none" or config.data.mixup):
-            given = f"augment={config.data.augment!r} and mixup={config.data.mixup:g}"
-            raise ConfigError(f"lwf[recorded=true] is for images as they are, augment='none' and mixup=0, not {given}")
+        if self.recorded and config.data.augment != "none":
+            raise ConfigError(f"lwf[recorded=true] needs augment='none', not {config.data.augment!r}")
 
     def begin_task(self, task: Task) -> None:
         """Keep the old model as the teacher."""

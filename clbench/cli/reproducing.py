@@ -276,14 +276,15 @@ def _judged(judgements: "Sequence[Judgement]", notes: list[str], as_json: bool) 
         if room >= 0:
             shown.add(column)
     table = Table(box=SIMPLE_HEAD, show_edge=False)
-    for column in (column for column in reproduction.COLUMNS if column in shown):
+    columns = [column for column in reproduction.COLUMNS if column in shown]
+    for column in columns:
         left = column in ("claim", "verdict")
         table.add_column(column, justify="left" if left else "right", overflow="fold", width=TELLING[column])
     for judgement in judgements:
         row = dict(zip(reproduction.COLUMNS, reproduction.cells(judgement), strict=True))
         # The parts of an id stand below one another, so that none is cut in the middle.
         row["claim"] = row["claim"].replace("/", "/\n")
-        table.add_row(*(plain(row[column.header]) for column in table.columns))
+        table.add_row(*(plain(row[column]) for column in columns))
     stdout.print(table)
     if len(shown) < len(reproduction.COLUMNS):
         hidden = ", ".join(column for column in reproduction.COLUMNS if column not in shown)

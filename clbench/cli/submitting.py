@@ -109,7 +109,7 @@ def _inconsistent(file: Path, result: Result, config: RunConfig) -> str | None:
         return "its accuracy.csv does not hold the accuracies of run.json"
     if recorded.classifiers.get(recorded.headline.classifier, recorded.accuracy) != recorded.accuracy:
         return "the accuracies of its headline are there twice, and differ"
-    if (steps := sum(epoch.steps for epoch in recorded.training)) != result.steps:
+    if (steps := sum(epoch.steps or 0 for epoch in recorded.training)) != result.steps:
         return f"its tasks took {result.steps} steps, and its epochs {steps}"
     iterations = config.training.iterations
     if iterations is not None and result.steps % iterations:
