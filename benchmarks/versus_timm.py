@@ -83,9 +83,9 @@ class TakingTurns(Trainer):
         self.kept: tuple[int, int] = (0, 0)
         return super().fit(stage, **hooks)
 
-    def _step(self, fit: Fit, ids: Tensor) -> None:
+    def _step(self, fit: Fit, ids: Tensor, read: Tensor | None) -> None:
         images, labels = inputs(self, ids)
-        ours, theirs = lambda: super(TakingTurns, self)._step(fit, ids), lambda: self.rival.step(images, labels)
+        ours, theirs = lambda: super(TakingTurns, self)._step(fit, ids, read), lambda: self.rival.step(images, labels)
         if not fit.tally.steps and not self.kept[0]:
             # The first step loads what is loaded lazily, and is where tensors are counted.
             mine = kept_for_backward(ours, list(self.strategy.model.parameters()))
