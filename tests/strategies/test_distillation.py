@@ -39,7 +39,7 @@ def test_lwf_mc_loss_by_hand(reduction):
         scenario=SimpleNamespace(setting="class", tasks=tasks), progress=SimpleNamespace(task=1)
     )
     strategy.model, strategy.teacher = (lambda images: torch.tensor(logits)), lambda images: torch.tensor(old)
-    batch = SimpleNamespace(images=None, labels=torch.tensor(labels), active=slice(0, 3))
+    batch = SimpleNamespace(images=None, labels=torch.tensor(labels), active=slice(0, 3), partners=None)
     terms = [bce(z[i], sigmoid(o[i])) for z, o in zip(logits, old, strict=True) for i in range(2)]
     terms += [bce(z[2], 1.0) for z in logits]
     wanted = sum(terms) / 2 / (3 if reduction == "mean" else 1)

@@ -84,7 +84,9 @@ class Stub:
 
 
 class Samples(SimpleNamespace):
-    """A batch by hand."""
+    """A batch by hand, of images that are not mixed."""
+
+    partners = None
 
     def __len__(self):
         return len(self.labels)
@@ -575,7 +577,7 @@ def test_wa_weighs_distillation_by_the_old_share():
     strategy = with_model(WA(), lambda x: x, n_old=2, n_seen=3)
     strategy.teacher = lambda x: torch.tensor([[math.log(9), 0.0]])
     strategy._context = SimpleNamespace(config=SimpleNamespace(training=SimpleNamespace(label_smoothing=0.0)))
-    batch = SimpleNamespace(images=torch.zeros(1, 3), labels=torch.tensor([2]), active=slice(0, 3))
+    batch = Samples(images=torch.zeros(1, 3), labels=torch.tensor([2]), active=slice(0, 3))
     terms = strategy.loss(batch)
     assert float(terms["classification"]) == pytest.approx(math.log(3) / 3, rel=1e-5)
     kl = 0.75 * math.log(1.5) - 0.25 * math.log(2)
@@ -602,7 +604,7 @@ def test_lucir_loss_by_hand():
     strategy.begin_task(SimpleNamespace(index=1, outputs=slice(2, 3), classes=(2,)))
     strategy.scale = nn.Parameter(torch.tensor(2.0))
     images = torch.tensor([[2.0, 0.0], [3.0, 4.0]])
-    batch = SimpleNamespace(images=images, labels=torch.tensor([0, 2]), active=slice(0, 3))
+    batch = Samples(images=images, labels=torch.tensor([0, 2]), active=slice(0, 3))
     terms = strategy.loss(batch)
     first = math.log(1 + math.exp(-2) + math.exp(-0.8))
     second = math.log(1 + math.exp(1.2 - 2) + math.exp(1.6 - 2))
