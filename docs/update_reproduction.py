@@ -33,8 +33,11 @@ measured.
 `clbench reproduce --table vandeven2022/split-mnist` runs every claim of a published table, prints it cell by cell and
 draws its figure. Runs that were made on another machine are added by `clbench reproduce --submit FOLDER --results
 reports/results`. Each is checked first: it is finished, it is the run of a claim, of no later version than this one,
-and what its record says twice agrees (accuracies, counts of right answers, metrics, steps, `accuracy.csv`). A run that
-differs from the same one in the results, or has another class order than a run of its claim with its seed, is refused.
+and what its record says twice agrees: strategy and options, the order of classes, accuracies, counts of right answers,
+metrics, steps and `accuracy.csv`. Device and compiler are left open. A run with another class order than one of its
+claim with its seed is refused, and one that the results hold already keeps the numbers that it has there; the others
+are added all the same. A claim has a verdict once the runs of `naive` are there too: `clbench run --like CLAIM naive`
+makes one.
 These checks find a mistake or an edited number; they can't find a record that somebody made up as a whole.
 """
 

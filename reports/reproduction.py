@@ -374,7 +374,7 @@ def to_markdown(judgements: Sequence[Judgement], rows: Sequence[Measured]) -> st
         *provenance(rows),
         "",
     ]
-    if differing := [j for j in judgements if j.verdict in ("differs", "not discriminating")]:
+    if differing := [j for j in judgements if j.verdict not in ("reproduced", "consistent") and j.n]:
         why = [f"- `{j.claim.id}`: {j.verdict}: {j.reason}. {j.claim.tried}".rstrip() for j in differing]
         lines += ["## Why", "", *why, ""]
     if noted := [j.claim for j in judgements if j.claim.note]:

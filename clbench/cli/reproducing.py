@@ -80,14 +80,14 @@ def reproduce_verb(
 
     folder = results or out / "reproduction"
     if submit is not None:
-        _submit(submit, folder, as_json, given=(names, tier, table, budget, seeds, dry_run), **fields)
+        _submit(submit, folder, as_json, given=(names, tier, table, budget, seeds, dry_run, fields))
         return
     if not names and tier is None and table is None and budget is None and not dry_run:
         if seeds is not None or jobs != 1 or fields:
             raise ConfigError(f"reproduce is not told what to run; {TO_RUN}")
         kept = reproduction.known_claims(reproduction.committed())
         judgements = reproduction.judge_all(kept)
-        shown = [reproduction.summary(judgements), *reproduction.provenance(kept), TO_RUN]
+        shown = [reproduction.summary(reproduction.judge_all(kept, chosen([]))), *reproduction.provenance(kept), TO_RUN]
         _judged(judgements, shown, as_json)
         return
     limit = None if budget is None else read_seconds(budget)
@@ -156,14 +156,15 @@ def reproduce_verb(
         raise RunError(f"{len(differ)} of {len(judgements)} claims differ: {', '.join(differ)}")
 
 
-def _submit(source: Path, folder: Path, as_json: bool, given: "Sequence[object]", **fields: Any) -> None:
+def _submit(source: Path, folder: Path, as_json: bool, given: "Sequence[object]") -> None:
     """Add finished runs to the results, and say of each other run in the folder why it is refused."""
     from clbench.cli.submitting import submitted
     from clbench.reports import reproduction
 
     if any(given):
-        raise ConfigError(f"--submit {source} takes every run in the folder; leave out claims, --table and what limits")
-    rows, refused = submitted(source, reproduction.written(folder), **fields)
+        raise ConfigError(f"--submit {source} takes every run in the folder; it goes with --results, --out and --json")
+    written = reproduction.written(folder)
+    rows, refused = submitted(source, written)
     for place, why in refused:
         messages(as_json).print(one_line(f"{place} is refused: {why}", LONGEST), markup=False, soft_wrap=True)
     if rows:
@@ -171,11 +172,12 @@ def _submit(source: Path, folder: Path, as_json: bool, given: "Sequence[object]"
         wanted = {row.claim for row in rows}
         all_rows = reproduction.written(folder)
         judgements = [j for j in reproduction.judge_all(all_rows) if j.claim.id in wanted]
-        number = len({row.identity for row in rows})
-        notes = [f"{number} run(s) added: {folder / 'claims.md'}", *reproduction.provenance(rows)]
+        fresh = len({row.identity for row in rows if row not in written})
+        there = len({row.identity for row in rows}) - fresh
+        notes = [f"runs added: {fresh}, there already: {there}; {folder / 'claims.md'}", *reproduction.provenance(rows)]
         _judged(judgements, notes, as_json)
     if refused:
-        raise RunError(f"{len(refused)} of {len(refused) + len({row.identity for row in rows})} runs are refused")
+        raise RunError(f"runs refused: {len(refused)} of {len(refused) + len({row.identity for row in rows})}")
 
 
 def _tabled(name: str, judgements: "Sequence[Judgement]", notes: list[str], folder: Path) -> None:
@@ -237,16 +239,18 @@ def _plan_table(rows: list[dict[str, str | int | float]], left: float, jobs: int
 
     from clbench.support.text import duration
 
-    table = Table(
-        title=f"about {duration(left)} to go with {jobs} job(s), by estimate",
-        caption="a run that several claims share stands in each of their rows, and is done once",
-    )
+    listed = [row for row in rows if row["to do"]] or rows
+    rest = len(rows) - len(listed)
+    caption = "a run that several claims share stands in each of their rows, and is done once"
+    if rest:
+        caption += f"; claims that are done, can't run here or do not fit into the budget: {rest}"
+    table = Table(title=f"about {duration(left)} to go with {jobs} job(s), by estimate", caption=caption)
     table.add_column("claim", overflow="fold")
     for column in ("runs", "done", "to do", "time"):
         table.add_column(column, justify="right", overflow="fold")
-    for row in rows:
-        *counts, seconds = row.values()
-        table.add_row(*map(str, counts), duration(float(seconds)))
+    for row in listed:
+        claim, *counts, seconds = row.values()
+        table.add_row(str(claim), *map(str, counts), duration(float(seconds)))
     return table
 
 
@@ -286,8 +290,12 @@ def _judged(judgements: "Sequence[Judgement]", notes: list[str], as_json: bool) 
         row["claim"] = row["claim"].replace("/", "/\n")
         table.add_row(*(plain(row[column]) for column in columns))
     stdout.print(table)
+    notes = [
+        *(f"{j.claim.id}: no verdict yet, {j.reason}" for j in judgements if j.verdict == "not run" and j.n),
+        *notes,
+    ]
     if len(shown) < len(reproduction.COLUMNS):
         hidden = ", ".join(column for column in reproduction.COLUMNS if column not in shown)
-        notes = [f"a wider terminal and claims.md show more: {hidden}", *notes]
+        notes = [f"a wider terminal shows more: {hidden}", *notes]
     for note in notes:
         stdout.print(note, soft_wrap=True, highlight=False, markup=False)

@@ -1,10 +1,12 @@
 """Checks runs that were made elsewhere before they are added to the results of published claims."""
 
 import csv
+import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -12,27 +14,26 @@ from clbench.cli.claim_runs import Needed, needed
 from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig, config_of_record
 from clbench.reports.published import chosen
-from clbench.reports.reproduction import Measured, Role, measure
+from clbench.reports.reproduction import Measured, Role, measure, taken_over
 from clbench.results.result import Result
 from clbench.support.files import expanded
 
+VERSION = re.compile(r"\d+(\.\d+)+[\w.+-]*", re.ASCII)
 # Counts of right answers are whole, and so is an accuracy times the number of images but for rounding.
 ROUNDING = 1e-6
 
 
-def submitted(
-    source: Path, written: Sequence[Measured], **options: Any
-) -> tuple[list[Measured], list[tuple[Path, str]]]:
+def submitted(source: Path, written: Sequence[Measured]) -> tuple[list[Measured], list[tuple[Path, str]]]:
     """Return the runs in a folder as claims see them, and the files of those that are refused, each with the reason.
 
-    written: the results to which they are to be added, which none may contradict.
-    options: fields of the machine that made them, such as compile.
+    written: the results to which they are to be added; a run that is there keeps its numbers.
     Raises ConfigError for a folder without runs.
     """
     source = expanded(source)
     files = sorted(source.rglob("run.json")) if source.is_dir() else []
     if not files:
-        raise ConfigError(f"{source} holds no run; a folder with a run.json in or below it is accepted")
+        why = "holds no run" if source.is_dir() else "is no folder" if source.exists() else "does not exist"
+        raise ConfigError(f"{source} {why}; a folder with a run.json in or below it is accepted")
     found: list[tuple[Path, Result]] = []
     refused: list[tuple[Path, str]] = []
     for file in files:
@@ -41,17 +42,22 @@ def submitted(
         except ConfigError as error:
             refused.append((file, str(error).removeprefix(f"{file}: ")))
     seeds = sorted({result.seed for _, result in found})
-    asked, _ = needed(chosen([]), out=source, seeds=seeds, **options) if seeds else ([], {})
-    by_identity = {run.planned.config.identity(): run for run in asked}
+    asked, _ = needed(chosen([]), out=source, seeds=seeds) if seeds else ([], {})
+    by_protocol = {_on_any_machine(run.planned.config): run for run in asked}
     rows: dict[str, list[Measured]] = {}
     for file, result in found:
-        why = _problem(file, result, by_identity)
+        why = _problem(file, result, by_protocol)
         if why is None and result.recorded.identity in rows:
             why = "the folder holds this run twice"
         if why is None:
-            run = by_identity[result.recorded.identity]
-            of_run = [measure(claim, role, result) for claim, role in run.serves]
-            why = _contradiction(of_run, [*written, *(row for of_other in rows.values() for row in of_other)])
+            run = by_protocol[_on_any_machine(config_of_record(result.config))]
+            # What the results hold of the run stays: machines round differently, and a claim has one number for a seed.
+            kept = [row for row in written if row.identity == result.recorded.identity]
+            of_run = [
+                taken_over(claim, role, result.recorded.identity, kept) or measure(claim, role, result)
+                for claim, role in run.serves
+            ]
+            why = _other_order(of_run, [*written, *(row for of_other in rows.values() for row in of_other)])
         if why is None:
             rows[result.recorded.identity] = of_run
         else:
@@ -59,23 +65,30 @@ def submitted(
     return [row for of_run in rows.values() for row in of_run], refused
 
 
-def _problem(file: Path, result: Result, by_identity: dict[str, Needed]) -> str | None:
+def _on_any_machine(config: RunConfig) -> str:
+    """Return the identity that a run would have on a CPU, uncompiled: claims leave device and compiler open."""
+    return config.replace(device="cpu", compile="none", deterministic=False).identity()
+
+
+def _problem(file: Path, result: Result, by_protocol: dict[str, Needed]) -> str | None:
     """Return why a run can't be trusted or used; None where it can."""
     recorded = result.recorded
     if result.status != "done":
-        return f"the run is {result.status}, and one that is done is accepted"
+        unfinished = "unfinished" if result.status == "running" else result.status
+        return f"the run is {unfinished}, and one that is done is accepted"
     try:
         config = config_of_record(result.config)
     except ConfigError as error:
         return str(error)
     if config.identity() != recorded.identity:
         return f"its config is not that of the run {recorded.identity}: it was changed afterwards"
-    if recorded.identity not in by_identity:
+    if _on_any_machine(config) not in by_protocol:
         return "no claim needs it: protocol, strategy or options differ from those of every claim"
-    if _release(recorded.clbench) > _release(here := metadata.version("clbench")):
-        return f"it is of clbench {recorded.clbench}; this is {here}, which can't vouch for a later version"
-    if not recorded.environment.get("packages", {}).get("torch"):
-        return "it does not say with which version of torch it was made"
+    torch = recorded.environment.get("packages", {}).get("torch")
+    if not isinstance(torch, str) or not VERSION.fullmatch(torch):
+        return f"it was made with torch {torch}, and a version such as 2.6.0 is accepted"
+    if not VERSION.fullmatch(recorded.clbench) or _release(recorded.clbench) > _release(metadata.version("clbench")):
+        return f"it is of clbench {recorded.clbench}; a version up to {metadata.version('clbench')} is accepted"
     return _incomplete(result) or _inconsistent(file, result, config)
 
 
@@ -89,8 +102,25 @@ def _incomplete(result: Result) -> str | None:
 
 
 def _inconsistent(file: Path, result: Result, config: RunConfig) -> str | None:
-    """Compare what a record says twice: accuracies, counts, metrics, accuracy.csv and steps."""
+    """Compare what a record says twice: names, dates, classes, accuracies, counts, metrics, accuracy.csv and steps."""
     recorded = result.recorded
+    twice: dict[str, tuple[object, object]] = {
+        "strategy": (recorded.strategy.name, config.strategy),
+        "options": (recorded.strategy.options, config.strategy_options),
+        "class order": ([c for task in result.task_classes for c in task], recorded.class_order),
+        "confusion matrix": _right_answers(result),
+    }
+    # Tasks that share their classes, such as permutations, name them once for each task.
+    if len(result.task_classes[0]) == len(recorded.class_order):
+        del twice["class order"]
+    for name, (one, other) in twice.items():
+        if one != other:
+            return f"its {name} is there twice, and differs: {one} and {other}"
+    try:
+        if datetime.fromisoformat(recorded.created) > datetime.now(UTC):
+            return f"it was made in the future, {recorded.created}"
+    except (TypeError, ValueError):
+        return f"it was made at {recorded.created}, which is no date and time"
     sizes = np.array([task.n_test for task in recorded.scenario.tasks])
     for matrices in result.classifiers.values():
         for matrix in (matrices.class_incremental, matrices.task_aware):
@@ -117,6 +147,16 @@ def _inconsistent(file: Path, result: Result, config: RunConfig) -> str | None:
     return None
 
 
+def _right_answers(result: Result) -> tuple[object, object]:
+    """Return the final right answers by class, of the confusion matrix and of the counts; equal where one is absent."""
+    counts, confusion = result.recorded.correct.get("class_incremental", []), result.confusion
+    last = [of_class for of_class in (counts[-1] if counts else []) if of_class is not None]
+    if confusion is None or not last or len(confusion) != len(result.recorded.class_order):
+        return None, None
+    told = {str(c): int(n) for c, n in zip(result.recorded.class_order, confusion.diagonal(), strict=True)}
+    return told, {c: n for of_class in last for c, n in of_class.items()}
+
+
 def _table(file: Path) -> list[tuple[str, str, int, int, float | None]] | None:
     """Return the rows of an accuracy.csv as Result.accuracy_rows() does; None for what is none."""
     try:
@@ -129,13 +169,10 @@ def _table(file: Path) -> list[tuple[str, str, int, int, float | None]] | None:
     return [(*place, number) for place, number in zip(places, numbers, strict=True)]
 
 
-def _contradiction(rows: Sequence[Measured], others: Sequence[Measured]) -> str | None:
-    """Return how a run differs from the same one in the results, or from runs with its seed; None where it does not."""
+def _other_order(rows: Sequence[Measured], others: Sequence[Measured]) -> str | None:
+    """Return how the class order differs from that of a claim's other run with the seed; None where it does not."""
     there = {(row.claim, row.role, row.seed): row for row in others}
     for row in rows:
-        kept = there.get((row.claim, row.role, row.seed))
-        if kept is not None and abs(kept.value - row.value) > ROUNDING:
-            return f"the results hold this run with {kept.value:.2f} ({kept.device}), and here it has {row.value:.2f}"
         beside = next((other for role in get_args(Role) if (other := there.get((row.claim, role, row.seed)))), row)
         if beside.class_order != row.class_order:
             return f"its class order is not that of the {beside.role} run with seed {row.seed}, {beside.class_order}"

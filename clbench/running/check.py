@@ -64,7 +64,11 @@ def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
     if config.data.mixup and not strategy.traits.mixes:
         raise ConfigError(
             f"mixup={config.data.mixup:g} gives an image two labels, and {config.strategy} takes one; mixup=0 is "
-            "accepted, and other strategies, such as naive, lwf, ewc and er"
+            "accepted, and other strategies, such as naive, ewc, er and joint"
+        )
+    if config.data.mixup and config.training.batch_size == 1:
+        raise ConfigError(
+            f"mixup={config.data.mixup:g} mixes images of a batch, and batch_size=1 gives it one; 2 or more is accepted"
         )
     if strategy.traits.needs_transformer:
         transformer(config, scenario)

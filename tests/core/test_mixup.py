@@ -123,6 +123,7 @@ def test_everyone_else_refuses_by_name() -> None:
     refusing = [name for name in names if not strategy_class(name).traits.mixes]
     assert {"icarl", "der", "derpp", "er-ace", "mir", "lucir", "podnet", "hat", "dgr"} <= {*refusing}
     assert set(MIXING) == {*names} - {*refusing}
+    assert {"naive", "ewc", "er", "joint"} <= set(MIXING)  # which the refusal names
     for name in ("icarl", "der", "mir", "er-ace"):
         memory = {"memory_size": 10} if strategy_class(name).traits.needs_memory else {}
         config, scenario = prepare(resolve("split-mnist-5k", name, {"limit": 2, "mixup": 0.2, **memory}))
@@ -134,6 +135,7 @@ def test_everyone_else_refuses_by_name() -> None:
     ("name", "fields", "text"),
     [
         ("lwf", {}, "mixup=0.2 gives an image two labels, and lwf takes one"),
+        ("naive", {"batch_size": 1}, "batch_size=1 gives it one"),
         ("naive", {"mixup": -1}, "mixup"),
         ("naive", {"mixup": float("nan")}, "mixup"),
         ("naive", {"mixup": "much"}, "mixup"),
@@ -141,7 +143,7 @@ def test_everyone_else_refuses_by_name() -> None:
 )
 def test_what_can_not_be_mixed_is_refused(name: str, fields: dict[str, Any], text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=text):
-        clbench.run("split-mnist-5k", name, **FAST, **{"mixup": 0.2, **fields}, out=tmp_path / "run")
+        clbench.run("split-mnist-5k", name, **(FAST | {"mixup": 0.2} | fields), out=tmp_path / "run")
 
 
 def test_kept_features_are_not_used_for_mixed_images() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from clbench.cli import main
 from clbench.config.errors import ConfigError
+from clbench.config.run import config_of_record
 from clbench.reports import published, reproduction
 from clbench.reports.published import Claim, claims_of_table, read_claims
 from clbench.reports.published_table import chart, published_table, to_csv, to_markdown
@@ -180,15 +181,24 @@ def _shorter(record: dict[str, Any]) -> None:
 
 CHANGES: dict[str, tuple[Change, str]] = {
     "another accuracy": (_flipped, "are not those of its accuracy"),
-    "accuracy and counts": (_better, "is not that of its matrix"),
+    "accuracy and counts": (_better, "its confusion matrix is there twice"),
+    "a metric": (lambda r: r["metrics"].update(average_accuracy=0.99), "average_accuracy is not that of its matrix"),
     "no whole number": (_both(-1, 0.123), "no whole number"),
     "another seed": (lambda r: r["config"].update(seed=3), "it was changed afterwards"),
     "another rate": (lambda r: r["config"].update(lr=0.2), "it was changed afterwards"),
-    "unfinished": (lambda r: r.update(status="running"), "the run is running"),
+    "unfinished": (lambda r: r.update(status="running"), "the run is unfinished"),
     "fewer tasks": (lambda r: r["tasks"].pop(), "4 of 5 tasks"),
     "gaps": (_both(2, None), "gaps"),
     "a later version": (lambda r: r.update(clbench="99.0.0"), "clbench 99.0.0"),
-    "no torch": (lambda r: r["environment"].update(packages={}), "which version of torch"),
+    "no torch": (lambda r: r["environment"].update(packages={}), "torch None"),
+    "torch in a table": (lambda r: r["environment"]["packages"].update(torch="2.6|9"), "torch 2.6|9"),
+    "no version": (lambda r: r.update(clbench="hello"), "clbench hello"),
+    "no date": (lambda r: r.update(created="yesterday"), "no date"),
+    "in the future": (lambda r: r.update(created="2999-01-01T00:00:00+00:00"), "in the future"),
+    "another strategy": (lambda r: r["strategy"].update(name="joint"), "its strategy is there twice"),
+    "other options": (lambda r: r["strategy"].update(options={"a": 1}), "its options is there twice"),
+    "another order": (lambda r: r["class_order"].reverse(), "its class order is there twice"),
+    "another confusion": (lambda r: r["confusion"][0].__setitem__(0, 999), "its confusion matrix is there twice"),
     "fewer steps": (_shorter, "19 steps were taken"),
     "more steps in an epoch": (_longer, "took 20 steps, and its epochs 21"),
     "one copy of the accuracies": (
@@ -225,33 +235,52 @@ def test_a_run_that_is_forged_or_incomplete_is_refused_with_the_reason(
     code, _, err = call(capsys, "reproduce", "--submit", "sent", "--results", "table")
     assert code == 1
     assert reason in err
-    assert "1 of 1 runs are refused" in err
+    assert "runs refused: 1 of 1" in err
     assert not Path("table").exists()
 
 
-def test_a_run_from_elsewhere_is_added_once_for_each_claim_and_never_contradicts(
+def test_a_run_from_elsewhere_is_added_once_for_each_claim_and_changes_no_number(
     made: Path, listed: dict[str, Claim], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It serves two claims: that of naive, and er's in the class-incremental setting as its lower reference."""
+    told = []
     for _ in range(2):
         code, out, err = call(capsys, "reproduce", "--submit", str(made), "--results", "table")
         assert code == 0, err
-        assert "1 run(s) added" in out
+        told.append("runs added: 1, there already: 0" in out)
+    assert told == [True, False]
+    assert "naive has not run" not in out
     rows = list(csv.DictReader(Path("table/runs.csv").read_text().splitlines()))
     assert [(row["claim"], row["role"]) for row in rows] == [
         ("paper/digits-class/er", "naive"),
         ("paper/digits-class/naive", "claim"),
     ]
     kept = Path("table/runs.csv").read_text()
-    Path("table/runs.csv").write_text(kept.replace(rows[0]["class_order"], rows[0]["class_order"][::-1], 1))
+    other = kept.replace(rows[0]["class_order"], rows[0]["class_order"][::-1]).replace(rows[0]["identity"], "another")
+    Path("table/runs.csv").write_text(other)
     code, _, err = call(capsys, "reproduce", "--submit", str(made), "--results", "table")
     assert (code, "its class order is not that of the naive run with seed 0" in err) == (1, True)
     text = kept.replace(rows[0]["value"], "12.5")
     Path("table/runs.csv").write_text(text)
-    code, _, err = call(capsys, "reproduce", "--submit", str(made), "--results", "table")
-    assert code == 1
-    assert "the results hold this run with 12.50" in err
+    code, out, _ = call(capsys, "reproduce", "--submit", str(made), "--results", "table")
+    assert (code, "there already: 1" in out) == (0, True)
     assert Path("table/runs.csv").read_text() == text
+
+
+def test_a_run_of_another_device_is_that_of_its_claim(
+    made: Path, listed: dict[str, Claim], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Device and compiler are part of what a run is, and a claim leaves them open."""
+    record = json.loads((made / "run.json").read_text())
+    record["config"] |= {"device": "cuda", "compile": "default"}
+    other = config_of_record(record["config"]).identity()
+    assert other != record["identity"]
+    record["identity"] = other
+    Path("sent").mkdir()
+    (Path("sent") / "run.json").write_text(json.dumps(record))
+    (Path("sent") / "accuracy.csv").write_bytes((made / "accuracy.csv").read_bytes())
+    code, out, err = call(capsys, "reproduce", "--submit", "sent", "--results", "table")
+    assert (code, "runs added: 1" in out) == (0, True), err
 
 
 def test_a_run_of_no_claim_a_changed_csv_and_an_empty_folder_are_refused(
@@ -261,7 +290,7 @@ def test_a_run_of_no_claim_a_changed_csv_and_an_empty_folder_are_refused(
     code, _, err = call(capsys, "reproduce", "--submit", "empty")
     assert (code, "holds no run" in err) == (2, True)
     code, _, err = call(capsys, "reproduce", "paper", "--submit", str(made))
-    assert (code, "leave out" in err) == (2, True)
+    assert (code, "takes every run in the folder" in err) == (2, True)
     Path("sent").mkdir()
     for name in ("run.json", "accuracy.csv"):
         (Path("sent") / name).write_bytes((made / name).read_bytes())
