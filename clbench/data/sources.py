@@ -93,7 +93,8 @@ class Changed:
 
     def begin(self, ids: Tensor, start: Start) -> Callable[[], Tensor]:
         """Begin to read images on disk, as Mapped.begin does; what it returns makes the changed ones on the device."""
-        assert on_disk(self.images)
+        if not on_disk(self.images):
+            raise TypeError("images in memory are taken by index_select, and not read")
         tasks, rows = self._places(ids)
         read = self.images.begin(rows, start)
         return lambda: self.change(read(), self.tables.index_select(0, tasks.to(self.device, non_blocking=True)))

@@ -47,7 +47,7 @@ def in_processes(items: Sequence[PlannedRun], work: Sequence[Callable[[], Outcom
         # A worker that Ctrl-C reached while it was starting would end with a traceback.
         with interruptible(False):
             outcomes: Generator[Outcome, None, None] = parallel(
-                delayed(_in_worker)(left[folder], noted) for folder in folders
+                delayed(_in_worker)(left[folder], os.getcwd(), noted) for folder in folders
             )
         try:
             for outcome in outcomes:
@@ -99,7 +99,9 @@ def _is_of_others(record: logging.LogRecord) -> bool:
     return not isinstance(error, BrokenProcessPool)
 
 
-def _in_worker(do: Callable[[], Outcome], noted: bool) -> Outcome:
+def _in_worker(do: Callable[[], Outcome], place: str, noted: bool) -> Outcome:
+    # A worker outlives the call that started it, and the caller may stand in another folder now.
+    os.chdir(place)
     if noted:
         warnings.showwarning = note
     # The notes about the data came when the runs were planned.

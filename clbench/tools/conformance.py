@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -550,6 +551,9 @@ def check_strategy(strategy: type[Strategy] | str, *, checks: list[str] | None =
                 outcomes.append(CheckResult(name, "not applicable", cls.traits.not_applicable[name]))
             else:
                 outcomes.append(found_by(name, functools.partial(CHECKS[name], bench)))
+            # Some strategies keep a gigabyte in each run, and no check looks into a folder of another one.
+            for left in Path(folder).iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
     return outcomes
 
 

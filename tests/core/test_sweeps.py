@@ -439,3 +439,15 @@ def test_what_is_left_of_workers_is_cleaned_up_without_a_word() -> None:
     ended = subprocess.run([sys.executable, "leaks.py"], capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines() == ["['here', 'here']", "None"]
     assert ended.stderr == ""
+
+
+@pytest.mark.slow
+def test_workers_follow_into_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of the first call are there at the second one too, and paths are relative to where the caller stands."""
+    fast: dict[str, Any] = {"limit": 2, "epochs": 1, "model": "mlp:4", "threads": 1, "quiet": True, "out": "runs"}
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        results = clbench.compare("split-mnist-5k", ["naive", "l2"], seeds=1, jobs=2, references=False, **fast)
+        assert [result.status for result in results] == ["done", "done"]
+        assert len(list((tmp_path / name).rglob("run.json"))) == 2
