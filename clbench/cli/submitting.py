@@ -32,8 +32,8 @@ def submitted(source: Path, written: Sequence[Measured]) -> tuple[list[Measured]
     source = expanded(source)
     files = sorted(source.rglob("run.json")) if source.is_dir() else []
     if not files:
-        why = "holds no run" if source.is_dir() else "is no folder" if source.exists() else "does not exist"
-        raise ConfigError(f"{source} {why}; a folder with a run.json in or below it is accepted")
+        state = "holds no run" if source.is_dir() else "is no folder" if source.exists() else "does not exist"
+        raise ConfigError(f"{source} {state}; a folder with a run.json in or below it is accepted")
     found: list[tuple[Path, Result]] = []
     refused: list[tuple[Path, str]] = []
     for file in files:
@@ -44,23 +44,25 @@ def submitted(source: Path, written: Sequence[Measured]) -> tuple[list[Measured]
     seeds = sorted({result.seed for _, result in found})
     asked, _ = needed(chosen([]), out=source, seeds=seeds) if seeds else ([], {})
     by_protocol = {_on_any_machine(run.planned.config): run for run in asked}
+    there = {(row.claim, row.role, row.seed): row for row in written}
     rows: dict[str, list[Measured]] = {}
     for file, result in found:
         why = _problem(file, result, by_protocol)
-        if why is None and result.recorded.identity in rows:
-            why = "the folder holds this run twice"
         if why is None:
-            run = by_protocol[_on_any_machine(config_of_record(result.config))]
-            # What the results hold of the run stays: machines round differently, and a claim has one number for a seed.
-            kept = [row for row in written if row.identity == result.recorded.identity]
+            protocol, identity = _on_any_machine(config_of_record(result.config)), result.recorded.identity
+            # What the results hold of a run stays: machines round differently, and a claim has one number for a seed.
+            kept = [row for row in written if row.identity == identity]
             of_run = [
-                taken_over(claim, role, result.recorded.identity, kept) or measure(claim, role, result)
-                for claim, role in run.serves
+                there.get((claim.id, role, result.seed))
+                or taken_over(claim, role, identity, kept)
+                or measure(claim, role, result)
+                for claim, role in by_protocol[protocol].serves
             ]
-            why = _other_order(of_run, [*written, *(row for of_other in rows.values() for row in of_other)])
-        if why is None:
-            rows[result.recorded.identity] = of_run
-        else:
+            others = [*written, *(row for of_other in rows.values() for row in of_other)]
+            why = "the folder holds this run twice" if protocol in rows else _other_order(of_run, others)
+            if why is None:
+                rows[protocol] = of_run
+        if why is not None:
             refused.append((file, why))
     return [row for of_run in rows.values() for row in of_run], refused
 
