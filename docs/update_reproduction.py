@@ -71,12 +71,12 @@ def page() -> str:
 
 def line() -> str:
     """Return the line of the README that says how many numbers came out."""
-    counts = Counter(j.verdict for j in reproduction.judge_all(_rows()))
-    measured = counts["reproduced"] + counts["consistent"] + counts["differs"]
-    one = f" and {counts['consistent']} consistent with one run" if counts["consistent"] else ""
+    judgements = [j for j in reproduction.judge_all(_rows()) if j.n]
+    counts = Counter(j.verdict for j in judgements)
     return (
-        f"{LINE} {counts['reproduced']} reproduced{one}, of the {measured} measured so far that tell a method from "
-        "fine-tuning: [reproduction](docs/reproduction.md) |"
+        f"{LINE} of {len(judgements)} measured, {counts['reproduced']} are reproduced, {counts['consistent']} agree in one "
+        f"run, {counts['differs']} differ, and {counts['not discriminating']} can't be told from fine-tuning: "
+        "[reproduction](docs/reproduction.md) |"
     )
 
 
