@@ -74,8 +74,8 @@ def line() -> str:
     judgements = [j for j in reproduction.judge_all(_rows()) if j.n]
     counts = Counter(j.verdict for j in judgements)
     return (
-        f"{LINE} of {len(judgements)} measured, {counts['reproduced']} are reproduced, {counts['consistent']} agree in one "
-        f"run, {counts['differs']} differ, and {counts['not discriminating']} can't be told from fine-tuning: "
+        f"{LINE} of {len(judgements)} measured, {counts['reproduced']} are reproduced, {counts['consistent']} agree in "
+        f"one run, {counts['differs']} differ, and {counts['not discriminating']} can't be told from fine-tuning: "
         "[reproduction](docs/reproduction.md) |"
     )
 
