@@ -526,9 +526,9 @@ def kept_rows() -> list[tuple[Measured, RunConfig]]:
 
 
 def test_each_kept_row_is_of_the_run_that_its_claim_asks_for() -> None:
-    """The identity in runs.csv, which 0.1.0 wrote, is that of the present run: seed, device and threads included."""
+    """The identity in runs.csv, of which 0.1.0 wrote a part, is that of the present run: seed and device included."""
     compared = kept_rows()
-    assert len(compared) == len(reproduction.committed()) == 221
+    assert len(compared) == len(reproduction.committed()) == 496
     for row, config in compared:
         identity = config.identity()
         if row.created < SETTLED:
@@ -558,7 +558,7 @@ def test_a_run_of_a_claim_is_looked_for_where_0_1_put_it() -> None:
         if row.created >= SETTLED:
             assert default_folder(config) == Path("runs", scenario, strategy, f"{row.seed}-{row.identity[:8]}")
             met |= {config.scenario, config.strategy}
-    assert {*strategies, "zenke2017-split-mnist"} - met == {"vandeven2022-er"}
+    assert {*strategies, "zenke2017-split-mnist"} <= met
 
 
 def test_each_kept_result_that_differs_says_what_was_tried() -> None:
