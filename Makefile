@@ -32,8 +32,8 @@ demo: $(VENV)/installed
 	@echo
 	@echo "The report, to look at in a browser: runs/demo/report/report.html"
 
-# Class orders differ by seed. CIFAR-100 is 60,000 images, so it is not fetched unasked. RanPAC's own 10,000
-# projections would take ten times as long as all the rest.
+# Class orders differ by seed. CIFAR-100 is 60,000 images, so it is not fetched unasked. RanPAC takes fewer
+# projections than its own 10,000, whose cube the time grows with.
 demo-pretrained: $(VENV)/installed-pretrained
 	@scenario=split-mnist-5k; \
 	if $(VENV)/bin/clbench describe split-cifar100 --data-root "$(DATA)" --offline > /dev/null 2>&1; then \

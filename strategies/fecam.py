@@ -37,7 +37,7 @@ class FeCAM(FrozenBackbone):
     alpha2: Annotated[float, Field(ge=0)] = 1.0
 
     def begin_run(self) -> None:
-        """Beside the sums of features begin those of transformed ones, and rows whose products are theirs, by class."""
+        """Begin the sums of transformed features too, and for each class rows whose products are its own."""
         super().begin_run()
         self.transformed = torch.zeros(0, self.sums.shape[1], dtype=torch.float64)
         self.rows: list[list[Tensor]] = []

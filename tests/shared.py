@@ -1,18 +1,29 @@
-"""Tools of several files of tests: runs that are stopped, optimizers that are watched, a memory's slots by hand."""
+"""Tools of several files of tests: commands, runs that are stopped, optimizers that are watched, slots by hand."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 
 from clbench import Observer
+from clbench.cli import main
 from clbench.running.resolve import strategy_class
 from clbench.tools.conformance import TRANSFORMER
 
 # The transformer of the conformance kit, but narrow, so that a test on 1,000 images takes a fraction of the time.
 NARROW = "vit[image_size=28,patch_size=14,width=24,depth=5]"
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[Any, str, str]:
+    """Return the exit code of a command, what it prints, and what it says on stderr."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return ended.value.code, out, err
 
 
 def network_of(strategy: str, otherwise: str | None = None) -> dict[str, str]:

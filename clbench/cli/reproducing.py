@@ -72,7 +72,7 @@ def reproduce_verb(
 ) -> None:
     """Run published claims, compare, and give a verdict; what is done already is not run again.
 
-    Without claims, --table, --tier and --budget, it shows the results that are kept with clbench.
+    It shows the results that are kept with clbench where no claim, --table, --tier, --budget or --submit is given.
     """
     from clbench.cli.claim_runs import needed, startable, within
     from clbench.reports import reproduction
@@ -165,6 +165,7 @@ def _submit(source: Path, folder: Path, as_json: bool, given: "Sequence[object]"
         raise ConfigError(f"--submit {source} takes every run in the folder; it goes with --results, --out and --json")
     written = reproduction.written(folder)
     rows, refused = submitted(source, written)
+    n_runs = len({row.identity for row in rows})
     for place, why in refused:
         messages(as_json).print(one_line(f"{place} is refused: {why}", LONGEST), markup=False, soft_wrap=True)
     if rows:
@@ -173,11 +174,13 @@ def _submit(source: Path, folder: Path, as_json: bool, given: "Sequence[object]"
         all_rows = reproduction.written(folder)
         judgements = [j for j in reproduction.judge_all(all_rows) if j.claim.id in wanted]
         fresh = len({row.identity for row in rows if row not in written})
-        there = len({row.identity for row in rows}) - fresh
-        notes = [f"runs added: {fresh}, there already: {there}; {folder / 'claims.md'}", *reproduction.provenance(rows)]
+        notes = [
+            f"runs added: {fresh}, there already: {n_runs - fresh}; {folder / 'claims.md'}",
+            *reproduction.provenance(rows),
+        ]
         _judged(judgements, notes, as_json)
     if refused:
-        raise RunError(f"runs refused: {len(refused)} of {len(refused) + len({row.identity for row in rows})}")
+        raise RunError(f"runs refused: {len(refused)} of {len(refused) + n_runs}")
 
 
 def _tabled(name: str, judgements: "Sequence[Judgement]", notes: list[str], folder: Path) -> None:

@@ -50,7 +50,7 @@ def submitted(source: Path, written: Sequence[Measured]) -> tuple[list[Measured]
         why = _problem(file, result, by_protocol)
         if why is None:
             protocol, identity = _on_any_machine(config_of_record(result.config)), result.recorded.identity
-            # What the results hold of a run stays: machines round differently, and a claim has one number for a seed.
+            # The results keep what they hold of a run: machines round differently, and a seed has one number.
             kept = [row for row in written if row.identity == identity]
             of_run = [
                 there.get((claim.id, role, result.seed))

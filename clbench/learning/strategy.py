@@ -370,7 +370,7 @@ class Strategy:
     def classification_loss(self, logits: Tensor, batch: Batch, outputs: slice | None = None) -> Tensor:
         """Cross-entropy over the outputs that compete for each sample of the batch, mean over the batch.
 
-        Of mixed images it is that of the labels and of their partners' labels, by the shares of the two (mixup).
+        The loss of mixed images is that of their and their partners' labels, by the shares of the two (mixup).
 
         outputs: those that compete where it is not for the run to say, as the outputs of the present task.
         """

@@ -85,7 +85,7 @@ def test_images_on_disk_come_to_the_device_without_waiting_for_it(
         return [batch.originals for batch in found]
 
     on_cpu, on_cuda = (Pipeline(scenario, config, torch.device(device)) for device in ("cpu", "cuda"))
-    # What turns an image rounds otherwise on another device.
+    # The rotation of an image rounds otherwise on another device.
     most = 1 if name.startswith("rotated") else 0
     for found, expected in zip(asynchronous(originals)(on_cuda), originals(on_cpu), strict=True):
         assert found.device.type == "cuda"

@@ -92,7 +92,7 @@ def test_nothing_on_the_page_leaves_its_box(shape: str, make_result: Make, brows
 def outside(figure: Any) -> list[str]:
     """The parts of a figure outside its canvas, and the texts that lie on each other, by their tight boxes."""
     FigureCanvasAgg(figure)
-    # What is drawn is not looked at, so that the layout alone is done.
+    # The layout alone is done, because nobody looks at what is drawn.
     figure.draw_without_rendering()
     renderer = figure.canvas.get_renderer()
     texts = [one for one in figure.findobj(Text) if one.get_visible() and one.get_text().strip()]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared import call
 
-from clbench.cli import main
 from clbench.config.errors import ConfigError
 from clbench.config.run import config_of_record
 from clbench.reports import published, reproduction
@@ -118,14 +118,6 @@ def test_two_protocols_of_one_setting_have_columns_of_their_own() -> None:
 def test_an_unknown_table_names_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match="vandeven2022/split-mnist"):
         claims_of_table("vandeven2022/split-mnis")
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[Any, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    out, err = capsys.readouterr()
-    return ended.value.code, out, err
 
 
 def test_reproduce_prints_a_table_and_writes_it_with_its_figure(

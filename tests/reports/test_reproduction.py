@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 from scipy import stats
+from shared import call
 
-from clbench.cli import claim_runs, main
+from clbench.cli import claim_runs
 from clbench.config.errors import ConfigError, MissingDataError
 from clbench.config.run import RunConfig, identity_fields
 from clbench.reports import published, reproduction
@@ -219,14 +220,6 @@ def two_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list
     yield listed
     for number, handler in handlers.items():
         signal.signal(number, handler)
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[Any, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    out, err = capsys.readouterr()
-    return ended.value.code, out, err
 
 
 def test_runs_are_shared_and_the_budget_takes_the_quickest_claim(two_claims: list[Claim]) -> None:
