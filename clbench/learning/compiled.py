@@ -1,8 +1,10 @@
 """The network's features compiled for the steps of training, by torch.compile."""
 
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,8 +20,9 @@ PAST_FEATURES = "does not train through the features of the model as a whole"
 class CompiledFeatures:
     """Stands in for `features` of a network while a loss is computed, and nowhere else.
 
-    Everything else, evaluation, teachers, hooks of importances, herding, reads the network as it is. Where torch can't
-    compile, as without a C++ compiler, the network trains as it is, and `problem` says why.
+    Everything else, evaluation, teachers, hooks of importances, herding, reads the network as it is. Where a batch is
+    shared (see `shared`), each part of it goes through the compiled network. Where torch can't compile, as without a C++
+    compiler, the network trains as it is, and `problem` says why.
     """
 
     def __init__(self, mode: str) -> None:
@@ -40,10 +43,12 @@ class CompiledFeatures:
             self._model = model
             # Torch counts networks compiled before against its limit of recompilations.
             torch.compiler.reset()
-            self._compiled = torch.compile(model.features, mode=self.mode)
+            self._own = partial(inspect.unwrap(type(model).features), model)
+            self._compiled = torch.compile(self._own, mode=self.mode)
         torch.compiler.cudagraph_mark_step_begin()
         # An attribute of the object goes before the method of its class.
-        vars(model)["features"] = self._call
+        is_shared = hasattr(type(model).features, "__wrapped__")
+        vars(model)["features"] = partial(model.features, compute=self._call) if is_shared else self._call
         try:
             yield
         finally:
@@ -78,7 +83,8 @@ class CompiledFeatures:
             except Exception as error:  # whatever compilers raise; what the network itself can't do is raised again
                 first, *_ = str(error).strip().splitlines() or [""]
                 self.problem = f"{type(error).__name__}: {first}"
-        return type(self._model).features(self._model, images)
+        own: Tensor = self._own(images)
+        return own
 
 
 def _no_warning(record: logging.LogRecord) -> bool:

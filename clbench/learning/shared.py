@@ -10,14 +10,14 @@ import itertools
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import AlphaDropout, FeatureAlphaDropout, _DropoutNd
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
@@ -47,10 +47,11 @@ class Shared:
         if self.processes.size == self.slices == 1:
             yield
             return
-        compute, own = kind.features, "features" in vars(kind)
+        alone, own = kind.features, "features" in vars(kind)
 
-        def features(network: Network, images: Tensor) -> Tensor:
-            return self.features(partial(compute, network), network, images)
+        @wraps(alone)
+        def features(network: Network, images: Tensor, compute: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+            return self.features(compute or partial(alone, network), network, images)
 
         changed: Any = kind
         changed.features = features
@@ -58,7 +59,7 @@ class Shared:
             yield
         finally:
             if own:
-                changed.features = compute
+                changed.features = alone
             else:
                 del changed.features
 
@@ -82,9 +83,11 @@ class Shared:
             ends = [own.start + (own.stop - own.start) * i // self.slices for i in range(self.slices + 1)]
             cuts = [slice(a, b) for a, b in itertools.pairwise(ends) if a < b]
             parts = []
-            for cut in cuts:
-                drawn.again()
-                parts.append(checkpoint(of, cut, use_reentrant=False))
+            # A compiled network computes a slice again as a whole.
+            with set_checkpoint_early_stop(False):
+                for cut in cuts:
+                    drawn.again()
+                    parts.append(checkpoint(of, cut, use_reentrant=False))
             features = torch.cat(parts)
         else:
             features = of(own)
@@ -216,11 +219,17 @@ def refuse_shared(config: RunConfig, image_shape: tuple[int, ...]) -> None:
     if not sizes:
         return
     what = f"{' and '.join(sizes)} given, by which a batch goes through the network in parts"
-    if engine.compile != "none":
-        raise ConfigError(f"{what}, and compile={engine.compile} takes it whole; compile=none is accepted")
+    if engine.compile == "reduce-overhead":
+        # The graph of a part would write over what the backward pass of the part before it reads.
+        raise ConfigError(f"{what}, and compile={engine.compile} keeps one graph; compile=default or none is accepted")
     with torch.device("meta"):
         model = build_model(config.model.name, image_shape, 0, config.code)
     for module in model.modules():
+        if engine.compile != "none" and (_draws(module) or isinstance(module, _BatchNorm)):
+            raise ConfigError(
+                f"{what}, and compile={engine.compile} can't share {type(module).__name__} of "
+                f"model={config.model.name!r} among the parts; compile=none, or a model without it, is accepted"
+            )
         mixes = isinstance(module, _BatchNorm) and engine.accumulate > 1
         if mixes or isinstance(module, AlphaDropout | FeatureAlphaDropout):
             accepted = "accumulate=1" if mixes else "processes=1 with accumulate=1"

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -41,6 +42,7 @@ RUNS: list[Asked] = [
     ("packnet", "packnet", "double", {"setting": "task"}),
     ("xdg", "xdg", "double", {"setting": "task"}),
     ("lwf-late", "lwf", "norm", {"validation": 0.3, "patience": 1, "epochs": 3, "eval_every": 1}),
+    *([("compiled", "lwf", "double", {"compile": "default"})] if shutil.which("g++") else []),
     ("one-by-one", "er", "double", {"memory_size": 12, "batch_size": 1, "optimizer_state": "keep"}),
 ]
 
@@ -63,6 +65,7 @@ def assert_same(folder: Path, asked: list[Asked], ranks: int) -> None:
         together = clbench.Result.load(folder / name)
         assert together.config["processes"] == ranks
         assert alone.config["processes"] == 1
+        assert "not-compiled" not in [warning["rule"] for warning in together.record["warnings"]]
         losses = [[epoch["losses"] for epoch in result.record["training"]] for result in (alone, together)]
         assert len(losses[0]) == len(losses[1]) > 0
         for here, there in zip(*losses, strict=True):

@@ -3,6 +3,7 @@
 The expected values are those of the same runs with whole batches.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from clbench.learning.shared import Shared
 from clbench.models.network import Network
 from clbench.running.packing import unpack
 from clbench.support.processes import Processes
+
+
+with_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ here")
 
 
 class Dropping(one_of_many.Double):
@@ -57,6 +61,7 @@ def trained(out: Path, strategy: Any, model: Any, **options: Any) -> tuple[clben
         ("agem", one_of_many.Double, {"memory_size": 12}),
         ("mir", one_of_many.Double, {"memory_size": 30}),
         ("ewc", one_of_many.Double, {"train": "last-1"}),
+        pytest.param("lwf", one_of_many.Double, {"compile": "default"}, marks=[with_compiler, pytest.mark.slow]),
     ],
     ids=str,
 )
@@ -67,6 +72,7 @@ def test_slices_have_the_numbers_of_whole_batches(
     (whole, known), (sliced, found) = (
         trained(tmp_path / str(n), strategy, model, accumulate=n, **options) for n in (1, 3)
     )
+    assert not {"not-compiled"} & {warning["rule"] for warning in sliced.record["warnings"]}
     for here, there in zip(whole.record["training"], sliced.record["training"], strict=True):
         assert there["losses"] == pytest.approx(here["losses"], rel=1e-10, abs=1e-10)
     for name, value in known.items():
@@ -140,8 +146,9 @@ class Alpha(one_of_many.Double):
         ({"processes": 2, "model": Alpha}, ("processes=2", "AlphaDropout", "Alpha")),
         ({"accumulate": 2, "model": "conv"}, ("accumulate=2", "BatchNorm2d", "conv")),
         ({"accumulate": 2, "model": "resnet32"}, ("accumulate=2", "BatchNorm2d", "resnet32")),
-        ({"processes": 2, "compile": "default"}, ("processes=2", "compile=none")),
-        ({"accumulate": 3, "compile": "default"}, ("accumulate=3", "compile=none")),
+        ({"processes": 2, "compile": "reduce-overhead"}, ("processes=2", "reduce-overhead", "compile=default or none")),
+        ({"processes": 2, "compile": "default", "model": "conv"}, ("processes=2", "BatchNorm2d", "compile=none")),
+        ({"accumulate": 3, "compile": "default", "model": Dropping}, ("accumulate=3", "Dropout", "compile=none")),
         ({"processes": 0}, ("processes", "0")),
         ({"processes": 3000}, ("processes=3000", "cores", "at most")),
         ({"accumulate": 1.5}, ("accumulate", "1.5")),
