@@ -20,8 +20,8 @@ PAST_FEATURES = "does not train through the features of the model as a whole"
 class CompiledFeatures:
     """Stands in for `features` of a network while a loss is computed, and nowhere else.
 
-    Everything else, evaluation, teachers, hooks of importances, herding, reads the network as it is. Where a batch is
-    shared (see `shared`), each part of it goes through the compiled network. Where torch can't compile, as without a C++
+    Everything else, evaluation, teachers, hooks of importances, herding, reads the network as it is. Each part of a
+    batch that is shared (see `shared`) goes through the compiled network. Where torch can't compile, as without a C++
     compiler, the network trains as it is, and `problem` says why.
     """
 

@@ -19,7 +19,6 @@ from clbench.models.network import Network
 from clbench.running.packing import unpack
 from clbench.support.processes import Processes
 
-
 with_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ here")
 
 
