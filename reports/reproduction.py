@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from clbench.config.errors import ConfigError
 from clbench.reports.published import Claim, claims
@@ -265,49 +265,47 @@ def judge_all(rows: Sequence[Measured], wanted: Sequence[Claim] | None = None) -
     return [judge(claim, by_claim.get(claim.id, [])) for claim in listed]
 
 
-_CSV = (
-    *("claim", "citation", "source", "provenance", "metric", "classifier", "published", "error"),
-    *("error_kind", "error_runs", "ours", "sd", "n", "interval", "difference", "tolerance", "allowed"),
-    *(
-        "equivalence",
-        "runs_needed",
-        "naive",
-        "paired_difference",
-        "paired_interval",
-        "seconds",
-        "verdict",
-        "provisional",
-        "reason",
-        "note",
-    ),
-)
+def numbers(j: Judgement) -> dict[str, Any]:
+    """Return a judgement with every digit, as claims.csv and --json hold it; None for what is undefined."""
+    c = j.claim
+    return {
+        "claim": c.id,
+        "citation": c.citation,
+        "source": c.source,
+        "provenance": c.provenance,
+        "metric": c.metric,
+        "classifier": c.classifier,
+        "published": c.value,
+        "error": c.error or None,
+        "error_kind": c.error_kind,
+        "error_runs": c.error_runs,
+        "ours": j.mean,
+        "sd": j.sd,
+        "n": j.n,
+        "interval": j.interval,
+        "difference": j.difference,
+        "tolerance": c.tolerance,
+        "allowed": j.bound,
+        "equivalence": j.equivalence,
+        "runs_needed": j.runs_needed,
+        "naive": j.naive,
+        "paired_difference": j.paired,
+        "paired_interval": j.paired_interval,
+        "seconds": j.seconds,
+        "verdict": j.verdict,
+        "provisional": j.provisional,
+        "reason": j.reason,
+        "note": c.note,
+    }
 
 
 def claims_csv(judgements: Sequence[Judgement]) -> str:
     """Return the judgements as CSV, every digit, undefined numbers empty."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_CSV)
-    for j in judgements:
-        c = j.claim
-        writer.writerow(
-            [
-                *(c.id, c.citation, c.source, c.provenance, c.metric, c.classifier, c.value, c.error or None),
-                *(c.error_kind, c.error_runs, j.mean, j.sd, j.n, j.interval, j.difference, c.tolerance, j.bound),
-                *(
-                    j.equivalence,
-                    j.runs_needed,
-                    j.naive,
-                    j.paired,
-                    j.paired_interval,
-                    j.seconds,
-                    j.verdict,
-                    j.provisional,
-                    j.reason,
-                    c.note,
-                ),
-            ]
-        )
+    rows = [numbers(j) for j in judgements]
+    writer = csv.DictWriter(text, rows[0] if rows else (), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
 
 

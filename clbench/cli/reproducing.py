@@ -270,7 +270,7 @@ def _judged(judgements: "Sequence[Judgement]", notes: list[str], as_json: bool) 
     from clbench.reports import reproduction
 
     if as_json:
-        print(json.dumps([dict(zip(reproduction.COLUMNS, reproduction.cells(j), strict=True)) for j in judgements]))
+        print(json.dumps([reproduction.numbers(j) for j in judgements]))
         return
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

@@ -256,7 +256,8 @@ def test_reproduce_runs_what_is_missing_and_gives_verdicts(
     assert float(next(csv.DictReader(table.splitlines()))["ours"]) == pytest.approx(50 * sum(values))
     code, again, _ = call(capsys, "reproduce", "paper/digits/lwf", "paper/digits/er", "--seeds", "1", "--json")
     rows = json.loads(again)
-    assert [row["n"] for row in rows] == ["1 of 2", "1 of 2"]
+    assert {row["claim"]: row["n"] for row in rows} == {"paper/digits/lwf": 1, "paper/digits/er": 1}
+    assert all(isinstance(row[name], float) for row in rows for name in ("ours", "published", "difference"))
     assert [file.stat().st_mtime_ns for file in files] == stamps
     assert len(list(Path("runs").rglob("run.json"))) == 5
 
