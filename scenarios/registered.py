@@ -243,6 +243,20 @@ class Files(Split):
         return asdict(examine(found))
 
     @staticmethod
+    def of_run(samples: Any, what: str, shape: tuple[int, ...], *, of_images: bool) -> Any:
+        """Return samples of a run's shape; see scenarios/given.py. Raises ConfigError."""
+        from clbench.scenarios.given import of_run
+
+        return of_run(samples, what, shape, of_images=of_images)
+
+    @staticmethod
+    def images_in(places: "Sequence[str]", shape: tuple[int, ...], **asked: Any) -> tuple[list[str], Any]:
+        """Return the samples in files, folders and arrays, with names; see scenarios/given.py. Raises ConfigError."""
+        from clbench.scenarios.given import images_in
+
+        return images_in(places, shape, **asked)
+
+    @staticmethod
     def packed(place: str, to: "Path", data_root: str, **asked: Any) -> dict[str, Any]:
         """Write a data set into a file, see write_packed() and load_dataset(); return what was written, as JSON."""
         from clbench.scenarios.datasets import load_dataset
@@ -263,6 +277,7 @@ class _Several(_Cut):
     """Several data sets after one another, each a task or cut into tasks of its own."""
 
     exclusive = (("tasks", "tasks_each"),)
+    fits_sizes = True
 
     tasks_each: Annotated[Count | None, Field(description="for streams: tasks that each data set is cut into")] = None
     order_seed: Annotated[

@@ -108,13 +108,14 @@ def _all(parts: Sequence[NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
     made = np.empty((sum(map(len, parts)), *shape), parts[0].dtype)
     start = 0
     for images in parts:
-        for chunk in _fitted(images, shape):
+        for chunk in fitted(images, shape):
             made[start : start + len(chunk)] = chunk
             start += len(chunk)
     return made
 
 
-def _fitted(images: NDArray[Any], shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
+def fitted(images: NDArray[Any], shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
+    """Yield images [N, C, H', W'] in parts, resized to the S x S of a shape, (C, S, S); see join()."""
     for start in range(0, len(images), CHUNK):
         part = images[start : start + CHUNK]
         if part.shape[2:] != shape[1:]:

@@ -21,12 +21,14 @@ class ScenarioSpec(ABC):
     The first line of a subclass's docstring describes it where scenarios are listed. preset: the training that is its
     default, by flat names; `preset["strategies"]` maps a strategy's name to options that were tuned for this scenario,
     those of one setting under the setting's name. exclusive: pairs of options of which at most one is given. bare: the
-    option that is a list of what stands in brackets without a key, as in `stream[split-mnist,split-kmnist]`.
+    option that is a list of what stands in brackets without a key, as in `stream[split-mnist,split-kmnist]`. fits_sizes:
+    whether images of other sizes are resized to those of the scenario, as the data sets of a stream are.
     """
 
     preset: ClassVar[Mapping[str, Any]] = {}
     exclusive: ClassVar[tuple[tuple[str, str], ...]] = ()
     bare: ClassVar[str] = ""
+    fits_sizes: ClassVar[bool] = False
     _options: ClassVar[Any] = Declared(own=True)
 
     setting: Annotated[Setting, Field(description="class-, task- or domain-incremental")] = "class"

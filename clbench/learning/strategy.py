@@ -547,12 +547,16 @@ def new_model(context: Context, task: int) -> Network:
     config = context.config
     model = initial_model(config, context.scenario.image_shape, task)
     # oneDNN's convolutions want the channels last, and cuDNN's in bf16; the weights decide for the images.
-    on_cpu = context.device.type == "cpu"
-    if on_cpu or config.engine.precision == "bf16":
+    if context.device.type == "cpu" or config.engine.precision == "bf16":
         model = model.to(memory_format=torch.channels_last)
-    if on_cpu and any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        context.pipeline.pass_size = CONVOLVING_PASS_SIZE
+    fit_passes(context, model)
     return model.to(context.device)
+
+
+def fit_passes(context: Context, model: Network) -> None:
+    """Let passes without gradients be of the size that suits a model and the device."""
+    if context.device.type == "cpu" and any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        context.pipeline.pass_size = CONVOLVING_PASS_SIZE
 
 
 def grow_head(model: Network, context: Context, n_outputs: int) -> Network:

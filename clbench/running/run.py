@@ -45,6 +45,7 @@ from clbench.running.check import check, first_images
 from clbench.running.checkpoint import Checkpoint, Store, Within, learnt, newest
 from clbench.running.display import Display, Named
 from clbench.running.features import use_kept_features
+from clbench.running.final import Final
 from clbench.running.folder import PREDICTIONS, RunFolder, default_folder, superseded
 from clbench.running.group import Beginning, Group, device_of, follows, with_processes
 from clbench.running.observer import Observer
@@ -188,6 +189,7 @@ def execute(
                     processes=processes,
                 )
                 result = made.go(found)
+                result.folder = folder.path
                 if config.evaluation.keep_predictions:
                     folder.save_predictions(final_scores(strategy, made.context))
                 return result
@@ -366,6 +368,8 @@ class Run:
         self._warn_of_state_outside()
         record.status = "done"
         self._tell("finished", self.strategy.model.state_dict())
+        if self._start is not None and self.config.engine.keep_state:
+            self._tell("kept", Final.of(self.context, self.strategy, self._start).to_bytes())
         self._tell("written", record)
         if self.store is not None:
             # Only now: a kill before this line leaves a run that can be continued.
