@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.groups import Count, Share
+from clbench.config.registry import text_of
 from clbench.config.run import RunConfig
 from clbench.data.spec import ScenarioSpec
 
@@ -98,6 +99,16 @@ class _Cut(ScenarioSpec):
         return split(data, **{**asked, "seed": config.seed, "name": config.scenario, **given})
 
 
+def _in_brackets(value: object) -> str:
+    """Return the value of an option as one would type it in the brackets of a scenario."""
+    text = text_of(value)
+    return f"[{text}]" if isinstance(value, list) else text
+
+
+def _statistics(normalised: bool) -> dict[str, Any]:
+    return {"statistics": "first"} if normalised else {}
+
+
 def _joined(order: object) -> object:
     """Return a list of classes that holds names as a text with commas, as it is typed."""
     return ",".join(map(str, order)) if isinstance(order, list) and any(isinstance(c, str) for c in order) else order
@@ -114,6 +125,21 @@ class Split(_Cut):
         BeforeValidator(_joined),
         Field(description="classes in order of appearance, by number or name, or a published order by name"),
     ] = None
+
+    def followed_by(self, name: str, other: str, *, normalised: bool) -> tuple[str, dict[str, Any]]:
+        """Return the stream of this data set, cut as here, and of another."""
+        kind = type(self)
+        if (kind.build, kind.source) not in ((Split.build, Split.source), (Files.build, Files.source)):
+            return super().followed_by(name, other, normalised=normalised)
+        given = {key: value for key, value in self.options.items() if value != kind._options.model_fields[key].default}
+        own = {key: value for key, value in given.items() if key in _OF_SOURCE}
+        if not self.task_sizes:
+            own["tasks"] = self.tasks or 1
+        texts = [f"{key}={_in_brackets(value)}" for key, value in own.items()]
+        shared = {key: value for key, value in given.items() if key not in own}
+        if odd := shared.keys() - Stream._options.model_fields.keys():
+            raise ConfigError(f"{name} has {min(odd)}={shared[min(odd)]}, which no data set of a stream can have")
+        return "stream", {**shared, "of": [f"{name}[{','.join(texts)}]", other], **_statistics(normalised)}
 
     def build(self, config: RunConfig) -> "Scenario":
         """Read the data set and cut the tasks."""
@@ -287,6 +313,11 @@ class _Several(_Cut):
         ),
     ] = None
 
+    statistics: Annotated[
+        Literal["all", "first"],
+        Field(description="for streams: mean and deviation of all data sets, or of the first, as others come later"),
+    ] = "all"
+
     @abstractmethod
     def sources(self) -> "list[tuple[Split, Source]]":
         """Return the data sets in order, each with the options that are its own; raises ConfigError."""
@@ -302,7 +333,9 @@ class _Several(_Cut):
         named = self.sources()
         each = self._tasks_each(named)
         sources, group = [s for _, s in named], config.data
-        data, parts = join_once(sources, group.root, group.offline, self.image_size, group.memory_limit)
+        data, parts = join_once(
+            sources, group.root, group.offline, self.image_size, group.memory_limit, statistics=self.statistics
+        )
         self.check_parts(parts)
         orders, sizes, first = [], [], 0
         for (own, source), part in zip(named, parts, strict=True):
@@ -358,6 +391,14 @@ class Stream(_Several):
     of: Annotated[
         list[str] | None, Field(description="for streams: data sets, scenarios split-NAME, or paths, in order")
     ] = None
+
+    def followed_by(self, name: str, other: str, *, normalised: bool) -> tuple[str, dict[str, Any]]:
+        """Return the stream with another data set at its end."""
+        given = {k: v for k, v in self.options.items() if v != Stream._options.model_fields[k].default}
+        if (tasks := given.pop("tasks", None)) is not None:
+            given["tasks_each"] = tasks // len(self.of or ())
+        several = {} if self.statistics == "first" or len(self.of or ()) > 1 else _statistics(normalised)
+        return "stream", {**given, "of": [*(self.of or ()), other], **several}
 
     def sources(self) -> "list[tuple[Split, Source]]":
         """Return the data sets that `of` names, in order."""

@@ -65,7 +65,11 @@ def predict_verb(
     for column in ("image", "class", "probability", "task"):
         table.add_column(column, justify="left" if column in ("image", "class") else "right", overflow="fold")
     for row in rows:
-        named = row["name"] if row["class"] is None or str(row["class"]) == row["name"] else f"{row['class']} ({row['name']})"
+        named = (
+            row["name"]
+            if row["class"] is None or str(row["class"]) == row["name"]
+            else f"{row['class']} ({row['name']})"
+        )
         shown = "" if row["task"] is None else str(row["task"])
         # A name may hold what moves the cursor of a terminal.
         table.add_row(

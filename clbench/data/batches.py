@@ -88,16 +88,7 @@ class Pipeline:
         self.scenario, self.config, self.device = scenario, config, device
         self._train = self._move(scenario.train)
         self._test = self._move(scenario.test)
-        shape = (1, -1, *[1] * (len(scenario.image_shape) - 1))
-        unit = 255 if scenario.of_images else 1
-        mean, std = torch.tensor(scenario.mean), torch.tensor(scenario.std)
-        if config.data.normalize != "channel":
-            mean, std = torch.zeros_like(mean), torch.ones_like(std)
-        # (x / 255 - mean) / std, or (x - mean) / std of floats, as one multiplication and one addition.
-        self.scale = (1 / (unit * std)).view(shape).to(device)
-        self.shift = (-mean / std).view(shape).to(device)
-        if config.data.normalize == "pixel-mean":
-            self.shift = (-_mean_image(scenario.train.images) / unit)[None].to(device)
+        self.scale, self.shift = (tensor.to(device) for tensor in normalisation(scenario, config))
         self.pass_size = PASS_SIZE
         self.reader = Reader(config.data.reading_threads)
         self._augment = AUGMENTATIONS[config.data.augment]
@@ -193,7 +184,7 @@ class Pipeline:
         return images.index_select(0, index) if read is None else read
 
     def cut(self, samples: Tensor) -> tuple[Tensor, ...]:
-        """Cut ids or samples into parts of nearly equal size, so that no part has a single one, as batch norm demands."""
+        """Cut samples into parts of nearly equal size, so that no part has a single one, which batch norm can't take."""
         return samples.tensor_split(-(-len(samples) // self.pass_size)) if len(samples) else ()
 
     def active_outputs(self, ids: Tensor, task: int, loss_outputs: str) -> slice | Tensor:
@@ -216,6 +207,22 @@ class Pipeline:
         if scenario.setting == "class":
             table[:task, seen] = True
         return table[tasks].to(self.device, non_blocking=True)
+
+
+def normalisation(scenario: Scenario, config: RunConfig) -> tuple[Tensor, Tensor]:
+    """Return scale and shift, float32 [1, ...], by which samples x are normalised: x * scale + shift.
+
+    That is (x / 255 - mean) / std, or (x - mean) / std of floats, as one multiplication and one addition.
+    """
+    shape = (1, -1, *[1] * (len(scenario.image_shape) - 1))
+    unit = 255 if scenario.of_images else 1
+    mean, std = torch.tensor(scenario.mean), torch.tensor(scenario.std)
+    if config.data.normalize != "channel":
+        mean, std = torch.zeros_like(mean), torch.ones_like(std)
+    scale, shift = (1 / (unit * std)).view(shape), (-mean / std).view(shape)
+    if config.data.normalize == "pixel-mean":
+        shift = (-_mean_image(scenario.train.images) / unit)[None]
+    return scale, shift
 
 
 def gathered(parts: Iterable[Tensor], n: int, device: torch.device | str = "cpu") -> Tensor:

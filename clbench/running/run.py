@@ -126,11 +126,13 @@ def execute(
     track: str | None = None,
     trainer: Callable[[Context, Strategy], Trainer] = Trainer,
     store: Store | None = None,
+    begun: Checkpoint | None = None,
 ) -> Result:
     """Run a complete config in a folder, or return what is there already; see run().
 
     trainer: makes what fits the stages.
     store: keeps the checkpoints; by default the folder.
+    begun: the state from which a new run goes on, instead of nothing.
     """
     from clbench.running.tracking import require_tracker
 
@@ -170,6 +172,9 @@ def execute(
                 )
             if found is not None:
                 _refuse_to_go_on(found, folder, store, config, kind, resume=resume)
+            elif begun is not None:
+                store.save_checkpoint(begun.to_bytes())
+                found = Result(begun.record)
             observers = [
                 FolderWriter(folder),
                 Pace(folder.path),

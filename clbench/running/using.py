@@ -215,7 +215,10 @@ class Learnt:
 
     def answers(self, scores: Floats, tasks: Ints | None = None) -> Predictions:
         """Return what scores say, float [N, outputs]; tasks: those that are given, int64 [N]."""
-        scenario, table = self._context.scenario, torch.from_numpy(np.array(scores))[:, : self._context.scenario.n_outputs]
+        scenario, table = (
+            self._context.scenario,
+            torch.from_numpy(np.array(scores))[:, : self._context.scenario.n_outputs],
+        )
         if tasks is not None and scenario.setting != "domain":
             own = torch.zeros(len(scenario.tasks), table.shape[1], dtype=torch.bool)
             for of in scenario.tasks:
@@ -248,14 +251,16 @@ class Learnt:
             if self.needs_task:
                 name, setting = self.record.strategy.name, self._context.scenario.setting
                 why = "the run is task-incremental" if setting == "task" else f"{name} answers for a given task"
-                raise ConfigError(f"{why}, and no task is given; task=0 to {n_tasks - 1}, of all or of each, is accepted")
+                raise ConfigError(
+                    f"{why}, and no task is given; task=0 to {n_tasks - 1}, of all or of each, is accepted"
+                )
             return np.full(n, n_tasks - 1, np.int64)
         try:
             given = np.asarray(task.cpu() if isinstance(task, Tensor) else task)
         except (ValueError, TypeError):
             given = np.empty(0, object)
         fits = given.dtype.kind in "iu" and given.shape in ((), (n,))
-        if not fits or (given.size and not (0 <= given.min() and given.max() < n_tasks)):
+        if not fits or (given.size and not (given.min() >= 0 and given.max() < n_tasks)):
             raise ConfigError(f"task={shown(task)} of {n} images; 0 to {n_tasks - 1}, of all or of each, is accepted")
         return np.broadcast_to(given.astype(np.int64), (n,)).copy()
 

@@ -11,7 +11,7 @@ from clbench.running.packing import pack
 
 
 class FolderWriter(Observer):
-    """Writes a run down in its folder: run.json and the tables after each task, the weights and the state at the end."""
+    """Writes a run down in its folder: run.json and the tables after each task, weights and state at the end."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
