@@ -126,11 +126,11 @@ class Split(_Cut):
         Field(description="classes in order of appearance, by number or name, or a published order by name"),
     ] = None
 
-    def followed_by(self, name: str, other: str, *, normalised: bool) -> tuple[str, dict[str, Any]]:
+    def followed_by(self, name: str, other: str, normalised: bool) -> tuple[str, dict[str, Any]]:
         """Return the stream of this data set, cut as here, and of another."""
         kind = type(self)
         if (kind.build, kind.source) not in ((Split.build, Split.source), (Files.build, Files.source)):
-            return super().followed_by(name, other, normalised=normalised)
+            return super().followed_by(name, other, normalised)
         given = {key: value for key, value in self.options.items() if value != kind._options.model_fields[key].default}
         own = {key: value for key, value in given.items() if key in _OF_SOURCE}
         if not self.task_sizes:
@@ -392,7 +392,7 @@ class Stream(_Several):
         list[str] | None, Field(description="for streams: data sets, scenarios split-NAME, or paths, in order")
     ] = None
 
-    def followed_by(self, name: str, other: str, *, normalised: bool) -> tuple[str, dict[str, Any]]:
+    def followed_by(self, name: str, other: str, normalised: bool) -> tuple[str, dict[str, Any]]:
         """Return the stream with another data set at its end."""
         given = {k: v for k, v in self.options.items() if v != Stream._options.model_fields[k].default}
         if (tasks := given.pop("tasks", None)) is not None:

@@ -184,7 +184,7 @@ class Pipeline:
         return images.index_select(0, index) if read is None else read
 
     def cut(self, samples: Tensor) -> tuple[Tensor, ...]:
-        """Cut samples into parts of nearly equal size, so that no part has a single one, which batch norm can't take."""
+        """Cut samples into parts of nearly equal size, so that no part has a single one, as batch norm demands."""
         return samples.tensor_split(-(-len(samples) // self.pass_size)) if len(samples) else ()
 
     def active_outputs(self, ids: Tensor, task: int, loss_outputs: str) -> slice | Tensor:

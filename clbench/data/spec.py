@@ -51,7 +51,7 @@ class ScenarioSpec(ABC):
         """All options with their values."""
         return {name: getattr(self, name) for name in self._options.model_fields}
 
-    def followed_by(self, name: str, other: str, *, normalised: bool) -> tuple[str, dict[str, Any]]:
+    def followed_by(self, name: str, other: str, normalised: bool) -> tuple[str, dict[str, Any]]:
         """Return name and options of the scenario in which the data of another one come after this one's tasks.
 
         name: of this scenario; other: that of more data, perhaps with options in brackets, or a path.

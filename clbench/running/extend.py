@@ -98,7 +98,7 @@ def _asked(before: Finished, scenario: str | None, options: dict[str, Any]) -> R
     else:
         normalised = config.data.normalize != "none"
         own = kind(config.scenario, config.scenario_options)
-        name, kept = own.followed_by(config.scenario, scenario, normalised=normalised)
+        name, kept = own.followed_by(config.scenario, scenario, normalised)
         kind = scenario_class(name)
     known = kind._options.model_fields
     for key in given:
