@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from clbench.notebook import Results, compare, sweep
     from clbench.results import metrics, statistics
     from clbench.results.result import Result, load
+    from clbench.running.export import export
     from clbench.running.extend import extend
     from clbench.running.observer import Observer
     from clbench.running.run import run
@@ -49,6 +50,7 @@ _HOMES = {
     "Tracker": "running.tracking",
     "Traits": "learning.strategy",
     "compare": "notebook",
+    "export": "running.export",
     "extend": "running.extend",
     "load": "results.result",
     "load_model": "running.using",
@@ -80,6 +82,7 @@ __all__ = [
     "augment",
     "compare",
     "errors",
+    "export",
     "extend",
     "importance",
     "load",

@@ -141,8 +141,8 @@ def beginning(before: Finished, config: RunConfig, scenario: Scenario) -> tuple[
     whole = config.evaluation.evaluate == "seen" or not early
     if not whole:
         text = (
-            f"the run was continued after task {n - 1}, so tasks {early[0]} to {early[-1]} were not tested before "
-            "then; these accuracies are left out, and so is what a metric would make of them"
+            f"the run was continued after task {n - 1}, and later tasks were not tested before then; these accuracies "
+            "are left out, and so is what a metric would make of them"
         )
         told.append(warning(config, "extended", text))
     place = {"run": str(before.folder), "identity": old.identity, "tasks": n}

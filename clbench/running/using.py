@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from clbench.config.arguments import checked
 from clbench.config.classes import is_known
@@ -20,7 +20,7 @@ from clbench.data.scenario import Images, ImageSet, Scenario, Task
 from clbench.learning.evaluation import eval_mode
 from clbench.learning.returned import class_scores
 from clbench.learning.strategy import Context, Progress, Strategy, fit_passes, spoilt
-from clbench.models import model_class
+from clbench.models import build_model
 from clbench.models.network import Network
 from clbench.results.record import RunRecord
 from clbench.results.result import Result
@@ -76,8 +76,6 @@ def finished_run(run: str | os.PathLike[str] | Result) -> Finished:
             f"{folder}: {config.strategy} trains by its own loop, whose state can't be kept; runs of the strategies of "
             "clbench are accepted"
         )
-    # The state may hold layers of the network's class, which is known once it is imported.
-    model_class(config.model.name, config.code)
     place = folder / STATE
     again = "the run made again with --force keeps it"
     try:
@@ -131,10 +129,12 @@ class Learnt:
     image_shape: (C, H, W) of its images, or the shape of its other samples.
     of_images: whether they are images of bytes, uint8; others are floats.
     class_names: of the original classes.
-    classifier: the one that answers, such as "linear" or "nearest-mean", of those that the run reports.
+    classifier: the one that answers, such as "linear" or "nearest_mean", of those that the run reports.
+    folder, config: of the run.
     """
 
     def __init__(self, finished: Finished, device: str = "auto") -> None:
+        self.folder = finished.folder
         self.record, final = finished.record, finished.final
         self.image_shape, self.of_images = final.image_shape, final.of_images
         self.class_names = tuple(self.record.scenario.class_names)
@@ -143,6 +143,8 @@ class Learnt:
         self._strategy = finished.kind(**self.config.strategy_options)
         try:
             self._context = _context(self.config, final, self.record)
+            # The state may hold layers of packages that building the network imports.
+            build_model(self.config.model.name, self.image_shape, 0, self.config.code)
             learnt = unpack(final.learnt, finished.kind, self._context.device)
             self._strategy._context = self._context
             self._strategy.load_state(learnt["strategy"])
@@ -156,9 +158,31 @@ class Learnt:
         fit_passes(self._context, model)
 
     @property
+    def told_task(self) -> bool:
+        """Whether the strategy is told the task of an image, by which its scores differ."""
+        return self._strategy.traits.needs_task_at_test
+
+    @property
     def needs_task(self) -> bool:
         """Whether the task of each image must be given: in task-incremental runs, and where the strategy is told it."""
-        return self._strategy.traits.needs_task_at_test or self._context.scenario.setting == "task"
+        return self.told_task or self._context.scenario.setting == "task"
+
+    @property
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift, float32 [1, ...]: the network is given x * scale + shift."""
+        return self._context.pipeline.scale, self._context.pipeline.shift
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the modules of the strategy by name, the network as `model`."""
+        return {name: value for name, value in vars(self._strategy).items() if isinstance(value, nn.Module)}
+
+    def answer(self, images: Tensor, task: int | None) -> Tensor:
+        """Return the scores of normalised images on the device, float [N, outputs], unchecked, for a tracer.
+
+        task: that of all images, for a strategy that is told it.
+        """
+        found = self._strategy.scores(images) if task is None else self._strategy.scores(images, task)
+        return (found[self.classifier] if isinstance(found, dict) else found).float()
 
     def scores(self, images: Any, task: int | Sequence[int] | None = None) -> Floats:
         """Return the scores of all outputs, float32 [N, outputs], as the run's own evaluation computes them.
@@ -268,7 +292,7 @@ class Learnt:
         strategy, context = self._strategy, self._context
         n_outputs = strategy.model.head.out_features
         found = torch.empty(len(samples), n_outputs)
-        told = strategy.traits.needs_task_at_test
+        told = self.told_task
         groups = np.unique(tasks).tolist() if told else [len(context.scenario.tasks) - 1]
         with process_settings(self.config), torch.inference_mode(), eval_mode(strategy), context.autocast():
             for task in groups:
@@ -284,11 +308,10 @@ class Learnt:
         for part in pipeline.cut(rows):
             originals = torch.from_numpy(np.ascontiguousarray(samples[part.numpy()])).to(self._context.device)
             try:
-                scores = class_scores(self._strategy, pipeline.normalize(originals), task)
-                headline = scores[self.classifier]
+                scores = class_scores(self._strategy, pipeline.normalize(originals), task)[self.classifier]
             except Exception as error:  # whatever a strategy raises
                 raise run_error(error, -1) from error
-            yield headline.float()
+            yield scores.float()
 
 
 @checked
