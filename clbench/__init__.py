@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from clbench.notebook import Results, compare, sweep
     from clbench.results import metrics, statistics
     from clbench.results.result import Result, load
+    from clbench.running.export import export
+    from clbench.running.extend import extend
     from clbench.running.observer import Observer
     from clbench.running.run import run
     from clbench.running.tracking import Tracker
+    from clbench.running.using import load_model
     from clbench.tools import conformance as testing
     from clbench.tools.tune import tune
 
@@ -47,7 +50,10 @@ _HOMES = {
     "Tracker": "running.tracking",
     "Traits": "learning.strategy",
     "compare": "notebook",
+    "export": "running.export",
+    "extend": "running.extend",
     "load": "results.result",
+    "load_model": "running.using",
     "run": "running.run",
     "sweep": "notebook",
     "tune": "tools.tune",
@@ -76,8 +82,11 @@ __all__ = [
     "augment",
     "compare",
     "errors",
+    "export",
+    "extend",
     "importance",
     "load",
+    "load_model",
     "losses",
     "memory",
     "metrics",

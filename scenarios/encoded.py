@@ -134,7 +134,7 @@ def read_encoded(encoded: Encoded, image_size: int | None, problems: dict[str, s
             name = encoded.names[used[n + copies[0]]]
             remarks = [*remarks, f"{len(copies):,} test images ({name}) are training images too"]
     if problems:
-        remarks = [*remarks, f"{len(problems):,} files can't be used and are left out: {_listed(problems, 3)}"]
+        remarks = [*remarks, f"{len(problems):,} files can't be used and are left out: {in_words(problems, 3)}"]
     for remark in remarks:
         warnings.warn(f"{origin}: {remark}", stacklevel=2)
     return Raw(
@@ -160,11 +160,12 @@ def _unusable(origin: Path, problems: dict[str, str], hint: str) -> ConfigError:
         ((name, why),) = problems.items()
         return ConfigError(f"{origin / name} {why}{hint}")
     # Longer than other errors, since whoever mends the files needs all their names.
-    text = f"{len(problems):,} files of {origin} can't be used: {_listed(problems, NAMED)}{hint}"
+    text = f"{len(problems):,} files of {origin} can't be used: {in_words(problems, NAMED)}{hint}"
     return ConfigError(text, longest=1400)
 
 
-def _listed(problems: dict[str, str], most: int) -> str:
+def in_words(problems: dict[str, str], most: int) -> str:
+    """Return files by their names, the first so many, each with why it can't be used; and how many more there are."""
     by_reason: dict[str, list[str]] = {}
     for name in natural_sorted(problems)[:most]:
         by_reason.setdefault(problems[name], []).append(name)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 MEDMNIST = tuple(f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("images", "labels"))
+# The array of an NPZ file that holds images to be classified, the first that there is.
+IMAGES = ("images", "x", "x_test", "test_images")
 IDX_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -368,26 +370,56 @@ def _read_medmnist(archive: zipfile.ZipFile, path: Path, members: Mapping[str, z
     return Raw(x_train, y_train, x_test, y_test, n_validation=0 if held is None else len(held[0]))
 
 
+def read_images(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the images in an NPY file, under "", or in an NPZ file, by the name of their array.
+
+    Of several arrays x_test, or images, is taken. Raises ConfigError for a wrong or damaged file.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            with path.open("rb") as file:
+                return {"": _read_npy(file, str(path), "x", path.stat().st_size)}
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            named = [name for name in IMAGES if name in members] or (list(members) if len(members) == 1 else [])
+            if not named:
+                raise ConfigError(f"{path} has the arrays {', '.join(members) or 'none'}; x_test or images is accepted")
+            with archive.open(members[named[0]]) as file:
+                what = f"{path}: {named[0]}"
+                return {named[0]: _read_npy(file, what, "x", members[named[0]].file_size)}
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror or error}") from error
+    except Exception as error:  # zipfile and numpy raise almost anything on a damaged file
+        kind = path.suffix[1:].upper()
+        raise ConfigError(f"{path} is not a readable {kind} file: {error or type(error).__name__}") from error
+
+
 def _read_member(archive: zipfile.ZipFile, path: Path, name: str, info: zipfile.ZipInfo) -> NDArray[Any]:
-    what = f"{path}: {name}"
     with archive.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        if version not in read_header:
-            raise ConfigError(f"{what} has the NPY format {version}; expected (1, 0) or (2, 0)")
-        shape, fortran_order, dtype = read_header[version](member)
-        header_bytes = member.tell()
-        _check_header(what, name, shape, dtype)
-        needed = math.prod(shape) * dtype.itemsize
-        actual = info.file_size - header_bytes
-        if needed != actual:
-            raise ConfigError(f"{what} claims the shape {shape}: {needed:,} bytes, but has {actual:,}")
-        require_memory(needed, what)
-        data = np.frombuffer(member.read(), dtype)  # at its end, zipfile compares the checksum
-        return data.reshape(shape, order="F" if fortran_order else "C")
+        return _read_npy(member, f"{path}: {name}", name, info.file_size)
+
+
+def _read_npy(file: IO[bytes], what: str, name: str, n_bytes: int) -> NDArray[Any]:
+    """Return the array in an open NPY file of so many bytes; its name says what it may hold."""
+    version = np.lib.format.read_magic(file)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in read_header:
+        raise ConfigError(f"{what} has the NPY format {version}; expected (1, 0) or (2, 0)")
+    shape, fortran_order, dtype = read_header[version](file)
+    header_bytes = file.tell()
+    _check_header(what, name, shape, dtype)
+    needed = math.prod(shape) * dtype.itemsize
+    actual = n_bytes - header_bytes
+    if needed != actual:
+        raise ConfigError(f"{what} claims the shape {shape}: {needed:,} bytes, but has {actual:,}")
+    require_memory(needed, what)
+    data = np.frombuffer(file.read(), dtype)  # at its end, zipfile compares the checksum
+    return data.reshape(shape, order="F" if fortran_order else "C")
 
 
 def _check_header(what: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

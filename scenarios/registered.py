@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.groups import Count, Share
+from clbench.config.registry import text_of
 from clbench.config.run import RunConfig
 from clbench.data.spec import ScenarioSpec
 
@@ -98,6 +99,16 @@ class _Cut(ScenarioSpec):
         return split(data, **{**asked, "seed": config.seed, "name": config.scenario, **given})
 
 
+def _in_brackets(value: object) -> str:
+    """Return the value of an option as one would type it in the brackets of a scenario."""
+    text = text_of(value)
+    return f"[{text}]" if isinstance(value, list) else text
+
+
+def _statistics(normalised: bool) -> dict[str, Any]:
+    return {"statistics": "first"} if normalised else {}
+
+
 def _joined(order: object) -> object:
     """Return a list of classes that holds names as a text with commas, as it is typed."""
     return ",".join(map(str, order)) if isinstance(order, list) and any(isinstance(c, str) for c in order) else order
@@ -114,6 +125,21 @@ class Split(_Cut):
         BeforeValidator(_joined),
         Field(description="classes in order of appearance, by number or name, or a published order by name"),
     ] = None
+
+    def followed_by(self, name: str, other: str, normalised: bool) -> tuple[str, dict[str, Any]]:
+        """Return the stream of this data set, cut as here, and of another."""
+        kind = type(self)
+        if (kind.build, kind.source) not in ((Split.build, Split.source), (Files.build, Files.source)):
+            return super().followed_by(name, other, normalised)
+        given = {key: value for key, value in self.options.items() if value != kind._options.model_fields[key].default}
+        own = {key: value for key, value in given.items() if key in _OF_SOURCE}
+        if not self.task_sizes:
+            own["tasks"] = self.tasks or 1
+        texts = [f"{key}={_in_brackets(value)}" for key, value in own.items()]
+        shared = {key: value for key, value in given.items() if key not in own}
+        if odd := shared.keys() - Stream._options.model_fields.keys():
+            raise ConfigError(f"{name} has {min(odd)}={shared[min(odd)]}, which no data set of a stream can have")
+        return "stream", {**shared, "of": [f"{name}[{','.join(texts)}]", other], **_statistics(normalised)}
 
     def build(self, config: RunConfig) -> "Scenario":
         """Read the data set and cut the tasks."""
@@ -243,6 +269,20 @@ class Files(Split):
         return asdict(examine(found))
 
     @staticmethod
+    def of_run(samples: Any, what: str, shape: tuple[int, ...], *, of_images: bool) -> Any:
+        """Return samples of a run's shape; see scenarios/given.py. Raises ConfigError."""
+        from clbench.scenarios.given import of_run
+
+        return of_run(samples, what, shape, of_images=of_images)
+
+    @staticmethod
+    def images_in(places: "Sequence[str]", shape: tuple[int, ...], **asked: Any) -> tuple[list[str], Any]:
+        """Return the samples in files, folders and arrays, with names; see scenarios/given.py. Raises ConfigError."""
+        from clbench.scenarios.given import images_in
+
+        return images_in(places, shape, **asked)
+
+    @staticmethod
     def packed(place: str, to: "Path", data_root: str, **asked: Any) -> dict[str, Any]:
         """Write a data set into a file, see write_packed() and load_dataset(); return what was written, as JSON."""
         from clbench.scenarios.datasets import load_dataset
@@ -263,6 +303,7 @@ class _Several(_Cut):
     """Several data sets after one another, each a task or cut into tasks of its own."""
 
     exclusive = (("tasks", "tasks_each"),)
+    fits_sizes = True
 
     tasks_each: Annotated[Count | None, Field(description="for streams: tasks that each data set is cut into")] = None
     order_seed: Annotated[
@@ -271,6 +312,11 @@ class _Several(_Cut):
             description="for streams: draw the order of the data sets from this seed, or per-seed from each run's own"
         ),
     ] = None
+
+    statistics: Annotated[
+        Literal["all", "first"],
+        Field(description="for streams: mean and deviation of all data sets, or of the first, as others come later"),
+    ] = "all"
 
     @abstractmethod
     def sources(self) -> "list[tuple[Split, Source]]":
@@ -287,7 +333,9 @@ class _Several(_Cut):
         named = self.sources()
         each = self._tasks_each(named)
         sources, group = [s for _, s in named], config.data
-        data, parts = join_once(sources, group.root, group.offline, self.image_size, group.memory_limit)
+        data, parts = join_once(
+            sources, group.root, group.offline, self.image_size, group.memory_limit, statistics=self.statistics
+        )
         self.check_parts(parts)
         orders, sizes, first = [], [], 0
         for (own, source), part in zip(named, parts, strict=True):
@@ -343,6 +391,14 @@ class Stream(_Several):
     of: Annotated[
         list[str] | None, Field(description="for streams: data sets, scenarios split-NAME, or paths, in order")
     ] = None
+
+    def followed_by(self, name: str, other: str, normalised: bool) -> tuple[str, dict[str, Any]]:
+        """Return the stream with another data set at its end."""
+        given = {k: v for k, v in self.options.items() if v != Stream._options.model_fields[k].default}
+        if (tasks := given.pop("tasks", None)) is not None:
+            given["tasks_each"] = tasks // len(self.of or ())
+        several = {} if self.statistics == "first" or len(self.of or ()) > 1 else _statistics(normalised)
+        return "stream", {**given, "of": [*(self.of or ()), other], **several}
 
     def sources(self) -> "list[tuple[Split, Source]]":
         """Return the data sets that `of` names, in order."""

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,15 +40,22 @@ class Part(NamedTuple):
 
 @checked
 @by_default()
-def join(sets: Sequence[Dataset], *, names: Sequence[str] | None = None, image_size: int | None = None) -> Dataset:
+def join(
+    sets: Sequence[Dataset],
+    *,
+    names: Sequence[str] | None = None,
+    image_size: int | None = None,
+    statistics: Literal["all", "first"] = "all",
+) -> Dataset:
     """Return several data sets as one, whose classes are those of the first, then those of the second, and so on.
 
     names: one for each set, which stands before the names of its classes ("mnist: 3"); by default its own name.
     image_size: images become S x S pixels; by default the longest side that there is, where their sizes differ.
+    statistics: mean and deviation are those of all training images, or of the first data set.
 
     Images of other sizes are resized, the shorter side to S (bilinear, antialiased), and the centre S x S is cut out;
-    grey ones become colour where one set has colour. Mean and deviation are those of all training images. Data of any
-    other kind are joined where their shapes agree. Raises ConfigError for those that can't be brought to one shape.
+    grey ones become colour where one set has colour. Data of any other kind are joined where their shapes agree. Raises
+    ConfigError for those that can't be brought to one shape.
     """
     for data in sets:
         data.check()
@@ -73,7 +80,9 @@ def join(sets: Sequence[Dataset], *, names: Sequence[str] | None = None, image_s
     train = [(x[:n], data.y_train[:n]) for x, data, n in zip(arrays, sets, held, strict=True)]
     train += [(x[n:], data.y_train[n:]) for x, data, n in zip(arrays, sets, held, strict=True)]
     x_train = _all([images for images, _ in train], shape)
-    mean, std = _mean_and_std(x_train[: sum(held)])
+    mean, std = (sets[0].mean, sets[0].std) if statistics == "first" else _mean_and_std(x_train[: sum(held)])
+    if len(mean) < shape[0]:
+        mean, std = mean * shape[0], std * shape[0]  # grey images that become colour
     return Dataset(
         "stream",
         x_train,
@@ -108,13 +117,14 @@ def _all(parts: Sequence[NDArray[Any]], shape: tuple[int, ...]) -> NDArray[Any]:
     made = np.empty((sum(map(len, parts)), *shape), parts[0].dtype)
     start = 0
     for images in parts:
-        for chunk in _fitted(images, shape):
+        for chunk in fitted(images, shape):
             made[start : start + len(chunk)] = chunk
             start += len(chunk)
     return made
 
 
-def _fitted(images: NDArray[Any], shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
+def fitted(images: NDArray[Any], shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
+    """Yield images [N, C, H', W'] in parts, resized to the S x S of a shape, (C, S, S); see join()."""
     for start in range(0, len(images), CHUNK):
         part = images[start : start + CHUNK]
         if part.shape[2:] != shape[1:]:
@@ -137,6 +147,8 @@ def join_once(
     offline: bool,
     image_size: int | None,
     memory_limit: int | str | None = None,
+    *,
+    statistics: Literal["all", "first"] = "all",
 ) -> tuple[Dataset, list[Part]]:
     """Return join() of data sets, and the classes of each; the latest one comes from memory while they are the same.
 
@@ -162,7 +174,7 @@ def join_once(
     digests = [f.fingerprint if isinstance(f, Dataset) else content_digests(f.paths) for f in found]
     # The folder of an image is its class.
     paths = [None if isinstance(f, Dataset) else (f.origin, [*map(str, f.paths)]) for f in found]
-    key = image_size, memory_limit, list(sources), paths, digests
+    key = image_size, memory_limit, statistics, list(sources), paths, digests
     latest = _latest.get("data")
     if latest is None or latest[0] != key or latest[1].compared.content != latest[1].checksums():
         _latest.clear()  # before others come, since each may fill the memory
@@ -174,7 +186,7 @@ def join_once(
             if not isinstance(f, Dataset) and content_digests(f.paths) != digest:
                 raise ConfigError(f"files of {f.origin} were changed while they were read; begin again")
         names = _names(sources, sets)
-        made = join(sets, names=names, image_size=image_size)
+        made = join(sets, names=names, image_size=image_size, statistics=statistics)
         if memory_limit is not None:
             x_train, x_test = in_place((made.x_train, made.x_test), made.name, memory_limit)
             made = replace(made, x_train=x_train, x_test=x_test)

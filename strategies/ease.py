@@ -60,7 +60,7 @@ class EASE(AdaptersForTasks):
         """The sum of the weighted cosines in all subspaces; until the first task is over, the cosines it trains by."""
         if not len(self.weight):
             return cosines(self.model.features(images), self.model.head.weight)
-        scores = torch.zeros(len(images), self.weight.shape[1], device=self.device)
+        scores = torch.zeros(images.shape[0], self.weight.shape[1], device=self.device)
         for t, weight in enumerate(self.weight):
             scores += F.normalize(self.features_of(images, t)) @ weight.T
         return F.pad(scores, (0, self.model.head.out_features - scores.shape[1]), value=UNKNOWN)

@@ -40,6 +40,7 @@ class InfLoRA(Strategy):
         paper="Liang & Li 2024, arXiv:2404.00228",
         settings=("class",),
         memory="none",
+        foresees=True,  # the threshold of the gradient spaces rises by the share of the tasks that are done
         needs_transformer=True,
         preset={"loss_outputs": "new", "model": "vit"},
     )

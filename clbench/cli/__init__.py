@@ -22,6 +22,7 @@ from clbench.cli.reading import check_verb, describe_verb, report_verb, watch_ve
 from clbench.cli.reproducing import reproduce_verb
 from clbench.cli.running import compare_verb, crosscheck_verb, run_verb
 from clbench.cli.sweeping import sweep_verb
+from clbench.cli.using import export_verb, extend_verb, predict_verb
 from clbench.config.errors import ConfigError, RunError
 from clbench.support.endings import BEGUN, Terminated, ending, interrupt, signals_taken
 
@@ -34,6 +35,9 @@ VERBS: dict[str, Callable[..., None]] = {
     "plan": plan_verb,
     "pretrain": pretrain_verb,
     "tune": tune_verb,
+    "predict": predict_verb,
+    "export": export_verb,
+    "extend": extend_verb,
     "report": report_verb,
     "watch": watch_verb,
     "describe": describe_verb,

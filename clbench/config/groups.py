@@ -271,6 +271,10 @@ class EngineConfig(Group):
         default=1,
         description="slices in which a batch goes through the network, so that the activations of one fit into memory",
     )
+    keep_state: bool = Field(
+        default=True,
+        description="keep all that was learnt in state.pt beside run.json, by which predict, export and extend use it",
+    )
     checkpoint_every: Annotated[float, Field(gt=0)] | Literal["epoch", "task"] | str = Field(
         default=10.0,
         description="save the state within a task every so many minutes, each epoch, or every N-steps; "

@@ -38,7 +38,7 @@ EXCLUSIVE = (("epochs", "iterations"), ("memory_size", "memory_per_class"))
 # Recorded with a run, but no part of its identity: they can't change its numbers (on_nan: but whether there are any).
 NOT_IDENTITY = frozenset(
     {"data_root", "offline", "memory_limit", "label", "checkpoint_every", "on_nan", "tuned_by", "keep_predictions"}
-    | {"processes", "reading_threads"}
+    | {"processes", "reading_threads", "keep_state"}
 )
 # Fields of a run that no option of the command line sets.
 INTERNAL = {"scenario", "scenario_options", "strategy", "strategy_options", "per_task", "label"} | {

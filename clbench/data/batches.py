@@ -78,6 +78,7 @@ class Pipeline:
 
     train_features, test_features: given out in the place of normalised images, where they are there.
     reader: reads what is on disk.
+    scale, shift: of normalize(), float32 [1, ...] on the device: x * scale + shift.
     """
 
     train_features: Features | None = None
@@ -87,16 +88,7 @@ class Pipeline:
         self.scenario, self.config, self.device = scenario, config, device
         self._train = self._move(scenario.train)
         self._test = self._move(scenario.test)
-        shape = (1, -1, *[1] * (len(scenario.image_shape) - 1))
-        unit = 255 if scenario.of_images else 1
-        mean, std = torch.tensor(scenario.mean), torch.tensor(scenario.std)
-        if config.data.normalize != "channel":
-            mean, std = torch.zeros_like(mean), torch.ones_like(std)
-        # (x / 255 - mean) / std, or (x - mean) / std of floats, as one multiplication and one addition.
-        self._scale = (1 / (unit * std)).view(shape).to(device)
-        self._shift = (-mean / std).view(shape).to(device)
-        if config.data.normalize == "pixel-mean":
-            self._shift = (-_mean_image(scenario.train.images) / unit)[None].to(device)
+        self.scale, self.shift = (tensor.to(device) for tensor in normalisation(scenario, config))
         self.pass_size = PASS_SIZE
         self.reader = Reader(config.data.reading_threads)
         self._augment = AUGMENTATIONS[config.data.augment]
@@ -115,7 +107,7 @@ class Pipeline:
     def normalize(self, originals: Tensor) -> Tensor:
         """uint8 [B, C, H, W], or float32 [B, ...], on the device -> normalised float32 of the same shape."""
         # In place, because addcmul of uint8 with broadcasting takes twenty times as long on a CPU.
-        return originals.to(torch.float32, copy=True).mul_(self._scale).add_(self._shift)
+        return originals.to(torch.float32, copy=True).mul_(self.scale).add_(self.shift)
 
     def ahead(self, batches: Sequence[Tensor]) -> Iterator[Tensor | None]:
         """Return what batch() takes as `read` for each batch of training ids in turn; see Reader.each."""
@@ -169,13 +161,13 @@ class Pipeline:
 
     def passes(self, data: ImageSet, active: Callable[[Tensor], slice | Tensor]) -> Iterator[Batch]:
         """Walk over training samples in order, in large batches without augmentation."""
-        batches = self._parts(data.ids)
+        batches = self.cut(data.ids)
         for ids, read in zip(batches, self.ahead(batches), strict=True):
             yield self.batch(ids, active(ids), None, read)
 
     def test_passes(self, ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Walk over test samples: (images as in Batch, labels, ids) in large batches, all on the device."""
-        batches, features = self._parts(ids), self.test_features
+        batches, features = self.cut(ids), self.test_features
         ahead = self.reader.each(self._test.images, batches) if features is None else repeat(None, len(batches))
         for part, read in zip(batches, ahead, strict=True):
             index = part.to(self.device, non_blocking=True)
@@ -191,9 +183,9 @@ class Pipeline:
             read = next(self.reader.each(images, [ids]))
         return images.index_select(0, index) if read is None else read
 
-    def _parts(self, ids: Tensor) -> tuple[Tensor, ...]:
-        """Cut ids into parts of nearly equal size, so that no part has a single sample, which batch norm can't take."""
-        return ids.tensor_split(-(-len(ids) // self.pass_size)) if len(ids) else ()
+    def cut(self, samples: Tensor) -> tuple[Tensor, ...]:
+        """Cut samples into parts of nearly equal size, so that no part has a single one, as batch norm demands."""
+        return samples.tensor_split(-(-len(samples) // self.pass_size)) if len(samples) else ()
 
     def active_outputs(self, ids: Tensor, task: int, loss_outputs: str) -> slice | Tensor:
         """Return the outputs that compete in the loss for these training samples while `task` is learnt.
@@ -215,6 +207,22 @@ class Pipeline:
         if scenario.setting == "class":
             table[:task, seen] = True
         return table[tasks].to(self.device, non_blocking=True)
+
+
+def normalisation(scenario: Scenario, config: RunConfig) -> tuple[Tensor, Tensor]:
+    """Return scale and shift, float32 [1, ...], by which samples x are normalised: x * scale + shift.
+
+    That is (x / 255 - mean) / std, or (x - mean) / std of floats, as one multiplication and one addition.
+    """
+    shape = (1, -1, *[1] * (len(scenario.image_shape) - 1))
+    unit = 255 if scenario.of_images else 1
+    mean, std = torch.tensor(scenario.mean), torch.tensor(scenario.std)
+    if config.data.normalize != "channel":
+        mean, std = torch.zeros_like(mean), torch.ones_like(std)
+    scale, shift = (1 / (unit * std)).view(shape), (-mean / std).view(shape)
+    if config.data.normalize == "pixel-mean":
+        shift = (-_mean_image(scenario.train.images) / unit)[None]
+    return scale, shift
 
 
 def gathered(parts: Iterable[Tensor], n: int, device: torch.device | str = "cpu") -> Tensor:

@@ -88,18 +88,18 @@ class Changed:
 
     def index_select(self, dim: int, index: Tensor) -> Tensor:
         """Return changed images by id, int64 [B] -> uint8 [B, C, H', W']."""
-        tasks, rows = self._places(index)
+        tasks, rows = self.places(index)
         return self.change(self.images.index_select(dim, rows), self.tables.index_select(0, tasks))
 
     def begin(self, ids: Tensor, start: Start) -> Callable[[], Tensor]:
         """Begin to read images on disk, as Mapped.begin does; what it returns makes the changed ones on the device."""
         if not on_disk(self.images):
             raise TypeError("images in memory are taken by index_select, and not read")
-        tasks, rows = self._places(ids)
+        tasks, rows = self.places(ids)
         read = self.images.begin(rows, start)
         return lambda: self.change(read(), self.tables.index_select(0, tasks.to(self.device, non_blocking=True)))
 
-    def _places(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    def places(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tasks of changed images, and the rows of the images that they are made from; int64 [B]."""
         first = len(self.images) - self.last
         tasks, rows = index // max(first, 1), index % max(first, 1)
@@ -220,6 +220,34 @@ def parts(source: Source) -> Iterator[Tensor]:
     """Return all samples in order, in parts that fit into memory."""
     step = max(1, min(CHUNK, CHUNK_BYTES // max(source.shape[1:].numel(), 1)))
     return (source[start : start + step] for start in range(0, len(source), step))
+
+
+def same_samples(one: Source, other: Source, ids: Tensor, other_ids: Tensor) -> bool:
+    """Whether samples of two sources are the same to the byte, those with some ids, int64 [n], of each."""
+    if isinstance(one, Changed) and isinstance(other, Changed):
+        (tasks, rows), (other_tasks, other_rows) = one.places(ids), other.places(other_ids)
+        tables = torch.equal(one.tables[tasks.unique()], other.tables[other_tasks.unique()])
+        # What one function makes of the same images and tables is the same; two samples tell of other surroundings.
+        code = getattr(one.change, "__code__", one.change) is getattr(other.change, "__code__", other.change)
+        if code and tables and torch.equal(tasks, other_tasks):
+            made = torch.equal(one[ids[:2]], other[other_ids[:2]])
+            return made and same_samples(one.images, other.images, rows, other_rows)
+    if len(ids) != len(other_ids) or one.shape[1:] != other.shape[1:] or one.dtype != other.dtype:
+        return False
+    if _memory_of(one) == _memory_of(other) is not None and torch.equal(ids, other_ids):
+        return True
+    step = max(1, min(CHUNK, CHUNK_BYTES // max(one.shape[1:].numel(), 1)))
+    return all(
+        torch.equal(one.index_select(0, part), other.index_select(0, other_part))
+        for part, other_part in zip(ids.split(step), other_ids.split(step), strict=True)
+    )
+
+
+def _memory_of(source: Any) -> object:
+    """Return what is the same for two sources of the same memory, None where it is not known."""
+    if isinstance(source, Tensor):
+        return source.data_ptr(), source.shape, source.stride()
+    return None
 
 
 def held(source: Any) -> list[NDArray[Any]]:

@@ -22,11 +22,13 @@ class ScenarioSpec(ABC):
     default, by flat names; `preset["strategies"]` maps a strategy's name to options that were tuned for this scenario,
     those of one setting under the setting's name. exclusive: pairs of options of which at most one is given. bare: the
     option that is a list of what stands in brackets without a key, as in `stream[split-mnist,split-kmnist]`.
+    fits_sizes: whether images of other sizes are resized to those of the scenario, as a stream's data sets are.
     """
 
     preset: ClassVar[Mapping[str, Any]] = {}
     exclusive: ClassVar[tuple[tuple[str, str], ...]] = ()
     bare: ClassVar[str] = ""
+    fits_sizes: ClassVar[bool] = False
     _options: ClassVar[Any] = Declared(own=True)
 
     setting: Annotated[Setting, Field(description="class-, task- or domain-incremental")] = "class"
@@ -48,6 +50,18 @@ class ScenarioSpec(ABC):
     def options(self) -> dict[str, Any]:
         """All options with their values."""
         return {name: getattr(self, name) for name in self._options.model_fields}
+
+    def followed_by(self, name: str, other: str, normalised: bool) -> tuple[str, dict[str, Any]]:
+        """Return name and options of the scenario in which the data of another one come after this one's tasks.
+
+        name: of this scenario; other: that of more data, perhaps with options in brackets, or a path.
+        normalised: whether a run normalises images by mean and deviation, which must stay this one's.
+        Raises ConfigError where there is no such scenario.
+        """
+        raise ConfigError(
+            f"{name} makes its tasks in a way of its own, which no other data can follow; its own options are "
+            "accepted, such as a larger number of tasks"
+        )
 
     @abstractmethod
     def build(self, config: RunConfig) -> "Scenario":

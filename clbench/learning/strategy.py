@@ -64,6 +64,8 @@ class Traits:
     seeds_together: whether seeds can be trained together in one batched model. A step is nothing but `loss` and
         `penalty` then, the loss draws nothing at random, and modules, tensors and floats hold all that a seed decides.
     through_features: whether the loss goes through `model.features` as a whole, which is what --compile compiles.
+    foresees: whether what it learns in a task depends on how many tasks there will be, so that no run of it can be
+        continued with further tasks.
     on_features: whether it works on the features of a frozen network as it does on images: it hands images to the
         network's `features`, `forward` or `scores` and does nothing else with them. See Strategy.frozen_features.
     mixes: whether its loss reads the labels of a batch through `classification_loss` alone, and keeps nothing that was
@@ -85,6 +87,7 @@ class Traits:
     needs_task_at_test: bool = False
     seeds_together: bool = False
     through_features: bool = True
+    foresees: bool = False
     on_features: bool = False
     mixes: bool = False
     needs_transformer: bool = False
@@ -547,12 +550,16 @@ def new_model(context: Context, task: int) -> Network:
     config = context.config
     model = initial_model(config, context.scenario.image_shape, task)
     # oneDNN's convolutions want the channels last, and cuDNN's in bf16; the weights decide for the images.
-    on_cpu = context.device.type == "cpu"
-    if on_cpu or config.engine.precision == "bf16":
+    if context.device.type == "cpu" or config.engine.precision == "bf16":
         model = model.to(memory_format=torch.channels_last)
-    if on_cpu and any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        context.pipeline.pass_size = CONVOLVING_PASS_SIZE
+    fit_passes(context, model)
     return model.to(context.device)
+
+
+def fit_passes(context: Context, model: Network) -> None:
+    """Let passes without gradients be of the size that suits a model and the device."""
+    if context.device.type == "cpu" and any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        context.pipeline.pass_size = CONVOLVING_PASS_SIZE
 
 
 def grow_head(model: Network, context: Context, n_outputs: int) -> Network:

@@ -50,7 +50,7 @@ def prompted_features(
     start, n = vit.num_prefix_tokens, 0
     for index, block in enumerate(vit.blocks):
         if index in prompts.tokens:
-            given = prompts.tokens[index].to(tokens.dtype).expand(len(tokens), -1, -1)
+            given = prompts.tokens[index].to(tokens.dtype).expand(tokens.shape[0], -1, -1)
             tokens = torch.cat([tokens[:, :start], given, tokens[:, start + n :]], 1)
             n = given.shape[1]
         if index in prompts.prefixes:
@@ -72,7 +72,7 @@ def prompted_features(
 def _attended(attention: Any, tokens: Tensor, prefix: Tensor) -> Tensor:
     """Return what timm's Attention makes of tokens, float [B, N, D], where a prefix is read before them."""
     query, key, value = attention.qkv(tokens).unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    given = prefix.to(key.dtype).expand(len(tokens), -1, -1, -1).unflatten(-1, (attention.num_heads, -1))
+    given = prefix.to(key.dtype).expand(tokens.shape[0], -1, -1, -1).unflatten(-1, (attention.num_heads, -1))
     keys, values = given.permute(1, 0, 3, 2, 4).unbind()
     read = F.scaled_dot_product_attention(
         attention.q_norm(query),

@@ -198,6 +198,7 @@ class RunRecord(Part):
     evaluations: list[EvaluationRecord] = []
     ledger: list[LedgerRecord] = []
     resumes: list[dict[str, Any]] = []
+    extends: dict[str, Any] | None = None
     cached_features: dict[str, str] | None = None
     averages: dict[str, dict[str, list[Number]]] = {}
     metrics: dict[str, Number] = {}

@@ -67,6 +67,8 @@ class Matrices:
 class Result:
     """One run: its configuration, accuracies, costs and metrics; `recorded` is its record, of which all else is made.
 
+    `folder` is the run's folder, None for a record that was read from none.
+
     A mapping, as run.json holds one, is checked here; raises ConfigError when it is none.
     """
 
@@ -75,6 +77,7 @@ class Result:
             raise ConfigError(
                 f"Result({shown(record)}): a mapping as run.json holds it is accepted; Result.load(path) reads one"
             )
+        self.folder: Path | None = None
         try:
             self.recorded = record if isinstance(record, RunRecord) else RunRecord.model_validate(record)
         except ValidationError as error:
@@ -121,9 +124,11 @@ class Result:
         if version != SCHEMA_VERSION:
             raise ConfigError(f"{file}: schema_version={version} is of another clbench; {SCHEMA_VERSION} is accepted")
         try:
-            return cls(record)
+            result = cls(record)
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
+        result.folder = file.parent
+        return result
 
     @property
     def status(self) -> str:

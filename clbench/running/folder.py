@@ -26,6 +26,8 @@ from clbench.support.locks import held
 MARK = ".clbench"
 # The final scores of the test images, where they are kept.
 PREDICTIONS = "predictions.npz"
+# All that was learnt, by which a finished run is used and goes on; see final.py.
+STATE = "state.pt"
 # The ids by which the services of --track know the run.
 TRACKED = "track.json"
 
@@ -120,7 +122,10 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 class RunFolder:
-    """The folder of one run: run.json, accuracy.csv, training.csv, model.pt; two checkpoints while it is unfinished."""
+    """The folder of one run: run.json, accuracy.csv, training.csv, model.pt, state.pt.
+
+    While the run is unfinished there are two checkpoints.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._named = expanded(path)
@@ -169,7 +174,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run left here, and nothing else."""
-        for name in ("run.json", "accuracy.csv", "training.csv", "model.pt", PREDICTIONS, TRACKED):
+        for name in ("run.json", "accuracy.csv", "training.csv", "model.pt", STATE, PREDICTIONS, TRACKED):
             (self.path / name).unlink(missing_ok=True)
         for events in self.path.glob("tensorboard/events.out.tfevents.*"):
             events.unlink(missing_ok=True)
@@ -214,6 +219,10 @@ class RunFolder:
     def save_model(self, content: bytes) -> None:
         """Write the final weights; raises RunError when it can't."""
         self._write(self.path / "model.pt", content)
+
+    def save_state(self, content: bytes) -> None:
+        """Write the final state in one step; raises RunError when it can't."""
+        self._write(self.path / STATE, content)
 
     def save_predictions(self, arrays: Mapping[str, Any]) -> None:
         """Write tensors by name as predictions.npz; raises RunError when it can't."""

@@ -42,5 +42,8 @@ class Observer:
     def finished(self, weights: dict[str, Tensor]) -> None:
         """The last task is learnt: the final weights of the network; the record follows."""
 
+    def kept(self, state: bytes) -> None:
+        """All that was learnt, packed (see clbench.running.final); called after `finished`, where it is to be kept."""
+
     def close(self) -> None:
         """The run has ended, whether done, failed or interrupted."""

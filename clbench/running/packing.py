@@ -73,8 +73,11 @@ def pack(payload: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(content: bytes, kind: type[Strategy]) -> dict[str, Any]:
-    """Return what was packed; raises an exception of some kind for anything else, and executes nothing."""
+def unpack(content: bytes, kind: type[Strategy], device: torch.device | None = None) -> dict[str, Any]:
+    """Return what was packed; raises an exception of some kind for anything else, and executes nothing.
+
+    device: puts all tensors there; None: each where it was.
+    """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         damaged = archive.testzip()
     if damaged is not None:
@@ -83,7 +86,7 @@ def unpack(content: bytes, kind: type[Strategy]) -> dict[str, Any]:
     former = [(cls, former_name(cls)) for cls in classes if cls.__module__.startswith("clbench.")]
     known: list[Any] = [*classes, *former, *REBUILDING]
     with torch.serialization.safe_globals(known):
-        payload = torch.load(io.BytesIO(content), map_location=_on_own_gpu, weights_only=True)
+        payload = torch.load(io.BytesIO(content), map_location=device or _on_own_gpu, weights_only=True)
     if not isinstance(payload, dict):
         raise ValueError("not a checkpoint of clbench")
     return payload

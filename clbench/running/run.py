@@ -45,6 +45,7 @@ from clbench.running.check import check, first_images
 from clbench.running.checkpoint import Checkpoint, Store, Within, learnt, newest
 from clbench.running.display import Display, Named
 from clbench.running.features import use_kept_features
+from clbench.running.final import Final
 from clbench.running.folder import PREDICTIONS, RunFolder, default_folder, superseded
 from clbench.running.group import Beginning, Group, device_of, follows, with_processes
 from clbench.running.observer import Observer
@@ -125,11 +126,13 @@ def execute(
     track: str | None = None,
     trainer: Callable[[Context, Strategy], Trainer] = Trainer,
     store: Store | None = None,
+    begun: Checkpoint | None = None,
 ) -> Result:
     """Run a complete config in a folder, or return what is there already; see run().
 
     trainer: makes what fits the stages.
     store: keeps the checkpoints; by default the folder.
+    begun: the state from which a new run goes on, instead of nothing.
     """
     from clbench.running.tracking import require_tracker
 
@@ -169,6 +172,9 @@ def execute(
                 )
             if found is not None:
                 _refuse_to_go_on(found, folder, store, config, kind, resume=resume)
+            elif begun is not None:
+                store.save_checkpoint(begun.to_bytes())
+                found = Result(begun.record)
             observers = [
                 FolderWriter(folder),
                 Pace(folder.path),
@@ -188,6 +194,7 @@ def execute(
                     processes=processes,
                 )
                 result = made.go(found)
+                result.folder = folder.path
                 if config.evaluation.keep_predictions:
                     folder.save_predictions(final_scores(strategy, made.context))
                 return result
@@ -366,6 +373,8 @@ class Run:
         self._warn_of_state_outside()
         record.status = "done"
         self._tell("finished", self.strategy.model.state_dict())
+        if self._start is not None and self.config.engine.keep_state:
+            self._tell("kept", Final.of(self.context, self.strategy, self._start).to_bytes())
         self._tell("written", record)
         if self.store is not None:
             # Only now: a kill before this line leaves a run that can be continued.

@@ -11,7 +11,7 @@ from clbench.running.packing import pack
 
 
 class FolderWriter(Observer):
-    """Writes a run down in its folder: run.json and the tables after each task, the weights at the end."""
+    """Writes a run down in its folder: run.json and the tables after each task, weights and state at the end."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
@@ -19,6 +19,10 @@ class FolderWriter(Observer):
     def finished(self, weights: dict[str, Tensor]) -> None:
         """Write the final weights."""
         self.folder.save_model(pack(weights))
+
+    def kept(self, state: bytes) -> None:
+        """Write the final state."""
+        self.folder.save_state(state)
 
     def written(self, record: RunRecord) -> None:
         """Write run.json, accuracy.csv and training.csv; raises RunError when it can't."""
