@@ -403,8 +403,12 @@ class Strategy:
         if self.memory is None or len(self.memory) == 0 or n == 0:
             return None
         ids = self.memory.sample(n, self.rng(name))
+        self.progress.replayed += n
+        return self.batch_of(ids, name)
+
+    def batch_of(self, ids: Tensor, name: str) -> Batch:
+        """Return samples of the memory or of the step, by their ids, augmented by the stream `name` of the step."""
         p = self.progress
-        p.replayed += n
         return self._context.pipeline.batch(ids, self.active_outputs(ids), (name, p.task, p.stage, p.epoch, p.step))
 
     def gradient_of(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
