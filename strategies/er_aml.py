@@ -36,6 +36,7 @@ class ERAML(Strategy):
         needs_memory=True,
         memory_policy="reservoir",
         on_features=True,
+        needs_boundaries=False,
         not_applicable={"neutral_at_zero": "with a memory or without, current samples learn by comparison"},
     )
 

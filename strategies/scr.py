@@ -42,6 +42,7 @@ class SCR(Strategy):
         memory="replayed",
         needs_memory=True,
         memory_policy="reservoir",
+        needs_boundaries=False,
         not_applicable={"neutral_at_zero": "it classifies by its exemplars, so it refuses to run without a memory"},
     )
 

@@ -68,6 +68,8 @@ class Traits:
         network's `features`, `forward` or `scores` and does nothing else with them. See Strategy.frozen_features.
     mixes: whether its loss reads the labels of a batch through `classification_loss` alone, and keeps nothing that was
         computed of its images, so that images can be mixed in pairs (--mixup).
+    needs_boundaries: whether it does something where a task begins or ends, other than to be tested; a stream without
+        boundaries, which tells nobody where that is, is refused.
     needs_transformer: whether it works inside a vision transformer; any other network is refused.
     preset: fields of the run, by flat names, that default to other values for it, whatever the scenario.
     with_weights: defaults of hyper-parameters that hold where the weights of the backbone are given; those of a
@@ -87,6 +89,7 @@ class Traits:
     through_features: bool = True
     on_features: bool = False
     mixes: bool = False
+    needs_boundaries: bool = True
     needs_transformer: bool = False
     preset: Mapping[str, Any] = field(default_factory=dict)
     with_weights: Mapping[str, Any] = field(default_factory=dict)

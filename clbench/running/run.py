@@ -400,7 +400,7 @@ class Run:
             self._seed("begin_run")
             call_hook(strategy, "begin_run")
             self._require_restorable()
-        if strategy.memory is not None:
+        if strategy.memory is not None and not scenario.boundless:
             strategy.memory.expect(view.train.classes)
         self._seed("begin_task")
         call_hook(strategy, "begin_task", view)
