@@ -236,6 +236,11 @@ class EvaluationConfig(Group):
     eval_every: Literal["task", "epoch"] | Count = Field(
         default="task", description="evaluate after each task, also after each epoch, or every N steps"
     )
+    online_accuracy: bool = Field(
+        default=False,
+        description="test each new sample just before it is learnt, in the first pass over its task; the share that is "
+        "right is the average online accuracy",
+    )
     keep_predictions: bool = Field(
         default=False, description="keep the final scores of every test image in predictions.npz beside run.json"
     )

@@ -18,6 +18,7 @@ from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario
 from clbench.learning.compiled import PAST_FEATURES, CompiledFeatures
 from clbench.learning.early_stopping import validation_loss
+from clbench.learning.evaluation import online_answers
 from clbench.learning.fit import Fit, Tally, are_finite
 from clbench.learning.importance import grown, is_part
 from clbench.learning.returned import decays, loss_of, loss_terms, penalty_term, require_gradient
@@ -186,6 +187,7 @@ class Trainer:
         step, progress = fit.tally.steps, self.context.progress
         fit.set_rate(progress, self.config, len(self.context.scenario.tasks))
         batch = self.batch(fit, ids, read)
+        answers = self._online_answers(batch)
         self.seed((stream_seed(self.config.seed, "dropout", *self._keys(fit)) >> 1) + step)
         buffers = self._copied_buffers() if self.config.training.on_nan == "skip" else []
         terms = self._losses(fit, batch)
@@ -198,13 +200,21 @@ class Trainer:
             # A step that is left out offers nothing: what a strategy keeps for each exemplar is kept in after_step.
             self._fill_memory(ids, step)
             call_hook(self.strategy, "after_step", batch)
-            fit.tally.add(progress.step, terms)
+            fit.tally.add(progress.step, terms, answers)
         else:
             for buffer, before in buffers:
                 buffer.copy_(before)
         # A run that is continued between two steps has no gradients either.
         fit.clear_gradients()
         fit.count(progress, len(ids), taken=taken)
+
+    def _online_answers(self, batch: Batch) -> Tensor | None:
+        """Test the new samples of a batch where that is asked for, in the first pass over a task's first stage."""
+        progress = self.context.progress
+        if not self.config.evaluation.online_accuracy or progress.stages_done or progress.epoch:
+            return None
+        self.seed(stream_seed(self.config.seed, "hook/online", progress.task, progress.step))
+        return online_answers(self.strategy, self.context, batch)
 
     @cached_property
     def _runs_code_of_others(self) -> bool:
@@ -312,6 +322,8 @@ class Trainer:
         )
         if self.config.training.on_nan == "skip":
             record.skipped = tally.skipped
+        if tally.tested:
+            record.tested, record.correct = tally.tested, tally.correct
         if tally.waited:
             record.waited = tally.waited
         return record

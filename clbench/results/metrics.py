@@ -108,17 +108,19 @@ def summarize(
     test_sizes: npt.ArrayLike | None = None,
     joint: npt.ArrayLike | None = None,
     minima: npt.ArrayLike | None = None,
+    online: npt.ArrayLike | None = None,
 ) -> dict[str, float | None]:
     """Return every metric of `METRICS` by its name; None where it is undefined or its input is not given.
 
     `baseline` [T] holds the untrained model's accuracies, `test_sizes` [T] the number of test samples of each
     task, `joint` [T] the accuracy on task k of a model trained jointly on tasks 0..k, `minima` [T-1] the
-    lowest accuracy on each task at any iteration since it was learned. Raises ConfigError for a matrix that
+    lowest accuracy on each task at any iteration since it was learned, `online` [2] how many samples were right just
+    before they were learned, and how many were tested so. Raises ConfigError for a matrix that
     is not square, a value outside [0, 1] or a length that does not fit, and for a metric that is infinite or fails.
     """
     completed(R)  # refuse a bad matrix before anything that goes with it
     cut = None if minima is None else _minima(R, minima)
-    given = {"R": R, "baseline": baseline, "test_sizes": test_sizes, "joint": joint, "minima": cut}
+    given = {"R": R, "baseline": baseline, "test_sizes": test_sizes, "joint": joint, "minima": cut, "online": online}
     return {
         name: None if any(given[key] is None for key in found.inputs) else _value(name, found, given)
         for name, found in METRICS.items()
@@ -313,6 +315,20 @@ def diaz_rodriguez_forward_transfer(R: npt.ArrayLike) -> float | None:
 def learning_accuracy(R: npt.ArrayLike) -> float | None:
     """Return the mean of R[i, i] over all tasks (MER, arXiv:1810.11910)."""
     return _mean(np.diag(completed(R)))
+
+
+@metric("Share of all samples of the run that were classified correctly just before they were learned.")
+def average_online_accuracy(online: npt.ArrayLike) -> float | None:
+    """Return correct / tested of `online` [2], the samples that were right just before they were learned, and all.
+
+    None where none was tested. It is the average online accuracy of streams that are seen once (Cai et al. 2021,
+    arXiv:2108.09020), and the online accuracy over all tasks of Dohare et al. 2024,
+    doi:10.1038/s41586-024-07711-7.
+    """
+    values = _numbers("online", online)
+    if values.shape != (2,) or not 0 <= values[0] <= values[1]:
+        raise ConfigError(f"online is {values.tolist()}; accepted: numbers of correct and of tested samples")
+    return float(values[0] / values[1]) if values[1] else None
 
 
 def intransigence_by_task(R: npt.ArrayLike, joint: npt.ArrayLike) -> list[float | None]:

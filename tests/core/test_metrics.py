@@ -32,6 +32,7 @@ NAMES = [
     "backward_transfer",
     "forward_transfer",
     "learning_accuracy",
+    "average_online_accuracy",
     "intransigence",
     "min_accuracy",
     "worst_case_accuracy",
@@ -108,8 +109,8 @@ def test_average_incremental_accuracy_has_two_names_and_definitions():
 
 
 def test_summary_has_the_published_names_and_the_worked_values():
-    summary = metrics.summarize(R, UNTRAINED, [100, 200, 700], JOINT, MINIMA)
-    expected = [2 / 3, 0.8, 0.763889, 0.745833, 0.275, -0.25, 0.15, 0.833333, 0.05, 0.4, 0.566667]
+    summary = metrics.summarize(R, UNTRAINED, [100, 200, 700], JOINT, MINIMA, [210, 300])
+    expected = [2 / 3, 0.8, 0.763889, 0.745833, 0.275, -0.25, 0.15, 0.833333, 0.7, 0.05, 0.4, 0.566667]
     assert list(summary) == list(metrics.METRICS) == NAMES
     assert list(summary.values()) == pytest.approx(expected, abs=1e-6)
     assert all(type(value) is float for value in summary.values())
@@ -129,11 +130,11 @@ def test_summary_of_what_was_not_given_is_none():
     summary = metrics.summarize(SEEN_ONLY)
     missing = {name for name, value in summary.items() if value is None}
     needs_more = {"sample_average_accuracy", "forward_transfer", "intransigence"}
-    assert missing == needs_more | {"min_accuracy", "worst_case_accuracy"}
+    assert missing == needs_more | {"min_accuracy", "worst_case_accuracy", "average_online_accuracy"}
 
 
 def test_one_task_has_neither_transfer_nor_forgetting():
-    summary = metrics.summarize([[0.9]], [0.1], [10], [0.95], [])
+    summary = metrics.summarize([[0.9]], [0.1], [10], [0.95], [], [3, 4])
     assert summary == {
         "average_accuracy": 0.9,
         "sample_average_accuracy": 0.9,
@@ -143,6 +144,7 @@ def test_one_task_has_neither_transfer_nor_forgetting():
         "backward_transfer": None,
         "forward_transfer": None,
         "learning_accuracy": 0.9,
+        "average_online_accuracy": 0.75,
         "intransigence": pytest.approx(0.05),
         "min_accuracy": None,
         "worst_case_accuracy": 0.9,
@@ -251,7 +253,7 @@ def test_values_stay_in_their_bounds(matrix):
 @given(st.integers(2, 8), st.floats(0, 1))
 def test_constant_matrix_neither_forgets_nor_transfers(tasks, accuracy):
     matrix = np.full((tasks, tasks), accuracy)
-    summary = metrics.summarize(matrix, matrix[0], np.ones(tasks), matrix[0], matrix[0, 1:])
+    summary = metrics.summarize(matrix, matrix[0], np.ones(tasks), matrix[0], matrix[0, 1:], [accuracy, 1])
     for name, value in summary.items():
         changes = name in {"forgetting", "backward_transfer", "forward_transfer", "intransigence"}
         assert value == pytest.approx(0 if changes else accuracy, abs=1e-12)
