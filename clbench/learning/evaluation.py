@@ -118,6 +118,26 @@ def online_answers(strategy: Strategy, context: Context, batch: Batch) -> Tensor
         return torch.stack([(right & new).sum(), new.sum()])
 
 
+def accuracy_on_seen(strategy: Strategy, context: Context, seen: Tensor) -> float:
+    """Return the share of test images of the outputs seen so far that are right among these outputs.
+
+    seen: bool [outputs], on the CPU. The headline classifier decides. Where a class has images in several tasks, those
+    of tasks that have begun are tested. Koh et al. 2022, arXiv:2110.10031, section 3.3.
+    """
+    scenario, test = context.scenario, context.scenario.test
+    begun = [t for t in scenario.tasks if scenario.setting == "class" or t.index <= context.progress.task]
+    ids = torch.cat([task.test.ids for task in begun])
+    ids = ids[seen[test.labels[ids]]]
+    hidden = ~seen.to(context.device)
+    right = torch.zeros((), dtype=torch.int64, device=context.device)
+    with torch.inference_mode(), eval_mode(strategy), context.autocast():
+        for images, labels, _ in context.pipeline.test_passes(ids):
+            scores = next(iter(class_scores(strategy, images, 0).values()))
+            best, guess = scores.float().masked_fill(hidden[: scores.shape[1]], -torch.inf).max(1)
+            right += ((guess == labels) & (best > -torch.inf)).sum()
+    return int(right) / len(ids)
+
+
 def final_scores(strategy: Strategy, context: Context) -> dict[str, Tensor]:
     """Score every test image with the headline classifier, once all tasks are learnt.
 

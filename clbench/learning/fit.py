@@ -124,7 +124,7 @@ class Tally:
     """The epoch under way: its steps, images, seconds and losses, and the learning rate of its first step.
 
     `waited` are those of the seconds in which images on disk were waited for. `tested` samples were tested just before
-    they were learnt, and `correct` of them were right.
+    they were learnt, and `correct` of them were right; `near_tested` and `near_correct` some steps before.
 
     Each step leaves its loss terms and counts on the device; they are read from time to time, all at once.
     """
@@ -136,6 +136,8 @@ class Tally:
     skipped: int = 0
     tested: int = 0
     correct: int = 0
+    near_tested: int = 0
+    near_correct: int = 0
     lr_first: float | None = None
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -150,7 +152,11 @@ class Tally:
         return {name: value for name, value in vars(self).items() if name not in ("_pending", "_answers")}
 
     def add(self, step: int, terms: dict[str, Tensor], answers: Tensor | None = None) -> None:
-        """Take up the terms of a step of the stage, and the counts of `online_answers`, without reading them."""
+        """Take up the terms of a step of the stage without reading them; answers: counts of samples, int64 [4].
+
+        They are how many were right just before they were learnt, how many were tested so, and the same some steps
+        before.
+        """
         self._pending.append((step, {name: term.detach() for name, term in terms.items()}))
         if answers is not None:
             self._answers.append(answers)
@@ -170,8 +176,8 @@ class Tally:
             counts = torch.stack(self._answers).T.flatten().float() if self._answers else stacked[:0]
             *values, size = (read := torch.cat([counts, stacked]).tolist())[len(counts) :]
             n = len(self._answers)
-            self.correct += int(sum(read[:n]))
-            self.tested += int(sum(read[n : 2 * n]))
+            for place, name in enumerate(("correct", "tested", "near_correct", "near_tested") if n else ()):
+                setattr(self, name, getattr(self, name) + int(sum(read[place * n : (place + 1) * n])))
             for (step, name, _), value in zip(terms, values, strict=True):
                 if not math.isfinite(value):
                     raise _diverged(f"the {name} loss is {value}", progress, step, saved, strategy)

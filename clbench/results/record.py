@@ -117,6 +117,7 @@ class EpochRecord(Part):
     lr_first, lr: the learning rates of its first and of its last step; 0.1.0 kept the last one alone.
     waited: those of its seconds in which images on disk were waited for.
     tested, correct: samples that were tested just before they were learnt, and how many of them were right.
+    near_tested, near_correct: the same of samples that were tested some steps before they were learnt.
     """
 
     task: Count
@@ -135,6 +136,8 @@ class EpochRecord(Part):
     best: bool = False
     tested: Count = 0
     correct: Count = 0
+    near_tested: Count = 0
+    near_correct: Count = 0
 
 
 def idle_share(epochs: Sequence[EpochRecord]) -> float:
@@ -147,6 +150,19 @@ def online_counts(epochs: Sequence[EpochRecord]) -> tuple[int, int] | None:
     """Return how many samples were right just before they were learnt, and how many were tested; None for none."""
     tested = sum(epoch.tested for epoch in epochs)
     return (sum(epoch.correct for epoch in epochs), tested) if tested else None
+
+
+def near_counts(epochs: Sequence[EpochRecord]) -> tuple[int, int] | None:
+    """Return how many samples were right some steps before they were learnt, and how many were tested so, or None."""
+    tested = sum(epoch.near_tested for epoch in epochs)
+    return (sum(epoch.near_correct for epoch in epochs), tested) if tested else None
+
+
+class AnytimeRecord(Part):
+    """The accuracy on the classes seen so far, among their outputs, once so many samples of the stream have gone by."""
+
+    samples: Count
+    accuracy: Accuracy
 
 
 class EvaluationRecord(ByMatrix):
@@ -207,6 +223,7 @@ class RunRecord(Part):
     tasks: list[TaskRecord] = []
     training: list[EpochRecord] = []
     evaluations: list[EvaluationRecord] = []
+    anytime: list[AnytimeRecord] = []
     ledger: list[LedgerRecord] = []
     resumes: list[dict[str, Any]] = []
     cached_features: dict[str, str] | None = None

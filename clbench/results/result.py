@@ -30,6 +30,7 @@ from clbench.results.record import (
     Rows,
     RunRecord,
     idle_share,
+    near_counts,
     online_counts,
 )
 from clbench.support.files import expanded, write_atomically
@@ -322,6 +323,8 @@ class Result:
             joint=best,
             minima=self._minima(name, which, accuracy),
             online=online_counts(self.recorded.training) if is_headline else None,
+            near=near_counts(self.recorded.training) if is_headline else None,
+            anytime=[point.accuracy for point in self.recorded.anytime] if is_headline else None,
         )
         if not is_headline:
             return computed

@@ -17,6 +17,7 @@ from clbench.results.record import (
     MATRICES,
     SCHEMA_VERSION,
     AccuracyRecord,
+    AnytimeRecord,
     ConfigRecord,
     EpochRecord,
     EvaluationRecord,
@@ -28,6 +29,7 @@ from clbench.results.record import (
     TaskRecord,
     UntrainedRecord,
     idle_share,
+    near_counts,
     online_counts,
 )
 from clbench.running.ledger import above_budget, measure
@@ -70,6 +72,11 @@ class Recorder(Observer):
         rows = {matrix: evaluation.row(headline, matrix) for matrix in MATRICES}
         at = {"task": progress.task, "stage": progress.stage, "epoch": progress.epoch, "step": progress.step}
         self.record.evaluations.append(EvaluationRecord.model_validate({**at, **rows}))
+
+    def seen_classes(self, samples: int, accuracy: float) -> None:
+        """Record the accuracy on the classes seen so far, once so many samples have gone by."""
+        # Assigned, as records without it stay as they were.
+        self.record.anytime = [*self.record.anytime, AnytimeRecord(samples=samples, accuracy=accuracy)]
 
     def untrained(self, evaluation: Evaluation) -> None:
         """Record the accuracies before any training."""
@@ -123,6 +130,8 @@ class Recorder(Observer):
             test_sizes=sizes if all(sizes) else None,
             minima=metrics.minima(rows, within),
             online=online_counts(record.training) if matrix == record.headline.matrix else None,
+            near=near_counts(record.training) if matrix == record.headline.matrix else None,
+            anytime=[point.accuracy for point in record.anytime] if matrix == record.headline.matrix else None,
         )
 
     def task_done(self, n_train: int, epochs: list[EpochRecord], seconds: dict[str, float]) -> None:

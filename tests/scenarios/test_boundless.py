@@ -19,7 +19,7 @@ def cut(tasks: int = 3, **options: Any) -> Any:
     """Six classes of 20 images, which are 2 x 2 pixels."""
     y = np.arange(6).repeat(20)
     x = np.arange(len(y), dtype=np.uint8)[:, None, None].repeat(2, 1).repeat(2, 2)
-    return split(dataset_from_arrays(x, y, x, y), tasks=tasks, **options)
+    return split(dataset_from_arrays(x, y, 255 - x, y), tasks=tasks, **options)
 
 
 @pytest.mark.parametrize(
