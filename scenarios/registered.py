@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from clbench.config.errors import ConfigError, unknown
-from clbench.config.groups import Count, Share
-from clbench.config.registry import text_of
+from clbench.config.groups import Count, Share, TrainingConfig
+from clbench.config.registry import read_text, text_of
 from clbench.config.run import RunConfig
 from clbench.data.spec import ScenarioSpec
 
@@ -65,6 +65,16 @@ class _Cut(ScenarioSpec):
     blurry: Annotated[Share, Field(description="share of each task's training images spread over the other tasks")] = (
         0.0
     )
+    online: Annotated[
+        bool, Field(description="train as is usual where a stream is seen once: one pass in batches of ten")
+    ] = False
+    disjoint: Annotated[
+        Annotated[float, Field(ge=0, le=1)] | None,
+        Field(
+            description="a stream whose boundaries no strategy is told (Si-Blurry): the share of classes that come in "
+            "one task alone; of the others' images blurry is spread"
+        ),
+    ] = None
     imbalance: Annotated[
         Annotated[float, Field(ge=1)] | None,
         Field(description="long-tailed classes: training images of the first class over those of the last"),
@@ -76,6 +86,19 @@ class _Cut(ScenarioSpec):
         Annotated[int, Field(ge=4)] | None,
         Field(description="for folders of photos and streams: resize the shorter side, crop the centre"),
     ] = None
+
+    @classmethod
+    def preset_of(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the usual training of a stream that is seen once, on the scenario's network."""
+        boundless = given.get("disjoint") is not None
+        if not boundless and read_text(bool, given.get("online", False)) is not True:
+            return cls.preset
+        own = {k: v for k, v in cls.preset.items() if k not in TrainingConfig.model_fields and k != "strategies"}
+        preset = own | presets()["online"] | ({"optimizer_state": "keep"} if boundless else {})
+        if boundless and {**own, **given}.get("setting", "class") == "class":
+            # Outputs of all classes exist from the beginning, as classes come at any time.
+            preset |= {"head": "full", "loss_outputs": "all"}
+        return preset
 
     def drawn_by(self, config: RunConfig) -> int | None:
         """Return the seed that draws the scenario: the class-order seed, the run's seed under `per-seed`, or None."""

@@ -34,6 +34,7 @@ def split(
     limit: int | None = None,
     validation: float = 0.0,
     blurry: float = 0.0,
+    disjoint: float | None = None,
     imbalance: float | None = None,
     shots: int | None = None,
     seed: int = 0,
@@ -50,6 +51,10 @@ def split(
     validation: share of each class held out, drawn by `seed`; data may bring a validation split of their own instead.
     blurry: share of each task's training images, drawn by the class-order seed (0 without one), that is dealt out
         evenly over the other tasks (blurry boundaries: Bang et al. 2021, arXiv:2103.17230).
+    disjoint: makes a stream whose boundaries no strategy is told (Si-Blurry: Moon et al. 2023, arXiv:2308.09303; Koh et
+        al. 2022, arXiv:2110.10031). This share of each task's classes, rounded down over all of them, comes in that
+        task alone; of the others the share `blurry` of their images is dealt out at random over all tasks, by the same
+        seed. 1 is a stream of tasks of their own classes.
     imbalance: long-tailed classes; the i-th of C original classes keeps n / imbalance^(i / (C - 1)) images, rounded
         down, where n is the size of the smallest class (Cui et al. 2019, arXiv:1901.05555). Tasks are then long-tailed
         too: ordered by size in the usual class order, shuffled in another one (Liu et al. 2022, arXiv:2210.00266).
@@ -70,6 +75,7 @@ def split(
     sizes = task_sizes_of(order, tasks, task_sizes)
     _check_setting(setting, sizes)
     _check_training_images(setting, sizes, validation, blurry, imbalance, shots)
+    _check_disjoint(setting, len(order), blurry, disjoint)
     if data.n_validation and validation:
         raise ConfigError(
             f"validation={validation:g} and the {data.n_validation:,} validation images of {data.name} itself exclude "
@@ -92,7 +98,12 @@ def split(
     parts = [[_hold_out(train, n, c, numbers[c], validation, seed) for c in classes] for classes in chunks]
     kept = [torch.cat([ids for ids, _ in of_task]) for of_task in parts]
     if blurry:
-        kept = _blur(kept, blurry, class_order_seed or 0)
+        seed_of_order = class_order_seed or 0
+        if disjoint is None:
+            kept = _blur(kept, blurry, seed_of_order)
+        else:
+            spread = torch.tensor([c for classes in _blurry_classes(chunks, disjoint) for c in classes])
+            kept = _spread(kept, train.classes, spread, blurry, seed_of_order)
         for index, ids in enumerate(kept):
             train.tasks[ids] = index
     made = [
@@ -116,6 +127,7 @@ def split(
         data.mean,
         data.std,
         left_out=data.left_out,
+        boundless=disjoint is not None,
     )
 
 
@@ -247,6 +259,47 @@ def _blur(kept: list[Tensor], share: float, seed: int) -> list[Tensor]:
         for turn in range(1, len(kept)):
             dealt[(index + turn) % len(kept)].append(mixed[:n][turn - 1 :: len(kept) - 1])
     return [torch.cat(parts).sort().values for parts in dealt]
+
+
+def _check_disjoint(setting: str, n_classes: int, blurry: float, disjoint: float | None) -> None:
+    if disjoint is None:
+        return
+    if not 0 <= disjoint <= 1:
+        raise ConfigError(f"disjoint={disjoint:g} is a share of the classes; 0 to 1 is accepted")
+    if setting == "task":
+        raise ConfigError(
+            f"disjoint={disjoint:g}: a task-incremental scenario tells each image's task, so its boundaries are known; "
+            "setting=class and setting=domain are accepted"
+        )
+    if (int(disjoint * n_classes) < n_classes) != (blurry > 0):
+        raise ConfigError(
+            f"disjoint={disjoint:g} and blurry={blurry:g}: blurry is the share of the images of classes that are not "
+            "disjoint; a share above 0 where there are such classes, and 0 with disjoint=1, is accepted"
+        )
+
+
+def _blurry_classes(chunks: list[list[int]], disjoint: float) -> list[list[int]]:
+    """Return each task's classes that are not its own alone: the last ones of it, as many as the share leaves."""
+    found, before = [], 0
+    for classes in chunks:
+        own = int(disjoint * (before + len(classes))) - int(disjoint * before)
+        found.append(classes[own:])
+        before += len(classes)
+    return found
+
+
+def _spread(kept: list[Tensor], classes: Tensor, blurry: Tensor, share: float, seed: int) -> list[Tensor]:
+    """Deal a share of each task's ids of blurry classes out over all tasks at random, in parts of equal size."""
+    stay, pool = [], []
+    for index, ids in enumerate(kept):
+        own = torch.isin(classes[ids], blurry)
+        mixed = ids[own][torch.randperm(int(own.sum()), generator=stream(seed, "blurry", index))]
+        n = round(share * len(mixed))
+        stay.append(torch.cat([ids[~own], mixed[n:]]))
+        pool.append(mixed[:n])
+    together = torch.cat(pool)
+    dealt = together[torch.randperm(len(together), generator=stream(seed, "dealt"))].tensor_split(len(kept))
+    return [torch.cat(parts).sort().values for parts in zip(stay, dealt, strict=True)]
 
 
 def _images(

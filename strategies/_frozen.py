@@ -38,6 +38,11 @@ class FrozenBackbone(Strategy, ABC):
                 f"compile={config.engine.compile} given, and {config.strategy} with weights trains nothing; "
                 "compile=none is accepted"
             )
+        if scenario.boundless and config.model.weights is None:
+            raise ConfigError(
+                f"{config.strategy} trains its network on the first task, and a stream without boundaries (disjoint) "
+                "tells nobody where that ends; weights are accepted"
+            )
 
     def begin_run(self) -> None:
         """Before the first task the sums are empty."""

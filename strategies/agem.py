@@ -30,6 +30,7 @@ class AGEM(Strategy):
         memory_policy="random",
         on_features=True,
         mixes=True,
+        needs_boundaries=False,
     )
 
     reference_size: Annotated[int, Field(ge=1)] = 256

@@ -33,6 +33,7 @@ class DER(Strategy):
         needs_memory=True,
         memory_policy="reservoir",
         on_features=True,
+        needs_boundaries=False,
     )
 
     alpha: Annotated[Strength, Log(0.01, 2)] = 0.3

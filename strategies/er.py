@@ -27,6 +27,7 @@ class ER(Strategy):
         memory_policy="reservoir",
         on_features=True,
         mixes=True,
+        needs_boundaries=False,
     )
 
     share: Annotated[float, Field(ge=0, lt=1), Choices(0.25, 0.5, 0.75)] = 0.5

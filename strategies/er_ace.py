@@ -22,6 +22,7 @@ class ERACE(Strategy):
         needs_memory=True,
         memory_policy="reservoir",
         on_features=True,
+        needs_boundaries=False,
         not_applicable={"neutral_at_zero": "without a memory only the classes present in a batch compete"},
     )
 

@@ -15,7 +15,9 @@ class FrozenNCM(FrozenBackbone):
     which the backbone trains before it is frozen.
     """
 
-    traits = replace(FrozenBackbone.traits, paper="Mensink et al. 2013, doi:10.1109/TPAMI.2013.83")
+    traits = replace(
+        FrozenBackbone.traits, paper="Mensink et al. 2013, doi:10.1109/TPAMI.2013.83", needs_boundaries=False
+    )
 
     def classifier(self) -> tuple[Tensor, Tensor]:
         """The class means as weights."""

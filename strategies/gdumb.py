@@ -30,6 +30,7 @@ class GDumb(Strategy):
         needs_memory=True,
         memory_policy="balanced",
         on_features=True,
+        needs_boundaries=False,
         not_applicable={"neutral_at_zero": "it trains on its memory alone, so it refuses to run without one"},
     )
 

@@ -2,8 +2,6 @@
 
 from typing import Annotated, Literal
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -13,6 +11,7 @@ from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario, Task
 from clbench.learning.losses import distillation
 from clbench.learning.strategy import Traits
+from clbench.strategies._nearest import exemplar_means, nearest_mean
 from clbench.strategies._teacher import Taught
 
 
@@ -80,31 +79,17 @@ class ICaRL(Taught):
             terms["distillation"] = distillation(logits, old, self.temperature)
         return terms
 
-    @torch.no_grad()
     def end_task(self, task: Task) -> None:
-        """The mean of each class's exemplars, in normalised features, normalised again (section 3.1)."""
+        """The mean of each class's exemplars."""
         self.model.eval()
-        data = self.exemplars()
-        sums = torch.zeros(self.model.head.out_features, self.model.feature_dim, device=self.device)
-        for batch in self.passes(data):
-            features = F.normalize(self.features(batch.images).float())
-            if self.flip_means:
-                features = features + F.normalize(self.features(batch.images.flip(-1)).float())
-            sums.index_add_(0, batch.labels, features)
-        self.means = F.normalize(sums) if len(data) else None
+        self.means = exemplar_means(self, flip=self.flip_means)
 
     def scores(self, images: Tensor, task: int | None = None) -> dict[str, Tensor]:
-        """Nearest mean (the dot product of unit vectors orders classes as the distance does) and linear head."""
+        """Nearest mean of exemplars and linear head."""
         features = self.model.features(images)
         linear = self.model.head(features)
         if self.memory is None:
             return {"linear": linear}
-        nearest = linear
-        if self.means is not None:
-            # A class without an exemplar is never the nearest; one whose features are all zero may be.
-            held = torch.zeros(len(self.means), dtype=torch.bool).index_fill(0, self.exemplars().labels, True)
-            known = F.normalize(features.float()) @ self.means.T
-            known = known.masked_fill(~held.to(self.device, non_blocking=True), -torch.inf)
-            nearest = F.pad(known, (0, linear.shape[1] - known.shape[1]), value=-torch.inf)
+        nearest = linear if self.means is None else nearest_mean(self, self.means, features)
         both = {"nearest_mean": nearest, "linear": linear}
         return {self.classifier: both[self.classifier]} | both

@@ -9,4 +9,4 @@ class Naive(Strategy):
     It is the lower reference line.
     """
 
-    traits = Traits(family="reference", seeds_together=True, on_features=True, mixes=True)
+    traits = Traits(family="reference", seeds_together=True, on_features=True, mixes=True, needs_boundaries=False)

@@ -38,6 +38,7 @@ class RanDumb(SLDA):
         with_weights={},
         through_features=False,
         on_features=False,
+        needs_boundaries=True,
     )
 
     projections: Annotated[int, Field(ge=1), Choices(500, 1000, 2000)] = 1000

@@ -26,7 +26,10 @@ class SLDA(FrozenBackbone):
     """
 
     traits = replace(
-        FrozenBackbone.traits, paper="Hayes & Kanan 2020, arXiv:1909.01520", with_weights={"shrinkage": None}
+        FrozenBackbone.traits,
+        paper="Hayes & Kanan 2020, arXiv:1909.01520",
+        with_weights={"shrinkage": None},
+        needs_boundaries=False,
     )
     second_moment = True
 

@@ -200,6 +200,10 @@ def call_targets(place: Path) -> dict[str, Callable[[random.Random], tuple[int, 
             losses.binary_cross_entropy,
             {"logits": logits, "labels": labels, "teacher_logits": None, "reduction": "mean"},
         ),
+        "supervised_contrastive": (
+            losses.supervised_contrastive,
+            {"anchors": logits, "labels": labels, "temperature": 0.1, "others": None, "other_labels": None},
+        ),
         "fisher_diagonal": (
             importance.fisher_diagonal,
             {"model": network, "images": logits, "labels": labels, "label_mode": "empirical", "chunk_size": None},

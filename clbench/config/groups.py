@@ -236,6 +236,21 @@ class EvaluationConfig(Group):
     eval_every: Literal["task", "epoch"] | Count = Field(
         default="task", description="evaluate after each task, also after each epoch, or every N steps"
     )
+    online_accuracy: bool = Field(
+        default=False,
+        description="test each new sample just before it is learnt, in the first pass over its task; the share that is "
+        "right is the average online accuracy",
+    )
+    near_future: Annotated[int, Field(ge=0, le=10**9)] | None = Field(
+        default=None,
+        description="test each new sample by the model as it was so many steps before the sample's own; the share that "
+        "is right is the near-future accuracy",
+    )
+    anytime: Count | None = Field(
+        default=None,
+        description="test on the classes seen so far each time that so many samples of the stream have gone by; the "
+        "mean is the anytime accuracy",
+    )
     keep_predictions: bool = Field(
         default=False, description="keep the final scores of every test image in predictions.npz beside run.json"
     )

@@ -134,6 +134,7 @@ class Scenario:
     augment: the default augmentation of its runs.
     published: whether its name identifies the data, because they are those that were published under it.
     left_out: the files of the data that can't be used and are left out.
+    boundless: whether it is one stream, and its tasks say only when it is tested; no strategy is told where they begin.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Scenario:
     augment: str = "none"
     published: bool = False
     left_out: tuple[str, ...] = ()
+    boundless: bool = False
     _claimed: tuple[int, ...] | None = field(default=None, repr=False)
 
     @property
@@ -330,7 +332,8 @@ class Scenario:
         tensors = [t for part in (self.train, self.test) for t in (part.labels, part.tasks)]
         tensors += [data.ids for task in self.tasks for data in (task.train, task.validation, task.test)]
         cut = [(list(map(int, task.classes)), task.outputs.start, task.outputs.stop) for task in self.tasks]
-        return _digest(repr(cut), self.content(), *tensors)
+        # Only where it is one: the digests of others stay as they were.
+        return _digest(repr(cut), self.content(), *tensors, *(["boundless"] if self.boundless else []))
 
     def content(self) -> str:
         """Return a digest of the images, their original classes and their normalisation, however they are cut."""

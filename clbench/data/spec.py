@@ -46,6 +46,11 @@ class ScenarioSpec(ABC):
         """Return the pairs of names, options of the scenario and fields of a run, of which at most one is given."""
         return (*EXCLUSIVE, *cls.exclusive)
 
+    @classmethod
+    def preset_of(cls, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the training that is the default under options as they are given, which nobody has checked yet."""
+        return cls.preset
+
     @property
     def options(self) -> dict[str, Any]:
         """All options with their values."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clbench.config.errors import RunError
-from clbench.data.batches import gathered
+from clbench.data.batches import Batch, gathered
 from clbench.learning.returned import class_scores, same_classifiers
 from clbench.learning.strategy import Context, Strategy, eval_mode, spoilt
 
@@ -94,6 +94,48 @@ def evaluate(strategy: Strategy, context: Context, after: int) -> Evaluation:
             )
     hidden = strategy.traits.needs_task_at_test
     return Evaluation({n: t.counts(hidden, defined) for n, t in tallies.items()}, totals, defined)
+
+
+def online_answers(strategy: Strategy, context: Context, batch: Batch) -> Tensor:
+    """Test the new samples of a batch, those of the present task, before it is learnt; nothing waits for the device.
+
+    They are tested as they are, without augmentation, under the rule of the setting's headline matrix, or among all
+    outputs where all compete in the loss. Returns how many were right and how many there are, int64 [2] on the device.
+    No buffer, flag or weight is changed.
+    """
+    scenario, config, task = context.scenario, context.config, context.progress.task
+    plain = config.data.augment == "none" and not config.data.mixup
+    # Where all outputs compete in the loss, a sample may be of a class that a later task is for (blurry tasks).
+    seen = scenario.n_outputs if config.training.loss_outputs == "all" else scenario.seen_outputs(task)
+    competing = scenario.tasks[task].outputs if scenario.setting == "task" else slice(0, seen)
+    with torch.inference_mode(), eval_mode(strategy), context.autocast():
+        images = batch.images if plain else strategy.normalize(batch.originals)
+        scores = next(iter(class_scores(strategy, images, task).values()))[:, competing]
+        best, guess = scores.max(1)
+        # No output is chosen where all are -inf, though the first would be named.
+        right = (guess + competing.start == batch.labels) & (best > -torch.inf)
+        new = batch.tasks == task
+        return torch.stack([(right & new).sum(), new.sum()])
+
+
+def accuracy_on_seen(strategy: Strategy, context: Context, seen: Tensor) -> float:
+    """Return the share of test images of the outputs seen so far that are right among these outputs.
+
+    seen: bool [outputs], on the CPU. The headline classifier decides. Where a class has images in several tasks, those
+    of tasks that have begun are tested. Koh et al. 2022, arXiv:2110.10031, section 3.3.
+    """
+    scenario, test = context.scenario, context.scenario.test
+    begun = [t for t in scenario.tasks if scenario.setting == "class" or t.index <= context.progress.task]
+    ids = torch.cat([task.test.ids for task in begun])
+    ids = ids[seen[test.labels[ids]]]
+    hidden = ~seen.to(context.device)
+    right = torch.zeros((), dtype=torch.int64, device=context.device)
+    with torch.inference_mode(), eval_mode(strategy), context.autocast():
+        for images, labels, _ in context.pipeline.test_passes(ids):
+            scores = next(iter(class_scores(strategy, images, 0).values()))
+            best, guess = scores.float().masked_fill(hidden[: scores.shape[1]], -torch.inf).max(1)
+            right += ((guess == labels) & (best > -torch.inf)).sum()
+    return int(right) / len(ids)
 
 
 def final_scores(strategy: Strategy, context: Context) -> dict[str, Tensor]:

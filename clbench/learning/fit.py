@@ -123,9 +123,10 @@ class Fit:
 class Tally:
     """The epoch under way: its steps, images, seconds and losses, and the learning rate of its first step.
 
-    `waited` are those of the seconds in which images on disk were waited for.
+    `waited` are those of the seconds in which images on disk were waited for. `tested` samples were tested just before
+    they were learnt, and `correct` of them were right; `near_tested` and `near_correct` some steps before.
 
-    Each step leaves its loss terms on the device; they are read from time to time, all at once.
+    Each step leaves its loss terms and counts on the device; they are read from time to time, all at once.
     """
 
     steps: int = 0
@@ -133,6 +134,10 @@ class Tally:
     seconds: float = 0.0
     waited: float = 0.0
     skipped: int = 0
+    tested: int = 0
+    correct: int = 0
+    near_tested: int = 0
+    near_correct: int = 0
     lr_first: float | None = None
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -140,14 +145,21 @@ class Tally:
     def __post_init__(self) -> None:
         """Begin with nothing to read."""
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._answers: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts and what was read of the losses."""
-        return {name: value for name, value in vars(self).items() if name != "_pending"}
+        return {name: value for name, value in vars(self).items() if name not in ("_pending", "_answers")}
 
-    def add(self, step: int, terms: dict[str, Tensor]) -> None:
-        """Take up the terms of a step of the stage without reading them."""
+    def add(self, step: int, terms: dict[str, Tensor], answers: Tensor | None = None) -> None:
+        """Take up the terms of a step of the stage without reading them; answers: counts of samples, int64 [4].
+
+        They are how many were right just before they were learnt, how many were tested so, and the same some steps
+        before.
+        """
         self._pending.append((step, {name: term.detach() for name, term in terms.items()}))
+        if answers is not None:
+            self._answers.append(answers)
 
     def read(self, progress: Progress, weights: dict[str, nn.Parameter], saved: str, strategy: Strategy) -> float:
         """Read what is pending and return the mean loss.
@@ -160,7 +172,12 @@ class Tally:
             terms = [(step, name, term) for step, of_step in self._pending for name, term in of_step.items()]
             # A penalty without a term is a constant, and on the CPU.
             stacked = torch.stack([*(term.float().to(norm.device) for *_, term in terms), norm])
-            *values, size = stacked.tolist()
+            # Counts of a batch are exact as float32, whose whole numbers reach to 2^24.
+            counts = torch.stack(self._answers).T.flatten().float() if self._answers else stacked[:0]
+            *values, size = (read := torch.cat([counts, stacked]).tolist())[len(counts) :]
+            n = len(self._answers)
+            for place, name in enumerate(("correct", "tested", "near_correct", "near_tested") if n else ()):
+                setattr(self, name, getattr(self, name) + int(sum(read[place * n : (place + 1) * n])))
             for (step, name, _), value in zip(terms, values, strict=True):
                 if not math.isfinite(value):
                     raise _diverged(f"the {name} loss is {value}", progress, step, saved, strategy)
@@ -173,6 +190,7 @@ class Tally:
                     what = f"{wrong[0]} holds weights that are not finite"
                     raise _diverged(what, progress, terms[-1][0], saved, strategy)
             self._pending.clear()
+            self._answers.clear()
         return sum(self.means().values())
 
     def means(self) -> dict[str, float]:

@@ -147,6 +147,42 @@ def binary_cross_entropy(
     return loss * logits.shape[1] if reduction == "sum" else loss
 
 
+@checked
+def supervised_contrastive(
+    anchors: Tensor,
+    labels: Tensor,
+    temperature: float,
+    *,
+    others: Tensor | None = None,
+    other_labels: Tensor | None = None,
+) -> Tensor:
+    """Return the mean over anchors of -1 / |P| sum over P of log softmax(anchor . others / temperature).
+
+    P are the others with the anchor's label; an anchor that has none is left out. Without `others` the anchors are
+    compared with one another, none with itself. anchors: float [B, D], of norm 1; others: float [M, D], the same, with
+    `other_labels` [M]. Khosla et al. 2020, arXiv:2004.11362, equation 2. Raises ConfigError for a temperature that is
+    not above 0 and for shapes that do not fit.
+    """
+    _check("supervised_contrastive", anchors, labels)
+    if not 0 < temperature < torch.inf:
+        raise ConfigError(f"supervised_contrastive temperature {temperature:g}; accepted: above 0")
+    if (others is None) != (other_labels is None):
+        raise ConfigError("supervised_contrastive got others or other_labels alone; both or neither are accepted")
+    first, second = _full_precision(anchors), others
+    positive = labels[:, None] == (labels if other_labels is None else other_labels)
+    if second is None:
+        itself = torch.eye(len(first), dtype=torch.bool, device=first.device)
+        similarity = (first @ first.T / temperature).masked_fill(itself, -torch.inf)
+        positive = positive & ~itself
+    else:
+        check_shapes("supervised_contrastive", anchors=(anchors, "B D"), others=(second, "M D"))
+        similarity = first @ _full_precision(second).T / temperature
+    # What is masked has a log probability of -inf, which a factor of 0 would make NaN.
+    log_p = similarity.log_softmax(1).masked_fill(~positive, 0.0)
+    count = positive.sum(1)
+    return -(log_p.sum(1) / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)
+
+
 def _full_precision(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 

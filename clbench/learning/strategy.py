@@ -70,6 +70,8 @@ class Traits:
         network's `features`, `forward` or `scores` and does nothing else with them. See Strategy.frozen_features.
     mixes: whether its loss reads the labels of a batch through `classification_loss` alone, and keeps nothing that was
         computed of its images, so that images can be mixed in pairs (--mixup).
+    needs_boundaries: whether it does something where a task begins or ends, other than to be tested; a stream without
+        boundaries, which tells nobody where that is, is refused.
     needs_transformer: whether it works inside a vision transformer; any other network is refused.
     preset: fields of the run, by flat names, that default to other values for it, whatever the scenario.
     with_weights: defaults of hyper-parameters that hold where the weights of the backbone are given; those of a
@@ -90,6 +92,7 @@ class Traits:
     foresees: bool = False
     on_features: bool = False
     mixes: bool = False
+    needs_boundaries: bool = True
     needs_transformer: bool = False
     preset: Mapping[str, Any] = field(default_factory=dict)
     with_weights: Mapping[str, Any] = field(default_factory=dict)
@@ -406,8 +409,12 @@ class Strategy:
         if self.memory is None or len(self.memory) == 0 or n == 0:
             return None
         ids = self.memory.sample(n, self.rng(name))
+        self.progress.replayed += n
+        return self.batch_of(ids, name)
+
+    def batch_of(self, ids: Tensor, name: str) -> Batch:
+        """Return samples of the memory or of the step, by their ids, augmented by the stream `name` of the step."""
         p = self.progress
-        p.replayed += n
         return self._context.pipeline.batch(ids, self.active_outputs(ids), (name, p.task, p.stage, p.epoch, p.step))
 
     def gradient_of(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -18,6 +18,7 @@ from clbench.data.batches import Batch
 from clbench.data.scenario import Scenario
 from clbench.learning.compiled import PAST_FEATURES, CompiledFeatures
 from clbench.learning.early_stopping import validation_loss
+from clbench.learning.evaluation import online_answers
 from clbench.learning.fit import Fit, Tally, are_finite
 from clbench.learning.importance import grown, is_part
 from clbench.learning.returned import decays, loss_of, loss_terms, penalty_term, require_gradient
@@ -163,7 +164,7 @@ class Trainer:
         ahead = pipeline.ahead(batches[fit.tally.steps :])
         started, waited = time.perf_counter(), pipeline.reader.waited
         while fit.tally.steps < len(batches) and not fit.is_out_of_steps(progress):
-            self._step(fit, batches[fit.tally.steps], next(ahead))
+            self._step(fit, batches, next(ahead))
             due = fit.tally.steps % READ_EVERY == 0
             loss = fit.read_losses(progress, self.saved) if due else None
             fit.tally.seconds += time.perf_counter() - started
@@ -177,15 +178,17 @@ class Trainer:
         self._demand_agreement()
         return self.record(fit)
 
-    def _step(self, fit: Fit, ids: Tensor, read: Tensor | None) -> None:
+    def _step(self, fit: Fit, batches: list[Tensor], read: Tensor | None) -> None:
         """Take one optimizer step: loss, backward, after_backward, penalty, backward, clip, step, after_step.
 
         read: the samples, where they were read ahead.
         Nothing here waits for the device, but with on_nan="skip".
         """
         step, progress = fit.tally.steps, self.context.progress
+        ids = batches[step]
         fit.set_rate(progress, self.config, len(self.context.scenario.tasks))
         batch = self.batch(fit, ids, read)
+        answers = self._answers(batch, batches, step)
         self.seed((stream_seed(self.config.seed, "dropout", *self._keys(fit)) >> 1) + step)
         buffers = self._copied_buffers() if self.config.training.on_nan == "skip" else []
         terms = self._losses(fit, batch)
@@ -198,13 +201,33 @@ class Trainer:
             # A step that is left out offers nothing: what a strategy keeps for each exemplar is kept in after_step.
             self._fill_memory(ids, step)
             call_hook(self.strategy, "after_step", batch)
-            fit.tally.add(progress.step, terms)
+            fit.tally.add(progress.step, terms, answers)
         else:
             for buffer, before in buffers:
                 buffer.copy_(before)
         # A run that is continued between two steps has no gradients either.
         fit.clear_gradients()
         fit.count(progress, len(ids), taken=taken)
+
+    def _answers(self, batch: Batch, batches: list[Tensor], step: int) -> Tensor | None:
+        """Test new samples before they are learnt where that is asked for, in the first pass over a task's first stage.
+
+        Those of the batch, and those that come `near_future` steps later; before the first step of a task also all
+        that come sooner. Returns int64 [4], as Tally.add takes them.
+        """
+        progress, asked = self.context.progress, self.config.evaluation
+        if not (asked.online_accuracy or asked.near_future is not None) or progress.stages_done or progress.epoch:
+            return None
+        self.seed(stream_seed(self.config.seed, "hook/online", progress.task, progress.step))
+        none = torch.zeros(2, dtype=torch.int64, device=self.context.device)
+        now = online_answers(self.strategy, self.context, batch) if asked.online_accuracy else none
+        later = none
+        if asked.near_future is not None:
+            first = step + asked.near_future
+            for ids in batches[first if step else 0 : first + 1]:
+                coming = self.context.pipeline.batch(ids, slice(0), None)
+                later = later + online_answers(self.strategy, self.context, coming)
+        return torch.cat([now, later])
 
     @cached_property
     def _runs_code_of_others(self) -> bool:
@@ -312,6 +335,10 @@ class Trainer:
         )
         if self.config.training.on_nan == "skip":
             record.skipped = tally.skipped
+        if tally.tested:
+            record.tested, record.correct = tally.tested, tally.correct
+        if tally.near_tested:
+            record.near_tested, record.near_correct = tally.near_tested, tally.near_correct
         if tally.waited:
             record.waited = tally.waited
         return record

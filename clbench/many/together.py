@@ -47,6 +47,9 @@ def refuse_together(
         ("memory_size", memory.size, None),
         ("memory_per_class", memory.per_class, None),
         ("clip", training.clip, None),
+        ("online_accuracy", evaluation.online_accuracy, False),
+        ("near_future", evaluation.near_future, None),
+        ("anytime", evaluation.anytime, None),
         ("eval_every", evaluation.eval_every if isinstance(evaluation.eval_every, int) else None, None),
         (
             "checkpoint_every",

@@ -108,17 +108,23 @@ def summarize(
     test_sizes: npt.ArrayLike | None = None,
     joint: npt.ArrayLike | None = None,
     minima: npt.ArrayLike | None = None,
+    online: npt.ArrayLike | None = None,
+    near: npt.ArrayLike | None = None,
+    anytime: npt.ArrayLike | None = None,
 ) -> dict[str, float | None]:
     """Return every metric of `METRICS` by its name; None where it is undefined or its input is not given.
 
     `baseline` [T] holds the untrained model's accuracies, `test_sizes` [T] the number of test samples of each
     task, `joint` [T] the accuracy on task k of a model trained jointly on tasks 0..k, `minima` [T-1] the
-    lowest accuracy on each task at any iteration since it was learned. Raises ConfigError for a matrix that
+    lowest accuracy on each task at any iteration since it was learned, `online` [2] how many samples were right just
+    before they were learned, and how many were tested so, `near` [2] the same some steps before, `anytime` [N] the
+    accuracies on the classes seen so far. Raises ConfigError for a matrix that
     is not square, a value outside [0, 1] or a length that does not fit, and for a metric that is infinite or fails.
     """
     completed(R)  # refuse a bad matrix before anything that goes with it
     cut = None if minima is None else _minima(R, minima)
-    given = {"R": R, "baseline": baseline, "test_sizes": test_sizes, "joint": joint, "minima": cut}
+    given = {"R": R, "baseline": baseline, "test_sizes": test_sizes, "joint": joint, "minima": cut, "online": online}
+    given |= {"near": near, "anytime": anytime}
     return {
         name: None if any(given[key] is None for key in found.inputs) else _value(name, found, given)
         for name, found in METRICS.items()
@@ -315,6 +321,38 @@ def learning_accuracy(R: npt.ArrayLike) -> float | None:
     return _mean(np.diag(completed(R)))
 
 
+@metric("Share of all samples of the run that were classified correctly just before they were learned.")
+def average_online_accuracy(online: npt.ArrayLike) -> float | None:
+    """Return correct / tested of `online` [2], the samples that were right just before they were learned, and all.
+
+    None where none was tested. It is the average online accuracy of streams that are seen once (Cai et al. 2021,
+    arXiv:2108.09020), and the online accuracy over all tasks of Dohare et al. 2024,
+    doi:10.1038/s41586-024-07711-7.
+    """
+    return _share("online", online)
+
+
+@metric("Share of all samples of the run that the model of some steps before classified correctly.")
+def near_future_accuracy(near: npt.ArrayLike) -> float | None:
+    """Return correct / tested of `near` [2], the samples that were right some steps before they came, and all.
+
+    None where none was tested. Hammoud et al. 2023, arXiv:2305.09275, who call it near-future accuracy: a sample that
+    comes later is no copy of the ones just learned.
+    """
+    return _share("near", near)
+
+
+@metric("Accuracy on the classes seen so far, mean over the stream at equal numbers of samples.")
+def anytime_accuracy(anytime: npt.ArrayLike) -> float | None:
+    """Return the mean of accuracies [N] on the classes seen so far, the area under the curve of accuracy (A_auc).
+
+    Koh et al. 2022, arXiv:2110.10031, section 3.3. None of an empty list.
+    """
+    values = _numbers("anytime", anytime)
+    _check_range("anytime", values)
+    return _mean(values.ravel())
+
+
 def intransigence_by_task(R: npt.ArrayLike, joint: npt.ArrayLike) -> list[float | None]:
     """Return joint[k] - R[k, k] for each task k; in [-1, 1], lower is better. RWalk, arXiv:1801.10112, eq. 4.
 
@@ -404,6 +442,13 @@ def confusion_matrix(targets: npt.ArrayLike, predictions: npt.ArrayLike, n_class
             raise ConfigError(f"{name} hold values other than the classes 0..{n_classes - 1}")
     cells = rows.astype(np.int64) * n_classes + columns.astype(np.int64)
     return np.bincount(cells, minlength=n_classes**2).astype(np.int64).reshape(n_classes, n_classes)
+
+
+def _share(name: str, counts: npt.ArrayLike) -> float | None:
+    values = _numbers(name, counts)
+    if values.shape != (2,) or not 0 <= values[0] <= values[1]:
+        raise ConfigError(f"{name} is {values.tolist()}; accepted: numbers of correct and of tested samples")
+    return float(values[0] / values[1]) if values[1] else None
 
 
 def _forward_terms(R: npt.ArrayLike, baseline: npt.ArrayLike) -> list[float]:

@@ -92,6 +92,7 @@ class Headline(Part):
 class TaskRecord(Part):
     """One task that was learnt: images, exemplars, steps, learning rates, seconds, peak memory, logged numbers.
 
+    online_accuracy: the share of its samples that were classified correctly just before they were learnt, where asked.
     idle_share: the share of the seconds of its epochs in which images on disk were waited for; 0 for those in memory.
     """
 
@@ -107,6 +108,7 @@ class TaskRecord(Part):
     idle_share: Number = 0.0
     peak_memory_bytes: Count = 0
     logged: dict[str, Number] = {}
+    online_accuracy: Accuracy = None
 
 
 class EpochRecord(Part):
@@ -114,6 +116,8 @@ class EpochRecord(Part):
 
     lr_first, lr: the learning rates of its first and of its last step; 0.1.0 kept the last one alone.
     waited: those of its seconds in which images on disk were waited for.
+    tested, correct: samples that were tested just before they were learnt, and how many of them were right.
+    near_tested, near_correct: the same of samples that were tested some steps before they were learnt.
     """
 
     task: Count
@@ -130,12 +134,35 @@ class EpochRecord(Part):
     losses: dict[str, Number] = {}
     validation_loss: Number = None
     best: bool = False
+    tested: Count = 0
+    correct: Count = 0
+    near_tested: Count = 0
+    near_correct: Count = 0
 
 
 def idle_share(epochs: Sequence[EpochRecord]) -> float:
     """Return the share of the seconds of epochs in which images on disk were waited for."""
     waited = sum(epoch.waited or 0.0 for epoch in epochs)
     return waited / sum(epoch.seconds or 0.0 for epoch in epochs) if waited else 0.0
+
+
+def online_counts(epochs: Sequence[EpochRecord]) -> tuple[int, int] | None:
+    """Return how many samples were right just before they were learnt, and how many were tested; None for none."""
+    tested = sum(epoch.tested for epoch in epochs)
+    return (sum(epoch.correct for epoch in epochs), tested) if tested else None
+
+
+def near_counts(epochs: Sequence[EpochRecord]) -> tuple[int, int] | None:
+    """Return how many samples were right some steps before they were learnt, and how many were tested so, or None."""
+    tested = sum(epoch.near_tested for epoch in epochs)
+    return (sum(epoch.near_correct for epoch in epochs), tested) if tested else None
+
+
+class AnytimeRecord(Part):
+    """The accuracy on the classes seen so far, among their outputs, once so many samples of the stream have gone by."""
+
+    samples: Count
+    accuracy: Accuracy
 
 
 class EvaluationRecord(ByMatrix):
@@ -196,6 +223,7 @@ class RunRecord(Part):
     tasks: list[TaskRecord] = []
     training: list[EpochRecord] = []
     evaluations: list[EvaluationRecord] = []
+    anytime: list[AnytimeRecord] = []
     ledger: list[LedgerRecord] = []
     resumes: list[dict[str, Any]] = []
     extends: dict[str, Any] | None = None

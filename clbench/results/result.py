@@ -30,6 +30,8 @@ from clbench.results.record import (
     Rows,
     RunRecord,
     idle_share,
+    near_counts,
+    online_counts,
 )
 from clbench.support.files import expanded, write_atomically
 
@@ -308,6 +310,8 @@ class Result:
         if name not in self.classifiers:
             raise unknown(f"classifier of {self.strategy}", name, self.classifiers)
         which = matrix or self.recorded.headline.matrix
+        # Evaluations before a sample is learnt are of the headline classifier, by the headline matrix's rule.
+        is_headline = (name, which) == (self.recorded.headline.classifier, self.recorded.headline.matrix)
         accuracy = self.classifiers[name][which]
         if accuracy is None:
             return dict.fromkeys(metrics.METRICS)
@@ -323,8 +327,11 @@ class Result:
             test_sizes=[task.n_test for task in self.recorded.scenario.tasks],
             joint=best,
             minima=self._minima(name, which, accuracy),
+            online=online_counts(self.recorded.training) if is_headline else None,
+            near=near_counts(self.recorded.training) if is_headline else None,
+            anytime=[point.accuracy for point in self.recorded.anytime] if is_headline else None,
         )
-        if name != self.recorded.headline.classifier or which != self.recorded.headline.matrix:
+        if not is_headline:
             return computed
         # A record without its evaluations knows the minima within tasks by their metrics alone.
         return {key: self.recorded.metrics.get(key) if v is None else v for key, v in computed.items()}

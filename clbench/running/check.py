@@ -12,6 +12,7 @@ from clbench.data.augment import ON_UINT8
 from clbench.data.batches import Pipeline
 from clbench.data.scenario import Images, Scenario
 from clbench.learning.compiled import refuse_compiled
+from clbench.learning.memory import MEMORIES
 from clbench.learning.shared import refuse_shared
 from clbench.learning.strategy import Strategy, call_hook, initial_model
 from clbench.learning.trainer import backbone_below, refuse_single_image
@@ -96,11 +97,23 @@ def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
     if config.per_task is not None and len(config.per_task) != len(scenario.tasks):
         n = len(scenario.tasks)
         raise ConfigError(f"per_task has {len(config.per_task)} tables for {n} tasks; one for each task is accepted")
-    if scenario.blurred:
+    traits = strategy.traits
+    if config.evaluation.anytime is not None and (
+        scenario.setting == "task" or traits.needs_task_at_test or traits.memory == "own" or traits.data_access == "all"
+    ):
+        raise ConfigError(
+            f"anytime={config.evaluation.anytime} tests among the classes seen so far while samples go by, and "
+            f"{config.strategy} in a {scenario.setting}-incremental scenario knows the task, or learns other samples; "
+            "leave it out"
+        )
+    if scenario.boundless:
+        _refuse_boundaries(config, strategy)
+    if scenario.blurred or scenario.boundless:
         if scenario.setting == "class" and config.training.loss_outputs != "all":
             raise ConfigError(
                 f"loss_outputs={config.training.loss_outputs!r}: classes of later tasks come early where tasks are "
-                "blurry; loss_outputs='all' with head='full' is accepted"
+                "blurry, and at any time in a stream without boundaries; loss_outputs='all' with head='full' is "
+                "accepted"
             )
         if config.memory.policy in ("herding", "herding-argmax"):
             raise ConfigError(
@@ -120,6 +133,38 @@ def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
             f"batch_size={config.training.batch_size} with drop_last leaves no batch of the {n} training images of "
             f"task {smallest.index}; at most {n} is accepted"
         )
+
+
+def _refuse_boundaries(config: RunConfig, strategy: Strategy) -> None:
+    """Refuse what would tell a strategy where a task begins or ends, in a stream that has no boundaries."""
+    traits, training, memory = strategy.traits, config.training, config.memory
+    stream = "a stream without boundaries (disjoint)"
+    if traits.needs_boundaries:
+        raise ConfigError(
+            f"{config.strategy} acts where tasks begin or end, and {stream} does not tell it; strategies such as er, "
+            "er-ace, derpp, scr and naive are accepted"
+        )
+    if memory.policy is not None and traits.memory != "own":
+        if traits.memory != "replayed":
+            raise ConfigError(
+                f"{config.strategy} learns its exemplars with the next task, and {stream} has none; leave out "
+                "memory_size and memory_per_class"
+            )
+        if not MEMORIES[memory.policy].streaming:
+            raise ConfigError(
+                f"memory_policy={memory.policy!r} chooses when a task ends, and {stream} does not tell it; 'reservoir' "
+                "and 'balanced' are accepted"
+            )
+    restarts = training.schedule != "constant" and training.schedule_scope == "task"
+    for wrong, given, accepted in (
+        (training.epochs != 1, f"epochs={training.epochs}", "epochs=1"),
+        (training.optimizer_state != "keep", "optimizer_state=reset", "optimizer_state=keep"),
+        (restarts or training.lr_warmup > 0, "a schedule that begins again with each task", "schedule=constant"),
+        (training.patience is not None, f"patience={training.patience}", "no early stopping"),
+        (config.per_task is not None, "per_task", "one rate for all"),
+    ):
+        if wrong:
+            raise ConfigError(f"{given} given, and {stream} is seen once, as one; {accepted} is accepted")
 
 
 def _refuse_single_images(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:

@@ -17,6 +17,7 @@ from clbench.results.record import (
     MATRICES,
     SCHEMA_VERSION,
     AccuracyRecord,
+    AnytimeRecord,
     ConfigRecord,
     EpochRecord,
     EvaluationRecord,
@@ -28,6 +29,8 @@ from clbench.results.record import (
     TaskRecord,
     UntrainedRecord,
     idle_share,
+    near_counts,
+    online_counts,
 )
 from clbench.running.ledger import above_budget, measure
 from clbench.running.observer import Observer
@@ -70,6 +73,11 @@ class Recorder(Observer):
         at = {"task": progress.task, "stage": progress.stage, "epoch": progress.epoch, "step": progress.step}
         self.record.evaluations.append(EvaluationRecord.model_validate({**at, **rows}))
 
+    def seen_classes(self, samples: int, accuracy: float) -> None:
+        """Record the accuracy on the classes seen so far, once so many samples have gone by."""
+        # Assigned, as records without it stay as they were.
+        self.record.anytime = [*self.record.anytime, AnytimeRecord(samples=samples, accuracy=accuracy)]
+
     def untrained(self, evaluation: Evaluation) -> None:
         """Record the accuracies before any training."""
         self._name_classifiers(evaluation)
@@ -94,7 +102,7 @@ class Recorder(Observer):
         record.accuracy = record.classifiers[record.headline.classifier]
 
     def learnt(self, task: int, evaluation: Evaluation) -> None:
-        """Record the accuracies after a task, and the metrics up to it."""
+        """Record the accuracies after a task."""
         self._name_classifiers(evaluation)
         record, headline = self.record, self.record.headline.classifier
         for name in evaluation.classifiers:
@@ -109,8 +117,6 @@ class Recorder(Observer):
             record.correct[matrix].append(evaluation.correct(headline, matrix))
         confusion = evaluation.classifiers[headline].confusion
         record.confusion = None if confusion is None else confusion.tolist()
-        record.metrics = self._metrics(record.headline.matrix)
-        record.metrics_task_aware = self._metrics("task_aware")
 
     def _metrics(self, matrix: Any) -> dict[str, float | None]:
         record, rows = self.record, self.record.accuracy[matrix]
@@ -123,10 +129,13 @@ class Recorder(Observer):
             baseline=record.accuracy.untrained[matrix],
             test_sizes=sizes if all(sizes) else None,
             minima=metrics.minima(rows, within),
+            online=online_counts(record.training) if matrix == record.headline.matrix else None,
+            near=near_counts(record.training) if matrix == record.headline.matrix else None,
+            anytime=[point.accuracy for point in record.anytime] if matrix == record.headline.matrix else None,
         )
 
     def task_done(self, n_train: int, epochs: list[EpochRecord], seconds: dict[str, float]) -> None:
-        """Record what learning the present task took, and what is kept after it."""
+        """Record what learning the present task took, what is kept after it, and the metrics up to it."""
         record, memory, context = self.record, self.strategy.memory, self.context
         counts = memory.counts() if memory is not None else {}
         task = context.progress.task
@@ -148,11 +157,23 @@ class Recorder(Observer):
         )
         if share := idle_share(epochs):
             record.tasks[-1].idle_share = share
+        if context.config.evaluation.online_accuracy:
+            self._online(record.tasks[-1], epochs)
+        record.metrics = self._metrics(record.headline.matrix)
+        record.metrics_task_aware = self._metrics("task_aware")
         if skipped := sum(epoch.skipped for epoch in record.training):
             self.warn("steps-skipped", f"{skipped} optimizer steps were left out, as a loss or gradient was not finite")
         record.ledger.append(LedgerRecord(task=task, **measure(self.strategy, context.scenario)))
         if above := above_budget(context.config, counts, record.ledger[-1].items):
             self.warn("memory-above-budget", f"{above} after task {task}")
+
+    def _online(self, task: TaskRecord, epochs: list[EpochRecord]) -> None:
+        """Record the share of a task's samples that were right just before they were learnt."""
+        if (counts := online_counts(epochs)) is not None:
+            task.online_accuracy = counts[0] / counts[1]
+        else:
+            text = f"the samples of task {task.task} are learnt in no step, so none was tested before it was learnt"
+            self.warn("no-online-accuracy", text)
 
     def warn(self, rule: str, text: str) -> None:
         """Put a warning into the record, in the place of an earlier one of the same rule."""

@@ -149,12 +149,13 @@ def resolve(
     if isinstance(scenario, Scenario):
         kind, cuts = scenario_class("files"), {"setting": scenario.setting}
         asked = _of_scenario(scenario, asked)
-        preset = {k: v for k, v in kind.preset.items() if k != "augment"} | {"augment": scenario.augment}
+        preset = dict(kind.preset_of({**cuts, "disjoint": 1.0 if scenario.boundless else None}))
+        preset["augment"] = scenario.augment
         scenario = scenario.name
     else:
         scenario, cuts = parse_scenario(scenario)
         kind = scenario_class(scenario)
-        preset = dict(kind.preset)
+        preset = dict(kind.preset_of({**asked, **cuts}))
         if strange := cuts.keys() - kind._options.model_fields.keys():
             raise unknown(f"option of {scenario}", min(strange), kind._options.model_fields)
         if twice := cuts.keys() & asked.keys():

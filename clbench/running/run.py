@@ -20,7 +20,7 @@ from clbench.config.run import RunConfig
 from clbench.data.batches import Pipeline, gathered
 from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.data.spec import ScenarioSpec
-from clbench.learning.evaluation import Evaluation, evaluate, final_scores
+from clbench.learning.evaluation import Evaluation, accuracy_on_seen, evaluate, final_scores
 from clbench.learning.memory import MEMORIES
 from clbench.learning.returned import class_features, declared_stages, empty_memory, require_contract
 from clbench.learning.shared import Shared
@@ -409,7 +409,7 @@ class Run:
             self._seed("begin_run")
             call_hook(strategy, "begin_run")
             self._require_restorable()
-        if strategy.memory is not None:
+        if strategy.memory is not None and not scenario.boundless:
             strategy.memory.expect(view.train.classes)
         self._seed("begin_task")
         call_hook(strategy, "begin_task", view)
@@ -634,6 +634,26 @@ class Run:
         self._tell("step", progress, loss)
         if isinstance(every, int) and progress.step % every == 0:
             self._tell("evaluated", progress, self.evaluate())
+        if self.config.evaluation.anytime is not None:
+            self._test_seen(self.config.evaluation.anytime)
+
+    def _test_seen(self, every: int) -> None:
+        """Test on the classes seen so far where another `every` samples of the stream have gone by."""
+        record, fit, progress = self.recorder.record, self.trainer.fit_under_way, self.context.progress
+        samples = sum(epoch.images or 0 for epoch in (*record.training, *fit.records)) + fit.tally.images
+        before = record.anytime[-1].samples if record.anytime else 0
+        if samples // every == before // every:
+            return
+        started = time.perf_counter()
+        labels = self.scenario.train.labels
+        seen = torch.zeros(self.scenario.n_outputs, dtype=torch.bool)
+        # Samples that have gone by: those of earlier tasks, and of this stage all, or in its first epoch the first.
+        come = [fit.stage.data.ids] if progress.epoch else self.trainer.batches(fit)[: fit.tally.steps]
+        for ids in (*(task.train.ids for task in self.scenario.tasks[: progress.task]), *come):
+            seen[labels[ids]] = True
+        self._seed("anytime")
+        self.recorder.seen_classes(samples, accuracy_on_seen(self.strategy, self.context, seen))
+        self._evaluating += time.perf_counter() - started
 
     def after_epoch(self, record: EpochRecord) -> None:
         """Tell that an epoch is done, and evaluate when it is time to."""

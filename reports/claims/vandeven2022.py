@@ -23,6 +23,8 @@ class ReplayByTasks(ER):
     share: the part of a step's images that comes from the memory.
     """
 
+    traits = replace(ER.traits, needs_boundaries=True)
+
     def weights(self, n: int, m: int) -> tuple[float, float]:
         """Return the share of the present task and that of the earlier ones."""
         current = 1 / (self.progress.task + 1)

@@ -32,6 +32,9 @@ NAMES = [
     "backward_transfer",
     "forward_transfer",
     "learning_accuracy",
+    "average_online_accuracy",
+    "near_future_accuracy",
+    "anytime_accuracy",
     "intransigence",
     "min_accuracy",
     "worst_case_accuracy",
@@ -63,6 +66,12 @@ matrices = st.integers(1, 6).flatmap(lambda t: arrays(np.float64, (t, t), elemen
         (metrics.first_minus_last_forgetting(R), 0.25),
         (metrics.intransigence(R, JOINT), 0.05),
         (metrics.learning_accuracy(R), 0.833333),
+        (metrics.near_future_accuracy([3, 12]), 0.25),
+        (metrics.near_future_accuracy([0, 0]), None),
+        # (0.9 + 0.6 + 0.6) / 3, and of what was tested
+        (metrics.anytime_accuracy([0.9, 0.6, 0.6]), 0.70),
+        (metrics.anytime_accuracy([0.9, NAN, 0.6]), 0.75),
+        (metrics.anytime_accuracy([]), None),
         (metrics.diaz_rodriguez_accuracy(R), 0.741667),
         (metrics.min_accuracy(MINIMA), 0.40),
         (metrics.worst_case_accuracy(R, MINIMA), 0.566667),
@@ -108,8 +117,8 @@ def test_average_incremental_accuracy_has_two_names_and_definitions():
 
 
 def test_summary_has_the_published_names_and_the_worked_values():
-    summary = metrics.summarize(R, UNTRAINED, [100, 200, 700], JOINT, MINIMA)
-    expected = [2 / 3, 0.8, 0.763889, 0.745833, 0.275, -0.25, 0.15, 0.833333, 0.05, 0.4, 0.566667]
+    summary = metrics.summarize(R, UNTRAINED, [100, 200, 700], JOINT, MINIMA, [210, 300], [150, 300], [0.9, 0.6, 0.6])
+    expected = [2 / 3, 0.8, 0.763889, 0.745833, 0.275, -0.25, 0.15, 0.833333, 0.7, 0.5, 0.7, 0.05, 0.4, 0.566667]
     assert list(summary) == list(metrics.METRICS) == NAMES
     assert list(summary.values()) == pytest.approx(expected, abs=1e-6)
     assert all(type(value) is float for value in summary.values())
@@ -129,11 +138,13 @@ def test_summary_of_what_was_not_given_is_none():
     summary = metrics.summarize(SEEN_ONLY)
     missing = {name for name, value in summary.items() if value is None}
     needs_more = {"sample_average_accuracy", "forward_transfer", "intransigence"}
-    assert missing == needs_more | {"min_accuracy", "worst_case_accuracy"}
+    assert missing == needs_more | {
+        *("min_accuracy", "worst_case_accuracy", "average_online_accuracy", "near_future_accuracy", "anytime_accuracy")
+    }
 
 
 def test_one_task_has_neither_transfer_nor_forgetting():
-    summary = metrics.summarize([[0.9]], [0.1], [10], [0.95], [])
+    summary = metrics.summarize([[0.9]], [0.1], [10], [0.95], [], [3, 4], [1, 4], [0.5, 1])
     assert summary == {
         "average_accuracy": 0.9,
         "sample_average_accuracy": 0.9,
@@ -143,6 +154,9 @@ def test_one_task_has_neither_transfer_nor_forgetting():
         "backward_transfer": None,
         "forward_transfer": None,
         "learning_accuracy": 0.9,
+        "average_online_accuracy": 0.75,
+        "near_future_accuracy": 0.25,
+        "anytime_accuracy": 0.75,
         "intransigence": pytest.approx(0.05),
         "min_accuracy": None,
         "worst_case_accuracy": 0.9,
@@ -225,6 +239,9 @@ def test_null_of_json_is_not_evaluated():
         ((R, None, None, [0.9]), "joint has shape"),
         ((R, None, None, None, [0.9]), "minima has shape"),
         ((R, None, None, None, [0.9, 90]), "minima holds 90"),
+        ((R, None, None, None, None, None, [2, 1]), "near is"),
+        ((R, None, None, None, None, None, [1]), "near is"),
+        ((R, None, None, None, None, None, None, [0.5, 2]), "anytime holds 2"),
     ],
 )
 def test_wrong_input_is_refused_in_one_sentence(arguments, message):
@@ -251,7 +268,7 @@ def test_values_stay_in_their_bounds(matrix):
 @given(st.integers(2, 8), st.floats(0, 1))
 def test_constant_matrix_neither_forgets_nor_transfers(tasks, accuracy):
     matrix = np.full((tasks, tasks), accuracy)
-    summary = metrics.summarize(matrix, matrix[0], np.ones(tasks), matrix[0], matrix[0, 1:])
+    summary = metrics.summarize(matrix, matrix[0], np.ones(tasks), matrix[0], matrix[0, 1:], [accuracy, 1])
     for name, value in summary.items():
         changes = name in {"forgetting", "backward_transfer", "forward_transfer", "intransigence"}
         assert value == pytest.approx(0 if changes else accuracy, abs=1e-12)

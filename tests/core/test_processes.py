@@ -39,6 +39,7 @@ RUNS: list[Asked] = [
     ),
     *((name, name, "double", {"memory_size": 12}) for name in ("icarl", "agem", "mir", "derpp", "bic", "lucir")),
     ("der", "der", "double", {"memory_size": 12, "head": "full", "augment": "crop-flip", "on_nan": "skip"}),
+    ("online", "naive", "norm", {"memory_size": 12, "online_accuracy": True}),
     ("packnet", "packnet", "double", {"setting": "task"}),
     ("xdg", "xdg", "double", {"setting": "task"}),
     ("lwf-late", "lwf", "norm", {"validation": 0.3, "patience": 1, "epochs": 3, "eval_every": 1}),
@@ -76,6 +77,7 @@ def assert_same(folder: Path, asked: list[Asked], ranks: int) -> None:
         for key, value in known.items():
             assert float((found[key].double() - value.double()).abs().max()) < 1e-10, (name, key)
         assert together.record["accuracy"] == alone.record["accuracy"]
+        assert together.metrics == alone.metrics
         # Every process has found the same, and not the first alone.
         each = [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(ranks)]
         assert all(one == each[0] for one in each), name

@@ -236,6 +236,16 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "reduction": "mean",
         },
     ),
+    "losses.supervised_contrastive": (
+        losses.supervised_contrastive,
+        {
+            "anchors": torch.rand(4, 3),
+            "labels": torch.tensor([0, 1, 2, 0]),
+            "temperature": 0.1,
+            "others": torch.rand(5, 3),
+            "other_labels": torch.tensor([0, 1, 2, 0, 1]),
+        },
+    ),
     "importance.fisher_diagonal": (
         importance.fisher_diagonal,
         {

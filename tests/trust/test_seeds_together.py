@@ -97,6 +97,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("naive", {"model": "mlp:8[dropout=0.5]"}),
     ("naive", {"class_order_seed": "per-seed"}),
     ("naive", {"keep_predictions": True}),
+    ("naive", {"online_accuracy": True}),
     ("er", {"memory_size": 10}),
     ("si", {}),
 ]
