@@ -222,6 +222,11 @@ def parts(source: Source) -> Iterator[Tensor]:
     return (source[start : start + step] for start in range(0, len(source), step))
 
 
+def origin(source: Source, ids: Tensor) -> tuple[Source, Tensor]:
+    """Return the source that samples are made from, int64 [n], and their rows in it; one that is not changed itself."""
+    return origin(source.images, source._places(ids)[1]) if isinstance(source, Changed) else (source, ids)
+
+
 def held(source: Any) -> list[NDArray[Any]]:
     """Return the arrays that a source, a tensor or an array consists of."""
     if isinstance(source, Changed):
