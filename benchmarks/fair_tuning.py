@@ -1,6 +1,6 @@
 """Ranks six strategies on three scenarios under each way of choosing their hyper-parameters.
 
-    python benchmarks/fair_tuning.py --data-root data --work fair --out benchmarks/results
+    python benchmarks/fair_tuning.py --data-root data --work fair --seeds 5 --out benchmarks/results
 
 Each scenario is tuned on, and the two others are judged with the values that were chosen; beside that each judged
 scenario is tuned on itself, by its first tasks and by all of them. fair-tuning.csv has a row for each judged scenario,
@@ -35,7 +35,7 @@ OPTIONS: dict[str, Any] = {
     "memory_size": 50,
     "threads": 1,
 }
-TRIALS, SEEDS = 8, 5
+TRIALS = 8
 
 
 def main() -> None:
@@ -43,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", default="data")
     parser.add_argument("--work", type=Path, default=Path("fair"))
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     versions = {k: v for k, v in common.where(0, "cpu", "clbench", "torch", "optuna").items() if k != "load"}
@@ -54,7 +55,7 @@ def main() -> None:
             judge_on=[name for name in SCENARIOS if name != tuned_on],
             beside=["first-k-tasks", "oracle"],
             trials=TRIALS,
-            seeds=SEEDS,
+            seeds=asked.seeds,
             out=asked.work,
             quiet=True,
             data_root=asked.data_root,

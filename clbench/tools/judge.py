@@ -143,16 +143,19 @@ def judge(
     return Judged(record, list(results.values()), folder)
 
 
-def seen_images(tuned: Scenario, judged: Scenario) -> tuple[int, int, bool]:
-    """Return how many images of the judged scenario are among those tuned on, of how many, and if the data are one.
+def seen_images(tuned: Scenario, judged: Scenario) -> tuple[dict[str, tuple[int, int]], bool]:
+    """Return how many of the training and test images of the judged scenario are tuned on, and if the data are one.
 
     The test images of the tuned scenario are not read. The data are one where images that no task has are in both.
     """
-    ids = torch.cat([data.ids for task in judged.tasks for data in (task.train, task.validation)])
-    ours = _marks(judged.train, ids) | _marks(judged.test, torch.cat([task.test.ids for task in judged.tasks]))
     read = torch.cat([data.ids for task in tuned.tasks for data in (task.train, task.validation)])
-    both = len(ours & _marks(tuned.train, read))
-    return both, len(ours), bool(both) or bool(_marks(judged.train) & _marks(tuned.train))
+    theirs = _marks(tuned.train, read)
+    train = torch.cat([data.ids for task in judged.tasks for data in (task.train, task.validation)])
+    test = torch.cat([task.test.ids for task in judged.tasks])
+    parts = {"training": _marks(judged.train, train), "test": _marks(judged.test, test)}
+    seen = {what: (len(ours & theirs), len(ours)) for what, ours in parts.items()}
+    one_set = any(both for both, _ in seen.values()) or bool(_marks(judged.train) & _marks(tuned.train))
+    return seen, one_set
 
 
 def _marks(images: Images, ids: torch.Tensor | None = None) -> set[Any]:
@@ -181,14 +184,15 @@ def _compared(name: str, tuned: Scenario, other: str, judged: Scenario) -> list[
             f"judge_on={other} has {len(judged.tasks)} tasks and {name} {len(tuned.tasks)}; the same number is "
             f"accepted, such as tasks={len(tuned.tasks)}"
         )
-    both, n, one_set = seen_images(tuned, judged)
-    if both >= MOST_SEEN * n:
+    seen, one_set = seen_images(tuned, judged)
+    told = [f"{both:,} of the {n:,} {what} images" for what, (both, n) in seen.items() if both]
+    if any(both >= MOST_SEEN * n for both, n in seen.values()):
         raise ConfigError(
-            f"judge_on={other}: {both:,} of its {n:,} images are among those that {name} is tuned on; a scenario of "
-            "other data is accepted, and beside=oracle tunes each judged scenario on itself"
+            f"judge_on={other}: {' and '.join(told)} are among those that {name} is tuned on; a scenario of other data "
+            "is accepted, and beside=oracle tunes each judged scenario on itself"
         )
-    if both:
-        return [f"{both:,} of the {n:,} images of {other} are among those that {name} is tuned on."]
+    if told:
+        return [f"{' and '.join(told)} of {other} are among those that {name} is tuned on."]
     if one_set:
         return [f"{other} and {name} are cut from one data set, of which each has other images."]
     return []
