@@ -5,13 +5,14 @@ import csv
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from clbench.config.arguments import checked
 from clbench.config.errors import ConfigError, RunError, unknown
-from clbench.reports import figures, latex, markdown, page, tables
+from clbench.reports import figures, judged_tables, latex, markdown, page, tables
 from clbench.reports.chart import Chart, Panels
 from clbench.reports.charts import CHARTS, chart_name, critical_difference
 from clbench.reports.comparison import Comparison, compare
@@ -19,7 +20,7 @@ from clbench.reports.verdict import all_ranks
 from clbench.results.result import Result
 from clbench.support.files import expanded, write_atomically
 
-__all__ = ["earlier_results", "left_out", "write_comparisons", "write_figures", "write_report"]
+__all__ = ["earlier_results", "left_out", "write_comparisons", "write_figures", "write_judged", "write_report"]
 
 # The one figure of several comparisons.
 OVERVIEW = "critical_difference"
@@ -168,6 +169,22 @@ def write_figures(
     for file, (drawing, title) in files.items():
         _write(expanded(folder) / file, figures.draw(drawing, title, [kind], style)[kind])
     return [expanded(folder) / file for file in files]
+
+
+@checked
+def write_judged(record: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+    """Write judged.csv and the chart of the rankings of each judged scenario, as png and svg; return their paths.
+
+    record: as of `clbench.tune(..., judge_on=...)`. Raises RunError where the files can't be written.
+    """
+    files: dict[str, bytes | str] = {"judged.csv": judged_tables.to_csv(record)}
+    for place, part in enumerate(record["judged"]):
+        if len(part["ways"]) > 1:
+            drawing = judged_tables.rank_slopes(part)
+            files |= {f"ranks-{place}.{kind}": data for kind, data in figures.draw(drawing, drawing.title).items()}
+    for name, data in files.items():
+        _write(expanded(folder) / name, data)
+    return [expanded(folder) / name for name in files]
 
 
 def _write(path: Path, data: bytes | str) -> None:

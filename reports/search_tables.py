@@ -34,7 +34,8 @@ def trial_line(trial: Mapping[str, Any]) -> str:
     values = ", ".join(f"{name}={_text(value)}" for name, value in trial["values"].items())
     where = f", task {trial['task']} ({trial['phase']})" if "task" in trial else ""
     found = trial["error"] if trial["score"] is None else f"{100 * trial['score']:.1f} % of the validation images"
-    return f"trial {trial['trial']}{where}: {values}: {found}"
+    of = f"{trial['of']}: " if "of" in trial else ""
+    return f"{of}trial {trial['trial']}{where}: {values}: {found}"
 
 
 def _text(value: object) -> str:

@@ -28,9 +28,11 @@ from clbench.cli.options import (
 from clbench.cli.options import seeds as read_seeds
 from clbench.cli.requests import beginning, check_tracker
 from clbench.config.errors import ConfigError, RunError
+from clbench.config.registry import comma_parts
 
 if TYPE_CHECKING:
     from clbench.support.fitted import Column
+    from clbench.tools.judge import Judged
 
 # Seconds that a plan may take in all, however many strategies it is of.
 BUDGET = 9.0
@@ -235,16 +237,35 @@ def pretrain_verb(
 @config_options(without=("tuned_by",))
 def tune_verb(
     scenario: Annotated[str, typer.Argument(help="A scenario, an .npz file or a folder of images.")],
-    strategy: Annotated[str, typer.Argument(help="A strategy, such as lwf or er\\[memory_size=500].")],
+    strategies: Annotated[
+        list[str], typer.Argument(help="A strategy, such as lwf or er\\[memory_size=500]; with --judge-on several.")
+    ],
     fields: dict[str, Any],
-    protocol: Annotated[str, typer.Option(help="first-k-tasks, continual or oracle.")] = "first-k-tasks",
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="first-k-tasks, continual or oracle (default: first-k-tasks; with --judge-on oracle)."),
+    ] = None,
     first_tasks: Annotated[int | None, typer.Option(metavar="K", help="Tasks of first-k-tasks (default: 3).")] = None,
     trials: Annotated[int | None, typer.Option(metavar="N", help="Trials, not of continual (default: 20).")] = None,
     space: Annotated[
         str | None, typer.Option(help="What is searched, such as strength=log:0.1:1000,temperature=1|2|4.")
     ] = None,
+    judge_on: Annotated[
+        str | None,
+        typer.Option(metavar="SCENARIO,...", help="Rank the strategies on other scenarios, which no search sees."),
+    ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(metavar="PROTOCOL,...", help="With --judge-on: tune the judged scenarios on themselves too."),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="With --judge-on: a number of seeds, or the seeds: 0,1,2 (default: 5).")
+    ] = None,
     param: Params = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the search (default: tuning/SCENARIO/...).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the search (default: tuning/SCENARIO/...); with --judge-on of all of it."),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -253,19 +274,18 @@ def tune_verb(
     from clbench.tools.tune import tune
 
     console = messages(quiet or as_json)
-    found = tune(
-        scenario,
-        strategy,
-        protocol=protocol,
-        first_tasks=first_tasks,
-        trials=trials,
-        space=space,
-        out=out,
-        told=lambda trial: console.print(trial_line(trial), markup=False, highlight=False, soft_wrap=True),
-        quiet=quiet or as_json,
-        strategy_options=fields.pop("strategy_options", {}) | pairs(param),
-        **fields,
-    )
+    strategy_options = fields.pop("strategy_options", {}) | pairs(param)
+    options: dict[str, Any] = {"protocol": protocol, "first_tasks": first_tasks, "trials": trials, "space": space}
+    options |= {"out": out, "quiet": quiet or as_json, "strategy_options": strategy_options, **fields}
+    options["told"] = lambda trial: console.print(trial_line(trial), markup=False, highlight=False, soft_wrap=True)
+    if seeds is not None:
+        options["seeds"] = read_seeds(seeds)
+    if beside is not None:
+        options["beside"] = comma_parts(beside)
+    if judge_on is not None:
+        _judge(tune(scenario, strategies, judge_on=comma_parts(judge_on), **options), as_json=as_json)
+        return
+    found = tune(scenario, strategies[0] if len(strategies) == 1 else strategies, **options)
     if as_json:
         print(json.dumps(found.record))
         return
@@ -273,3 +293,20 @@ def tune_verb(
     stdout.print(render_search(found.record))
     print_notes(found.record.get("warnings", []))
     stdout.print(f"for --config: {found.folder / 'best.toml'}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _judge(judged: "Judged", *, as_json: bool) -> None:
+    """Write the tables and figures of judged strategies beside judged.json, and print them."""
+    from clbench.reports import write_judged
+    from clbench.reports.judged_tables import render_judged
+
+    write_judged(judged.record, judged.folder)
+    if as_json:
+        print(json.dumps(judged.record))
+    else:
+        stdout = screen()
+        stdout.print(render_judged(judged.record))
+        stdout.print(f"written: {judged.folder}", soft_wrap=True, highlight=False, markup=False)
+    if judged.failures:
+        n = len(judged.failures)
+        raise RunError(f"{n} of the strategies could not be judged; the first: {judged.failures[0]}")

@@ -131,6 +131,15 @@ def parse_spec(text: str, bare: str = "") -> tuple[str, dict[str, Any]]:
     return name, options
 
 
+def comma_parts(text: str) -> list[str]:
+    """Split a list of names, which may have brackets, at its commas; raises ConfigError for an empty one."""
+    parts = _parts(text)
+    if parts is None or not all(parts):
+        reason = "unbalanced brackets" if parts is None else "an empty name"
+        raise ConfigError(f"{text!r} given ({reason}), names separated by commas are accepted")
+    return parts
+
+
 def _parts(text: str) -> list[str] | None:
     """Split a text at its commas outside of brackets, spaces dropped; None for brackets that do not match."""
     depth, parts = 0, [""]

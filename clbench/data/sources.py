@@ -250,6 +250,11 @@ def _memory_of(source: Any) -> object:
     return None
 
 
+def origin(source: Source, ids: Tensor) -> tuple[Source, Tensor]:
+    """Return the source that samples are made from, int64 [n], and their rows in it; one that is not changed itself."""
+    return origin(source.images, source.places(ids)[1]) if isinstance(source, Changed) else (source, ids)
+
+
 def held(source: Any) -> list[NDArray[Any]]:
     """Return the arrays that a source, a tensor or an array consists of."""
     if isinstance(source, Changed):

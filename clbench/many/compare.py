@@ -66,7 +66,7 @@ def requests(
         extra = memory if lives_on_memory(strategy) else {}
         asked += [Request(scenario, strategy, {**options, **extra, "seed": seed}) for seed in seeds]
     # All of a large network would take days, and is no reference for what leaves it as it is.
-    alone = options.get("train") is None and all(map(_keeps_backbone, asked[:: len(seeds)]))
+    alone = bool(added) and options.get("train") is None and all(map(_keeps_backbone, asked[:: len(seeds)]))
     head = "train=head" if options.get("augment") is not None else "train=head,augment=none"
     # Hyper-parameters are for the strategies that the caller named, not for the references added here.
     own = {**options, "strategy_options": None, "per_task": None, "tuned_by": None}

@@ -301,6 +301,28 @@ def mean_ranks(
 
 
 @checked
+def places(values: Sequence[float | None]) -> list[int | None]:
+    """Return the place of each value, 1 for the largest; equal ones share the better place, None and NaN have none."""
+    known = _defined(values)
+    return [None if v is None or not _is_defined(v) else 1 + sum(other > v for other in known) for v in values]
+
+
+@checked
+def agreement(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
+    """Return Kendall's tau-b of two lists of scores of the same things: 1 for one order, -1 for the opposite one.
+
+    Kendall 1945, doi:10.1093/biomet/33.3.239. None below two things, and where all scores of a list are equal.
+    """
+    from scipy import stats
+
+    if len(ours) != len(theirs):
+        raise ConfigError(f"{len(ours)} and {len(theirs)} scores are given; one of each thing in both is accepted")
+    if len(set(ours)) < 2 or len(set(theirs)) < 2:
+        return None
+    return float(stats.kendalltau(ours, theirs).statistic)
+
+
+@checked
 def variances(values: Mapping[Key, float | None]) -> Variances | None:
     """Split the variance of runs with keys (seed, class order); None unless every seed was run with every order.
 
