@@ -79,13 +79,14 @@ def extend(
 def _asked(before: Finished, scenario: str | None, options: dict[str, Any]) -> RunConfig:
     """Return the config of the new run, still without the digest of its data; raises ConfigError."""
     config = before.config
-    if not is_known("scenario", config.scenario) and not os.path.exists(config.scenario):
-        hint = "was handed over as an object" if config.data_fingerprint else "is not known here"
+    found = is_known("scenario", config.scenario) or os.path.exists(config.scenario)
+    kind = scenario_class(config.scenario) if found else None
+    # An object that was handed over has the setting for its only option, and perhaps the name of another scenario.
+    if kind is None or (len(kind._options.model_fields) > 1 and config.scenario_options.keys() <= {"setting"}):
         raise ConfigError(
-            f"the scenario {config.scenario!r} of {before.folder} {hint}; one by name, or files that are there, can be "
-            "continued"
+            f"the scenario {config.scenario!r} of {before.folder} was handed over as an object, or is gone; a run of "
+            "one by name, or of files that are there, can go on"
         )
-    kind = scenario_class(config.scenario)
     given = {name: value for name, value in options.items() if value is not None}
     free = {name: given.pop(name) for name in FREE if name in given}
     if scenario is None:
