@@ -320,6 +320,39 @@ def stability_gap(part: Comparison) -> Panels:
     return Panels("Evaluations within tasks", "within tasks", about, panels, NumberTable(headings, lines))
 
 
+@chart(needs="tests on the classes seen so far (--anytime)")
+def anytime(part: Comparison) -> Chart | Panels:
+    """Draw the accuracy on the classes seen so far over the samples of the stream, its mean over the runs.
+
+    Koh et al. 2022, arXiv:2110.10031. Strategies that were not tested so are left out.
+    """
+    series = []
+    for i, row in enumerate(part.rows):
+        curves = [
+            {p.samples: p.accuracy for p in run.recorded.anytime if p.accuracy is not None} for run in row.finished
+        ]
+        places = sorted({samples for curve in curves for samples in curve})
+        if row.is_headline and places:
+            at = [spread(curve.get(n) for curve in curves) for n in places]
+            band = [_points(s.sd) for s in at] if len(curves) > 1 else []
+            series.append(Series(title(part, row), row.look, places, [_points(s.mean) for s in at], dy=band, row=i))
+    if not series:
+        # The page shows a chart that is empty, and no panels.
+        return Panels("Accuracy at any time", "any time", "", [])
+    return Chart(
+        "Accuracy at any time",
+        "lines",
+        axis("samples of the stream", [0.0, *(x for one in series for x in one.x)], zero=True, margin=0.03),
+        percent_axis("accuracy on the classes seen so far (%)", _ends(series, "y")),
+        series,
+        "Mean over the runs; bands: ± one sd. Tested among the outputs of the classes seen so far; the mean over the "
+        "stream is the anytime accuracy (A_auc, Koh et al. 2022, arXiv:2110.10031).",
+        _runs(part, "band"),
+        by_point=True,
+        marked=False,
+    )
+
+
 @chart(in_markdown=False, needs="a record of the training losses")
 def training_loss(part: Comparison) -> Panels:
     """Draw the sum of the loss terms of each epoch, its mean over the runs."""

@@ -94,7 +94,8 @@ class _Cut(ScenarioSpec):
         if not boundless and read_text(bool, given.get("online", False)) is not True:
             return cls.preset
         own = {k: v for k, v in cls.preset.items() if k not in TrainingConfig.model_fields and k != "strategies"}
-        preset = own | presets()["online"] | ({"optimizer_state": "keep"} if boundless else {})
+        tuned = presets().get(f"online-{getattr(cls.preset, 'name', '')}", {})
+        preset = own | presets()["online"] | tuned | ({"optimizer_state": "keep"} if boundless else {})
         if boundless and {**own, **given}.get("setting", "class") == "class":
             # Outputs of all classes exist from the beginning, as classes come at any time.
             preset |= {"head": "full", "loss_outputs": "all"}

@@ -58,7 +58,9 @@ def test_each_figure_is_drawn_as_png_and_svg(
 ) -> None:
     within = tuple((task, 3, [0.5] * len(sizes)) for task in range(len(sizes)))
     n = sum(sizes)
-    more = {"confusion": [[3] * n] * n, "training": [{"task": 0, "stage": "train", "epoch": 0, "losses": {"new": 1.5}}]}
+    epochs = [{"task": 0, "stage": "train", "epoch": 0, "losses": {"new": 1.5}}]
+    more: dict[str, Any] = {"confusion": [[3] * n] * n, "training": epochs}
+    more["anytime"] = [{"samples": 10, "accuracy": 0.9}, {"samples": 20, "accuracy": 0.6}]
     part = compared(
         [
             with_more(make_result(label, s, sizes=sizes, evaluations=within), **more)
@@ -190,6 +192,21 @@ def test_the_stability_gap_shows_evaluations_within_tasks(make_result: Make, com
     assert second == pytest.approx(np.array([[1 + 3 / 7, 50], [2, 70]]))
 
 
+def test_accuracy_at_any_time_is_over_the_samples_of_the_stream(
+    make_result: Make, compared: Compared, with_more: WithMore
+) -> None:
+    """The mean of two runs at each number of samples; one of them was not tested at the last."""
+    points = [
+        [{"samples": 10, "accuracy": 0.8}, {"samples": 20, "accuracy": 0.5}],
+        [{"samples": 10, "accuracy": 0.6}],
+    ]
+    runs = [with_more(make_result("er", seed), anytime=found) for seed, found in enumerate(points)]
+    part = compared([*runs, make_result("naive")])
+    (line,) = drawn("anytime", part).axes[0].lines
+    assert line.get_xydata() == pytest.approx(np.array([[10, 70], [20, 50]]))
+    assert CHARTS["anytime"].drawn(compared([make_result("naive")])) is None
+
+
 def test_a_critical_difference_diagram_needs_five_scenarios_and_joins_what_is_not_told_apart(
     make_result: Make, tmp_path: Path
 ) -> None:
@@ -303,7 +320,7 @@ def test_report_writes_tables_and_figures_that_it_refers_to(seven: list[Result],
     paths = write_report(seven, tmp_path)
     names = {str(path.relative_to(tmp_path)) for path in paths}
     stem = "figures/split-mnist-5k-class-"
-    drawn = [name for name in CHARTS if CHARTS[name].in_markdown and name != "stability_gap"]
+    drawn = [name for name in CHARTS if CHARTS[name].in_markdown and name not in ("stability_gap", "anytime")]
     pictures = {f"{stem}{name}.{kind}" for name in drawn for kind in ("png", "svg")}
     assert names == TABLES | pictures
     assert all(path.stat().st_size > 0 for path in paths)

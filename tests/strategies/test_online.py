@@ -26,6 +26,7 @@ from torch.nn import functional as F
 import clbench
 from clbench.data.scenario import Images, ImageSet
 from clbench.learning.losses import supervised_contrastive
+from clbench.running.resolve import resolve
 from clbench.strategies.er_ace import ERACE
 from clbench.strategies.er_aml import ERAML
 from clbench.strategies.scr import SCR
@@ -210,6 +211,27 @@ def test_a_request_that_can_not_be_met_is_refused(
 ) -> None:
     with refused(*words):
         clbench.run("split-mnist-5k", strategy, out=tmp_path, limit=5, epochs=1, **fields)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "strategy", "expected"),
+    [
+        # scenarios/presets.toml: rates that were tuned for the digits, and the usual one elsewhere.
+        ("split-mnist-5k", "er", {"lr": 0.373, "batch_size": 10, "epochs": 1, "memory_size": 500, "head": "growing"}),
+        ("split-mnist-5k", "ewc", {"lr": 0.1, "optimizer": "sgd", "momentum": 0.0, "memory_size": None}),
+        ("split-cifar10", "er", {"lr": 0.1, "schedule": "constant", "weight_decay": 0.0, "momentum": 0.0}),
+        ("split-mnist-5k[disjoint=1]", "scr", {"lr": 0.0489, "head": "full", "optimizer_state": "keep"}),
+        ("split-mnist-5k[disjoint=1,setting=domain]", "er", {"head": "growing", "loss_outputs": "seen"}),
+        ("split-mnist-5k[online=false]", "er", {"optimizer": "adam", "batch_size": 32}),
+    ],
+)
+def test_one_option_gives_the_usual_training(scenario: str, strategy: str, expected: dict[str, Any]) -> None:
+    asked = {} if "[" in scenario else {"online": True}
+    given = resolve(scenario, strategy, asked).values()
+    assert {name: given[name] for name in expected} == expected
+    assert resolve("split-mnist-5k", "er", {"online": True, "lr": 0.2, "epochs": 3}).training.lr == 0.2
+    if strategy == "scr":
+        assert given["strategy_options"]["replayed"] == 10
 
 
 LEARN = list(itertools.product(("scr[view=crop,replayed=10]", "er-aml"), range(3)))

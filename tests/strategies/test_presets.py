@@ -144,7 +144,9 @@ def test_without_the_strengths_of_the_preset_it_would_not(
 
 
 def test_every_preset_is_tried() -> None:
-    assert {SAME.get(name, name) for name in presets()} == {*SCENARIOS, "split-mnist-5k"}
+    # Those of streams that are seen once are tried in test_online.py.
+    own = {SAME.get(name, name) for name in presets() if not name.startswith("online")}
+    assert own == {*SCENARIOS, "split-mnist-5k"}
     for name, like in SAME.items():
         kept = {key: value for key, value in presets()[like].items() if key != "strategies"}
         assert {key: value for key, value in presets()[name].items() if key != "strategies"} == kept
