@@ -173,11 +173,14 @@ def write_figures(
 
 @checked
 def write_judged(record: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write judged.csv and the chart of the rankings of each judged scenario, as png and svg; return their paths.
+    """Write judged.csv, judged.md and a chart of the rankings of each judged scenario; return their paths.
 
     record: as of `clbench.tune(..., judge_on=...)`. Raises RunError where the files can't be written.
     """
-    files: dict[str, bytes | str] = {"judged.csv": judged_tables.to_csv(record)}
+    files: dict[str, bytes | str] = {
+        "judged.csv": judged_tables.to_csv(record),
+        "judged.md": judged_tables.to_markdown(record),
+    }
     for place, part in enumerate(record["judged"]):
         if len(part["ways"]) > 1:
             drawing = judged_tables.rank_slopes(part)

@@ -3,13 +3,18 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.text import Text
 
+from clbench.config.errors import ConfigError
 from clbench.reports.chart import Axis, Chart, Look, Series
+from clbench.reports.markdown import code, escape
+from clbench.support.files import expanded, read_small
 from clbench.support.fitted import Column, Fitted
 
 if TYPE_CHECKING:
@@ -34,15 +39,26 @@ FIELDS = (
 )
 
 
+def load_judged(folders: Sequence[str | os.PathLike[str]]) -> dict[Path, dict[str, Any]]:
+    """Read the judged.json files in and below folders; raises ConfigError for one that is none."""
+    found = {}
+    for folder in folders:
+        for file in sorted(expanded(folder).rglob("judged.json")):
+            try:
+                record = json.loads(read_small(file))
+                to_csv(record), to_markdown(record)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                reason = f"{type(error).__name__}: {error}"
+                raise ConfigError(f"{file}: {reason}; what clbench tune --judge-on wrote is accepted") from None
+            found[file] = record
+    return found
+
+
 def render_judged(record: Mapping[str, Any]) -> Group:
     """Return a table for each judged scenario: its ranking, the values, what tuning cost, and the other rankings."""
     parts: list[RenderableType] = []
     for part in record["judged"]:
         main, *others = part["ways"]
-        title = (
-            f"tuned on {record['tuned_on']}, judged on {part['scenario']}, {record['setting']}-incremental, "
-            f"{record['tasks']} tasks"
-        )
         ranks = [{row["strategy"]: row for row in way["ranking"]} for way in others]
         rows = main["ranking"]
         parts.append(
@@ -66,7 +82,7 @@ def render_judged(record: Mapping[str, Any]) -> Group:
                         for name in ("runs", "seconds", "images")
                     ),
                 ],
-                title=title,
+                title=_title(record, part),
                 caption="Mean over the seeds [95 % interval]; runs, seconds and images are those of the search.",
                 more="judged.csv",
             )
@@ -90,6 +106,24 @@ def sentences(part: Mapping[str, Any]) -> Iterator[str]:
         tau = "undefined" if pair["tau"] is None else f"{pair['tau']:.2f}"
         yield f"Kendall's tau of the rankings of {pair['ways'][0]} and of {pair['ways'][1]}: {tau} (n = {pair['n']})."
     yield from (f"note: {text}" for text in part["warnings"])
+
+
+def to_markdown(record: Mapping[str, Any]) -> str:
+    """Return the tables and the sentences of all judged scenarios as Markdown."""
+    lines = []
+    for place, part in enumerate(record["judged"]):
+        ways = part["ways"]
+        ranks = [{row["strategy"]: row for row in way["ranking"]} for way in ways]
+        heads = [escape(way["name"]) for way in ways]
+        lines += [f"## {escape(_title(record, part))}", ""]
+        lines += [f"| strategy | {' | '.join(heads)} | values ({heads[0]}) |", "|---" * (len(ways) + 2) + "|"]
+        for row in ways[0]["ranking"]:
+            cells = [f"{_rank(of[row['strategy']])}: {_percent(of[row['strategy']])}" for of in ranks]
+            lines.append(f"| {code(row['strategy'])} | {' | '.join(cells)} | {escape(_values(row))} |")
+        lines += ["", "Rank: average accuracy in percent, mean over the seeds [95 % interval].", ""]
+        lines += [f"- {escape(text)}" for text in sentences(part)]
+        lines += ["", *([f"![ranks](ranks-{place}.png)", ""] if len(ways) > 1 else [])]
+    return "\n".join(lines)
 
 
 def to_csv(record: Mapping[str, Any]) -> str:
@@ -133,6 +167,13 @@ def rank_lines(scenario: str, ways: Sequence[str], ranks: Mapping[str, Sequence[
         series,
         "Rank in average accuracy, 1 is the highest; where lines cross, the order depends on the tuning.",
         unit="",
+    )
+
+
+def _title(record: Mapping[str, Any], part: Mapping[str, Any]) -> str:
+    return (
+        f"tuned on {record['tuned_on']}, judged on {part['scenario']}, {record['setting']}-incremental, "
+        f"{record['tasks']} tasks"
     )
 
 

@@ -25,7 +25,8 @@ def render_search(record: Mapping[str, Any]) -> Group:
         score = trial["score"]
         cells += ["failed" if score is None else f"{100 * score:.1f}", f"{trial['seconds']:.1f}"]
         table.add_row(*map(Text, cells), style="bold" if trial["trial"] in chosen else "")
-    cost = f"{len(record['trials'])} trials, {record['seconds']:.0f} s of training and evaluation"
+    runs = f"{len(record['trials'])} trials in {record['runs']} runs"
+    cost = f"{runs}, {record['seconds']:.0f} s of training and evaluation, {record['images']:,} training images"
     return Group(table, Text(f"\nchosen by {record['tuned_by']}"), Text(cost))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clbench.cli.console import megabytes, messages, plain, print_notes, screen
+from clbench.cli.console import megabytes, messages, plain, print_judged, print_notes, screen
 from clbench.cli.options import (
     Force,
     Json,
@@ -32,7 +32,6 @@ from clbench.config.registry import comma_parts
 
 if TYPE_CHECKING:
     from clbench.support.fitted import Column
-    from clbench.tools.judge import Judged
 
 # Seconds that a plan may take in all, however many strategies it is of.
 BUDGET = 9.0
@@ -283,7 +282,12 @@ def tune_verb(
     if beside is not None:
         options["beside"] = comma_parts(beside)
     if judge_on is not None:
-        _judge(tune(scenario, strategies, judge_on=comma_parts(judge_on), **options), as_json=as_json)
+        judged = tune(scenario, strategies, judge_on=comma_parts(judge_on), **options)
+        print_judged(judged.record, judged.folder, quiet=as_json)
+        if as_json:
+            print(json.dumps(judged.record))
+        if failures := judged.failures:
+            raise RunError(f"{len(failures)} of the strategies could not be judged; the first: {failures[0]}")
         return
     found = tune(scenario, strategies[0] if len(strategies) == 1 else strategies, **options)
     if as_json:
@@ -293,20 +297,3 @@ def tune_verb(
     stdout.print(render_search(found.record))
     print_notes(found.record.get("warnings", []))
     stdout.print(f"for --config: {found.folder / 'best.toml'}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _judge(judged: "Judged", *, as_json: bool) -> None:
-    """Write the tables and figures of judged strategies beside judged.json, and print them."""
-    from clbench.reports import write_judged
-    from clbench.reports.judged_tables import render_judged
-
-    write_judged(judged.record, judged.folder)
-    if as_json:
-        print(json.dumps(judged.record))
-    else:
-        stdout = screen()
-        stdout.print(render_judged(judged.record))
-        stdout.print(f"written: {judged.folder}", soft_wrap=True, highlight=False, markup=False)
-    if judged.failures:
-        n = len(judged.failures)
-        raise RunError(f"{n} of the strategies could not be judged; the first: {judged.failures[0]}")

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from clbench.config.errors import one_line
 
@@ -70,6 +70,18 @@ def print_report(results: "list[Result]", folder: Path, as_json: bool, runs: Pat
     if replaced:
         beside += f"; it replaces one with {replaced} other runs, and `clbench report {runs}` shows all"
     stdout.print(f"report: {folder / 'report.html'}{beside}", soft_wrap=True, highlight=False, markup=False)
+
+
+def print_judged(record: Mapping[str, Any], folder: Path, *, quiet: bool) -> None:
+    """Write the tables and figures of judged strategies into a folder, and print them unless quiet."""
+    from clbench.reports import write_judged
+    from clbench.reports.judged_tables import render_judged
+
+    write_judged(record, folder)
+    if not quiet:
+        stdout = screen()
+        stdout.print(render_judged(record))
+        stdout.print(f"written: {folder}", soft_wrap=True, highlight=False, markup=False)
 
 
 def end(message: str, code: int) -> NoReturn:

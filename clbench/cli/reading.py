@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clbench.cli.console import end, plain, print_report, screen
+from clbench.cli.console import end, plain, print_judged, print_report, screen
 from clbench.cli.options import (
     DESCRIBED,
     Json,
@@ -40,6 +40,7 @@ def report_verb(
     as_json: Json = False,
 ) -> None:
     """Make tables and plots from finished runs, without torch; those that are not finished are named."""
+    from clbench.reports.judged_tables import load_judged
     from clbench.results.result import load_all
 
     if not figure and (kind or style):
@@ -51,8 +52,10 @@ def report_verb(
         from clbench.results.metrics import load_metric
 
         load_metric(name)
-    results = load_all(folders)
-    if not results:
+    judged = {} if figure else load_judged(folders)
+    runs_too = not judged or any(next(folder.rglob("run.json"), None) for folder in folders)
+    results = load_all(folders) if runs_too else []
+    if runs_too and not results:
         raise ConfigError(
             f"{', '.join(map(str, folders))}: no finished run there; folders with a run.json are accepted"
         )
@@ -62,7 +65,12 @@ def report_verb(
         paths = write_figures(results, out, figure, kind=kind or "pdf", style=style or "paper")
         print(*paths, sep="\n")
         return
-    print_report(results, out, as_json)
+    if results:
+        print_report(results, out, as_json)
+    elif as_json:
+        print(json.dumps(list(judged.values())))
+    for file, record in judged.items():
+        print_judged(record, out / "judged" / file.parent.name, quiet=as_json)
 
 
 def watch_verb(

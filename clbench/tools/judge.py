@@ -21,6 +21,7 @@ from clbench.many.execution import Request, plan_requests, run_shown, seed_list
 from clbench.many.planned import PlannedRun
 from clbench.results.result import Result
 from clbench.results.statistics import agreement, interval, places, spread
+from clbench.running.folder import make_folder
 from clbench.running.observer import Observer
 from clbench.running.resolve import prepare, resolve
 from clbench.support.files import write_atomically
@@ -97,7 +98,7 @@ def judge(
     runs: list[str] = []
     for one in judged_on:
         checks = [Request(one, s.strategy, _plain(s) | {"seed": n}) for s in tuned for n in numbers]
-        planned = plan_requests(checks, out / "runs")
+        planned = plan_requests(checks, ".")
         if planned[0].config.identity() in runs:
             raise ConfigError(f"judge_on names {_name(one)} twice; once is accepted")
         runs.append(planned[0].config.identity())
@@ -108,6 +109,7 @@ def judge(
             for options in search.ends():
                 resolve(one, search.strategy, options)
         plans.append((one, warnings, ways))
+    make_folder(out / "runs")
     found: dict[str, Tuned | str] = {}
     for _, _, ways in plans:
         for search in (search for way in ways for search in way.searches):

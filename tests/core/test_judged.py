@@ -252,8 +252,7 @@ def test_what_can_not_be_judged_is_refused_before_any_trial(
     strategies = asked.pop("strategies", ["l2", "ewc"])
     with refused(*words):
         clbench.tune(pair[0], strategies, judge_on=on, out=tmp_path / "out", **asked)
-    assert not list(tmp_path.rglob("run.json"))
-    assert not list(tmp_path.rglob("tune.json"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -314,8 +313,19 @@ def test_the_command_prints_and_writes_the_ranking(
     assert {"er on split-mnist-5k: trial 0", "ewc on split-digits: trial 0"} <= {
         ":".join(line.split(":")[:2]) for line in err.splitlines()
     }
-    assert {path.name for path in file.parent.iterdir()} == {"judged.csv", "judged.json", "ranks-0.png", "ranks-0.svg"}
+    assert {path.name for path in file.parent.iterdir()} == {
+        *("judged.csv", "judged.json", "judged.md", "ranks-0.png", "ranks-0.svg"),
+    }
+    # The report of all that is in the folder has the ranking too, and that of the ranking alone needs no run.
+    for folder in ("tuning", str(file.parent)):
+        code, out, err = command("report", folder, "--out", "report")
+        assert code == 0, err
+        assert "Kendall's tau of the rankings of split-mnist-5k, all tasks" in " ".join(out.split())
+        assert (tmp_path / "report/judged" / file.parent.name / "judged.csv").read_text() == file.read_text()
     code, out, err = command(*asked, "--beside", "first-k-tasks", "--json")
     assert (code, json.loads(out)) == (0, json.loads((file.parent / "judged.json").read_text()))
     code, out, err = command(*asked, "--beside", "first-k-tasks,,oracle")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    (file.parent / "judged.json").write_text('{"judged": [1]}')
+    code, out, err = command("report", str(file.parent), "--out", "report")
     assert (code, out, err.count("\n")) == (2, "", 1)
