@@ -45,7 +45,7 @@ class HAT(Strategy):
     def begin_run(self) -> None:
         """Before the first task no unit is used."""
         self.gates: list[list[Tensor]] = []
-        self.used = [torch.zeros(width, device=self.device) for width in widths(self.model)]
+        self.used = [self.model.head.weight.new_zeros(width) for width in widths(self.model)]
 
     def begin_task(self, task: Task) -> None:
         """Draw the embedding e of the task from N(0, 1)."""

@@ -21,7 +21,8 @@ class Adapter(nn.Module):
         super().__init__()
         n = layer.weight.shape[1]
         self.alpha = nn.Parameter(torch.empty(()).uniform_(0, 0.1))
-        self.v = nn.Conv2d(earlier * n, n, 1) if isinstance(layer, nn.Conv2d) else nn.Linear(earlier * n, n)
+        v = nn.Conv2d(earlier * n, n, 1) if isinstance(layer, nn.Conv2d) else nn.Linear(earlier * n, n)
+        self.v = v.to(layer.weight.dtype)
         self.u = copy.deepcopy(layer)
         self.u.bias = None
         self.u.reset_parameters()
@@ -55,7 +56,7 @@ class Column(nn.Module):
         for block in self.blocks[1:]:
             name, layer = next((n, m) for n, m in block.named_modules() if isinstance(m, nn.Linear | nn.Conv2d))
             block.set_submodule(name, Lateral(layer, earlier))
-        self.adapter = Adapter(nn.Linear(model.feature_dim, outputs), earlier)
+        self.adapter = Adapter(nn.Linear(model.feature_dim, outputs).to(model.head.weight.dtype), earlier)
 
     def forward(self, units: list[Tensor], index: int) -> Tensor:
         """Map what the columns up to this one give to block `index`, this one's last, to what this one gives out."""

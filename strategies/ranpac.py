@@ -50,7 +50,7 @@ class RanPAC(FirstSession):
 
     def represent(self, features: Tensor) -> Tensor:
         """ReLU of the random projections."""
-        return (features @ self.projection).relu()
+        return (features.to(self.projection) @ self.projection).relu()
 
     def observe(self, data: ImageSet) -> None:
         """Choose the ridge parameter, and add the samples to the sums."""

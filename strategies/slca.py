@@ -96,7 +96,7 @@ class SLCA(Strategy):
             parts = (self.model.features(batch.images).cpu().double() for batch in self.passes(data))
             features = gathered(parts, len(data))
             mean, factor = gaussian(features)
-            self.gaussians[output] = mean.float().to(self.device), factor.float().to(self.device)
+            self.gaussians[output] = mean.to(self.model.head.weight), factor.to(self.model.head.weight)
 
     def _draws(self) -> tuple[Tensor, Tensor]:
         """Draw the labels of a step of the alignment, sorted int64 [256], and N(0, 1) noise, [256, d], on the CPU."""
@@ -111,7 +111,9 @@ class SLCA(Strategy):
         parts = []
         with torch.autocast(self.device.type, enabled=False):
             for output, part in zip(
-                outputs.tolist(), noise.to(self.device, non_blocking=True).split(counts.tolist()), strict=True
+                outputs.tolist(),
+                noise.to(self.model.head.weight, non_blocking=True).split(counts.tolist()),
+                strict=True,
             ):
                 mean, factor = self.gaussians[output]
                 share = 0.9 + 0.1 * (1 + self.task_of[output]) / len(self.tasks)

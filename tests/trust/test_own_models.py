@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from shared import StopAt, StoppedError
-from torch import nn
+from torch import Tensor, nn
 
 import clbench
 from clbench.cli import main
@@ -46,6 +46,20 @@ class Tiny(Network):
     def __init__(self, image_shape: tuple[int, int, int], *, width: int = 8) -> None:
         layers = nn.Sequential(nn.Flatten(), nn.Linear(image_shape[1] * image_shape[2], width), nn.ReLU())
         super().__init__([layers], feature_dim=width)
+
+
+class Double(nn.Flatten):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.double())
+
+
+class Precise(Tiny):
+    """mlp:8 in float64."""
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        super().__init__(image_shape)
+        self.backbone[0][0] = Double()
+        self.double()
 
 
 @pytest.fixture
@@ -101,6 +115,13 @@ def test_every_verb_takes_it(net: Path, built_in: clbench.Result, capsys: pytest
 
 def built_in_updates(result: clbench.Result) -> int:
     return sum(task["steps"] for task in result.record["tasks"])
+
+
+@pytest.mark.parametrize("strategy", ["hat", "pnn", "ranpac[projections=20]", "slca"])
+def test_methods_with_tensors_of_their_own_take_a_network_in_float64(strategy: str, tmp_path: Path) -> None:
+    setting = "task" if strategy in ("hat", "pnn") else "class"
+    result = clbench.run(f"{SCENARIO}[setting={setting}]", strategy, model=Precise, out=tmp_path, **SMALL)
+    assert len(result.accuracy) == 5
 
 
 def test_a_sweep_takes_classes_and_names_them(net: Path) -> None:
