@@ -131,7 +131,15 @@ def columns(part: Comparison) -> list[Column]:
     ]
     # The headline matrix has this number under two names; under this one it is in the CSV files alone.
     found.append(Column(f"{part.headline}_accuracy", {}, accuracy.unit, accuracy))
-    for name in ("steps", *part.names("seconds"), *part.names("_items"), *part.names("_bytes")):
+    for name in (
+        "steps",
+        "training_flops",
+        "inference_flops_per_image",
+        "unused_budget",
+        *part.names("seconds"),
+        *part.names("_items"),
+        *part.names("_bytes"),
+    ):
         kind, _, ending = name.rpartition("_")
         unit = UNITS.get(ending, "steps")
         titles_of: dict[Output, str] = {"markdown": words(name)}

@@ -234,6 +234,9 @@ def _numbers(run: Result, classifier: str, joint: Result | None) -> Numbers:
     numbers["steps"] = run.steps if run.recorded.tasks else None
     numbers["seconds"] = sum(run.seconds.values()) if run.seconds else None
     numbers |= {f"{purpose}_seconds": value for purpose, value in run.seconds.items()}
+    numbers |= {"training_flops": run.flops["training"]}
+    numbers |= {"unused_budget": run.unused_budget}
+    numbers |= {"inference_flops_per_image": run.flops["inference_per_image"]}
     numbers |= {f"{kind}_items": value for kind, value in run.stored_items.items()}
     numbers |= {f"{kind}_bytes": value for kind, value in run.stored_bytes.items()}
     kept = run.stored_bytes

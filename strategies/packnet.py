@@ -9,9 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from clbench.config.errors import ConfigError
+from clbench.config.run import RunConfig
 from clbench.config.space import Choices
 from clbench.data.batches import Batch
-from clbench.data.scenario import Task
+from clbench.data.scenario import Scenario, Task
 from clbench.learning.strategy import Stage, Strategy, Traits, given_task
 
 FREE = -1
@@ -39,6 +41,13 @@ class PackNet(Strategy):
 
     prune: Annotated[float, Field(ge=0, lt=1), Choices(0.5, 0.75)] = 0.75
     retrain: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
+
+    def check(self, config: RunConfig, scenario: Scenario) -> None:
+        """Refuse a budget of FLOPs, which does not say where the pruning is."""
+        if config.training.budget_in("flops") is not None:
+            raise ConfigError(
+                f"packnet prunes after a share of the epochs, not budget={config.training.budget}; epochs is accepted"
+            )
 
     def begin_run(self) -> None:
         """Before the first task every weight is free."""

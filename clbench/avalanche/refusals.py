@@ -17,7 +17,7 @@ FULL_HEAD = {"ICaRL", "GDumb", "CWRStar", "DER"}
 
 def refuse(config: RunConfig, scenario: Scenario, name: str, kind: type[Strategy]) -> None:
     """Raise ConfigError for what Avalanche's `name`, as our strategy `kind`, has no place for."""
-    if config.training.epochs is None:
+    if config.training.epochs is None and config.training.budget is None:
         raise ConfigError(f"{config.strategy} trains by epochs; give epochs, such as 1")
     for option, value in config.values().items():
         default = fields()[option].default

@@ -15,7 +15,7 @@ from rich.markup import escape
 from clbench.cli.help import FEW, HelpAll
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.registry import Derived, entry_points, text_of
-from clbench.config.run import EXCLUSIVE, IN_FILES, INTERNAL, excludes, without_removed
+from clbench.config.run import EXCLUSIVE, IN_FILES, INTERNAL, decided_by, excludes, without_removed
 from clbench.config.run import fields as run_fields
 
 # Each of these names begins a panel of the help; the options are in the order of the groups of a run.
@@ -142,6 +142,8 @@ def _name_from_file(given: dict[str, Any], kept: dict[str, Any]) -> None:
 def over(kept: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     """Return fields with what is asked over them; a field that excludes another displaces it."""
     pairs = {pair for kind in _scenarios() for pair in (*EXCLUSIVE, *kind.exclusive)}
+    decided = decided_by((kept | asked).get("budget"))
+    kept = {k: v for k, v in kept.items() if k not in decided}
     return {k: v for k, v in kept.items() if not any(excludes(k, key, pairs) for key in asked)} | asked
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -27,6 +28,32 @@ def bytes_of(size: int | str) -> int:
     if not 0 < number < 2**63:
         raise ValueError(f"memory_limit={str(size)[:40]} given, a size such as 4GB or 500MB accepted")
     return number
+
+
+# What a run may spend, the units that each knows, and the fields that it decides in their place.
+BUDGETS = {"flops": {"": 1} | {u: 1000**n for n, u in enumerate("KMGTP", 1)}, "bytes": UNITS}
+DECIDED = {
+    "flops": ("epochs", "iterations", "patience"),
+    "bytes": ("memory_size", "memory_per_class"),
+}
+
+
+def budget_of(text: str) -> tuple[str, int]:
+    """Return what a budget such as flops=1e12 or bytes=2MB is of, and how much it is; raises ValueError."""
+    kind, _, amount = (part.strip() for part in text.partition("="))
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?(?:E\+?\d{1,2})?) ?([KMGTP]?I?B?)", amount.upper(), re.ASCII)
+    unit = BUDGETS.get(kind, {}).get(found[2]) if found else None
+    number = 0 if found is None or unit is None else int(Decimal(found[1]) * unit)
+    if kind == "seconds":
+        raise ValueError("which no two runs would spend on the same steps; flops=1e12 or bytes=2MB")
+    if not 0 < number < 2**63:
+        raise ValueError("flops=1e12, or bytes=2MB, from 1 to 9e18,")
+    return kind, number
+
+
+def _budget(text: str) -> str:
+    """Return a budget as it is recorded, so that two spellings are one run."""
+    return "=".join(map(str, budget_of(text)))
 
 
 class Group(BaseModel):
@@ -119,6 +146,11 @@ class TrainingConfig(Group):
     )
     epochs: Count | None = Field(default=None, description="epochs per task")
     iterations: Count | None = Field(default=None, description="optimizer steps per task, instead of epochs")
+    budget: Annotated[str, AfterValidator(_budget)] | None = Field(
+        default=None,
+        description="what the run may spend: flops=1e12 of training in all, shared equally by the tasks, instead of "
+        "epochs; or bytes=2MB of model, exemplars and extras, which decides memory_size",
+    )
     batch_size: Count = Field(default=128, description="images of the current task in a step")
     drop_last: bool = Field(default=False, description="leave out an incomplete last batch")
     optimizer: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="optimizer")
@@ -170,6 +202,11 @@ class TrainingConfig(Group):
         """The learning rate in use: `lr`, scaled linearly with the batch size where a base is given."""
         return self.lr * self.batch_size / (self.base_batch_size or self.batch_size)
 
+    def budget_in(self, kind: str) -> int | None:
+        """The budget of a kind, flops or bytes; None where there is none."""
+        given = None if self.budget is None else budget_of(self.budget)
+        return given[1] if given is not None and given[0] == kind else None
+
     @property
     def watches_validation(self) -> bool:
         """Whether training reads the validation split."""
@@ -181,6 +218,10 @@ class TrainingConfig(Group):
             raise ValueError(f"momentum={self.momentum:g} is for optimizer='sgd', not {self.optimizer!r}")
         if not re.fullmatch(r"all|head|last-[1-9]\d*", self.train):
             raise ValueError(f"train={self.train} given, all, head or last-N (such as last-1) accepted")
+        if self.budget_in("flops") is not None:
+            for name in (*DECIDED["flops"], "schedule_scope"):
+                if (value := getattr(self, name)) != type(self).model_fields[name].default:
+                    raise ValueError(f"budget={self.budget} decides how long training lasts; leave out {name}={value}")
         rated = self.schedule in ("step", "multistep", "plateau")
         _refuse_without_effect(
             self,
@@ -289,6 +330,10 @@ class EngineConfig(Group):
     keep_state: bool = Field(
         default=True,
         description="keep all that was learnt in state.pt beside run.json, by which predict, export and extend use it",
+    )
+    count_flops: bool = Field(
+        default=False,
+        description="count the floating-point operations of training and evaluation; a budget of flops counts them",
     )
     checkpoint_every: Annotated[float, Field(gt=0)] | Literal["epoch", "task"] | str = Field(
         default=10.0,

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from clbench.config.errors import ConfigError, unknown
 from clbench.config.groups import (
+    DECIDED,
     DataConfig,
     EngineConfig,
     EvaluationConfig,
@@ -28,6 +29,7 @@ from clbench.config.groups import (
     MemoryConfig,
     ModelConfig,
     TrainingConfig,
+    budget_of,
 )
 from clbench.config.registry import PROTOCOLS, entry_points, explain, path_of
 
@@ -38,7 +40,7 @@ EXCLUSIVE = (("epochs", "iterations"), ("memory_size", "memory_per_class"))
 # Recorded with a run, but no part of its identity: they can't change its numbers (on_nan: but whether there are any).
 NOT_IDENTITY = frozenset(
     {"data_root", "offline", "memory_limit", "label", "checkpoint_every", "on_nan", "tuned_by", "keep_predictions"}
-    | {"processes", "reading_threads", "keep_state"}
+    | {"processes", "reading_threads", "keep_state", "count_flops"}
 )
 # Fields of a run that no option of the command line sets.
 INTERNAL = {"scenario", "scenario_options", "strategy", "strategy_options", "per_task", "label"} | {
@@ -103,6 +105,11 @@ class RunConfig(Group):
         """class, task or domain: the option that every scenario has."""
         return str(self.scenario_options.get("setting", "class"))
 
+    @property
+    def counts_flops(self) -> bool:
+        """Whether floating-point operations are counted, for the record or for a budget."""
+        return self.engine.count_flops or self.training.budget_in("flops") is not None
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         training = self.training
@@ -166,6 +173,14 @@ def excludes(one: str, other: str, pairs: Iterable[tuple[str, str]] = EXCLUSIVE)
     return any((one, other) == pair or (other, one) == pair for pair in pairs)
 
 
+def decided_by(budget: object) -> tuple[str, ...]:
+    """Return the fields that a budget decides, which are not given beside it; none for what is no budget."""
+    try:
+        return DECIDED[budget_of(str(budget))[0]]
+    except ValueError:
+        return ()
+
+
 def file_digest(path: str, option: str) -> str:
     """Return the sha256 of a file's content; raises ConfigError naming the option when it can't be read."""
     try:
@@ -219,6 +234,9 @@ def identity_fields(config: RunConfig) -> dict[str, Any]:
     found: dict[str, Any] = first["fields"] | {
         name: value for name, value in given.items() if name in first["fields"] or value != _default(config, name)
     }
+    if config.training.budget_in("bytes") is not None:
+        # The budget decides them.
+        found |= {name: first["fields"][name] for name in (*DECIDED["bytes"], "memory_policy")}
     scenario, strategy = _former(config)
     options = config.strategy_options
     if strategy["strategy"] in first["strategies"]:

@@ -44,6 +44,12 @@ class Evaluation:
             r / t if t and defined else None for r, t, defined in zip(right, total, self.defined[matrix], strict=True)
         ]
 
+    @property
+    def n_images(self) -> int:
+        """The number of test images that were scored."""
+        tested = [any(row[task] for row in self.defined.values()) for task in range(len(self.totals))]
+        return int(self.totals[torch.tensor(tested)].sum())
+
     def correct(self, classifier: str, matrix: str) -> list[dict[str, int] | None]:
         """Return for each task how many test images of each original class were right."""
         counts: Tensor | None = getattr(self.classifiers[classifier], matrix)

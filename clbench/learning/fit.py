@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from clbench.config.errors import RunError
 from clbench.config.run import RunConfig
 from clbench.learning.early_stopping import Best
+from clbench.learning.flops import Account
 from clbench.learning.schedule import Plateau, Progressless, lr_multiplier
 from clbench.learning.strategy import Progress, Stage, Strategy, remedies
 from clbench.results.record import EpochRecord
@@ -46,6 +47,7 @@ class Fit:
         self.best_epoch: int | None = None
         self.records: list[EpochRecord] = []
         self.tally = Tally()
+        self.account: Account | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a stage goes on with; parameters are those of the strategy, saved in one file with it."""
@@ -60,6 +62,7 @@ class Fit:
             "best_epoch": self.best_epoch,
             "records": [record.model_dump(exclude_unset=True) for record in self.records],
             "tally": self.tally.state_dict(),
+            "account": self.account and vars(self.account),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -72,6 +75,8 @@ class Fit:
         self.best.state, self.best_epoch = state["best"], state["best_epoch"]
         self.records = [EpochRecord(**record) for record in state["records"]]
         self.tally = Tally(**state["tally"])
+        # Checkpoints of before there were budgets have none.
+        self.account = Account(**account) if (account := state.get("account")) else None
 
     def is_over(self, progress: Progress, patience: int | None) -> bool:
         """Whether the stage has had its epochs or steps, or has waited long enough for progress."""
@@ -83,7 +88,9 @@ class Fit:
         return (self.epochs is not None and progress.epoch >= self.epochs) or self.is_out_of_steps(progress)
 
     def is_out_of_steps(self, progress: Progress) -> bool:
-        """Whether the stage has had the steps that it was given, where they were given."""
+        """Whether the stage has had the steps, or has spent the operations, that it was given."""
+        if self.account is not None:
+            return self.account.is_spent
         return self.steps is not None and progress.step >= self.steps
 
     def count(self, progress: Progress, n_images: int, *, taken: bool = True) -> None:
@@ -103,7 +110,8 @@ class Fit:
         training = config.training
         if training.schedule != "constant" or training.lr_warmup:
             per_epoch = progress.steps_per_epoch
-            total = float(self.epochs) if self.epochs is not None else (self.steps or 0) / per_epoch
+            steps = (self.steps or 0) if self.account is None else self.account.steps(progress.step)
+            total = float(self.epochs) if self.epochs is not None else steps / per_epoch
             position = progress.step / per_epoch
             if training.schedule_scope == "run":
                 position, total = position + progress.task * total, total * n_tasks

@@ -23,6 +23,7 @@ from clbench.config.space import Log, declared
 from clbench.data.batches import CONVOLVING_PASS_SIZE, Batch, Pipeline
 from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.learning import projection
+from clbench.learning.flops import Flops
 from clbench.learning.losses import cross_entropy
 from clbench.learning.memory import MEMORIES, Memory
 from clbench.models import build_model
@@ -182,6 +183,7 @@ class Context:
     progress: Progress
     logged: dict[str, float] = field(default_factory=dict)
     processes: Processes = ALONE
+    flops: Flops = field(default_factory=Flops)
 
     def options_in_force(self) -> dict[str, Any]:
         """Return the hyper-parameters of the strategy that the config gives for the task under way."""

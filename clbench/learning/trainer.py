@@ -1,5 +1,6 @@
 """Fits one stage. Owns every optimizer step: the loop, precision, clipping, what is frozen, the optimizer's state."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,7 @@ from clbench.learning.compiled import PAST_FEATURES, CompiledFeatures
 from clbench.learning.early_stopping import validation_loss
 from clbench.learning.evaluation import online_answers
 from clbench.learning.fit import Fit, Tally, are_finite
+from clbench.learning.flops import Account
 from clbench.learning.importance import grown, is_part
 from clbench.learning.returned import decays, loss_of, loss_terms, penalty_term, require_gradient
 from clbench.learning.shared import digest
@@ -53,6 +55,8 @@ class Trainer:
         self._compiled = CompiledFeatures(compiling) if compiling != "none" else None
         # Rule and sentence of what a reader should know about how it trains.
         self.remarks: list[tuple[str, str]] = []
+        # The operations at which the stages of the task end where there is a budget, and how many share it yet.
+        self.allowance, self.sharing = 0, 1
 
     def fit(
         self,
@@ -133,7 +137,11 @@ class Trainer:
 
     def _new_fit(self, stage: Stage, trained: dict[str, nn.Parameter], frozen: list[nn.Parameter]) -> Fit:
         rate = self.config.training.scaled_lr if stage.lr is None else stage.lr
-        return Fit(stage, trained, frozen, self.optimizer(trained, rate), self.strategy, self.config)
+        fit = Fit(stage, trained, frozen, self.optimizer(trained, rate), self.strategy, self.config)
+        if fit.epochs is None and fit.steps is None:
+            now = self.context.flops.training
+            fit.account = Account(now, now + (self.allowance - now) // self.sharing, now)
+        return fit
 
     def _validate(self, fit: Fit, record: EpochRecord) -> None:
         """Judge the epoch by the validation split: lower the rate, count it as progress or not, keep the best state."""
@@ -208,6 +216,9 @@ class Trainer:
         # A run that is continued between two steps has no gradients either.
         fit.clear_gradients()
         fit.count(progress, len(ids), taken=taken)
+        if fit.account is not None:
+            fit.account.book(self.context.flops.training, progress)
+            progress.steps = math.ceil(fit.account.steps(progress.step))
 
     def _answers(self, batch: Batch, batches: list[Tensor], step: int) -> Tensor | None:
         """Test new samples before they are learnt where that is asked for, in the first pass over a task's first stage.

@@ -16,6 +16,7 @@ from typing import Any
 from clbench.config.classes import give
 from clbench.config.code import own_source
 from clbench.config.errors import ConfigError, RunError, shown
+from clbench.config.groups import MemoryConfig
 from clbench.config.plain import listed
 from clbench.config.run import RunConfig
 from clbench.data.scenario import Scenario
@@ -34,7 +35,7 @@ from clbench.running.observer import Observer
 from clbench.running.process import process_settings
 from clbench.running.recorder import new_record, other_packages
 from clbench.running.resolve import prepare, resolve, strategy_class
-from clbench.running.run import execute
+from clbench.running.run import execute, within_budget
 from clbench.support.locks import InUseError, Watched, is_held
 from clbench.support.surroundings import undisturbed
 from clbench.support.text import tell
@@ -72,6 +73,7 @@ def plan_requests(
     planned: list[PlannedRun] = []
     owner: dict[str, str] = {}
     checked: set[str] = set()
+    budgets: dict[str, MemoryConfig] = {}
     models: set[tuple[Any, ...]] = set()
     made: tuple[tuple[Any, ...], Scenario] | None = None
     for request in requests:
@@ -88,6 +90,9 @@ def plan_requests(
                 tasks = made[1]
                 config = config.replace(data_fingerprint=tasks.fingerprint)
             kind = config.identity(without_seed=True)
+            if kind not in budgets:
+                budgets[kind] = within_budget(config, tasks).memory
+            config = config.replace(memory_size=budgets[kind].size, memory_policy=budgets[kind].policy)
             if kind not in checked:
                 check(config, tasks, strategy_class(config.strategy, config.code)(**config.strategy_options))
                 checked.add(kind)

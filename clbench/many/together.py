@@ -60,6 +60,8 @@ def refuse_together(
         ("compile", engine.compile, "none"),
         ("processes", engine.processes, 1),
         ("accumulate", engine.accumulate, 1),
+        ("count_flops", engine.count_flops, False),
+        ("budget", training.budget if config.counts_flops else None, None),
         ("mixup", config.data.mixup, 0),
         # Rates, numbers of steps and sizes of tasks would differ from seed to seed.
         ("schedule", "plateau" if training.schedule == "plateau" else None, None),

@@ -94,6 +94,8 @@ class TaskRecord(Part):
 
     online_accuracy: the share of its samples that were classified correctly just before they were learnt, where asked.
     idle_share: the share of the seconds of its epochs in which images on disk were waited for; 0 for those in memory.
+    flops: floating-point operations, where they were counted: of `train`, `memory` and `evaluation`, as the seconds are
+        named; `per_image`, of testing one; `open`, of training up to the end of the last stage that a budget bounds.
     """
 
     task: Count
@@ -105,6 +107,7 @@ class TaskRecord(Part):
     best_epochs: dict[str, int] = {}
     learning_rates: list[float] = []
     seconds: dict[str, Number] = {}
+    flops: dict[str, Count] = {}
     idle_share: Number = 0.0
     peak_memory_bytes: Count = 0
     logged: dict[str, Number] = {}

@@ -236,6 +236,23 @@ class Result:
         return _sums(task.seconds for task in self.recorded.tasks)
 
     @property
+    def flops(self) -> dict[str, int | None]:
+        """Floating-point operations of `training`, of the whole run, and `inference_per_image`; None: not counted."""
+        counted = [task.flops for task in self.recorded.tasks if task.flops]
+        if not counted or len(counted) < len(self.recorded.tasks):
+            return {"training": None, "inference_per_image": None}
+        training = sum(counts.get("train", 0) + counts.get("memory", 0) for counts in counted)
+        return {"training": training, "inference_per_image": counted[-1].get("per_image", 0)}
+
+    @property
+    def unused_budget(self) -> int | None:
+        """What is left of the run's budget, FLOPs or bytes, below 0 where more was used; None where there is none."""
+        kind, _, amount = str(self.config.get("budget") or "").partition("=")
+        kept = max((sum(entry.bytes.values()) for entry in self.recorded.ledger), default=None)
+        used = {"flops": self.flops["training"], "bytes": kept}.get(kind)
+        return None if used is None else int(amount) - used
+
+    @property
     def idle_share(self) -> float:
         """The share of the training time in which images on disk were waited for; 0 for those in memory."""
         return idle_share(self.recorded.training)

@@ -92,6 +92,12 @@ def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
             f"lr={config.training.lr:g} scaled to the batch is {rate}; a finite learning rate is accepted"
         )
     refuse_compiled(config, type(strategy))
+    if config.counts_flops and (config.engine.processes > 1 or config.engine.compile != "none"):
+        name = "processes" if config.engine.processes > 1 else "compile"
+        raise ConfigError(
+            f"{name}={getattr(config.engine, name)} given, and FLOPs are counted in one process that compiles nothing; "
+            f"{name}={type(config.engine).model_fields[name].default} is accepted"
+        )
     refuse_devices(config)
     refuse_shared(config, scenario.image_shape)
     if config.per_task is not None and len(config.per_task) != len(scenario.tasks):

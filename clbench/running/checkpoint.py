@@ -34,6 +34,7 @@ class Within:
     trainer: Trainer.state_dict().
     logged: numbers that the strategy logged in the task.
     seconds: of training and evaluation in the task so far.
+    flops: floating-point operations in the task so far, where they are counted.
     """
 
     stages: list[str]
@@ -44,6 +45,7 @@ class Within:
     trainer: dict[str, Any]
     logged: dict[str, float]
     seconds: tuple[float, float]
+    flops: dict[str, int] | None = None
 
     @property
     def progress(self) -> Progress:

@@ -9,7 +9,8 @@ from torch import Tensor
 from clbench.data.batches import Features
 from clbench.data.scenario import Images, Scenario
 from clbench.data.sources import some
-from clbench.learning.strategy import Context, Strategy
+from clbench.learning.flops import Flops
+from clbench.learning.strategy import Context, Strategy, eval_mode
 from clbench.models.features import FrozenFeatures
 from clbench.models.pretrained import Pretrained
 from clbench.running.process import device_name
@@ -58,6 +59,14 @@ def use_kept_features(
     told(total, total)
     context.pipeline.train_features, context.pipeline.test_features = found["train"], found["test"]
     return digests
+
+
+def flops_of_feature(context: Context, strategy: Strategy) -> int:
+    """Return the floating-point operations in which the frozen network makes the features of one image."""
+    image = context.pipeline.normalize(context.scenario.train.images[:1].to(context.device))
+    with torch.inference_mode(), eval_mode(strategy), context.autocast(), Flops() as flops:
+        strategy.model.features(image)
+    return flops.training
 
 
 def stand_in(context: Context, strategy: Strategy, scenario: Scenario) -> tuple[int, float]:

@@ -164,6 +164,11 @@ class Recorder(Observer):
         if skipped := sum(epoch.skipped for epoch in record.training):
             self.warn("steps-skipped", f"{skipped} optimizer steps were left out, as a loss or gradient was not finite")
         record.ledger.append(LedgerRecord(task=task, **measure(self.strategy, context.scenario)))
+        budget, kept = context.config.training.budget_in("bytes"), sum(record.ledger[-1].bytes.values())
+        if budget is not None and kept > budget:
+            self.warn(
+                "bytes-above-budget", f"{kept:,} bytes are kept, and the budget is of {budget:,} after task {task}"
+            )
         if above := above_budget(context.config, counts, record.ledger[-1].items):
             self.warn("memory-above-budget", f"{above} after task {task}")
 

@@ -12,7 +12,7 @@ from clbench.config.code import digests
 from clbench.config.errors import ConfigError, shown, unknown
 from clbench.config.plain import as_text, plain
 from clbench.config.registry import DATA_FILES, Typed, entry_points, fits, parse_spec, read_text
-from clbench.config.run import GROUPS, OWN_WEIGHTS, RunConfig, Setting, excludes, fields, make_config
+from clbench.config.run import GROUPS, OWN_WEIGHTS, RunConfig, Setting, decided_by, excludes, fields, make_config
 from clbench.data.scenario import Scenario
 from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import LOOSE, Strategy, Traits
@@ -197,6 +197,10 @@ def resolve(
         # No backbone trains that could have a rate of its own.
         preset.pop("backbone_lr_factor", None)
     preset = {k: v for k, v in preset.items() if not any(excludes(k, key, pairs) for key in (*asked, *cuts))}
+    decided = decided_by(asked.get("budget"))
+    preset = {k: v for k, v in preset.items() if k not in decided}
+    if given := [f"{name}={shown(asked[name])}" for name in decided if asked.get(name) is not None]:
+        raise ConfigError(f"budget={asked['budget']} decides {given[0].partition('=')[0]}; leave out {given[0]}")
     values = {k: v for k, v in (preset | asked).items() if k in fields()}
     cuts = {k: v for k, v in (preset | asked).items() if k not in fields()} | cuts
     values |= {

@@ -21,6 +21,7 @@ from clbench.data.batches import Pipeline, gathered
 from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.data.spec import ScenarioSpec
 from clbench.learning.evaluation import Evaluation, accuracy_on_seen, evaluate, final_scores
+from clbench.learning.flops import training_flops
 from clbench.learning.memory import MEMORIES
 from clbench.learning.returned import class_features, declared_stages, empty_memory, require_contract
 from clbench.learning.shared import Shared
@@ -38,13 +39,14 @@ from clbench.learning.strategy import (
 )
 from clbench.learning.trainer import Trainer, backbone_below
 from clbench.models.network import check_network
-from clbench.results.record import EpochRecord
+from clbench.results.record import EpochRecord, LedgerRecord
 from clbench.results.result import Result
 from clbench.running.blame import run_error
+from clbench.running.budget import OneStep, sized
 from clbench.running.check import check, first_images
 from clbench.running.checkpoint import Checkpoint, Store, Within, learnt, newest
 from clbench.running.display import Display, Named
-from clbench.running.features import use_kept_features
+from clbench.running.features import flops_of_feature, use_kept_features
 from clbench.running.final import Final
 from clbench.running.folder import PREDICTIONS, RunFolder, default_folder, superseded
 from clbench.running.group import Beginning, Group, device_of, follows, with_processes
@@ -144,7 +146,7 @@ def execute(
     check_hooks(type(store), Store)
     if observer is not None:
         check_hooks(type(observer), Observer)
-    config = with_processes(config)
+    config = within_budget(with_processes(config), scenario)
     classes = classes_of(config)
     code = confirm(config.code, classes)
     strategy = strategy_class(config.strategy, config.code)(**config.strategy_options)
@@ -241,6 +243,20 @@ class _Kept:
         """Leave it to the leader."""
 
 
+def within_budget(config: RunConfig, scenario: Scenario) -> RunConfig:
+    """Return the config with the memory that a budget of bytes pays for; see sized(). Raises ConfigError."""
+    return sized(config, scenario, _rehearsed)
+
+
+def _rehearsed(config: RunConfig, scenario: Scenario) -> list[LedgerRecord]:
+    strategy = strategy_class(config.strategy, config.code)(**config.strategy_options)
+    with process_settings(config), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = Run(config, scenario, strategy, trainer=OneStep)
+        made.go()
+    return made.recorder.record.ledger
+
+
 def _reused(found: Result, folder: RunFolder, config: RunConfig, scenario: Scenario) -> Result:
     with_others = f", with {others}" if (others := other_packages(found.recorded)) else ""
     before = found.recorded.scenario.class_names
@@ -324,6 +340,8 @@ class Run:
         self._views: dict[str, Any] = {}
         self._saved = time.monotonic()
         self._interruption = Interruption()
+        # The operations of a feature that is kept.
+        self._of_feature = 0
 
     @property
     def result(self) -> Result:
@@ -342,6 +360,8 @@ class Run:
             kept = use_kept_features(self.context, self.strategy, partial(self._tell, "features_computed"))
             if kept is not None:
                 self.recorder.record.cached_features = kept
+                if self.config.counts_flops:
+                    self._of_feature = flops_of_feature(self.context, self.strategy)
             record = self.recorder.record
             if record.resumes:
                 under_way = [] if self._within is None else self._within.epochs_so_far()
@@ -392,7 +412,8 @@ class Run:
 
     def learn(self, task: Task) -> None:
         """Learn one task, or what is left of it where a checkpoint within it was taken up."""
-        with self._staying(), self._shared.within(type(self.strategy.model)):
+        counting: AbstractContextManager[Any] = self.context.flops if self.config.counts_flops else nullcontext()
+        with self._staying(), self._shared.within(type(self.strategy.model)), counting:
             self._learn(task)
 
     def _learn(self, task: Task) -> None:
@@ -405,6 +426,11 @@ class Run:
             self._put_in_force(self.config.per_task[task.index])
         view = self._view(task)
         self._evaluating, self._started = 0.0, time.perf_counter()
+        flops = self.context.flops
+        flops.begin()
+        # A feature is computed once, in this run or in one before it.
+        flops.add(self._of_feature * (len(view.train) + len(view.validation)))
+        self.trainer.allowance = self._allowance()
         if task.index == 0:
             self._seed("begin_run")
             call_hook(strategy, "begin_run")
@@ -421,13 +447,14 @@ class Run:
             self.recorder.untrained(self.evaluate())
         n_train, epochs = self.train(view)
         trained = time.perf_counter()
+        flops.kind = "memory"
         self._demand_finite(f"after its training; {remedies(strategy)}")
         self._fill_memory(view)
         self._seed("end_task")
         call_hook(strategy, "end_task", view)
         self._require_restorable()
         remembered = time.perf_counter()
-        before = self._evaluating
+        before, tested_before = self._evaluating, flops.counts.get("evaluation", 0)
         evaluation = self.evaluate()
         self._demand_finite("at its end; a finite number is accepted")
         self.recorder.learnt(task.index, evaluation)
@@ -439,6 +466,10 @@ class Run:
         for data in (view.train, view.validation, view.test):
             data.expire()
         self.recorder.task_done(n_train, epochs, seconds)
+        if self.config.counts_flops and flops.whole:
+            flops.counts["per_image"] = (flops.counts["evaluation"] - tested_before) // max(evaluation.n_images, 1)
+            self.recorder.record.tasks[-1].flops = dict(flops.counts)
+            self._require_within_budget()
         for rule, text in self.trainer.remarks:
             self.recorder.warn(rule, text)
         self.task, self._within = task.index + 1, None
@@ -452,9 +483,39 @@ class Run:
         """Test the strategy on the tasks that the config says; its time is counted apart from training."""
         started = time.perf_counter()
         self._seed("evaluation")
-        evaluation = evaluate(self.strategy, self.context, self.context.progress.task)
+        with self.context.flops.of("evaluation"):
+            evaluation = evaluate(self.strategy, self.context, self.context.progress.task)
+            self.context.flops.add(self._of_feature * evaluation.n_images)
         self._evaluating += time.perf_counter() - started
         return evaluation
+
+    def _is_open(self, stage: Stage) -> bool:
+        """Whether a budget decides how long a stage lasts."""
+        budget = self.config.training.budget_in("flops")
+        return budget is not None and stage.epochs is None and stage.iterations is None
+
+    def _allowance(self) -> int:
+        """Return the operations of training that the task may spend up to the end of its stages.
+
+        That is its share of the budget with all that tasks before it left over, or less what they spent too much,
+        without what comes after the stages, which is taken to cost what it did in the task before.
+        """
+        budget, n = self.config.training.budget_in("flops"), len(self.scenario.tasks)
+        before = [task.flops for task in self.recorder.record.tasks]
+        if budget is None:
+            return 0
+        reserved = training_flops(before[-1]) - before[-1].get("open", 0) if before else 0
+        return budget * (len(before) + 1) // n - sum(map(training_flops, before)) - reserved
+
+    def _require_within_budget(self) -> None:
+        """Raise RunError where a task that nothing can shorten has spent more than the whole budget."""
+        budget = self.config.training.budget_in("flops")
+        spent = sum(training_flops(task.flops) for task in self.recorder.record.tasks)
+        if budget is not None and "open" not in self.context.flops.counts and spent > budget:
+            raise RunError(
+                f"{self.config.strategy} has spent {spent:,} FLOPs by the end of task {self.context.progress.task}, in "
+                f"which no stage could be shorter, and the budget is {budget:,}; a larger one is accepted"
+            )
 
     def checkpoint(self) -> Checkpoint:
         """Return the state between two tasks, or within one where a step has just been taken."""
@@ -536,6 +597,7 @@ class Run:
         for index, stage in enumerate(stages[first:], first):
             self._assigned = {}
             self.context.progress.stages_done, self.context.progress.n_stages = index, len(stages)
+            self.trainer.sharing = sum(map(self._is_open, stages[index:]))
             epochs += self.trainer.fit(
                 stage,
                 after_step=self.after_step,
@@ -544,6 +606,8 @@ class Run:
                 stored=stored,
             )
             stored = None
+            if self._is_open(stage):
+                self.context.flops.counts["open"] = self.context.flops.training
         return max((len(stage.data) for stage in stages), default=0), epochs
 
     def _at_rest(self, stages: list[Stage], index: int, epochs: list[EpochRecord], epoch_is_over: bool) -> None:
@@ -564,6 +628,7 @@ class Run:
             trainer=self.trainer.state_dict(),
             logged=dict(self.context.logged),
             seconds=(started - self._started, self._evaluating),
+            flops=dict(self.context.flops.counts) if self.config.counts_flops else None,
         )
         try:
             self.save()
@@ -618,6 +683,7 @@ class Run:
             )
         self._put_back(within.strategy)
         self.context.logged.update(within.logged)
+        self.context.flops.begin(within.flops, whole=within.flops is not None)
         trained, self._evaluating = within.seconds
         self._started = time.perf_counter() - trained
         return [replace(stage, parameters=p) for stage, p in zip(stages, within.parameters, strict=True)]
