@@ -100,7 +100,8 @@ def export_verb(
     """
     from clbench.running.export import export
 
-    file = export(run, out, format=format, task=task, force=force)
+    asked: Any = format  # export() refuses what is no format
+    file = export(run, out, format=asked, task=task, force=force)
     if as_json:
         print(json.dumps({"file": str(file), "bytes": file.stat().st_size}))
     else:

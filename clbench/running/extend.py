@@ -30,6 +30,8 @@ from clbench.running.using import Finished, finished_run
 from clbench.running.warned import warning
 from clbench.support.surroundings import undisturbed
 
+# The facts about the samples of a view.
+FACTS = ("labels", "classes", "tasks")
 # Fields of the run that may be others from here on: they change no number.
 FREE = tuple(sorted(NOT_IDENTITY - {"label", "tuned_by"}))
 
@@ -180,24 +182,25 @@ def _differences(config: RunConfig, traits: Traits, old: Scenario, new: Scenario
         yield "its learning rate follows a schedule over all tasks (schedule_scope=run); run it anew"
     if config.model.head == "full" and new.n_outputs != old.n_outputs:
         yield f"its head has had {old.n_outputs} outputs from the start (head=full), not {new.n_outputs}; run it anew"
-    for what, one, other in (
+    for what, there, here in (
         ("setting", old.setting, new.setting),
-        ("the shape of its images", list(old.image_shape), list(new.image_shape)),
+        ("the shape of its images", str(list(old.image_shape)), str(list(new.image_shape))),
         ("the type of its samples", str(old.train.images.dtype), str(new.train.images.dtype)),
     ):
-        if one != other:
-            yield f"{what} is {one} there and {other} here"
+        if there != here:
+            yield f"{what} is {there} there and {here} here"
     for one, other in zip(old.tasks, new.tasks, strict=False):
-        if (mine := list(one.classes)) != (others := list(other.classes)):
-            yield f"task {one.index} has the classes {shown(mine)} there and {shown(others)} here"
+        if tuple(one.classes) != tuple(other.classes):
+            pair = f"{shown(list(one.classes))} there and {shown(list(other.classes))} here"
+            yield f"task {one.index} has the classes {pair}"
         if one.outputs != other.outputs:
             yield f"task {one.index} has other outputs of the head"
     names = ("scale", "shift")
-    for name, one, other in zip(names, normalisation(old, config), normalisation(new, config), strict=True):
-        if not torch.equal(one, other):
+    for name, mine, others in zip(names, normalisation(old, config), normalisation(new, config), strict=True):
+        if not torch.equal(mine, others):
             yield (
-                f"normalize={config.data.normalize} takes its {name} from all data ({_first(one)} there, "
-                f"{_first(other)} here); runs with --normalize none go on, and so does a stream with statistics=first"
+                f"normalize={config.data.normalize} takes its {name} from all data ({_first(mine)} there, "
+                f"{_first(others)} here); runs with --normalize none go on, and so does a stream with statistics=first"
             )
     for one, other in zip(old.tasks, new.tasks, strict=False):
         yield from _other_images(one, other, old, new)
@@ -219,7 +222,7 @@ def _other_images(one: Task, other: Task, old: Scenario, new: Scenario) -> Itera
         views = getattr(one, part), getattr(other, part)
         if len(views[0]) != len(views[1]):
             yield f"task {one.index} has {len(views[0])} {part} images there and {len(views[1])} here"
-        elif not all(torch.equal(getattr(views[0], name), getattr(views[1], name)) for name in ("labels", "classes")):
+        elif not all(torch.equal(getattr(views[0], name), getattr(views[1], name)) for name in FACTS):
             yield f"task {one.index} has other labels of its {part} images"
         elif not same_samples(sources[0].images, sources[1].images, views[0].ids, views[1].ids):
             yield f"task {one.index} has other {part} images"

@@ -17,9 +17,8 @@ from clbench.config.errors import ConfigError, RunError, shown
 from clbench.config.run import RunConfig, config_of_record
 from clbench.data.batches import Pipeline, gathered
 from clbench.data.scenario import Images, ImageSet, Scenario, Task
-from clbench.learning.evaluation import eval_mode
 from clbench.learning.returned import class_scores
-from clbench.learning.strategy import Context, Progress, Strategy, fit_passes, spoilt
+from clbench.learning.strategy import Context, Progress, Strategy, eval_mode, fit_passes, spoilt
 from clbench.models import build_model
 from clbench.models.network import Network
 from clbench.results.record import RunRecord
@@ -33,6 +32,8 @@ from clbench.running.resolve import find_device, scenario_class, strategy_class
 from clbench.running.run import runner_of
 
 Ints = NDArray[np.int64]
+# The task of all images, or that of each.
+Tasks = int | Sequence[int] | Ints | Tensor
 Floats = NDArray[np.float32]
 
 
@@ -184,7 +185,7 @@ class Learnt:
         found = self._strategy.scores(images) if task is None else self._strategy.scores(images, task)
         return (found[self.classifier] if isinstance(found, dict) else found).float()
 
-    def scores(self, images: Any, task: int | Sequence[int] | None = None) -> Floats:
+    def scores(self, images: Any, task: Tasks | None = None) -> Floats:
         """Return the scores of all outputs, float32 [N, outputs], as the run's own evaluation computes them.
 
         images: uint8 [N, C, H, W], [N, H, W, C] or [N, H, W], floats of a run of floats, or paths: files of images,
@@ -197,7 +198,7 @@ class Learnt:
         samples = self.read(images)
         return self._scores(samples, self._tasks(task, len(samples)))
 
-    def predict(self, images: Any, task: int | Sequence[int] | None = None) -> Predictions:
+    def predict(self, images: Any, task: Tasks | None = None) -> Predictions:
         """Return the class of each image, its name, its probability and its task; see Predictions.
 
         images, task: see scores(). A task that is given leaves its classes alone to compete; a task-incremental run
@@ -215,7 +216,8 @@ class Learnt:
         if all(isinstance(path, str | os.PathLike) for path in paths):
             return self.read_files(paths)[1]
         given = images.cpu().numpy() if isinstance(images, Tensor) else images
-        return _files().of_run(given, "images", self.image_shape, of_images=self.of_images)
+        samples: NDArray[Any] = _files().of_run(given, "images", self.image_shape, of_images=self.of_images)
+        return samples
 
     def read_files(
         self, paths: Sequence[str | os.PathLike[str]], *, skip_unreadable: bool = False
@@ -228,7 +230,7 @@ class Learnt:
         """
         options, scenario = self.config.scenario_options, self.config.scenario
         names, images = _files().images_in(
-            list(map(os.fspath, paths)),
+            [os.fspath(path) for path in paths],
             self.image_shape,
             of_images=self.of_images,
             image_size=options.get("image_size"),
@@ -268,7 +270,7 @@ class Learnt:
         classes = list(dict.fromkeys(t.classes[output - t.outputs.start] for t in having))
         return classes, having[0].index if len(classes) == 1 else -1
 
-    def _tasks(self, task: int | Sequence[int] | None, n: int) -> Ints:
+    def _tasks(self, task: Tasks | None, n: int) -> Ints:
         """Return the task of each image, int64 [N], the last one where none is given; raises ConfigError."""
         n_tasks = len(self._context.scenario.tasks)
         if task is None:
