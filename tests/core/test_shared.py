@@ -57,6 +57,8 @@ def trained(out: Path, strategy: Any, model: Any, **options: Any) -> tuple[clben
         ("agem", one_of_many.Double, {"memory_size": 12}),
         ("mir", one_of_many.Double, {"memory_size": 30}),
         ("ewc", one_of_many.Double, {"train": "last-1"}),
+        ("er-aml", one_of_many.Double, {"memory_size": 12}),
+        ("gsa", one_of_many.Double, {"memory_size": 12}),
     ],
     ids=str,
 )
