@@ -72,6 +72,7 @@ readme: setup
 	$(RUN) docs/update_schema.py
 	$(RUN) docs/update_reproduction.py
 	$(RUN) docs/update_speed.py
+	$(RUN) docs/update_online.py
 
 docs: setup
 	$(RUN) -m mkdocs build --strict

@@ -328,9 +328,7 @@ def anytime(part: Comparison) -> Chart | Panels:
     """
     series = []
     for i, row in enumerate(part.rows):
-        curves = [
-            {p.samples: p.accuracy for p in run.recorded.anytime if p.accuracy is not None} for run in row.finished
-        ]
+        curves = [{p.samples: p.accuracy for p in run.recorded.anytime} for run in row.finished]
         places = sorted({samples for curve in curves for samples in curve})
         if row.is_headline and places:
             at = [spread(curve.get(n) for curve in curves) for n in places]

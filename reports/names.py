@@ -21,6 +21,7 @@ PAPER_NAMES = {
     "frozen-ncm": "frozen NCM",
     "gdumb": "GDumb",
     "gem": "GEM",
+    "gsa": "GSA",
     "hat": "HAT",
     "icarl": "iCaRL",
     "il2m": "IL2M",

@@ -217,6 +217,11 @@ def test_the_page_on_speed_is_up_to_date() -> None:
     assert (ROOT / "docs/speed.md").read_text() == expected
 
 
+def test_the_page_on_streams_that_are_seen_once_is_up_to_date() -> None:
+    expected: str = runpy.run_path(str(ROOT / "docs/update_online.py"))["page"]()
+    assert (ROOT / "docs/online.md").read_text() == expected
+
+
 def test_the_page_of_published_numbers_is_up_to_date() -> None:
     """Generated from the claims and the kept results; `make readme` writes it anew. Each claim has its row."""
     generated = runpy.run_path(str(ROOT / "docs/update_reproduction.py"))

@@ -165,7 +165,7 @@ class AnytimeRecord(Part):
     """The accuracy on the classes seen so far, among their outputs, once so many samples of the stream have gone by."""
 
     samples: Count
-    accuracy: Accuracy
+    accuracy: Annotated[float, Field(ge=0, le=1)]
 
 
 class EvaluationRecord(ByMatrix):

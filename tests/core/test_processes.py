@@ -38,6 +38,7 @@ RUNS: list[Asked] = [
         for name in ("naive", "lwf", "ewc", "si", "mas", "rwalk", "ewc[fisher_labels=sampled]")
     ),
     *((name, name, "double", {"memory_size": 12}) for name in ("icarl", "agem", "mir", "derpp", "bic", "lucir")),
+    *((name, name, "double", {"memory_size": 12, "near_future": 2, "anytime": 20}) for name in ("er-aml", "gsa")),
     ("der", "der", "double", {"memory_size": 12, "head": "full", "augment": "crop-flip", "on_nan": "skip"}),
     ("online", "naive", "norm", {"memory_size": 12, "online_accuracy": True}),
     ("packnet", "packnet", "double", {"setting": "task"}),

@@ -61,6 +61,8 @@ def trained(out: Path, strategy: Any, model: Any, **options: Any) -> tuple[clben
         ("mir", one_of_many.Double, {"memory_size": 30}),
         ("ewc", one_of_many.Double, {"train": "last-1"}),
         pytest.param("lwf", one_of_many.Double, {"compile": "default"}, marks=[with_compiler, pytest.mark.slow]),
+        ("er-aml", one_of_many.Double, {"memory_size": 12}),
+        ("gsa", one_of_many.Double, {"memory_size": 12}),
     ],
     ids=str,
 )

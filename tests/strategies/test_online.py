@@ -8,6 +8,8 @@ gave for them once, on a CPU, the network standing in the place of theirs:
 - ER-AML: pclucas14/AML 7c929363d9c6, `ER_AML.process_inc` of methods/er_aml.py, task-free, temperature 0.2, with given
   positives and negatives, the fourth sample having none; loss and gradient. `Buffer.sample_pos_neg` of buffer.py was
   asked 400 times for pairs of 4 samples beside a memory of 5: what it drew is what may be drawn.
+- GSA: gydpku/GSA 3f523ba838af, the lines of test_cifar100.py from `exp_new = torch.exp(y_pred_new)` to `loss_n`, on the
+  logits of 8 steps of a first task; losses and gradients.
 - ER-ACE: the same, `ER_ACE.process_inc` of methods/er_ace.py, on the first four samples; loss and gradient.
 """
 
@@ -29,6 +31,7 @@ from clbench.learning.losses import supervised_contrastive
 from clbench.running.resolve import resolve
 from clbench.strategies.er_ace import ERACE
 from clbench.strategies.er_aml import ERAML
+from clbench.strategies.gsa import GSA
 from clbench.strategies.scr import SCR
 
 GIVEN = dict(np.load(Path(__file__).with_name("authors_online.npz")))
@@ -119,6 +122,38 @@ def test_er_ace_is_that_of_its_authors() -> None:
     strategy = prepared(ERACE())
     strategy.replay = lambda n: None
     close(strategy.loss(samples(slice(0, 4)))["classification"], strategy.model.weights, "ace")
+
+
+def test_gsa_weighs_as_its_authors_do() -> None:
+    """Eight steps, of which the first five weigh all classes alike."""
+    strategy = prepared(GSA())
+    strategy.begin_run()
+    steps = zip(*(GIVEN[f"gsa_{name}"] for name in ("logits", "labels", "losses", "grads")), strict=True)
+    for step, (given, labels, loss, gradient) in enumerate(steps):
+        strategy._context.progress = SimpleNamespace(step=step)
+        logits = torch.tensor(given, requires_grad=True)
+        found = strategy.weighted(logits, torch.tensor(labels))
+        found.backward()
+        strategy.after_step(None)
+        assert found.item() == pytest.approx(loss, rel=1e-5)
+        np.testing.assert_allclose(logits.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_gsa_balances_its_batch_over_the_classes_seen(tmp_path: Path) -> None:
+    """With 2 of 4 classes new half of 8 samples are of earlier tasks, with 2 of 6 two thirds: int(8 * 2 / 3) = 5."""
+    found: dict[int, list[list[int]]] = {}
+
+    class Spy(GSA):
+        def weighted(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            found.setdefault(self.progress.task, []).append((labels < 2 * self.progress.task).tolist())
+            assert logits.shape[1] == 2 * self.progress.task + 2
+            return super().weighted(logits, labels)
+
+    fields = {"limit": 20, "epochs": 1, "batch_size": 10, "memory_size": 30, "model": "mlp:8", "threads": 1}
+    options = {"replayed": 8, "current": 5}
+    clbench.run("split-mnist-5k", Spy, out=tmp_path, tasks=5, strategy_options=options, **fields)
+    counts = {task: {(sum(old), len(old) - sum(old)) for old in steps} for task, steps in found.items()}
+    assert counts == {0: {(0, 8)}, 1: {(4, 4)}, 2: {(5, 2)}, 3: {(6, 2)}, 4: {(6, 1)}}
 
 
 def test_er_aml_draws_the_pairs_that_its_authors_may_draw() -> None:
@@ -234,7 +269,7 @@ def test_one_option_gives_the_usual_training(scenario: str, strategy: str, expec
         assert given["strategy_options"]["replayed"] == 10
 
 
-LEARN = list(itertools.product(("scr[view=crop,replayed=10]", "er-aml"), range(3)))
+LEARN = list(itertools.product(("scr[view=crop,replayed=10]", "er-aml", "gsa"), range(3)))
 
 
 @pytest.mark.parametrize(("strategy", "seed"), [pytest.param(*one, marks=pytest.mark.slow) for one in LEARN])

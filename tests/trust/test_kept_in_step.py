@@ -104,8 +104,8 @@ def test_samples_of_a_step_that_is_left_out_are_not_offered_to_the_memory(policy
 
 # They replay exemplars, or read in a step what earlier steps have left.
 READ_EARLIER_STEPS = (
-    *("agem", "bic", "der", "derpp", "dgr", "er", "er-ace", "gdumb", "gem", "hat", "icarl", "lucir"),
-    *("lwf[recorded=true]", "mir", "packnet", "pnn", "podnet", "rwalk", "si"),
+    *("agem", "bic", "der", "derpp", "dgr", "er", "er-ace", "er-aml", "gdumb", "gem", "gsa", "hat"),
+    *("icarl", "lucir", "lwf[recorded=true]", "mir", "packnet", "pnn", "podnet", "rwalk", "scr", "si"),
 )
 
 
