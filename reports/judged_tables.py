@@ -196,7 +196,7 @@ def _percent(row: Mapping[str, Any]) -> str:
 
 def _values(row: Mapping[str, Any]) -> str:
     if "values" not in row:
-        return row.get("error", "")
+        return str(row.get("error", ""))
     if isinstance(row["values"], list):
         return "another for each task"
     return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in row["values"].items())
