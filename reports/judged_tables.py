@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.text import Text
 
 from clbench.config.errors import ConfigError
-from clbench.reports.chart import Axis, Chart, Look, Series
+from clbench.reports.chart import Axis, Chart, Look, Series, shortened
 from clbench.reports.markdown import code, escape
 from clbench.support.files import expanded, read_small
 from clbench.support.fitted import Column, Fitted
@@ -162,7 +162,7 @@ def rank_lines(scenario: str, ways: Sequence[str], ranks: Mapping[str, Sequence[
     return Chart(
         f"Ranking on {scenario} by the data that were tuned on",
         "lines",
-        Axis("tuned on", -0.2, len(ways) - 0.8, list(enumerate(ways))),
+        Axis("tuned on", -0.2, len(ways) - 0.8, list(enumerate(map(_two_lines, ways)))),
         Axis("rank", 0.5, n + 0.5, [(n + 1 - rank, str(rank)) for rank in range(1, n + 1)], whole=True),
         series,
         "Rank in average accuracy, 1 is the highest; where lines cross, the order depends on the tuning.",
@@ -175,6 +175,12 @@ def _title(record: Mapping[str, Any], part: Mapping[str, Any]) -> str:
         f"tuned on {record['tuned_on']}, judged on {part['scenario']}, {record['setting']}-incremental, "
         f"{record['tasks']} tasks"
     )
+
+
+def _two_lines(way: str) -> str:
+    """Return a way of tuning with its scenario, shortened, above what is read of it."""
+    scenario, _, read = way.rpartition(", ")
+    return f"{shortened(scenario, 16)},\n{read}"
 
 
 def _rank(row: Mapping[str, Any]) -> str:
@@ -190,7 +196,7 @@ def _percent(row: Mapping[str, Any]) -> str:
 
 def _values(row: Mapping[str, Any]) -> str:
     if "values" not in row:
-        return row.get("error", "")
+        return str(row.get("error", ""))
     if isinstance(row["values"], list):
         return "another for each task"
     return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in row["values"].items())

@@ -287,9 +287,9 @@ def tune_verb(
         if as_json:
             print(json.dumps(judged.record))
         if failures := judged.failures:
-            raise RunError(f"{len(failures)} of the strategies could not be judged; the first: {failures[0]}")
+            raise RunError(f"{len(failures)} rows of the rankings have failures; the first: {failures[0]}")
         return
-    found = tune(scenario, strategies[0] if len(strategies) == 1 else strategies, **options)
+    found = tune(scenario, strategies, **options)
     if as_json:
         print(json.dumps(found.record))
         return

@@ -114,6 +114,7 @@ def tune(
     A strategy that fails in every trial is in the record with the reason, and the others are judged.
     """
     if judge_on is None:
+        strategy = strategy[0] if not isinstance(strategy, str | type) and len(strategy) == 1 else strategy
         if not isinstance(strategy, str | type):
             raise ConfigError(f"{len(strategy)} strategies are given; one is accepted, or judge_on beside several")
         for name, value in (("beside", beside or None), ("seeds", seeds)):

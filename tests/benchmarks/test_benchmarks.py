@@ -78,3 +78,19 @@ def test_decode_reads_the_same_pixels_in_all_three_ways(tmp_path: Path) -> None:
     (row,) = measured("decode", tmp_path, "photos", "--repeats", "1", "--size", "32")
     assert (row["images"], row["size"]) == ("20", "32")
     assert all(float(row[name]) > 0 for name in row if name.endswith("_per_second") or "_over_" in name)
+
+
+@pytest.mark.slow
+def test_fair_tuning_ranks_each_scenario_under_each_way(tmp_path: Path) -> None:
+    """Two scenarios: tuned on the other one, on the first tasks of itself and on all of them."""
+    command = [sys.executable, str(BENCHMARKS / "fair_tuning.py"), "--scenarios", "split-mnist-5k", "split-digits"]
+    command += ["--trials", "1", "--seeds", "1", "--out", str(tmp_path)]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    with (tmp_path / "fair-tuning.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 3 * 6
+    assert {row["tuned"] for row in rows if row["judged"] == "split-digits"} == {
+        *("split-mnist-5k, all tasks", "itself, first 3 tasks", "itself, all tasks (oracle)")
+    }
+    with (tmp_path / "fair-tuning-agreement.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 2 * 3
