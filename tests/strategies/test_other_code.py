@@ -108,10 +108,11 @@ def ours(strategy, out, *, batches=None, samples=slice(None), setting="class", *
     return told
 
 
-def agree(told, name, scale=1.0, atol=1e-12):
+def agree(told, name, scale=1.0, atol=1e-12, of_losses=None):
     """Losses, where they are given, and weights equal those of the other code."""
     if f"{name}_losses" in GIVEN:
-        np.testing.assert_allclose(np.array(told.losses) * scale, GIVEN[f"{name}_losses"], rtol=0, atol=atol)
+        found = np.array(told.losses) * scale
+        np.testing.assert_allclose(found, GIVEN[f"{name}_losses"], rtol=0, atol=of_losses or atol)
     weights = GIVEN[f"{name}_weights"]
     np.testing.assert_allclose(told.weights[-len(weights) :], weights, rtol=0, atol=atol)
 
@@ -151,7 +152,7 @@ def test_online_ewc_of_van_de_ven(tmp_path):
 def test_ewc_of_avalanche(tmp_path):
     """Its penalty has no factor 1/2 and is summed in float32; its importance is of one sample in each batch."""
     told = ours(EWC, tmp_path, strategy_options={"strength": 2 * 3.0}, **FULL)
-    agree(told, "avalanche_ewc_single", atol=1e-7)
+    agree(told, "avalanche_ewc_single", of_losses=1e-7)
     np.testing.assert_allclose(told.importances[0], GIVEN["avalanche_ewc_single_fisher"], rtol=1e-9, atol=1e-15)
 
 
@@ -201,7 +202,7 @@ def test_agem(tmp_path, name):
 def test_gem(tmp_path):
     """The authors add 0.001 to the diagonal of their quadratic program; ours is the program of the paper."""
     told = ours(GEM, tmp_path, samples=slice(72), memory_size=96, strategy_options={"margin": 0.5}, **FULL)
-    agree(told, "authors_gem_exact", atol=1e-9)
+    agree(told, "authors_gem_exact")
     ridge = np.abs(told.weights - GIVEN["authors_gem_weights"]).max()
     assert 1e-6 < ridge < 1e-2
 
@@ -217,9 +218,9 @@ def test_der_of_its_authors(tmp_path, strategy, options):
     """Both keep logits in float32."""
     told = ours(strategy, tmp_path, batches=DOUBLING, memory_size=96, strategy_options=options, **FULL)
     name = f"mammoth_{strategy.__name__.lower()}"
-    agree(told, name, atol=1e-6)
+    agree(told, name, atol=1e-8, of_losses=1e-7)
     order = told.strategy.ids.argsort()
-    np.testing.assert_allclose(told.strategy.logits[order].numpy(), GIVEN[f"{name}_logits"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(told.strategy.logits[order].numpy(), GIVEN[f"{name}_logits"], rtol=0, atol=2e-7)
 
 
 def test_er_ace(tmp_path):
@@ -253,7 +254,7 @@ def test_icarl_with_softmax_of_pycil(tmp_path):
     agree(told, "pycil_icarl")
     kept = SAMPLES.reshape(-1, 12)[torch.cat(told.memories)]
     np.testing.assert_array_equal(kept, GIVEN["pycil_icarl_memories"])
-    np.testing.assert_allclose(told.strategy.means.reshape(-1), GIVEN["pycil_icarl_means"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(told.strategy.means.reshape(-1), GIVEN["pycil_icarl_means"], rtol=0, atol=1e-7)
 
 
 def test_wa(tmp_path):
