@@ -30,6 +30,7 @@ from clbench.strategies.lwf_mc import LwFMC
 from clbench.strategies.mas import MAS
 from clbench.strategies.mir import MIR
 from clbench.strategies.naive import Naive
+from clbench.strategies.packnet import PackNet
 from clbench.strategies.si import SI
 from clbench.strategies.wa import WA
 
@@ -314,3 +315,28 @@ def test_hat_of_its_authors(tmp_path):
 
     ours(Theirs, tmp_path, setting="task", batches=((6,) * 4, (6,) * 4, (6,) * 8), strategy_options={"smax": 40.0})
     np.testing.assert_allclose(told, GIVEN["authors_hat_weights"], rtol=0, atol=1e-12)
+
+
+def test_packnet_of_its_authors(tmp_path):
+    """Weights, and the task that each weight belongs to; six steps a task, the last two after pruning.
+
+    They prune every weight that equals the largest pruned one, and ours as many as are asked for: so zeros, which a
+    dead unit has, may go to a task.
+    """
+    weights, owners, zero = [], [], []
+
+    class Watched(PackNet):
+        def end_task(self, task):
+            super().end_task(task)
+            head = self.model.head
+            own = [*self.model.backbone.parameters(), head.weight[task.outputs], head.bias[task.outputs]]
+            weights.append(flat({str(i): weight.detach() for i, weight in enumerate(own)}))
+            owners.append(flat({name: owner + 1 for name, owner in self.owner.items()}))
+            zero.append(flat({name: weight.detach() == 0 for name, weight in self._weights().items()}))
+
+    ours(Watched, tmp_path, setting="task", epochs=6, strategy_options={"prune": 0.5, "retrain": 1 / 3})
+    np.testing.assert_allclose(np.concatenate(weights), GIVEN["authors_packnet_weights"], rtol=0, atol=1e-12)
+    differ = np.concatenate(owners) != GIVEN["authors_packnet_owners"]
+    assert not GIVEN["authors_packnet_owners"][differ].any()
+    assert np.concatenate(zero)[differ].all()
+    assert differ.sum() < 0.03 * len(differ)
