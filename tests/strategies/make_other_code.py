@@ -528,7 +528,7 @@ def by_mas() -> dict[str, Any]:
 def by_pycil() -> dict[str, Any]:
     found: dict[str, Any] = {}
     with source("PyCIL"):
-        from models import base, bic, icarl, wa
+        from models import base, bic, icarl, podnet, wa
         from utils import inc_net
 
         class Features(nn.Module):
@@ -557,6 +557,11 @@ def by_pycil() -> dict[str, Any]:
         base.DataLoader = lambda dataset, **_: dataset
         for module in (icarl, wa, bic):
             module.init_epoch = module.epochs = STEPS
+        rng = np.random.default_rng(5)
+        for name in ("student", "teacher"):
+            found[f"maps_{name}"] = rng.normal(0, 1, (2, 4, 3, 2, 2))
+        maps = (list(torch.from_numpy(found[f"maps_{name}"])) for name in ("teacher", "student"))
+        found["pycil_pod_spatial"] = podnet.pod_spatial_loss(*maps).numpy()
         manager = Manager()
         for name, kind, size in (("icarl", icarl.iCaRL, 24), ("wa", wa.WA, 24), ("bic", bic.BiC, 0)):
             learner = kind({"memory_size": size, "device": ["cpu"], "convnet_type": "given"})

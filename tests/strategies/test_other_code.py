@@ -31,6 +31,7 @@ from clbench.strategies.mas import MAS
 from clbench.strategies.mir import MIR
 from clbench.strategies.naive import Naive
 from clbench.strategies.packnet import PackNet
+from clbench.strategies.podnet import spatial_distillation
 from clbench.strategies.si import SI
 from clbench.strategies.wa import WA
 
@@ -266,6 +267,12 @@ def test_wa(tmp_path):
 def test_the_first_stage_of_bic(tmp_path):
     """There is no second stage without exemplars. PyCIL takes the softmax twice there, and FACIL adds 0.05 beta^2."""
     agree(ours(BiC, tmp_path, memory_size=0), "pycil_bic")
+
+
+def test_the_spatial_distillation_of_podnet():
+    """PyCIL's NCA is another: it takes the margin from all classes, where it cancels, and adds 1 to the denominator."""
+    student, teacher = (list(torch.from_numpy(GIVEN[f"maps_{name}"])) for name in ("student", "teacher"))
+    np.testing.assert_allclose(spatial_distillation(student, teacher), GIVEN["pycil_pod_spatial"], rtol=1e-12)
 
 
 def test_lucir(tmp_path):
