@@ -528,7 +528,7 @@ def by_mas() -> dict[str, Any]:
 def by_pycil() -> dict[str, Any]:
     found: dict[str, Any] = {}
     with source("PyCIL"):
-        from models import base, bic, icarl, wa
+        from models import base, bic, icarl, podnet, wa
         from utils import inc_net
 
         class Features(nn.Module):
@@ -557,6 +557,11 @@ def by_pycil() -> dict[str, Any]:
         base.DataLoader = lambda dataset, **_: dataset
         for module in (icarl, wa, bic):
             module.init_epoch = module.epochs = STEPS
+        rng = np.random.default_rng(5)
+        for name in ("student", "teacher"):
+            found[f"maps_{name}"] = rng.normal(0, 1, (2, 4, 3, 2, 2))
+        maps = (list(torch.from_numpy(found[f"maps_{name}"])) for name in ("teacher", "student"))
+        found["pycil_pod_spatial"] = podnet.pod_spatial_loss(*maps).numpy()
         manager = Manager()
         for name, kind, size in (("icarl", icarl.iCaRL, 24), ("wa", wa.WA, 24), ("bic", bic.BiC, 0)):
             learner = kind({"memory_size": size, "device": ["cpu"], "convnet_type": "given"})
@@ -623,6 +628,51 @@ def by_hat() -> dict[str, Any]:
     return found
 
 
+# The PackNet authors' code
+
+
+def by_packnet() -> dict[str, Any]:
+    weights, owners = [], []
+    kept = Tensor.kthvalue
+    # It takes [0][0] of the value, which was a vector of one number then.
+    Tensor.kthvalue = lambda self, k: (kept(self, k)[0].reshape(1),)  # type: ignore[method-assign, assignment]
+    with source("packnet", "src"), without_gpu():
+        from prune import SparsePruner
+
+        net = Net()
+        heads = [nn.Linear(8, 2) for _ in range(3)]
+        for head, weight, bias in zip(heads, net.head.weight.split(2), net.head.bias.split(2), strict=True):
+            head.weight.data, head.bias.data = weight.detach().clone(), bias.detach().clone()
+        model = SimpleNamespace(shared=net.backbone)
+        layers = [i for i, module in enumerate(net.backbone.modules()) if isinstance(module, nn.Linear)]
+        modules = list(net.backbone.modules())
+        masks = {i: torch.ones_like(modules[i].weight, dtype=torch.uint8) for i in layers}
+        for task, head in enumerate(heads):
+            x, y = task_data(task)
+            # Biases learn in the first task, which was done before pruning began.
+            pruner = SparsePruner(model, 0.5, masks, task == 0, False)
+            if task:
+                pruner.make_finetuning_mask()
+            for stage, steps in enumerate((STEPS, STEPS // 2)):
+                if stage:
+                    pruner = SparsePruner(model, 0.5, pruner.previous_masks, task == 0, False)
+                    pruner.prune()
+                optimizer = torch.optim.SGD([*net.backbone.parameters(), *head.parameters()], LR)
+                for _ in range(steps):
+                    optimizer.zero_grad()
+                    F.cross_entropy(head(net.features(x)), y - 2 * task).backward()
+                    if task or stage:
+                        pruner.make_grads_zero()
+                    optimizer.step()
+                    if task or stage:
+                        pruner.make_pruned_zero()
+            masks = pruner.current_masks
+            weights += [flat(net.backbone), flat(head)]
+            owners += [masks[i].numpy().reshape(-1).copy() for i in layers]
+    Tensor.kthvalue = kept  # type: ignore[method-assign]
+    return {"authors_packnet_weights": np.concatenate(weights), "authors_packnet_owners": np.concatenate(owners)}
+
+
 def main() -> None:
     global FOLDER
     FOLDER = Path(sys.argv[1]).resolve()
@@ -634,7 +684,7 @@ def main() -> None:
     torch.set_num_threads(1)
     GIVEN.update(given())
     found = dict(GIVEN)
-    for code in (by_avalanche, by_vandeven, by_mammoth, by_gem, by_mas, by_pycil, by_hat):
+    for code in (by_avalanche, by_vandeven, by_mammoth, by_gem, by_mas, by_pycil, by_hat, by_packnet):
         if len(sys.argv) > 2 and code.__name__ not in sys.argv[2:]:
             continue
         found |= code()
