@@ -376,7 +376,12 @@ def cost_axis(label: str, values: Iterable[float], unit: str) -> Axis:
 
 
 def quantity(value: float, unit: str) -> str:
-    """Return bytes (B) or seconds (s) in a few characters: 1.9 MB, 0.35 s, 12 s, 1.5 h."""
+    """Return bytes (B), operations (FLOP) or seconds (s) in a few characters: 1.9 MB, 20 GFLOP, 0.35 s, 1.5 h."""
+    if unit == "FLOP":
+        name, size = next(
+            (n, s) for n, s in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("", 1)) if value >= s or s == 1
+        )
+        return f"{_short(value / size)} {name}FLOP"
     if unit == "B":
         for name, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
             if value >= size:

@@ -4,43 +4,22 @@ import csv
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from rich.text import Text
 
 from clbench.config.registry import parse_spec
-from clbench.reports import figures
+from clbench.reports import budgets, figures
 from clbench.reports.chart import HeatMap, Look, Panel, Panels
 from clbench.reports.columns import percent
 from clbench.reports.markdown import escape
+from clbench.reports.points import Point
 from clbench.results.result import Result
-from clbench.results.statistics import Spread, spread
 from clbench.support.files import expanded, write_atomically
 from clbench.support.fitted import Column, Fitted
 
 METRICS = ("average_accuracy", "forgetting")
-
-
-@dataclass(frozen=True)
-class Point:
-    """One configuration of a sweep: where it lies, and its finished runs."""
-
-    scenario: str
-    strategy: str
-    values: dict[str, str]
-    runs: list[Result] = field(default_factory=list)
-
-    def spread(self, metric: str) -> Spread:
-        """Mean and standard deviation (n-1) of a metric over the runs."""
-        return spread(run.metrics.get(metric) for run in self.runs)
-
-    @property
-    def label(self) -> str:
-        """The strategy with its values in brackets."""
-        values = ",".join(f"{name}={value}" for name, value in self.values.items())
-        return f"{self.strategy}[{values}]" if values else self.strategy
 
 
 def points(results: Sequence[Result]) -> list[Point]:
@@ -124,7 +103,10 @@ def heat_maps(found: Sequence[Point]) -> dict[str, Panels]:
 
 
 def write_sweep(results: Sequence[Result], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write sweep.csv, sweep.md and the heat maps; return their paths. Raises OSError where they can't be written."""
+    """Write sweep.csv, sweep.md, heat maps, and curves where budgets vary; return their paths.
+
+    Raises OSError where they can't be written.
+    """
     folder, found = expanded(folder), points(results)
     names = parameters(found)
     rows = [
@@ -150,6 +132,14 @@ def write_sweep(results: Sequence[Result], folder: str | os.PathLike[str]) -> li
     for name, panels in heat_maps(found).items():
         files |= {f"figures/{name}.{kind}": data for kind, data in figures.draw(panels, panels.title).items()}
         lines += [f"![{escape(panels.title)}](figures/{name}.png)", ""]
+    if drawn := budgets.curves(found):
+        heads, *areas = budgets.table(drawn)
+        lines += ["## Budgets", "", "Mean accuracy over the logarithm of the budget, percent:", "", _row(heads)]
+        lines += [_row(["---"] * len(heads)), *map(_row, areas), ""]
+        files["budgets.csv"] = budgets.as_csv(drawn)
+        for name, chart in budgets.charts(drawn).items():
+            files |= {f"figures/{name}.{kind}": data for kind, data in figures.draw(chart, chart.title).items()}
+            lines += [f"![{escape(chart.title)}](figures/{name}.png)", ""]
     files["sweep.md"] = "\n".join(lines)
     for name, data in files.items():
         write_atomically(folder / name, data)

@@ -3,16 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from clbench.config.errors import RunError
-
-if TYPE_CHECKING:
-    from clbench.learning.strategy import Progress
 
 _Formula = Callable[..., int]
 
@@ -123,16 +120,19 @@ class Account:
         """Return how many steps the stage has in all, by the mean cost of those that are taken; 0 before the first."""
         return taken * (self.limit - self.start) / (self.now - self.start) if self.now > self.start else 0.0
 
-    def book(self, now: int, progress: "Progress") -> None:
-        """Enter a step; raises RunError where the first one costs more than there was, or none costs anything."""
+    def book(self, now: int, taken: int, where: str) -> None:
+        """Enter a step, of which `taken` are taken; `where` names the stage, for errors.
+
+        Raises RunError where the first one costs more than there was, and where it costs nothing.
+        """
         self.cost, self.now = now - self.now, now
         if not self.cost:
             raise RunError(
-                f"a step of stage {progress.stage!r} holds no product that torch counts, so no budget of flops ends "
+                f"a step of {where} holds no product that torch counts, so no budget of flops ends "
                 "it; epochs or iterations are accepted"
             )
-        if progress.step == 1 and now > self.limit:
+        if taken == 1 and now > self.limit:
             raise RunError(
-                f"the budget leaves {max(self.limit - self.start, 0):,} FLOPs for stage {progress.stage!r} of task "
-                f"{progress.task}, and a step takes {self.cost:,}; a larger budget or a smaller batch_size is accepted"
+                f"the budget leaves {max(self.limit - self.start, 0):,} FLOPs for {where}, and a step "
+                f"takes {self.cost:,}; a larger budget or a smaller batch_size is accepted"
             )

@@ -217,7 +217,8 @@ class Trainer:
         fit.clear_gradients()
         fit.count(progress, len(ids), taken=taken)
         if fit.account is not None:
-            fit.account.book(self.context.flops.training, progress)
+            where = f"stage {progress.stage!r} of task {progress.task}"
+            fit.account.book(self.context.flops.training, progress.step, where)
             progress.steps = math.ceil(fit.account.steps(progress.step))
 
     def _answers(self, batch: Batch, batches: list[Tensor], step: int) -> Tensor | None:

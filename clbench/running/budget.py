@@ -45,7 +45,7 @@ def sized(
         return config
     few = _few(scenario)
     policy = kind.traits.memory_policy if kind.traits.needs_memory else None
-    still = {"lr": 1e-12, "patience": None, "eval_every": "task", "device": "cpu", "cache_features": False}
+    still = {"lr": 1e-12, "patience": None, "eval_every": "task", "device": "cpu"}
     short = config.replace(budget=None, **still)
     sizes = [n * len(scenario.class_order) for n in (1, 2)] if policy else [0]
     ledgers = [rehearse(short.replace(memory_size=n or None, memory_policy=policy), few) for n in sizes]

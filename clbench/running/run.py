@@ -46,7 +46,7 @@ from clbench.running.budget import OneStep, sized
 from clbench.running.check import check, first_images
 from clbench.running.checkpoint import Checkpoint, Store, Within, learnt, newest
 from clbench.running.display import Display, Named
-from clbench.running.features import flops_of_feature, use_kept_features
+from clbench.running.features import flops_of_feature, stand_in, use_kept_features
 from clbench.running.final import Final
 from clbench.running.folder import PREDICTIONS, RunFolder, default_folder, superseded
 from clbench.running.group import Beginning, Group, device_of, follows, with_processes
@@ -253,7 +253,9 @@ def _rehearsed(config: RunConfig, scenario: Scenario) -> list[LedgerRecord]:
     with process_settings(config), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = Run(config, scenario, strategy, trainer=OneStep)
-        made.go()
+        stand_in(made.context, strategy, scenario)
+        for task in scenario.tasks:
+            made.learn(task)
     return made.recorder.record.ledger
 
 
