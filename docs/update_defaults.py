@@ -160,6 +160,7 @@ _FAMILIES = {
     "distillation": "the new model keeps the old model's answers",
     "replay": "training uses images of earlier tasks again",
     "isolation": "each task has weights of its own",
+    "plasticity": "the network stays able to learn over hundreds of tasks",
     "frozen": "features stay fixed, and a classifier on them learns",
     "pretrained": "a network with given weights changes little, or gains small parts",
 }

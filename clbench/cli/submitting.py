@@ -15,6 +15,7 @@ from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig, config_of_record
 from clbench.reports.published import chosen
 from clbench.reports.reproduction import Measured, Role, measure, taken_over
+from clbench.results.record import whole_row
 from clbench.results.result import Result
 from clbench.support.files import expanded
 
@@ -129,8 +130,9 @@ def _inconsistent(file: Path, result: Result, config: RunConfig) -> str | None:
             right = np.zeros((0, len(sizes))) if matrix is None else np.nan_to_num(matrix) * sizes
             if (right < 0).any() or (right > sizes).any() or (np.abs(right - right.round()) > ROUNDING * sizes).any():
                 return "an accuracy is no whole number of right answers"
-    for after, row in enumerate(recorded.correct.get(recorded.headline.matrix, [])):
-        for task, of_class in enumerate(row):
+    counted = recorded.correct.get(recorded.headline.matrix, [])
+    for after in range(len(counted)):
+        for task, of_class in enumerate(whole_row(counted, after)):
             if of_class is not None and sum(of_class.values()) != round(result.accuracy[after, task] * sizes[task]):
                 return f"after task {after} the right answers on task {task} are not those of its accuracy"
     for name, value in result.summary().items():

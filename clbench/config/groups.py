@@ -271,8 +271,10 @@ class MemoryConfig(Group):
 class EvaluationConfig(Group):
     """The evaluation: the tasks that are tested, and when."""
 
-    evaluate: Literal["seen", "all"] = Field(
-        default="all", description="test the tasks seen so far, or all tasks whose outputs exist"
+    evaluate: Literal["current", "seen", "all"] = Field(
+        default="all",
+        description="test the present task alone, the tasks seen so far, or all tasks whose outputs exist; `current` "
+        "costs the same in task 10 as in task 800, and leaves forgetting undefined",
     )
     eval_every: Literal["task", "epoch"] | Count = Field(
         default="task", description="evaluate after each task, also after each epoch, or every N steps"
@@ -291,6 +293,11 @@ class EvaluationConfig(Group):
         default=None,
         description="test on the classes seen so far each time that so many samples of the stream have gone by; the "
         "mean is the anytime accuracy",
+    )
+    plasticity: bool = Field(
+        default=False,
+        description="measure after each task whether the network can still learn: share of dead units, effective rank "
+        "of the features, norms of weights and gradients",
     )
     keep_predictions: bool = Field(
         default=False, description="keep the final scores of every test image in predictions.npz beside run.json"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clbench.config.errors import RunError
 from clbench.data.batches import Batch, gathered
+from clbench.data.scenario import Task
 from clbench.learning.returned import class_scores, same_classifiers
 from clbench.learning.strategy import Context, Strategy, eval_mode, spoilt
 
@@ -16,7 +17,7 @@ MATRICES = ("class_incremental", "task_aware")
 
 @dataclass(frozen=True)
 class Counts:
-    """Correct answers of one classifier: int64 [tasks, classes] for each matrix, None where it can't be defined.
+    """Correct answers of one classifier: int64 [tested tasks, classes] for each matrix, None where it can't be defined.
 
     confusion: int64 [seen outputs, seen outputs], rows the true head output, over the tasks seen so far.
     """
@@ -28,21 +29,27 @@ class Counts:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One pass over the test images: counts per classifier (the headline one first) and which cells are defined."""
+    """One pass over the test images: counts per classifier (the headline one first) and which cells are defined.
+
+    tested: the tasks that were tested; totals: their test images, int64 [tested tasks, classes].
+    """
 
     classifiers: dict[str, Counts]
+    tested: list[int]
     totals: Tensor
     defined: dict[str, list[bool]]
 
     def row(self, classifier: str, matrix: str) -> list[float | None]:
         """Return the accuracy on each task, None where it is not defined or was not evaluated."""
+        defined = self.defined[matrix]
+        row: list[float | None] = [None] * len(defined)
         counts: Tensor | None = getattr(self.classifiers[classifier], matrix)
-        if counts is None:
-            return [None] * len(self.totals)
-        right, total = counts.sum(1).tolist(), self.totals.sum(1).tolist()
-        return [
-            r / t if t and defined else None for r, t, defined in zip(right, total, self.defined[matrix], strict=True)
-        ]
+        if counts is not None:
+            for task, right, total in zip(
+                self.tested, counts.sum(1).tolist(), self.totals.sum(1).tolist(), strict=True
+            ):
+                row[task] = right / total if total and defined[task] else None
+        return row
 
     @property
     def n_images(self) -> int:
@@ -52,13 +59,14 @@ class Evaluation:
 
     def correct(self, classifier: str, matrix: str) -> list[dict[str, int] | None]:
         """Return for each task how many test images of each original class were right."""
+        defined = self.defined[matrix]
+        found: list[dict[str, int] | None] = [None] * len(defined)
         counts: Tensor | None = getattr(self.classifiers[classifier], matrix)
-        if counts is None:
-            return [None] * len(self.totals)
-        return [
-            {str(c): int(counts[t, c]) for c in torch.nonzero(self.totals[t]).flatten().tolist()} if d else None
-            for t, d in enumerate(self.defined[matrix])
-        ]
+        if counts is not None:
+            for task, right, total in zip(self.tested, counts, self.totals, strict=True):
+                if defined[task]:
+                    found[task] = {str(c): int(right[c]) for c in torch.nonzero(total).flatten().tolist()}
+        return found
 
 
 def evaluate(strategy: Strategy, context: Context, after: int) -> Evaluation:
@@ -71,15 +79,16 @@ def evaluate(strategy: Strategy, context: Context, after: int) -> Evaluation:
     n_classes = len(scenario.class_names)
     seen = scenario.seen_outputs(after)
     existing = strategy.model.head.out_features
-    totals = torch.stack([torch.bincount(task.test.classes, minlength=n_classes) for task in scenario.tasks])
     # class-incremental: the outputs of a task that is yet to come do not compete, so the cell is not defined.
     defined = {
         "class_incremental": [task.outputs.stop <= seen for task in scenario.tasks],
         "task_aware": [task.outputs.stop <= existing for task in scenario.tasks],
     }
-    if config.evaluation.evaluate == "seen":
-        defined = {name: [d and t <= after for t, d in enumerate(row)] for name, row in defined.items()}
+    if (which := config.evaluation.evaluate) != "all":
+        first = after if which == "current" else 0
+        defined = {name: [d and first <= t <= after for t, d in enumerate(row)] for name, row in defined.items()}
     wanted = [t for t in scenario.tasks if defined["class_incremental"][t.index] or defined["task_aware"][t.index]]
+    totals = torch.stack([torch.bincount(task.test.classes, minlength=n_classes) for task in wanted])
     groups = [[task] for task in wanted] if strategy.traits.needs_task_at_test else [wanted]
 
     tallies: dict[str, _Tally] = {}
@@ -88,7 +97,7 @@ def evaluate(strategy: Strategy, context: Context, after: int) -> Evaluation:
             ids = torch.cat([task.test.ids for task in group])
             for images, labels, index in context.pipeline.test_passes(ids):
                 scores = class_scores(strategy, images, group[0].index)
-                tallies = tallies or {name: _Tally(context, after, seen, existing) for name in scores}
+                tallies = tallies or {name: _Tally(context, wanted, after, seen, existing) for name in scores}
                 same_classifiers(strategy, scores, tallies)
                 for name, values in scores.items():
                     tallies[name].add(values.float(), labels, index)
@@ -99,7 +108,8 @@ def evaluate(strategy: Strategy, context: Context, after: int) -> Evaluation:
                 f"-inf for every output; {spoilt(strategy) or 'finite scores, or -inf for some outputs, are accepted'}"
             )
     hidden = strategy.traits.needs_task_at_test
-    return Evaluation({n: t.counts(hidden, defined) for n, t in tallies.items()}, totals, defined)
+    tested = [task.index for task in wanted]
+    return Evaluation({n: t.counts(hidden, defined) for n, t in tallies.items()}, tested, totals, defined)
 
 
 def online_answers(strategy: Strategy, context: Context, batch: Batch) -> Tensor:
@@ -175,23 +185,26 @@ def final_scores(strategy: Strategy, context: Context) -> dict[str, Tensor]:
 class _Tally:
     """Counts right answers on the device; nothing is read back before the end."""
 
-    def __init__(self, context: Context, after: int, seen: int, existing: int) -> None:
+    def __init__(self, context: Context, tested: list[Task], after: int, seen: int, existing: int) -> None:
         scenario, device = context.scenario, context.device
-        self.seen, self.device = seen, device
-        self.shape = (len(scenario.tasks), len(scenario.class_names))
+        self.seen, self.device, self.tested = seen, device, tested
+        self.shape = (len(tested), len(scenario.class_names))
         self.classes, self.tasks = scenario.test.classes.to(device), scenario.test.tasks.to(device)
-        self.own = torch.zeros(len(scenario.tasks), existing, dtype=torch.bool, device=device)
-        for task in scenario.tasks:
-            self.own[task.index, task.outputs] = True
-        self.seen_tasks = torch.arange(len(scenario.tasks), device=device) <= after
+        self.own = torch.zeros(len(tested), existing, dtype=torch.bool, device=device)
+        # The row of each task that is tested.
+        self.rows = torch.zeros(len(scenario.tasks), dtype=torch.int64, device=device)
+        for row, task in enumerate(tested):
+            self.own[row, task.outputs] = True
+            self.rows[task.index] = row
+        self.counted = torch.tensor([int(task.index <= after) for task in tested], device=device)
         cells = self.shape[0] * self.shape[1]
         self.incremental = torch.zeros(cells, dtype=torch.int64, device=device)
         self.aware = torch.zeros(cells, dtype=torch.int64, device=device)
         self.confusion = torch.zeros(seen * seen, dtype=torch.int64, device=device)
-        self.lost = torch.zeros(len(scenario.tasks), dtype=torch.int64, device=device)
+        self.lost = torch.zeros(len(tested), dtype=torch.int64, device=device)
 
     def add(self, scores: Tensor, labels: Tensor, index: Tensor) -> None:
-        tasks = self.tasks[index]
+        tasks = self.rows[self.tasks[index]]
         cell = tasks * self.shape[1] + self.classes[index]
         # The largest score is NaN where one of them is; -inf only where all are.
         self.lost.index_add_(0, tasks, (~scores.amax(1).isfinite()).long())
@@ -201,13 +214,12 @@ class _Tally:
         self.incremental.index_add_(0, cell, ((guess == labels) & scored).long())
         masked = scores.masked_fill(~self.own[tasks], -torch.inf)
         self.aware.index_add_(0, cell, ((masked.argmax(1) == labels) & scored).long())
-        counted = self.seen_tasks[tasks].long()
-        self.confusion.index_add_(0, labels.clamp(max=self.seen - 1) * self.seen + guess, counted)
+        self.confusion.index_add_(0, labels.clamp(max=self.seen - 1) * self.seen + guess, self.counted[tasks])
 
     def undecided(self) -> int | None:
         """Return the first task with a test image for which no output can be chosen; None where there is none."""
         found = self.lost.nonzero()
-        return int(found[0]) if len(found) else None
+        return self.tested[int(found[0])].index if len(found) else None
 
     def counts(self, task_given: bool, defined: dict[str, list[bool]]) -> Counts:
         aware = self.aware.view(self.shape).cpu()

@@ -1,7 +1,7 @@
 """One stage under way: what trains, how far it is, and the losses of its epoch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,7 +132,8 @@ class Tally:
     """The epoch under way: its steps, images, seconds and losses, and the learning rate of its first step.
 
     `waited` are those of the seconds in which images on disk were waited for. `tested` samples were tested just before
-    they were learnt, and `correct` of them were right; `near_tested` and `near_correct` some steps before.
+    they were learnt, and `correct` of them were right; `near_tested` and `near_correct` some steps before. `norms` is the
+    sum of the norms of the steps' gradients, where they are measured.
 
     Each step leaves its loss terms and counts on the device; they are read from time to time, all at once.
     """
@@ -146,6 +147,7 @@ class Tally:
     correct: int = 0
     near_tested: int = 0
     near_correct: int = 0
+    norms: float = 0.0
     lr_first: float | None = None
     sums: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -154,10 +156,11 @@ class Tally:
         """Begin with nothing to read."""
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._answers: list[Tensor] = []
+        self._norms: list[Tensor] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts and what was read of the losses."""
-        return {name: value for name, value in vars(self).items() if name not in ("_pending", "_answers")}
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def add(self, step: int, terms: dict[str, Tensor], answers: Tensor | None = None) -> None:
         """Take up the terms of a step of the stage without reading them; answers: counts of samples, int64 [4].
@@ -168,6 +171,10 @@ class Tally:
         self._pending.append((step, {name: term.detach() for name, term in terms.items()}))
         if answers is not None:
             self._answers.append(answers)
+
+    def add_norm(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Take up the norm of a step's gradient without reading it."""
+        self._norms.append(total_norm([p.grad for p in parameters if p.grad is not None]))
 
     def read(self, progress: Progress, weights: dict[str, nn.Parameter], saved: str, strategy: Strategy) -> float:
         """Read what is pending and return the mean loss.
@@ -199,6 +206,9 @@ class Tally:
                     raise _diverged(what, progress, terms[-1][0], saved, strategy)
             self._pending.clear()
             self._answers.clear()
+            if self._norms:
+                self.norms += float(torch.stack(self._norms).sum())
+                self._norms.clear()
         return sum(self.means().values())
 
     def means(self) -> dict[str, float]:

@@ -80,7 +80,9 @@ class Traits:
     not_applicable: checks of the conformance kit (clbench.testing) that make no sense for it, each with the reason.
     """
 
-    family: Literal["reference", "regularisation", "distillation", "replay", "isolation", "frozen", "pretrained"]
+    family: Literal[
+        "reference", "regularisation", "distillation", "replay", "isolation", "plasticity", "frozen", "pretrained"
+    ]
     paper: str = ""
     settings: tuple[Setting, ...] = get_args(Setting)
     data_access: Literal["task", "all"] = "task"
@@ -184,6 +186,8 @@ class Context:
     logged: dict[str, float] = field(default_factory=dict)
     processes: Processes = ALONE
     flops: Flops = field(default_factory=Flops)
+    # That of the stage under way.
+    optimizer: torch.optim.Optimizer | None = None
 
     def options_in_force(self) -> dict[str, Any]:
         """Return the hyper-parameters of the strategy that the config gives for the task under way."""
@@ -463,6 +467,12 @@ class Strategy:
             elif isinstance(value, nn.Parameter) and value.requires_grad:
                 found[name] = value
         return found
+
+    def statistics(self, parameter: nn.Parameter) -> list[Tensor]:
+        """Return what the optimizer keeps for each entry of a parameter, such as momentum: tensors of its shape."""
+        optimizer = self._context.optimizer
+        kept = optimizer.state.get(parameter, {}) if optimizer is not None else {}
+        return [value for value in kept.values() if isinstance(value, Tensor) and value.shape == parameter.shape]
 
     def state(self) -> dict[str, Any]:
         """Return the learnt state: what was assigned to self, model, memory and changed hyper-parameters among it.

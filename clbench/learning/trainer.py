@@ -83,6 +83,7 @@ class Trainer:
         if len(stage.data) == 0:
             return []
         self._fit = fit = self._begin(stage) if stored is None else self._go_on(stage, stored)
+        self.context.optimizer = fit.optimizer
         while not fit.is_over(progress, training.patience):
             record = self._epoch(fit, after_step, at_rest)
             fit.records.append(record)
@@ -164,7 +165,7 @@ class Trainer:
         for parameter in fit.frozen:
             parameter.requires_grad_(True)
         fit.optimizer.zero_grad(set_to_none=True)
-        self._fit = None
+        self._fit = self.context.optimizer = None
 
     def _epoch(self, fit: Fit, after_step: AfterStep, at_rest: AtRest) -> EpochRecord:
         progress = self.context.progress
@@ -202,6 +203,8 @@ class Trainer:
         terms = self._losses(fit, batch)
         taken = self._gradients(fit, batch, terms)
         if taken:
+            if self.config.evaluation.plasticity:
+                fit.tally.add_norm(fit.trained.values())
             self._clip(fit)
             fit.optimizer.step()
             if fit.rows is not None:
@@ -347,6 +350,8 @@ class Trainer:
         )
         if self.config.training.on_nan == "skip":
             record.skipped = tally.skipped
+        if self.config.evaluation.plasticity and record.steps:
+            record.gradient_norm = tally.norms / record.steps
         if tally.tested:
             record.tested, record.correct = tally.tested, tally.correct
         if tally.near_tested:

@@ -47,6 +47,7 @@ def refuse_together(
         ("memory_size", memory.size, None),
         ("memory_per_class", memory.per_class, None),
         ("clip", training.clip, None),
+        ("plasticity", evaluation.plasticity, False),
         ("online_accuracy", evaluation.online_accuracy, False),
         ("near_future", evaluation.near_future, None),
         ("anytime", evaluation.anytime, None),

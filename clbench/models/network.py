@@ -63,6 +63,17 @@ def _extended(parameter: Tensor, rows: Tensor) -> nn.Parameter:
     return nn.Parameter(torch.cat([parameter.detach(), rows]), requires_grad=parameter.requires_grad)
 
 
+class CReLU(nn.Module):
+    """relu(x) and relu(-x) of each unit or channel beside each other, float [B, C, ...] -> [B, 2 C, ...].
+
+    Shang et al. 2016, arXiv:1603.05201.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return both parts, those of one unit next to each other."""
+        return torch.stack([x, -x], 2).flatten(1, 2).relu()
+
+
 class Network(nn.Module):
     """Base of the models: `head(features(images))`; the head starts without outputs.
 

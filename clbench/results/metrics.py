@@ -122,11 +122,15 @@ def summarize(
     is not square, a value outside [0, 1] or a length that does not fit, and for a metric that is infinite or fails.
     """
     completed(R)  # refuse a bad matrix before anything that goes with it
+    matrix = _numbers("the accuracy matrix", R)
     cut = None if minima is None else _minima(R, minima)
     given = {"R": R, "baseline": baseline, "test_sizes": test_sizes, "joint": joint, "minima": cut, "online": online}
     given |= {"near": near, "anytime": anytime}
     return {
-        name: None if any(given[key] is None for key in found.inputs) else _value(name, found, given)
+        # Our own metrics take R as an array at once, since a list of many tasks takes long to read.
+        name: None
+        if any(given[key] is None for key in found.inputs)
+        else _value(name, found, given if found.is_own else given | {"R": matrix})
         for name, found in METRICS.items()
     }
 
@@ -317,8 +321,9 @@ def diaz_rodriguez_forward_transfer(R: npt.ArrayLike) -> float | None:
 
 @metric("Accuracy on a task when just learned; mean over all tasks.")
 def learning_accuracy(R: npt.ArrayLike) -> float | None:
-    """Return the mean of R[i, i] over all tasks (MER, arXiv:1810.11910)."""
-    return _mean(np.diag(completed(R)))
+    """Return the mean of R[i, i] over all tasks (MER, arXiv:1810.11910); it needs no other entry of R."""
+    completed(R)
+    return _mean(np.diag(_numbers("the accuracy matrix", R)))
 
 
 @metric("Share of all samples of the run that were classified correctly just before they were learned.")
@@ -466,6 +471,8 @@ def _minima(R: npt.ArrayLike, minima: npt.ArrayLike) -> Floats:
 
 def _numbers(name: str, values: npt.ArrayLike) -> Floats:
     """Return numbers as float64, None as NaN; raises ConfigError for whatever else an object may hold."""
+    if isinstance(values, np.ndarray) and values.dtype == np.float64:
+        return values
     try:
         found = np.asarray(plain(values))
         if found.dtype.kind in "iuf" or (found.dtype.kind == "O" and not any(isinstance(v, str) for v in found.flat)):

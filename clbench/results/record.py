@@ -43,11 +43,20 @@ class UntrainedRecord(ByMatrix):
 
 
 class AccuracyRecord(ByMatrix):
-    """Both matrices [T, T] of one classifier, and its accuracies before training."""
+    """Both matrices [T, T] of one classifier, and its accuracies before training.
+
+    A row has a value for each task, or one value alone, that of its own task (evaluate=current).
+    """
 
     class_incremental: Rows | None = None
     task_aware: Rows | None = None
     untrained: UntrainedRecord = UntrainedRecord()
+
+
+def whole_row(rows: Rows, after: int) -> list[Accuracy]:
+    """Return row `after` of a matrix with a value for each task, None for those that were not tested."""
+    row, n = rows[after], len(rows)
+    return row if len(row) == n else [*[None] * after, *row, *[None] * (n - 1 - after)]
 
 
 class StrategyRecord(Part):
@@ -93,6 +102,7 @@ class TaskRecord(Part):
     """One task that was learnt: images, exemplars, steps, learning rates, seconds, peak memory, logged numbers.
 
     online_accuracy: the share of its samples that were classified correctly just before they were learnt, where asked.
+    plasticity: what was measured of the network after the task, by name (clbench.learning.plasticity), where asked.
     idle_share: the share of the seconds of its epochs in which images on disk were waited for; 0 for those in memory.
     flops: floating-point operations, where they were counted: of `train`, `memory` and `evaluation`, as the seconds are
         named; `per_image`, of testing one; `open`, of training up to the end of the last stage that a budget bounds.
@@ -112,6 +122,7 @@ class TaskRecord(Part):
     peak_memory_bytes: Count = 0
     logged: dict[str, Number] = {}
     online_accuracy: Accuracy = None
+    plasticity: dict[str, Number] = {}
 
 
 class EpochRecord(Part):
@@ -119,6 +130,7 @@ class EpochRecord(Part):
 
     lr_first, lr: the learning rates of its first and of its last step; 0.1.0 kept the last one alone.
     waited: those of its seconds in which images on disk were waited for.
+    gradient_norm: the mean over its steps of the norm of the gradient, where that is measured.
     tested, correct: samples that were tested just before they were learnt, and how many of them were right.
     near_tested, near_correct: the same of samples that were tested some steps before they were learnt.
     """
@@ -137,6 +149,7 @@ class EpochRecord(Part):
     losses: dict[str, Number] = {}
     validation_loss: Number = None
     best: bool = False
+    gradient_norm: Number = None
     tested: Count = 0
     correct: Count = 0
     near_tested: Count = 0
@@ -243,7 +256,7 @@ class RunRecord(Part):
         n_tasks = len(self.scenario.tasks)
         for accuracies in (self.accuracy, *self.classifiers.values()):
             for rows in (accuracies.class_incremental, accuracies.task_aware):
-                if rows is not None and (len(rows) > n_tasks or any(len(row) != n_tasks for row in rows)):
+                if rows is not None and (len(rows) > n_tasks or any(len(row) not in (1, n_tasks) for row in rows)):
                     raise ValueError(f"an accuracy matrix of {n_tasks} columns and as many rows is accepted")
             for vector in (accuracies.untrained.class_incremental, accuracies.untrained.task_aware):
                 if vector is not None and len(vector) != n_tasks:

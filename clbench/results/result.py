@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Floats = NDArray[np.float64]
+# Tasks of a run whose run.json has a line for each number.
+MOST_LINES = 100
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
@@ -367,7 +369,12 @@ class Result:
         write_atomically(folder / "accuracy.csv", self._accuracy_csv())
         write_atomically(folder / "training.csv", self._training_csv())
         # Last, so that the tables beside a finished run.json are complete.
-        text = json.dumps(_finite(self.record), indent=1, ensure_ascii=False, allow_nan=False)
+        # Lines for people, but for a matrix that no person reads, and that would be written for seconds.
+        indent = 1 if len(self.recorded.scenario.tasks) <= MOST_LINES else None
+        try:
+            text = json.dumps(self.record, indent=indent, ensure_ascii=False, allow_nan=False)
+        except ValueError:  # an option that is infinite, say
+            text = json.dumps(_finite(self.record), indent=indent, ensure_ascii=False, allow_nan=False)
         write_atomically(folder / "run.json", text + "\n")
 
     def __repr__(self) -> str:
@@ -379,13 +386,19 @@ class Result:
         )
 
     def accuracy_rows(self) -> list[tuple[str, str, int, int, float | None]]:
-        """Return every number of the matrices as (matrix, classifier, after, task, accuracy)."""
+        """Return every number of the matrices as (matrix, classifier, after, task, accuracy).
+
+        With evaluate=current they are those of the diagonal.
+        """
+        alone = self.config.get("evaluate") == "current"
         return [
             (name, classifier, after, task, None if np.isnan(value) else float(value))
             for classifier, matrices in self.classifiers.items()
             for name in MATRICES
             if (matrix := matrices[name]) is not None
-            for (after, task), value in np.ndenumerate(matrix)
+            for (after, task), value in (
+                (((i, i), v) for i, v in enumerate(np.diag(matrix))) if alone else np.ndenumerate(matrix)
+            )
         ]
 
     def _accuracy_csv(self) -> str:
@@ -411,8 +424,8 @@ class Result:
         n_tasks = len(self.recorded.scenario.tasks)
         untrained = accuracies.untrained
         return Matrices(
-            _matrix(accuracies.class_incremental, n_tasks),
-            _matrix(accuracies.task_aware, n_tasks),
+            matrix_of(accuracies.class_incremental, n_tasks),
+            matrix_of(accuracies.task_aware, n_tasks),
             {
                 "class_incremental": _vector(untrained.class_incremental),
                 "task_aware": _vector(untrained.task_aware),
@@ -541,12 +554,13 @@ def _vector(values: list[float | None] | None) -> Floats | None:
     return None if values is None else np.array(values, dtype=np.float64)
 
 
-def _matrix(rows: Rows | None, n_tasks: int) -> Floats | None:
+def matrix_of(rows: Rows | None, n_tasks: int) -> Floats | None:
+    """Return the rows of a record as float64 [T, T], NaN where nothing was tested; None for no rows."""
     if rows is None:
         return None
     matrix = np.full((n_tasks, n_tasks), np.nan)
-    if rows:
-        matrix[: len(rows)] = np.array(rows, dtype=np.float64)
+    for after, row in enumerate(rows):
+        matrix[after, slice(None) if len(row) == n_tasks else slice(after, after + 1)] = np.array(row, dtype=np.float64)
     return matrix
 
 

@@ -23,6 +23,7 @@ from clbench.results.record import (
     EvaluationRecord,
     Headline,
     LedgerRecord,
+    Rows,
     RunRecord,
     ScenarioRecord,
     StrategyRecord,
@@ -31,7 +32,9 @@ from clbench.results.record import (
     idle_share,
     near_counts,
     online_counts,
+    whole_row,
 )
+from clbench.results.result import matrix_of
 from clbench.running.ledger import above_budget, measure
 from clbench.running.observer import Observer
 from clbench.running.process import device_name, peak_memory
@@ -47,6 +50,8 @@ class Recorder(Observer):
     def __init__(self, context: Context, strategy: Strategy) -> None:
         self.context, self.strategy = context, strategy
         self.record = new_record(context.config, context.scenario, strategy)
+        # Whether each row has the accuracy on its own task alone.
+        self.alone = context.config.evaluation.evaluate == "current"
         # In what of clbench and the machine a run that was continued began elsewhere, in words.
         self.elsewhere = ""
 
@@ -94,8 +99,8 @@ class Recorder(Observer):
         hidden = self.strategy.traits.needs_task_at_test
         for name in evaluation.classifiers:
             record.classifiers[name] = AccuracyRecord(
-                class_incremental=None if hidden else _empty(n),
-                task_aware=_empty(n),
+                class_incremental=None if hidden else _empty(n, self.alone),
+                task_aware=_empty(n, self.alone),
                 untrained=UntrainedRecord(class_incremental=None, task_aware=None),
             )
         record.headline.classifier = next(iter(evaluation.classifiers))
@@ -108,18 +113,29 @@ class Recorder(Observer):
         for name in evaluation.classifiers:
             for matrix in MATRICES:
                 if (rows := record.classifiers[name][matrix]) is not None:
-                    rows[task] = evaluation.row(name, matrix)
-        record.averages = {
-            name: {m: metrics.average_accuracies(rows[m]) for m in MATRICES if rows[m] is not None}
-            for name, rows in record.classifiers.items()
-        }
+                    row = evaluation.row(name, matrix)
+                    rows[task] = [row[task]] if self.alone else row
         for matrix in MATRICES:
-            record.correct[matrix].append(evaluation.correct(headline, matrix))
+            correct = evaluation.correct(headline, matrix)
+            record.correct[matrix].append([correct[task]] if self.alone else correct)
         confusion = evaluation.classifiers[headline].confusion
         record.confusion = None if confusion is None else confusion.tolist()
 
+    def sum_up(self) -> None:
+        """Record averages and metrics up to the present task, which takes longer the more tasks there are."""
+        record = self.record
+        record.averages = {
+            name: {m: metrics.average_accuracies(R) for m in MATRICES if (R := self._matrix(rows[m])) is not None}
+            for name, rows in record.classifiers.items()
+        }
+        record.metrics = self._metrics(record.headline.matrix)
+        record.metrics_task_aware = self._metrics("task_aware")
+
+    def _matrix(self, rows: Rows | None) -> Any:
+        return matrix_of(rows, len(self.record.scenario.tasks))
+
     def _metrics(self, matrix: Any) -> dict[str, float | None]:
-        record, rows = self.record, self.record.accuracy[matrix]
+        record, rows = self.record, self._matrix(self.record.accuracy[matrix])
         if rows is None:
             return {}
         within = [(evaluation.task, evaluation[matrix]) for evaluation in record.evaluations]
@@ -134,8 +150,10 @@ class Recorder(Observer):
             anytime=[point.accuracy for point in record.anytime] if matrix == record.headline.matrix else None,
         )
 
-    def task_done(self, n_train: int, epochs: list[EpochRecord], seconds: dict[str, float]) -> None:
-        """Record what learning the present task took, what is kept after it, and the metrics up to it."""
+    def task_done(
+        self, n_train: int, epochs: list[EpochRecord], seconds: dict[str, float], measured: dict[str, float]
+    ) -> None:
+        """Record what learning the present task took, what is kept after it, and what was `measured` of the network."""
         record, memory, context = self.record, self.strategy.memory, self.context
         counts = memory.counts() if memory is not None else {}
         task = context.progress.task
@@ -157,10 +175,13 @@ class Recorder(Observer):
         )
         if share := idle_share(epochs):
             record.tasks[-1].idle_share = share
+        if measured:
+            norms = [(epoch.gradient_norm, epoch.steps or 0) for epoch in epochs if epoch.gradient_norm is not None]
+            steps = sum(n for _, n in norms)
+            mean = {"gradient_norm": sum(norm * n for norm, n in norms) / steps} if steps else {}
+            record.tasks[-1].plasticity = {**measured, **mean}
         if context.config.evaluation.online_accuracy:
             self._online(record.tasks[-1], epochs)
-        record.metrics = self._metrics(record.headline.matrix)
-        record.metrics_task_aware = self._metrics("task_aware")
         if skipped := sum(epoch.skipped for epoch in record.training):
             self.warn("steps-skipped", f"{skipped} optimizer steps were left out, as a loss or gradient was not finite")
         record.ledger.append(LedgerRecord(task=task, **measure(self.strategy, context.scenario)))
@@ -194,8 +215,7 @@ class Recorder(Observer):
     @property
     def row(self) -> list[float | None]:
         """The last row of the headline matrix."""
-        rows: list[list[float | None]] = self.record.accuracy[self.record.headline.matrix]
-        return rows[len(self.record.tasks) - 1]
+        return whole_row(self.record.accuracy[self.record.headline.matrix], len(self.record.tasks) - 1)
 
 
 def differences(begun: RunRecord, here: RunRecord) -> str:
@@ -226,7 +246,7 @@ def other_packages(found: RunRecord) -> str:
 
 def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> RunRecord:
     """Return the record of a run that has not learnt anything yet."""
-    traits, n = strategy.traits, len(scenario.tasks)
+    traits, n, alone = strategy.traits, len(scenario.tasks), config.evaluation.evaluate == "current"
     return RunRecord(
         schema_version=SCHEMA_VERSION,
         clbench=metadata.version("clbench"),
@@ -271,8 +291,8 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> Run
             matrix="task_aware" if scenario.setting == "task" else "class_incremental", classifier="linear"
         ),
         accuracy=AccuracyRecord(
-            class_incremental=_empty(n),
-            task_aware=_empty(n),
+            class_incremental=_empty(n, alone),
+            task_aware=_empty(n, alone),
             untrained=UntrainedRecord(class_incremental=None, task_aware=None),
         ),
         classifiers={},
@@ -289,8 +309,9 @@ def new_record(config: RunConfig, scenario: Scenario, strategy: Strategy) -> Run
     )
 
 
-def _empty(n: int) -> list[list[float | None]]:
-    return [[None] * n for _ in range(n)]
+def _empty(n: int, alone: bool) -> list[list[float | None]]:
+    """Return the rows of n tasks before any is learnt; `alone`: each has a place for its own task alone."""
+    return [[None] * (1 if alone else n) for _ in range(n)]
 
 
 def _features(config: RunConfig, strategy: Strategy) -> str | None:

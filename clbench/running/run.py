@@ -23,6 +23,7 @@ from clbench.data.spec import ScenarioSpec
 from clbench.learning.evaluation import Evaluation, accuracy_on_seen, evaluate, final_scores
 from clbench.learning.flops import training_flops
 from clbench.learning.memory import MEMORIES
+from clbench.learning.plasticity import measure
 from clbench.learning.returned import class_features, declared_stages, empty_memory, require_contract
 from clbench.learning.shared import Shared
 from clbench.learning.strategy import (
@@ -63,6 +64,10 @@ from clbench.support.processes import ALONE, Processes
 from clbench.support.streams import stream, stream_seed
 from clbench.support.surroundings import undisturbed
 from clbench.support.text import tell
+
+# The record grows with the square of the number of tasks. It is written after each task of a stream of up to about so
+# many, and so many times in all of a longer one; the checkpoint, from which a run goes on, is kept after each task.
+RECORDS = 100
 
 
 @checked
@@ -387,6 +392,8 @@ class Run:
                     self._interruption.pass_on()
         except Exception as error:  # whatever a strategy raises
             failure = run_error(error, self.context.progress.task)
+            if record.tasks:
+                self.recorder.sum_up()
             self.recorder.failed(str(failure), self.context.progress)
             self._tell("written", record)
             if failure is error:
@@ -451,6 +458,7 @@ class Run:
         trained = time.perf_counter()
         flops.kind = "memory"
         self._demand_finite(f"after its training; {remedies(strategy)}")
+        measured = measure(strategy, self.context, view) if self.config.evaluation.plasticity else {}
         self._fill_memory(view)
         self._seed("end_task")
         call_hook(strategy, "end_task", view)
@@ -467,7 +475,7 @@ class Run:
         }
         for data in (view.train, view.validation, view.test):
             data.expire()
-        self.recorder.task_done(n_train, epochs, seconds)
+        self.recorder.task_done(n_train, epochs, seconds, measured)
         if self.config.counts_flops and flops.whole:
             flops.counts["per_image"] = (flops.counts["evaluation"] - tested_before) // max(evaluation.n_images, 1)
             self.recorder.record.tasks[-1].flops = dict(flops.counts)
@@ -475,10 +483,14 @@ class Run:
         for rule, text in self.trainer.remarks:
             self.recorder.warn(rule, text)
         self.task, self._within = task.index + 1, None
+        written = self.task % max(1, len(scenario.tasks) // RECORDS) == 0 or self.task == len(scenario.tasks)
+        if written:
+            self.recorder.sum_up()
         if self.continues:
             self._start = learnt(strategy, self.trainer.optimizer_state)
             self.save()
-        self._tell("written", self.recorder.record)
+        if written:
+            self._tell("written", self.recorder.record)
         self._tell("task", task.index, self.recorder.row)
 
     def evaluate(self) -> Evaluation:

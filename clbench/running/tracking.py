@@ -15,7 +15,7 @@ from clbench.config.classes import is_elsewhere, load_class
 from clbench.config.errors import ConfigError, shown, unknown
 from clbench.config.run import RunConfig, identity_fields
 from clbench.data.scenario import Scenario
-from clbench.results.record import MATRICES, EpochRecord, RunRecord
+from clbench.results.record import MATRICES, EpochRecord, RunRecord, whole_row
 from clbench.running.folder import TRACKED
 from clbench.running.observer import Observer
 from clbench.support.files import write_atomically
@@ -89,7 +89,8 @@ class Tracker(Observer, ABC):
             values = {
                 f"{matrix}_accuracy/task {j}": value
                 for matrix in MATRICES
-                for j, value in enumerate((record.accuracy[matrix] or {task: []})[task])
+                if (rows := record.accuracy[matrix])
+                for j, value in enumerate(whole_row(rows, task))
             }
             values |= {f"metrics/{name}": value for name, value in record.metrics.items()}
             self._send(values, "task", task)

@@ -91,13 +91,14 @@ def plan_run(
 def _told(config: RunConfig, scenario: Scenario, run: "_Rehearsal") -> dict[str, Any]:
     """Return the plan, with what was measured given to all work of its kind."""
     steps: _Steps = run.trainer
-    tests = [len(task.test) for task in scenario.tasks]
+    tests, which = [len(task.test) for task in scenario.tasks], config.evaluation.evaluate
     every = [one for measured in steps.measured.values() for one in measured]
     tasks: list[dict[str, Any]] = []
     for task, counts in zip(scenario.tasks, run.counts, strict=True):
         stages = steps.stages.get(task.index, [])
         training = sum(stage.updates * _usual(steps.measured.get(stage.kind) or every) for stage in stages)
-        n_tests = sum(tests if config.evaluation.evaluate == "all" else tests[: task.index + 1])
+        first = {"current": task.index}.get(which, 0)
+        n_tests = sum(tests if which == "all" else tests[first : task.index + 1])
         remembering = len(task.train) * _usual(run.remembered)
         tasks.append(
             {

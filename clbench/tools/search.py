@@ -23,6 +23,7 @@ from clbench.data.scenario import Images, ImageSet, Scenario
 from clbench.data.sources import some
 from clbench.data.spec import ScenarioSpec
 from clbench.learning.strategy import Strategy
+from clbench.results.record import whole_row
 from clbench.results.result import Result
 from clbench.running.check import check
 from clbench.running.checkpoint import newest
@@ -382,7 +383,7 @@ class _Trials:
                 raise RunError(f"{folder}: what was learnt of task {task} is gone")
             done = Result(learnt.record)
             self._hear(learnt.record["warnings"])
-            score = done.recorded.accuracy[done.recorded.headline.matrix][task][task]
+            score = whole_row(done.recorded.accuracy[done.recorded.headline.matrix], task)[task]
             return unpack(learnt.start, self.kind), (score, sum(done.seconds.values()), images_of(done), None)
 
     @contextmanager

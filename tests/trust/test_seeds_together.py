@@ -98,6 +98,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("naive", {"class_order_seed": "per-seed"}),
     ("naive", {"keep_predictions": True}),
     ("naive", {"online_accuracy": True}),
+    ("naive", {"plasticity": True}),
     ("er", {"memory_size": 10}),
     ("si", {}),
 ]
