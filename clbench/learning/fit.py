@@ -132,8 +132,8 @@ class Tally:
     """The epoch under way: its steps, images, seconds and losses, and the learning rate of its first step.
 
     `waited` are those of the seconds in which images on disk were waited for. `tested` samples were tested just before
-    they were learnt, and `correct` of them were right; `near_tested` and `near_correct` some steps before. `norms` is the
-    sum of the norms of the steps' gradients, where they are measured.
+    they were learnt, and `correct` of them were right; `near_tested` and `near_correct` some steps before. `norms` is
+    the sum of the norms of the steps' gradients, where they are measured.
 
     Each step leaves its loss terms and counts on the device; they are read from time to time, all at once.
     """
