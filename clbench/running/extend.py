@@ -130,10 +130,13 @@ def beginning(before: Finished, config: RunConfig, scenario: Scenario) -> tuple[
     learnt = {name: getattr(old, name) for name in ("clbench", "source", "environment", "strategy", "headline")}
     learnt |= {name: getattr(old, name) for name in ("tasks", "training", "ledger", "resumes", "confusion")}
     learnt |= {name: getattr(old, name) for name in ("averages", "metrics", "metrics_task_aware")}
-    more = len(scenario.tasks) - n
-    learnt["classifiers"] = {name: _wider(accuracies, more) for name, accuracies in old.classifiers.items()}
-    learnt["accuracy"] = learnt["classifiers"].get(old.headline.classifier) or _wider(old.accuracy, more)
-    learnt["correct"] = {name: [_padded(row, more) for row in rows] for name, rows in old.correct.items()}
+    learnt |= {"anytime": old.anytime} if old.anytime else {}
+    more, alone = len(scenario.tasks) - n, config.evaluation.evaluate == "current"
+    learnt["classifiers"] = {name: _wider(accuracies, more, alone) for name, accuracies in old.classifiers.items()}
+    learnt["accuracy"] = learnt["classifiers"].get(old.headline.classifier) or _wider(old.accuracy, more, alone)
+    learnt["correct"] = {
+        name: rows if alone else [_padded(row, more) for row in rows] for name, rows in old.correct.items()
+    }
     learnt["evaluations"] = [
         EvaluationRecord(**vars(e) | {matrix: _padded(e[matrix], more) for matrix in MATRICES}) for e in old.evaluations
     ]
@@ -141,7 +144,7 @@ def beginning(before: Finished, config: RunConfig, scenario: Scenario) -> tuple[
     told = [*new.warnings, *(other for other in old.warnings if other.rule not in rules)]
     # Outputs of theirs existed before these tasks came.
     early = [t.index for t in scenario.tasks[n:] if t.outputs.stop <= scenario.seen_outputs(n - 1)]
-    whole = config.evaluation.evaluate == "seen" or not early
+    whole = config.evaluation.evaluate != "all" or not early
     if not whole:
         text = (
             f"the run was continued after task {n - 1}, and later tasks were not tested before then; these accuracies "
@@ -159,12 +162,16 @@ def _padded(row: list[Any] | None, more: int) -> list[Any] | None:
     return None if row is None else [*row, *[None] * more]
 
 
-def _wider(accuracies: AccuracyRecord, more: int) -> AccuracyRecord:
-    """Return matrices and untrained accuracies with so many tasks more, which were not evaluated."""
+def _wider(accuracies: AccuracyRecord, more: int, alone: bool) -> AccuracyRecord:
+    """Return matrices and untrained accuracies with so many tasks more, which were not evaluated.
+
+    alone: each row holds the accuracy on its own task and no other.
+    """
     rows = {name: accuracies[name] for name in MATRICES}
     n = max(len(of) for of in rows.values() if of is not None) + more
+    added = [[None] * (1 if alone else n) for _ in range(more)]
     wide = {
-        name: None if of is None else [*(_padded(row, more) for row in of), *([None] * n for _ in range(more))]
+        name: None if of is None else [*(of if alone else (_padded(row, more) for row in of)), *added]
         for name, of in rows.items()
     }
     before = {name: _padded(accuracies.untrained[name], more) for name in MATRICES}
@@ -178,6 +185,8 @@ def _differences(config: RunConfig, traits: Traits, old: Scenario, new: Scenario
         yield f"it has learnt {n} tasks; more are accepted"
     if traits.foresees:
         yield f"what {config.strategy} learns in a task depends on how many tasks there are; run it anew"
+    if training.budget_in("flops") is not None:
+        yield "its budget of flops is shared over all tasks (budget); run it anew"
     if training.schedule_scope == "run" and (training.schedule != "constant" or training.lr_warmup):
         yield "its learning rate follows a schedule over all tasks (schedule_scope=run); run it anew"
     if config.model.head == "full" and new.n_outputs != old.n_outputs:

@@ -61,6 +61,8 @@ def more(tmp_path: Path) -> Path:
         ("ewc", {"optimizer_state": "keep"}),
         ("icarl", {"memory_size": 20, "setting": "class"}),
         ("hat", {"setting": "task"}),
+        ("cbp", {"evaluate": "current", "online_accuracy": True, "plasticity": True}),
+        ("er-ace", {"memory_size": 10, "anytime": 20, "near_future": 1, "count_flops": True}),
     ],
 )
 def test_more_tasks_give_the_bytes_of_one_run_and_the_run_stays(strategy: str, options: Any, tmp_path: Path) -> None:
@@ -144,6 +146,10 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], tuple[str, ..
         *("permuted-mnist-5k", "naive", {"tasks": 2, "schedule": "cosine", "schedule_scope": "run"}),
         *({"tasks": 3}, ("a schedule over all tasks",)),
     ),
+    "a budget": (
+        *("permuted-mnist-5k", "naive", {"tasks": 2, "epochs": None, "budget": "flops=1e9"}),
+        *({"tasks": 3}, ("budget of flops is shared over all tasks",)),
+    ),
     "a full head": (
         *("permuted-mnist-5k", "naive", {"tasks": 2, "setting": "class", "head": "full"}),
         *({"tasks": 3}, ("had 20 outputs from the start (head=full), not 30",)),
@@ -171,7 +177,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], tuple[str, ..
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_would_not_be_one_run_is_refused_with_the_difference(case: str, tmp_path: Path, refused: Any) -> None:
     scenario, strategy, options, extended, words = REFUSED[case]
-    clbench.run(scenario, strategy, out=tmp_path / "run", **SMALL, **options)
+    clbench.run(scenario, strategy, out=tmp_path / "run", **{**SMALL, **options})
     with refused(*words):
         clbench.extend(tmp_path / "run", out=tmp_path / "new", quiet=True, **extended)
     assert not (tmp_path / "new").exists()
