@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SOURCES = {
+    "continual-learning-baselines": "ContinualAI/continual-learning-baselines 4900462fa58d",
     "mammoth": "aimagelab/mammoth e75a491c69fd",
     "continual-learning": "GMvandeVen/continual-learning e6d795aa81b9",
     "GradientEpisodicMemory": "facebookresearch/GradientEpisodicMemory 34c6b8e9a060",
@@ -135,9 +136,9 @@ def without_gpu() -> Iterator[None]:
 
 
 def avalanche(
-    net: nn.Module, plugin: Any, before: Callable[[int], None] | None = None
+    net: nn.Module, plugin: Any, before: Callable[[int], None] | None = None, template: Any = None, **options: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Train with a plugin, all steps full; return losses and the weights after each task."""
+    """Train with a plugin or a template, all steps full; return losses and the weights after each task."""
     from avalanche.benchmarks.scenarios.deprecated.generators import tensors_benchmark
     from avalanche.training.plugins import SupervisedPlugin
     from avalanche.training.templates import SupervisedTemplate
@@ -154,7 +155,7 @@ def avalanche(
 
     data = [task_data(task) for task in range(3)]
     stream = tensors_benchmark(data, data, task_labels=[0, 0, 0], complete_test_set_only=False).train_stream
-    strategy = SupervisedTemplate(
+    strategy = (template or SupervisedTemplate)(
         model=net,
         optimizer=torch.optim.SGD(net.parameters(), LR),
         criterion=nn.CrossEntropyLoss(),
@@ -162,6 +163,7 @@ def avalanche(
         train_epochs=STEPS,
         plugins=[*([plugin] if plugin else []), Watch()],
         evaluator=None,
+        **options,
     )
     weights = []
     for experience in stream:
@@ -220,6 +222,12 @@ def by_avalanche() -> dict[str, Any]:
 
     keep("avalanche_mas", *avalanche(Net(), SingleMAS(lambda_reg=0.02, alpha=0.5)))
     keep("avalanche_agem", *avalanche(Net(), AGEMPlugin(48, 48)))
+
+    with source("continual-learning-baselines"):
+        from experiments.split_mnist.lwf import LwFCEPenalty
+
+        alphas = {"alpha": [0, 1 / 2, 4 / 3], "temperature": 2}
+        keep("baselines_lwf", *avalanche(Net(), None, template=LwFCEPenalty, **alphas))
 
     # MIR: the plugin on a memory of all samples that went by, which are its candidates. It adds the two losses, and ER
     # takes their mean, so the step is half as long; the step that is tried is not.
