@@ -2,9 +2,10 @@
 
     python tests/strategies/make_other_code.py FOLDER
 
-FOLDER holds clones of the repositories in SOURCES under their own names. Avalanche is avalanche-lib 0.6.0.
-Mammoth wants kornia, and GEM wants quadprog; the modules in STANDINS are only imported by what is called here, so that
-empty ones do. Everything is computed on a CPU in float64 (torch 2.14.1). test_other_code.py says what is compared.
+FOLDER holds clones of the repositories in SOURCES under their own names. Avalanche is avalanche-lib 0.6.0. Mammoth
+wants kornia (0.9.0), and GEM wants quadprog (0.1.14); the modules in STANDINS are only imported by what is called here,
+so that empty ones do. Everything is computed on a CPU in float64 (torch 2.14.1). test_other_code.py says what is
+compared.
 
 The network is 12-8-8-outputs with ReLU. The first two tasks have 24 samples and the third has 48, two classes each;
 their classes take turns. A step is plain SGD. "Full" steps are on all samples of the task; BATCHES are others.
@@ -32,7 +33,6 @@ SOURCES = {
     "GradientEpisodicMemory": "facebookresearch/GradientEpisodicMemory 34c6b8e9a060",
     "MAS-Memory-Aware-Synapses": "rahafaljundi/MAS-Memory-Aware-Synapses c3e6a855cdde",
     "PyCIL": "G-U-N/PyCIL 87cc4110d607",
-    "FACIL": "mmasana/FACIL e09d2c83320a",
     "hat": "joansj/hat 6fd0b9d98e08",
     "packnet": "arunmallya/packnet 7b6032cd0890",
 }
