@@ -2,9 +2,10 @@
 
     python tests/strategies/make_other_code.py FOLDER
 
-FOLDER holds clones of the repositories in SOURCES under their own names. Avalanche is avalanche-lib 0.6.0.
-Mammoth wants kornia, and GEM wants quadprog; the modules in STANDINS are only imported by what is called here, so that
-empty ones do. Everything is computed on a CPU in float64 (torch 2.14.1). test_other_code.py says what is compared.
+FOLDER holds clones of the repositories in SOURCES under their own names. Avalanche is avalanche-lib 0.6.0. Mammoth
+wants kornia (0.9.0), and GEM wants quadprog (0.1.14); the modules in STANDINS are only imported by what is called here,
+so that empty ones do. Everything is computed on a CPU in float64 (torch 2.14.1). test_other_code.py says what is
+compared.
 
 The network is 12-8-8-outputs with ReLU. The first two tasks have 24 samples and the third has 48, two classes each;
 their classes take turns. A step is plain SGD. "Full" steps are on all samples of the task; BATCHES are others.
@@ -26,12 +27,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SOURCES = {
+    "continual-learning-baselines": "ContinualAI/continual-learning-baselines 4900462fa58d",
     "mammoth": "aimagelab/mammoth e75a491c69fd",
     "continual-learning": "GMvandeVen/continual-learning e6d795aa81b9",
     "GradientEpisodicMemory": "facebookresearch/GradientEpisodicMemory 34c6b8e9a060",
     "MAS-Memory-Aware-Synapses": "rahafaljundi/MAS-Memory-Aware-Synapses c3e6a855cdde",
     "PyCIL": "G-U-N/PyCIL 87cc4110d607",
-    "FACIL": "mmasana/FACIL e09d2c83320a",
     "hat": "joansj/hat 6fd0b9d98e08",
     "packnet": "arunmallya/packnet 7b6032cd0890",
 }
@@ -135,9 +136,9 @@ def without_gpu() -> Iterator[None]:
 
 
 def avalanche(
-    net: nn.Module, plugin: Any, before: Callable[[int], None] | None = None
+    net: nn.Module, plugin: Any, before: Callable[[int], None] | None = None, template: Any = None, **options: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Train with a plugin, all steps full; return losses and the weights after each task."""
+    """Train with a plugin or a template, all steps full; return losses and the weights after each task."""
     from avalanche.benchmarks.scenarios.deprecated.generators import tensors_benchmark
     from avalanche.training.plugins import SupervisedPlugin
     from avalanche.training.templates import SupervisedTemplate
@@ -154,7 +155,7 @@ def avalanche(
 
     data = [task_data(task) for task in range(3)]
     stream = tensors_benchmark(data, data, task_labels=[0, 0, 0], complete_test_set_only=False).train_stream
-    strategy = SupervisedTemplate(
+    strategy = (template or SupervisedTemplate)(
         model=net,
         optimizer=torch.optim.SGD(net.parameters(), LR),
         criterion=nn.CrossEntropyLoss(),
@@ -162,6 +163,7 @@ def avalanche(
         train_epochs=STEPS,
         plugins=[*([plugin] if plugin else []), Watch()],
         evaluator=None,
+        **options,
     )
     weights = []
     for experience in stream:
@@ -220,6 +222,12 @@ def by_avalanche() -> dict[str, Any]:
 
     keep("avalanche_mas", *avalanche(Net(), SingleMAS(lambda_reg=0.02, alpha=0.5)))
     keep("avalanche_agem", *avalanche(Net(), AGEMPlugin(48, 48)))
+
+    with source("continual-learning-baselines"):
+        from experiments.split_mnist.lwf import LwFCEPenalty
+
+        alphas = {"alpha": [0, 1 / 2, 4 / 3], "temperature": 2}
+        keep("baselines_lwf", *avalanche(Net(), None, template=LwFCEPenalty, **alphas))
 
     # MIR: the plugin on a memory of all samples that went by, which are its candidates. It adds the two losses, and ER
     # takes their mean, so the step is half as long; the step that is tried is not.

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import clbench
+from clbench.reports.claims.avalanche_baselines import LwFOfBaselines
 from clbench.scenarios import dataset_from_arrays, split
 from clbench.strategies.agem import AGEM
 from clbench.strategies.bic import BiC
@@ -129,6 +130,11 @@ def test_naive(tmp_path):
 
 def test_lwf(tmp_path):
     agree(ours(LwF, tmp_path, strategy_options={"strength": 1.5, "temperature": 2.0}), "avalanche_lwf")
+
+
+def test_lwf_of_avalanches_baselines(tmp_path):
+    """The claim's protocol: cross-entropy by N, and weights of the distillation that grow with the tasks."""
+    agree(ours(LwFOfBaselines, tmp_path, **FULL), "baselines_lwf")
 
 
 @pytest.mark.parametrize(("name", "labels"), [("ewc", "empirical"), ("ewc_exact", "exact")])
