@@ -108,7 +108,7 @@ def export_verb(
         print(f"{file}: {megabytes(file.stat().st_size)}")
 
 
-# What may change where a run goes on: the options of its scenario, and fields that change no number.
+# The fields that may be others where a run goes on: the options of its scenario, and fields that change no number.
 GOING_ON = [name for name in (*scenario_options(), *sorted(NOT_IDENTITY)) if name not in (*INTERNAL, "tuned_by")]
 
 

@@ -227,7 +227,7 @@ def same_samples(one: Source, other: Source, ids: Tensor, other_ids: Tensor) -> 
     if isinstance(one, Changed) and isinstance(other, Changed):
         (tasks, rows), (other_tasks, other_rows) = one.places(ids), other.places(other_ids)
         tables = torch.equal(one.tables[tasks.unique()], other.tables[other_tasks.unique()])
-        # What one function makes of the same images and tables is the same; two samples tell of other surroundings.
+        # One function makes the same of the same images and tables; two samples tell of other surroundings.
         code = getattr(one.change, "__code__", one.change) is getattr(other.change, "__code__", other.change)
         if code and tables and torch.equal(tasks, other_tasks):
             made = torch.equal(one[ids[:2]], other[other_ids[:2]])

@@ -300,7 +300,6 @@ def test_a_run_that_was_continued_and_seeds_that_trained_together_keep_it_too(tm
         assert clbench.load_model(result, device="cpu").scores(images).shape == (9, 10)
 
 
-@pytest.mark.slow
 def test_a_run_of_avalanche_s_own_loop_is_refused(tmp_path: Path, refused: Any) -> None:
     clbench.run("split-mnist-5k", "avalanche:Naive", out=tmp_path, quiet=True, **SMALL)
     with refused("avalanche:Naive trains by its own loop, whose state can't be kept"):

@@ -339,7 +339,7 @@ def test_a_check_that_raises_is_a_refusal_with_its_line(run: Any, refused: Any) 
 
 
 @pytest.mark.parametrize("wrong", ["no self", "one more", "async", "a generator", "a static method", "a number"])
-@pytest.mark.parametrize("hook", ["begin", "step", "epoch", "task", "written", "finished", "close"])
+@pytest.mark.parametrize("hook", ["begin", "step", "epoch", "task", "written", "finished", "kept", "close"])
 def test_an_observer_whose_hooks_can_not_be_called_is_refused_before_training(
     hook: str, wrong: str, run: Any, refused: Any
 ) -> None:

@@ -136,6 +136,14 @@ WRONG: list[list[str]] = [
     *each("cache list", "", "x"),
     *each("cache clear", "", "features-0", "../folder"),
     *each("watch folder", "--onc"),
+    *each("predict", "", "none", "folder", "text.txt"),
+    *each("predict none mine.npz", "", "--task"),
+    *each("predict folder mine.npz --task", "0", "-1", "x"),
+    *each("export", "", "none", "folder", "text.txt"),
+    *each("export folder --format", "", "onnx", "pt2"),
+    *each("extend", "", "none", "folder", "text.txt"),
+    *each("extend folder --tasks", "", "0", "x", "3"),
+    *each("extend folder", "none", "mine.npz", "--lr", "--resume --force"),
     # No verb.
     *([""], ["runn", "split-mnist-5k", "naive"], ["--lr", "1"], ["RUN", "split-mnist-5k", "naive"]),
 ]

@@ -63,7 +63,7 @@ TABLE: list[tuple[str, dict[str, Any]]] = [
     ("naive", {"augment": "crop-flip"}),
     ("naive", {"evaluate": "seen"}),
     ("naive", {"eval_every": "epoch"}),
-    ("naive", {"checkpoint_every": "epoch"}),
+    ("naive", {"checkpoint_every": "epoch", "keep_state": False}),
     ("naive", {"deterministic": True}),
     ("naive", {"model": "conv:4-4", "optimizer": "adamw", "lr": 0.01}),
     ("naive", {"per_task": [{"lr": 0.05}, {"lr": 0.01}]}),
