@@ -17,6 +17,7 @@ class Cumulative(Strategy):
         memory="none",
         on_features=True,
         mixes=True,
+        needs_boundaries=False,
     )
 
     def stages(self, task: Task) -> list[Stage]:

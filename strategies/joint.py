@@ -18,6 +18,7 @@ class Joint(Strategy):
         memory="none",
         on_features=True,
         mixes=True,
+        needs_boundaries=False,
     )
 
     def stages(self, task: Task) -> list[Stage]:

@@ -72,7 +72,7 @@ class Traits:
     mixes: whether its loss reads the labels of a batch through `classification_loss` alone, and keeps nothing that was
         computed of its images, so that images can be mixed in pairs (--mixup).
     needs_boundaries: whether it does something where a task begins or ends, other than to be tested; a stream without
-        boundaries, which tells nobody where that is, is refused.
+        boundaries, which tells nobody where that is, is refused. A reference that reads all data has them anyway.
     needs_transformer: whether it works inside a vision transformer; any other network is refused.
     preset: fields of the run, by flat names, that default to other values for it, whatever the scenario.
     with_weights: defaults of hyper-parameters that hold where the weights of the backbone are given; those of a
@@ -100,6 +100,11 @@ class Traits:
     preset: Mapping[str, Any] = field(default_factory=dict)
     with_weights: Mapping[str, Any] = field(default_factory=dict)
     not_applicable: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def learns_as_it_comes(self) -> bool:
+        """Whether its steps are on the samples of the stream in their order, with exemplars beside them at most."""
+        return self.data_access == "task" and self.memory != "own"
 
     def __post_init__(self) -> None:
         if not self.settings:

@@ -104,13 +104,10 @@ def check(config: RunConfig, scenario: Scenario, strategy: Strategy) -> None:
         n = len(scenario.tasks)
         raise ConfigError(f"per_task has {len(config.per_task)} tables for {n} tasks; one for each task is accepted")
     traits = strategy.traits
-    if config.evaluation.anytime is not None and (
-        scenario.setting == "task" or traits.needs_task_at_test or traits.memory == "own" or traits.data_access == "all"
-    ):
+    if config.evaluation.anytime is not None and (scenario.setting == "task" or traits.needs_task_at_test):
         raise ConfigError(
-            f"anytime={config.evaluation.anytime} tests among the classes seen so far while samples go by, and "
-            f"{config.strategy} in a {scenario.setting}-incremental scenario knows the task, or learns other samples; "
-            "leave it out"
+            f"anytime={config.evaluation.anytime} tests among the classes seen so far, and {config.strategy} in a "
+            f"{scenario.setting}-incremental scenario is told the task; leave it out"
         )
     if scenario.boundless:
         _refuse_boundaries(config, strategy)

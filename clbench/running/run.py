@@ -714,7 +714,7 @@ class Run:
         self._tell("step", progress, loss)
         if isinstance(every, int) and progress.step % every == 0:
             self._tell("evaluated", progress, self.evaluate())
-        if self.config.evaluation.anytime is not None:
+        if self.config.evaluation.anytime is not None and self._traits.learns_as_it_comes:
             self._test_seen(self.config.evaluation.anytime)
 
     def _test_seen(self, every: int) -> None:

@@ -45,6 +45,9 @@ def _about_this_run(config: RunConfig, scenario: Scenario, strategy: Strategy) -
         )
     if traits.needs_memory and not memory.budget:
         yield "no-memory", "lives on a memory, and its memory has no room: --memory-size or --memory-per-class gives it"
+    if config.evaluation.anytime is not None and not traits.learns_as_it_comes:
+        text = "does not learn the samples as they come, so it is tested after each task alone, and not at any time"
+        yield "no-anytime-accuracy", text
     if (config.tuned_by or "").startswith("oracle"):
         yield (
             "tuned-by-oracle",

@@ -105,17 +105,25 @@ def test_they_change_no_training_and_go_on_where_a_run_was_left(tmp_path: Path) 
     assert "anytime" not in plain.record
 
 
+@pytest.mark.parametrize("strategy", ["joint", "gdumb"])
+def test_who_does_not_learn_samples_as_they_come_is_tested_after_each_task_alone(strategy: str, tmp_path: Path) -> None:
+    fields = {"disjoint": 1.0, "limit": 5, "model": "mlp:8", "threads": 1}
+    result = clbench.run("split-mnist-5k", strategy, out=tmp_path, anytime=10, **fields)
+    assert result.metrics["anytime_accuracy"] is None
+    assert "anytime" not in result.record
+    assert any(one["rule"] == "no-anytime-accuracy" for one in result.record["warnings"])
+
+
 @pytest.mark.parametrize(
     ("strategy", "fields", "words"),
     [
         ("naive", {"setting": "task"}, ("anytime=10", "naive", "task")),
-        ("joint", {}, ("anytime=10", "joint")),
-        ("gdumb", {"memory_size": 10}, ("anytime=10", "gdumb")),
+        ("xdg", {"setting": "task"}, ("anytime=10", "xdg")),
         ("naive", {"anytime": 0}, ("anytime=0",)),
         ("naive", {"near_future": -1}, ("near_future=-1",)),
     ],
 )
-def test_who_does_not_learn_samples_as_they_come_is_refused(
+def test_who_is_told_the_task_is_refused(
     strategy: str, fields: dict[str, Any], words: Any, refused: Any, tmp_path: Path
 ) -> None:
     with refused(*words):

@@ -94,7 +94,8 @@ def test_a_stream_that_makes_no_sense_is_refused(options: dict[str, Any], words:
         cut(**options)
 
 
-FREE = {"naive", "er", "er-ace", "er-aml", "mir", "der", "derpp", "scr", "gdumb"}
+# The references joint and cumulative read all data, whatever the boundaries.
+FREE = {"naive", "joint", "cumulative", "er", "er-ace", "er-aml", "mir", "der", "derpp", "scr", "gdumb"}
 # They run where the user says how: a memory that is filled as the stream goes by, or weights.
 WITH_OPTIONS = {"agem": "memory_policy", "slda": "weights", "frozen-ncm": "weights"}
 
