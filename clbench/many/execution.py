@@ -64,18 +64,23 @@ class Request:
 
 @undisturbed()
 def plan_requests(
-    requests: Sequence[Request], out: str | os.PathLike[str], *, elsewhere: bool = False
+    requests: Sequence[Request],
+    out: str | os.PathLike[str],
+    *,
+    elsewhere: bool = False,
+    made: list[tuple[Any, Scenario]] | None = None,
 ) -> list[PlannedRun]:
     """Return the requested runs, all checked before any is started; raises ConfigError for the first wrong request.
 
     elsewhere: other machines do the runs, so the devices of this one don't matter.
+    made: keeps the scenario that was built last, and what from, for the next call.
     """
     planned: list[PlannedRun] = []
     owner: dict[str, str] = {}
     checked: set[str] = set()
     budgets: dict[str, MemoryConfig] = {}
     models: set[tuple[Any, ...]] = set()
-    made: tuple[tuple[Any, ...], Scenario] | None = None
+    made = [] if made is None else made
     for request in requests:
         try:
             config = resolve(request.scenario, request.strategy, request.options, shared=True, elsewhere=elsewhere)
@@ -85,9 +90,9 @@ def plan_requests(
                 # Seeds decide which images are held out, not how many, so the same tasks serve to check all of them.
                 drawn = config.seed if "per-seed" in config.scenario_options.values() else None
                 key = (config.scenario, config.scenario_options, config.data, drawn)
-                if made is None or made[0] != key:
-                    made = key, prepare(config)[1]
-                tasks = made[1]
+                if not made or made[0][0] != key:
+                    made[:] = [(key, prepare(config)[1])]
+                tasks = made[0][1]
                 config = config.replace(data_fingerprint=tasks.fingerprint)
             kind = config.identity(without_seed=True)
             if kind not in budgets:

@@ -224,6 +224,7 @@ def _judged_runs(
     Values that two searches chose make the same runs, which are done once.
     """
     planned: dict[str, list[PlannedRun]] = {}
+    made: list[tuple[Any, Scenario]] = []
     for way in ways:
         for search in way.searches:
             choice = found[search.key]
@@ -233,7 +234,7 @@ def _judged_runs(
                 if way.elsewhere:
                     options["tuned_by"] = f"another scenario, {way.scenario}: {options['tuned_by']}"
                 asked = [Request(scenario, search.strategy, options | {"seed": seed}) for seed in seeds]
-                planned[search.key] = plan_requests(asked, out / "runs")
+                planned[search.key] = plan_requests(asked, out / "runs", made=made)
     once = {run.folder: run for of in planned.values() for run in of}
     given = scenario if isinstance(scenario, Scenario) else None
     ended: dict[Path, Result | str] = {}

@@ -157,10 +157,12 @@ def plan_search(
     out: str | os.PathLike[str] | None,
     options: dict[str, Any],
     root: str | os.PathLike[str] = "tuning",
+    made: list[tuple[Any, Scenario]] | None = None,
 ) -> Search:
     """Return the search that tune() is asked for, checked; raises ConfigError.
 
-    root: the folder below which it has a folder of its own where `out` names none.
+    root: the folder below which it has a folder of its own where `out` names none. made: keeps the scenarios that were
+    built, and what from, for further searches.
     """
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
@@ -174,12 +176,12 @@ def plan_search(
     if isinstance(scenario, Scenario):
         given = scenario
     else:
-        _, given = prepare(resolve(scenario, strategy, options))
+        given = _built(resolve(scenario, strategy, options), made)
         if not any(len(task.validation) for task in given.tasks):
             if options.get("validation") is not None:
                 raise ConfigError("validation=0 holds nothing out to choose by; a share such as 0.1 is accepted")
             options["validation"] = VALIDATION
-            _, given = prepare(resolve(scenario, strategy, options))
+            given = _built(resolve(scenario, strategy, options), made)
     first = None
     if protocol == "first-k-tasks":
         first = _first_tasks(FIRST_TASKS if first_tasks is None else first_tasks, given)
@@ -201,6 +203,16 @@ def plan_search(
     folder = expanded(out or Path(root, given.name, name, f"{protocol}-{key}"))
     n = None if protocol == "continual" else TRIALS if trials is None else trials
     return Search(base, strategy, given, tasks, spaces, protocol, n, key, folder, options)
+
+
+def _built(config: RunConfig, made: list[tuple[Any, Scenario]] | None) -> Scenario:
+    """Return the scenario of a config, built here or for an earlier search."""
+    made = [] if made is None else made
+    key = (config.scenario, config.scenario_options, config.data, config.seed)
+    if (found := next((one for known, one in made if known == key), None)) is None:
+        found = prepare(config)[1]
+        made.append((key, found))
+    return found
 
 
 def images_of(result: Result) -> int:

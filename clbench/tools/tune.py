@@ -137,6 +137,7 @@ def tune(
     def searches(of: AnyScenario, how: str) -> list[Search]:
         """Plan a search for each strategy."""
         found = []
+        made: list[tuple[Any, Scenario]] = []
         asked = requests(of, strategy, seeds=[options.get("seed") or 0], references=False, **rest)
         known = {name for request in asked for name in searchable(request.strategy)}
         for name in {} if space is None else read_space(space):
@@ -148,7 +149,9 @@ def tune(
             mine = None if space is None else {n: part for n, part in read_space(space).items() if n in own} or None
             first = first_tasks if how == PROTOCOLS[0] else None
             n = None if how == "continual" else trials
-            found.append(plan_search(of, request.strategy, how, first, n, mine, None, dict(request.options), root))
+            found.append(
+                plan_search(of, request.strategy, how, first, n, mine, None, dict(request.options), root, made)
+            )
         return found
 
     rest = {name: value for name, value in options.items() if name != "seed"}
