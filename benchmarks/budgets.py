@@ -77,8 +77,8 @@ def table(runs: Path) -> list[dict[str, object]]:
     for scenario, equal in itertools.product(SCENARIOS, EQUAL):
         part: list[dict[str, object]] = []
         done = {name: list(finished(runs / scenario / equal, name)) for name in SCENARIOS[scenario]["strategies"]}
-        # Every row is over the seeds that all have.
-        common = set(SEEDS).intersection(*({run.seed for run in of_one} for of_one in done.values() if of_one))
+        # A ranking is of all methods, over the seeds that all of them have.
+        common = set(SEEDS).intersection(*({run.seed for run in of_one} for of_one in done.values()))
         for name, of_one in done.items():
             found = [run for run in of_one if run.seed in common]
             accuracy = spread(run.metrics["average_accuracy"] for run in found)
