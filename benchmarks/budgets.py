@@ -76,8 +76,11 @@ def table(runs: Path) -> list[dict[str, object]]:
     load, rows = os.getloadavg()[0], []
     for scenario, equal in itertools.product(SCENARIOS, EQUAL):
         part: list[dict[str, object]] = []
-        for name in SCENARIOS[scenario]["strategies"]:
-            found = list(finished(runs / scenario / equal, name))
+        done = {name: list(finished(runs / scenario / equal, name)) for name in SCENARIOS[scenario]["strategies"]}
+        # A ranking is of all methods, over the seeds that all of them have.
+        common = set(SEEDS).intersection(*({run.seed for run in of_one} for of_one in done.values()))
+        for name, of_one in done.items():
+            found = [run for run in of_one if run.seed in common]
             accuracy = spread(run.metrics["average_accuracy"] for run in found)
             if not found or accuracy.mean is None:
                 continue

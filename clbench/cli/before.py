@@ -180,6 +180,8 @@ def _show_plan(plan: dict[str, Any]) -> None:
     if "preprocessing" in plan:
         words = f"each image is resized and normalised to {plan['preprocessing']}"
         stdout.print(words, markup=False, highlight=False, soft_wrap=not stdout.is_terminal)
+    if "training_flops" in plan:
+        stdout.print(f"its steps take about {plan['training_flops']:.2e} FLOPs", markup=False, highlight=False)
     held = ", ".join(f"{name} {megabytes(n)}" for name, n in plan["bytes"].items() if n)
     stdout.print(
         f"in all {plan['updates']} updates, about {duration(plan['seconds'])} on {plan['device']}; "

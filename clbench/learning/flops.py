@@ -40,7 +40,7 @@ class Flops(TorchDispatchMode):
     only_counts = True
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.begin()
 
     def begin(self, counts: Mapping[str, int] | None = None, *, whole: bool = True) -> None:

@@ -272,6 +272,7 @@ def _reused(found: Result, folder: RunFolder, config: RunConfig, scenario: Scena
         with_others += f", with other names of classes ({renamed[0][0]}, not {renamed[0][1]})"
     lacks = config.evaluation.keep_predictions and not (folder.path / PREDICTIONS).exists()
     without = f" without {PREDICTIONS}" if lacks else ""
+    without += " without FLOPs" if config.counts_flops and found.flops["training"] is None else ""
     finished = f"finished at {folder.finished_at()}{without}{with_others}"
     tell(f"{folder}: reused, {finished}; --force (force=True) begins it again")
     return found

@@ -59,7 +59,9 @@ def _about_this_run(config: RunConfig, scenario: Scenario, strategy: Strategy) -
     if _only_augmentation_keeps_features_from_the_cache(config, strategy):
         text = f"augment={config.data.augment} lets the frozen network see each image anew in every step"
         yield "augmented-features", f"{text}; with augment=none its features are computed once"
-    if drops := training.milestones or ([training.step_epochs] if training.step_epochs else []):
+    drops = training.milestones or ([training.step_epochs] if training.step_epochs else [])
+    # A budget of FLOPs is not known in epochs.
+    if drops and training.budget_in("flops") is None:
         # With a number of iterations the smallest task sees most epochs.
         smallest = min(len(task.train) for task in scenario.tasks)
         epochs = training.epochs or math.ceil((training.iterations or 1) / math.ceil(smallest / training.batch_size))

@@ -4,6 +4,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from clbench.config.errors import ConfigError
 from clbench.config.run import RunConfig
 from clbench.data.scenario import ImageSet, Scenario, Task
 from clbench.learning.evaluation import evaluate
+from clbench.learning.flops import Flops
 from clbench.learning.memory import Memory
 from clbench.learning.returned import class_features
 from clbench.learning.strategy import Context, Progress, Stage, Strategy, call_hook, grow_head
@@ -26,7 +28,7 @@ from clbench.running.features import stand_in
 from clbench.running.ledger import measure
 from clbench.running.process import process_settings
 from clbench.running.resolve import strategy_class
-from clbench.running.run import Run, runner_of
+from clbench.running.run import Run, runner_of, within_budget
 from clbench.running.warned import run_warnings, warning
 from clbench.support.streams import stream
 from clbench.support.surroundings import undisturbed
@@ -67,6 +69,7 @@ def plan_run(
     Raises ConfigError as run() does, and RunError where the strategy fails.
     """
     check_plan(config, scenario)
+    config = within_budget(config, scenario)
     # The tasks that are tested after the first one have as many images together as are tested at once.
     tested = TESTED // (len(scenario.tasks) if config.evaluation.evaluate == "all" else 1)
     tasks = [replace(task, test=_spaced(task.test, max(tested, 1))) for task in scenario.tasks]
@@ -113,6 +116,7 @@ def _told(config: RunConfig, scenario: Scenario, run: "_Rehearsal") -> dict[str,
             }
         )
     most = max(run.kept, key=lambda kept: sum(kept.values()))
+    flops = sum(s.updates * steps.flops.get(s.kind, 0) for stages in steps.stages.values() for s in stages)
     held = {
         **most,
         "gradients": steps.gradient_bytes,
@@ -128,6 +132,7 @@ def _told(config: RunConfig, scenario: Scenario, run: "_Rehearsal") -> dict[str,
         **({"preprocessing": preprocessing} if (preprocessing := preprocessing_of(run.strategy.model)) else {}),
         "tasks": tasks,
         "updates": sum(task["updates"] for task in tasks),
+        **({"training_flops": flops} if config.counts_flops else {}),
         "features": {"images": run.features[0], "seconds": run.features[1]},
         "seconds": sum(task["seconds"] for task in tasks) + run.features[1],
         "bytes": held,
@@ -268,6 +273,8 @@ class _Steps(Trainer):
         self.stages: dict[int, list[_Stage]] = {}
         # Seconds of a step, and, by the clock that the deadline is on, of an image in the last one.
         self.measured: dict[Kind, Measured] = {}
+        # Floating-point operations of a step with a whole batch, where they are counted.
+        self.flops: dict[Kind, int] = {}
         self.seconds_an_image = 0.0
         self.gradient_bytes = self.optimizer_bytes = 0
         # A memory that fills as the samples go by is filled apart, by all the samples that would.
@@ -282,7 +289,8 @@ class _Steps(Trainer):
         records = [] if self.counts_only else self._measured(stage, kind)
         batches = self._first_epoch(stage)
         epochs = stage.epochs or (None if stage.iterations else config.training.epochs)
-        updates = stage.iterations or (epochs * len(batches) if epochs else config.training.iterations or 0)
+        updates = stage.iterations or (epochs * len(batches) if epochs else config.training.iterations)
+        updates = self._paid(kind) if updates is None else updates
         self.stages.setdefault(task, []).append(_Stage(stage.name, len(stage.data), updates, kind))
         memory = self.strategy.memory
         if memory is not None and memory.streaming and self.strategy.traits.memory == "replayed":
@@ -323,7 +331,7 @@ class _Steps(Trainer):
             ticks.append(time.perf_counter())
             taken.append(time.monotonic())
 
-        config = self.config
+        config, flops = self.config, Flops()
         short = replace(
             stage,
             # All steps within one epoch, where there are so many images.
@@ -335,11 +343,19 @@ class _Steps(Trainer):
         )
         self.config = config.replace(batch_size=n, drop_last=False)
         try:
-            records = super().fit(short, after_step=tick)
+            with flops if config.counts_flops else nullcontext():
+                records = super().fit(short, after_step=tick)
         finally:
             self.config = config
+        whole = min(config.training.batch_size, len(stage.data))
+        self.flops[stage.name, self.context.progress.task > 0] = flops.training * whole // (n * steps)
         self.seconds_an_image = (taken[-1] - taken[-2]) / n
         return records, statistics.median(b - a for a, b in itertools.pairwise(ticks))
+
+    def _paid(self, kind: Kind) -> int:
+        """Return about how many steps of a stage the task's share of a budget of FLOPs pays for."""
+        share = (self.config.training.budget_in("flops") or 0) // len(self.context.scenario.tasks)
+        return share // max(self.sharing, 1) // max(self.flops.get(kind, share), 1)
 
     def optimizer(self, trained: dict[str, nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """Return the stage's optimizer, and keep it to measure."""

@@ -10,8 +10,11 @@ from shared import StopAt, StoppedError
 import clbench
 from clbench import ConfigError, Result, RunError
 from clbench.config.groups import budget_of
+from clbench.running.resolve import prepare, resolve
+from clbench.tools.plan import plan_run
 
 FAST: dict[str, Any] = {"limit": 10, "model": "mlp:16", "batch_size": 8, "threads": 1, "quiet": True}
+PLAIN: dict[str, Any] = {"limit": 8, "model": "mlp:16", "batch_size": 8, "threads": 1}
 BUDGET = 20_000_000
 # Bytes of mlp:16 with all ten outputs: weights and biases, float32; and of an image.
 MODEL, IMAGE = 4 * (784 * 16 + 16 + 16 * 10 + 10), 784
@@ -152,6 +155,17 @@ def test_what_keeps_more_than_the_budget_is_refused_with_the_number(tmp_path: Pa
         run(tmp_path, "er", epochs=1, budget=f"bytes={MODEL + IMAGE - 1}")
     exact = run(tmp_path, "ewc", epochs=1, budget=f"bytes={3 * MODEL}")
     assert exact.unused_budget == 0
+
+
+def test_a_plan_tells_the_steps_that_are_paid_for(tmp_path: Path) -> None:
+    """The run takes as many; a step costs the same with every task of ten outputs."""
+    config, scenario = prepare(
+        resolve("split-mnist-5k", "naive", {**PLAIN, "head": "full", "budget": f"flops={BUDGET}"})
+    )
+    planned = plan_run(config, scenario)
+    ran = run(tmp_path, "naive", head="full", budget=f"flops={BUDGET}", limit=8)
+    assert abs(planned["updates"] - ran.steps) <= 5
+    assert planned["training_flops"] <= BUDGET
 
 
 def test_spellings_of_a_budget_are_one_run_and_a_comparison_takes_it(tmp_path: Path) -> None:

@@ -27,7 +27,11 @@ def test_areas_are_those_of_trapezoids_over_the_logarithm(tmp_path: Path) -> Non
 
     def area(strategy: str, metric: str) -> float:
         a, b, c = (
-            next(run.metrics[metric] for run in results if run.strategy == strategy and run.config["budget"] == budget)
+            next(
+                run.metrics[metric]
+                for run in results
+                if run.config["strategy"] == strategy and run.config["budget"] == budget
+            )
             for budget in ("flops=2000000", "flops=4000000", "flops=16000000")
         )
         return float(100 * ((a + b) / 2 + 2 * (b + c) / 2) / 3)
