@@ -6,7 +6,7 @@ then on the page, in report.md and a name for `clbench report --figure`.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, pairwise
 
 import numpy as np
@@ -349,6 +349,62 @@ def anytime(part: Comparison) -> Chart | Panels:
         by_point=True,
         marked=False,
     )
+
+
+# The measures of plasticity as panels: the key in TaskRecord.plasticity, and what the axis calls it.
+MEASURES = {
+    "online_accuracy": "online accuracy (%)",
+    "dead_units": "dead units (%)",
+    "effective_rank": "effective rank of the features",
+    "weight_norm": "norm of the weights",
+}
+# Points of a curve over a long stream; each is the mean of as many tasks as it takes.
+MOST_POINTS = 50
+
+
+@chart(in_markdown=False, needs="measures of plasticity (--plasticity)")
+def plasticity(part: Comparison) -> Panels:
+    """Draw for each measure of plasticity a line for each strategy over the tasks, with a band of one sd over the runs.
+
+    A point is the mean of several tasks where there are more than 50.
+    """
+    n_tasks = len(part.task_sizes)
+    every = math.ceil(n_tasks / MOST_POINTS)
+    starts = range(0, n_tasks, every)
+    panels = []
+    for number, (name, label) in enumerate(MEASURES.items()):
+        percentage, series = label.endswith("(%)"), []
+        for i, row in enumerate(part.rows):
+            curves = [[_measure(run, task, name) for task in range(n_tasks)] for run in row.runs if row.is_headline]
+            points = [[spread(curve[start : start + every]).mean for start in starts] for curve in curves]
+            at = [spread(curve[k] for curve in points) for k in range(len(starts))]
+            scale = 100 if percentage else 1
+            means, deviations = ([math.nan if v is None else scale * v for v in vs] for vs in _means_and_sds(at))
+            one = Series(title(part, row), row.look, [start + (every - 1) / 2 for start in starts], means, row=i)
+            if one.known:
+                series.append(replace(one, dy=deviations) if len(row.runs) > 1 else one)
+        if series:
+            values = _ends(series, "y")
+            y = percent_axis(label, values) if percentage else axis(label, values, zero=True)
+            band = ", the band one sd over the runs" if len(series[0].dy) else ""
+            drawn = Chart(label, "lines", steps_axis("after task", n_tasks), y, series, unit="%" if percentage else "")
+            about = f"Each point is the mean of {every} tasks{band}." if every > 1 or band else ""
+            panels.append(Panel(label, series[0].look, number, replace(drawn, marked=False), about))
+    about = "Measured after each task, in percent where the axis says so. Lines: strategies."
+    return Panels("Plasticity over the tasks", "plasticity", about, panels)
+
+
+def _measure(run: Result, task: int, name: str) -> float | None:
+    """Return what was measured in a task of a run; None for nothing."""
+    if task >= len(run.recorded.tasks):
+        return None
+    recorded = run.recorded.tasks[task]
+    # The online accuracy alone would be a figure of another question.
+    return recorded.plasticity.get(name, recorded.online_accuracy if name == "online_accuracy" else None)
+
+
+def _means_and_sds(at: Sequence[Spread]) -> tuple[list[float | None], list[float | None]]:
+    return [each.mean for each in at], [each.sd for each in at]
 
 
 @chart(in_markdown=False, needs="a record of the training losses")

@@ -95,7 +95,8 @@ def split(
 
     numbers = _training_images(data, chunks, limit, imbalance, shots)
     n = len(data.x_train) - data.n_validation
-    parts = [[_hold_out(train, n, c, numbers[c], validation, seed) for c in classes] for classes in chunks]
+    of_class, tested = _places(train.classes, len(data.class_names)), _places(test.tasks, len(sizes))
+    parts = [[_hold_out(of_class[c], n, c, numbers[c], validation, seed) for c in classes] for classes in chunks]
     kept = [torch.cat([ids for ids, _ in of_task]) for of_task in parts]
     if blurry:
         seed_of_order = class_order_seed or 0
@@ -113,7 +114,7 @@ def split(
             slice(first, first + len(classes)),
             ImageSet(train, kept[index]),
             ImageSet(train, torch.cat([held for _, held in parts[index]])),
-            ImageSet(test, torch.nonzero(test.tasks == index).flatten()),
+            ImageSet(test, tested[index]),
         )
         for index, (classes, first) in enumerate(zip(chunks, first_outputs, strict=True))
     ]
@@ -313,9 +314,14 @@ def _images(
     )
 
 
-def _hold_out(train: Images, end: int, c: int, n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+def _places(values: Tensor, n: int) -> list[Tensor]:
+    """Return where each of the values 0 to n-1 stands, in order: sorted once, as there may be thousands of them."""
+    counts = torch.bincount(values + 1, minlength=n + 1)
+    return [places.clone() for places in values.argsort(stable=True).split(counts.tolist())[1:]]
+
+
+def _hold_out(of_class: Tensor, end: int, c: int, n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Return the ids of one class for training, n of those before `end`, and those held out for validation."""
-    of_class = torch.nonzero(train.classes == c).flatten()
     ids = of_class[of_class < end][:n]
     if not share:
         return ids, of_class[of_class >= end]

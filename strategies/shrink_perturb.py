@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from clbench.config.space import Choices, Log
 from clbench.data.batches import Batch
@@ -41,7 +42,7 @@ class ShrinkPerturb(Strategy):
 
     @torch.no_grad()
     def _change(self) -> None:
-        weights = [p for p in self.model.parameters() if p.requires_grad]
+        weights: list[Tensor] = [p for p in self.model.parameters() if p.requires_grad]
         if self.shrink:
             torch._foreach_mul_(weights, 1 - self.shrink)
         if self.noise:

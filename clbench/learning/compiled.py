@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,8 +48,9 @@ class CompiledFeatures:
             self._compiled = torch.compile(self._own, mode=self.mode)
         torch.compiler.cudagraph_mark_step_begin()
         # An attribute of the object goes before the method of its class.
-        is_shared = hasattr(type(model).features, "__wrapped__")
-        vars(model)["features"] = partial(model.features, compute=self._call) if is_shared else self._call
+        whole: Any = model.features
+        shares = hasattr(type(model).features, "__wrapped__")
+        vars(model)["features"] = partial(whole, compute=self._call) if shares else self._call
         try:
             yield
         finally:

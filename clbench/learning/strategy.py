@@ -473,7 +473,7 @@ class Strategy:
                 found[name] = value
         return found
 
-    def statistics(self, parameter: nn.Parameter) -> list[Tensor]:
+    def statistics(self, parameter: Tensor) -> list[Tensor]:
         """Return what the optimizer keeps for each entry of a parameter, such as momentum: tensors of its shape."""
         optimizer = self._context.optimizer
         kept = optimizer.state.get(parameter, {}) if optimizer is not None else {}

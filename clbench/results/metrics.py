@@ -159,14 +159,18 @@ def _is_finite(value: float) -> bool:
 def completed(R: npt.ArrayLike) -> Floats:
     """Return R [T, T] as float64, cut to [k, k] where row k-1 is the last without NaN up to its diagonal.
 
-    Raises ConfigError where R is not a square matrix of values in [0, 1], NaN or None.
+    Where each task was tested in its own row alone (evaluate=current), no row is complete. Raises ConfigError where R
+    is not a square matrix of values in [0, 1], NaN or None.
     """
     matrix = _numbers("the accuracy matrix", R)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
         raise ConfigError(f"the accuracy matrix has shape {matrix.shape}; accepted: [T, T] with at least one task")
     _check_range("the accuracy matrix", matrix)
-    complete = [k for k in range(len(matrix)) if not np.isnan(matrix[k, : k + 1]).any()]
-    steps = complete[-1] + 1 if complete else 0
+    tested = np.tril(~np.isnan(matrix))
+    complete = np.flatnonzero(tested.sum(1) == np.arange(1, len(matrix) + 1))
+    steps = int(complete[-1]) + 1 if len(complete) else 0
+    if steps == 1 and tested.sum() > 1 and tested.sum() == np.diag(tested).sum():
+        steps = 0
     return matrix[:steps, :steps]
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -20,6 +20,7 @@ Number = Annotated[float | None, BeforeValidator(_none_for_nan)]
 Accuracy = Annotated[Annotated[float, Field(ge=0, le=1)] | None, BeforeValidator(_none_for_nan)]
 Rows = list[list[Accuracy]]
 Count = Annotated[int, Field(ge=0)]
+Value = TypeVar("Value")
 
 
 class Part(BaseModel):
@@ -53,7 +54,7 @@ class AccuracyRecord(ByMatrix):
     untrained: UntrainedRecord = UntrainedRecord()
 
 
-def whole_row(rows: Rows, after: int) -> list[Accuracy]:
+def whole_row(rows: Sequence[list[Value | None]], after: int) -> list[Value | None]:
     """Return row `after` of a matrix with a value for each task, None for those that were not tested."""
     row, n = rows[after], len(rows)
     return row if len(row) == n else [*[None] * after, *row, *[None] * (n - 1 - after)]
