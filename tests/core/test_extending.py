@@ -16,7 +16,7 @@ from clbench.running.resolve import prepare
 from clbench.running.run import execute
 
 SMALL: dict[str, Any] = {"limit": 8, "epochs": 1, "batch_size": 8, "threads": 1, "model": "mlp:8", "quiet": True}
-# Of the record of a run: when and how it came about, which differs from run to run.
+# The keys of a record that say when and how it came about, which differs from run to run.
 MEASURED = ("created", "resumes", "extends", "environment")
 
 
