@@ -163,20 +163,21 @@ def supervised_contrastive(
     `other_labels` [M]. Khosla et al. 2020, arXiv:2004.11362, equation 2. Raises ConfigError for a temperature that is
     not above 0 and for shapes that do not fit.
     """
-    _check("supervised_contrastive", anchors, labels)
     if not 0 < temperature < torch.inf:
         raise ConfigError(f"supervised_contrastive temperature {temperature:g}; accepted: above 0")
     if (others is None) != (other_labels is None):
         raise ConfigError("supervised_contrastive got others or other_labels alone; both or neither are accepted")
-    first, second = _full_precision(anchors), others
-    positive = labels[:, None] == (labels if other_labels is None else other_labels)
-    if second is None:
+    _check("supervised_contrastive", anchors, labels)
+    first = _full_precision(anchors)
+    if others is None or other_labels is None:
         itself = torch.eye(len(first), dtype=torch.bool, device=first.device)
         similarity = (first @ first.T / temperature).masked_fill(itself, -torch.inf)
-        positive = positive & ~itself
+        positive = (labels[:, None] == labels) & ~itself
     else:
-        check_shapes("supervised_contrastive", anchors=(anchors, "B D"), others=(second, "M D"))
-        similarity = first @ _full_precision(second).T / temperature
+        _check("supervised_contrastive", others, other_labels)
+        check_shapes("supervised_contrastive", anchors=(anchors, "B D"), others=(others, "M D"))
+        similarity = first @ _full_precision(others).to(first.dtype).T / temperature
+        positive = labels[:, None] == other_labels
     # What is masked has a log probability of -inf, which a factor of 0 would make NaN.
     log_p = similarity.log_softmax(1).masked_fill(~positive, 0.0)
     count = positive.sum(1)
