@@ -64,7 +64,8 @@ def use_kept_features(
 def flops_of_feature(context: Context, strategy: Strategy) -> int:
     """Return the floating-point operations in which the frozen network makes the features of one image."""
     image = context.pipeline.normalize(context.scenario.train.images[:1].to(context.device))
-    with torch.inference_mode(), eval_mode(strategy), context.autocast(), Flops() as flops:
+    flops = Flops()
+    with torch.inference_mode(), eval_mode(strategy), context.autocast(), flops:
         strategy.model.features(image)
     return flops.training
 
