@@ -62,6 +62,11 @@ def test_what_stands_in_brackets_is_refused_too(tmp_path: Path) -> None:
         run(tmp_path, "er[memory_size=10,budget=bytes=1MB]", epochs=1)
     with pytest.raises(ConfigError, match="packnet prunes after a share of the epochs"):
         run(tmp_path, "packnet", budget="flops=1e8", setting="task")
+
+
+@pytest.mark.slow
+def test_a_foreign_loop_has_no_budget(tmp_path: Path) -> None:
+    """It is not clbench that takes its steps."""
     with pytest.raises(ConfigError, match="avalanche:Replay can't honour budget=flops="):
         run(tmp_path, "avalanche:Replay", budget="flops=1e8")
 
