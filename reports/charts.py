@@ -355,8 +355,8 @@ def anytime(part: Comparison) -> Chart | Panels:
 MEASURES = {
     "online_accuracy": "online accuracy (%)",
     "dead_units": "dead units (%)",
-    "effective_rank": "effective rank of the features",
-    "weight_norm": "norm of the weights",
+    "effective_rank": "effective rank",
+    "weight_norm": "weight norm",
 }
 # Points of a curve over a long stream; each is the mean of as many tasks as it takes.
 MOST_POINTS = 50
@@ -385,12 +385,12 @@ def plasticity(part: Comparison) -> Panels:
                 series.append(replace(one, dy=deviations) if len(row.runs) > 1 else one)
         if series:
             values = _ends(series, "y")
-            y = percent_axis(label, values) if percentage else axis(label, values, zero=True)
-            band = ", the band one sd over the runs" if len(series[0].dy) else ""
+            # The panel's name says what is drawn; the axes of a figure share one label.
+            y = percent_axis("", values) if percentage else axis("", values, zero=True)
             drawn = Chart(label, "lines", steps_axis("after task", n_tasks), y, series, unit="%" if percentage else "")
-            about = f"Each point is the mean of {every} tasks{band}." if every > 1 or band else ""
-            panels.append(Panel(label, series[0].look, number, replace(drawn, marked=False), about))
-    about = "Measured after each task, in percent where the axis says so. Lines: strategies."
+            panels.append(Panel(label, series[0].look, number, replace(drawn, marked=False)))
+    about = "Means over the runs, the band one sd; effective rank of the features. "
+    about += f"Each point is the mean of {every} tasks." if every > 1 else "Measured after each task."
     return Panels("Plasticity over the tasks", "plasticity", about, panels)
 
 
