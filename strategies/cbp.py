@@ -37,6 +37,7 @@ class CBP(Strategy):
         paper="Dohare et al. 2024, doi:10.1038/s41586-024-07711-7",
         through_features=False,
         mixes=True,
+        needs_boundaries=False,
     )
 
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.99

@@ -26,6 +26,7 @@ class L2Init(L2):
         seeds_together=True,
         on_features=True,
         mixes=True,
+        needs_boundaries=False,
     )
     factor = 1.0
 
