@@ -268,7 +268,10 @@ def test_values_stay_in_their_bounds(matrix):
 @given(st.integers(2, 8), st.floats(0, 1))
 def test_constant_matrix_neither_forgets_nor_transfers(tasks, accuracy):
     matrix = np.full((tasks, tasks), accuracy)
-    summary = metrics.summarize(matrix, matrix[0], np.ones(tasks), matrix[0], matrix[0, 1:], [accuracy, 1])
+    counts = [accuracy, 1]
+    summary = metrics.summarize(
+        *(matrix, matrix[0], np.ones(tasks), matrix[0], matrix[0, 1:]), online=counts, near=counts, anytime=[accuracy]
+    )
     for name, value in summary.items():
         changes = name in {"forgetting", "backward_transfer", "forward_transfer", "intransigence"}
         assert value == pytest.approx(0 if changes else accuracy, abs=1e-12)

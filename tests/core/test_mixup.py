@@ -100,7 +100,10 @@ def test_each_label_competes_where_its_own_image_does() -> None:
     torch.testing.assert_close(loss_of(batch, logits, 0.0), expected)
 
 
-MIXING = ("naive", "l2", "ewc", "si", "mas", "rwalk", "er", "agem", "gem", "wa", "joint", "cumulative")
+MIXING = (
+    *("naive", "l2", "ewc", "si", "mas", "rwalk", "er", "agem", "gem", "wa", "joint", "cumulative"),
+    *("cbp", "shrink-perturb", "l2-init"),
+)
 
 
 @pytest.mark.parametrize("name", MIXING)

@@ -306,7 +306,7 @@ def test_convolutions_are_initialised_as_the_papers_say(init, variance):
         ("mlp:400-0", "mlp: widths=400-0 given, greater than or equal to 1 for each entry accepted"),
         ("mlp:", "mlp: widths= given, at least 1 item accepted"),
         ("mlp[dropout=1]", "mlp: dropout=1 given, less than 1 accepted"),
-        ("mlp[activation=gelu]", "mlp: activation=gelu given, 'relu' or 'tanh' accepted"),
+        ("mlp[activation=gelu]", "mlp: activation=gelu given, 'relu', 'tanh' or 'crelu' accepted"),
         (
             "mlp:4[widths=3]",
             "mlp:4[widths=3] gives widths twice; they are accepted once, after the colon or in the brackets",
