@@ -56,7 +56,7 @@ class CBP(Strategy):
         layers = chain(self.model)
         self.utility = [torch.zeros(layer.weight.shape[0], device=self.device) for layer in layers]
         self.age = [torch.zeros_like(u, dtype=torch.int64) for u in self.utility]
-        # Of each layer, units that are due, and the steps in which the young ones were drawn: known to the host.
+        # Units of each layer that are due, and the steps in which the young ones were drawn: known to the host.
         self.due = [0.0 for _ in layers]
         self.drawn: list[list[int]] = [[0] * len(u) for u in self.utility]
         self.steps = 0

@@ -30,7 +30,7 @@ def bytes_of(size: int | str) -> int:
     return number
 
 
-# What a run may spend, the units that each knows, and the fields that it decides in their place.
+# The kinds of what a run may spend, the units that each knows, and the fields that it decides in their place.
 BUDGETS = {"flops": {"": 1} | {u: 1000**n for n, u in enumerate("KMGTP", 1)}, "bytes": UNITS}
 DECIDED = {
     "flops": ("epochs", "iterations", "patience"),

@@ -332,7 +332,7 @@ class Scenario:
         tensors = [t for part in (self.train, self.test) for t in (part.labels, part.tasks)]
         tensors += [data.ids for task in self.tasks for data in (task.train, task.validation, task.test)]
         cut = [(list(map(int, task.classes)), task.outputs.start, task.outputs.stop) for task in self.tasks]
-        # Only where it is one: the digests of others stay as they were.
+        # Added for a boundless one alone: the digests of others stay as they were.
         return _digest(repr(cut), self.content(), *tensors, *(["boundless"] if self.boundless else []))
 
     def content(self) -> str:

@@ -121,7 +121,7 @@ def online_answers(strategy: Strategy, context: Context, batch: Batch) -> Tensor
     """
     scenario, config, task = context.scenario, context.config, context.progress.task
     plain = config.data.augment == "none" and not config.data.mixup
-    # Where all outputs compete in the loss, a sample may be of a class that a later task is for (blurry tasks).
+    # A sample may be of a class that a later task is for (blurry tasks) where all outputs compete in the loss.
     seen = scenario.n_outputs if config.training.loss_outputs == "all" else scenario.seen_outputs(task)
     competing = scenario.tasks[task].outputs if scenario.setting == "task" else slice(0, seen)
     with torch.inference_mode(), eval_mode(strategy), context.autocast():

@@ -178,7 +178,7 @@ def supervised_contrastive(
         check_shapes("supervised_contrastive", anchors=(anchors, "B D"), others=(others, "M D"))
         similarity = first @ _full_precision(others).to(first.dtype).T / temperature
         positive = labels[:, None] == other_labels
-    # What is masked has a log probability of -inf, which a factor of 0 would make NaN.
+    # A masked pair has a log probability of -inf, which a factor of 0 would make NaN.
     log_p = similarity.log_softmax(1).masked_fill(~positive, 0.0)
     count = positive.sum(1)
     return -(log_p.sum(1) / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)

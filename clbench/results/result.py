@@ -248,7 +248,7 @@ class Result:
 
     @property
     def unused_budget(self) -> int | None:
-        """What is left of the run's budget, FLOPs or bytes, below 0 where more was used; None where there is none."""
+        """The rest of the run's budget, FLOPs or bytes, below 0 where more was used; None where there is none."""
         kind, _, amount = str(self.config.get("budget") or "").partition("=")
         kept = max((sum(entry.bytes.values()) for entry in self.recorded.ledger), default=None)
         used = {"flops": self.flops["training"], "bytes": kept}.get(kind)

@@ -144,7 +144,7 @@ def tune(
             if name not in known:
                 raise unknown("option of the strategies", name, known)
         for request in asked:
-            # Of a space for several strategies each takes what it has; one that has nothing of it, what it declares.
+            # Each strategy takes what it has of a space for several; one that has nothing of it takes what it declares.
             own = searchable(request.strategy)
             mine = None if space is None else {n: part for n, part in read_space(space).items() if n in own} or None
             first = first_tasks if how == PROTOCOLS[0] else None

@@ -124,7 +124,7 @@ def test_a_budget_below_a_step_or_a_fixed_cost_ends_the_run_with_the_number(tmp_
 @pytest.mark.parametrize(("strategy", "beside"), [
     ("er", 0),
     ("gdumb", 0),
-    # Of each exemplar its id, int64, and ten logits.
+    # Each exemplar has its id, int64, and ten logits.
     ("der", 8 + 4 * 10),
 ])  # fmt: skip
 def test_exemplars_get_the_bytes_that_are_left(tmp_path: Path, strategy: str, beside: int) -> None:

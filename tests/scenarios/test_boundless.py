@@ -31,7 +31,7 @@ def cut(tasks: int = 3, **options: Any) -> Any:
         (3, 0.0, 0.25, set()),
         # A third of six classes, of which the second task's share begins at 3 * 1/3 = 1: one of each three.
         (2, 1 / 3, 0.5, {0, 3}),
-        # Of six tasks of a class, 0.5 * 1 rounds down to none of the first and 0.5 * 2 to one of the first two.
+        # Six tasks of a class: 0.5 * 1 rounds down to none of the first and 0.5 * 2 to one of the first two.
         (6, 0.5, 0.5, {1, 3, 5}),
     ],
 )
@@ -120,7 +120,7 @@ def test_who_needs_boundaries_is_refused_by_name(name: str) -> None:
     if name in WITH_OPTIONS:
         assert WITH_OPTIONS[name] in str(error.value)
     elif name not in str(error.value):
-        # What else the strategy can't do was said first.
+        # Other things that the strategy can't do were said first.
         assert traits.needs_boundaries
     else:
         assert "acts where tasks begin or end" in str(error.value) or traits.needs_boundaries

@@ -165,7 +165,7 @@ def test_ewc_of_avalanche(tmp_path):
 
 
 def test_avalanche_squares_the_mean_gradient_of_a_batch(tmp_path):
-    """Of all 24 samples in one batch its importance is the squared gradient of their mean loss, and ours is more."""
+    """Its importance of all 24 samples in one batch is the squared gradient of their mean loss, and ours is more."""
     told = ours(EWC, tmp_path, strategy_options={"strength": 0.0}, **FULL)
     model = Given((3, 2, 2))
     model.head.grow(6, torch.Generator())

@@ -85,7 +85,7 @@ def test_cbp_draws_the_unit_of_the_smallest_utility_anew(optimizer: dict[str, An
                 assert unit == min(old, key=lambda each: expected[each])
                 assert not same
                 assert float(after[incoming][unit].abs().max()) <= 1 / math.sqrt(784)
-                # Of 784 uniform draws the largest is beyond nine tenths of the bound but once in 10^35.
+                # The largest of 784 uniform draws is beyond nine tenths of the bound but once in 10^35.
                 assert float(after[incoming][unit].abs().max()) > 0.9 / math.sqrt(784)
                 zeros = [after[bias][unit], after[outgoing][:, unit], after["utility"][0][unit]]
                 assert not any(bool(value.any()) for value in [*zeros, *(s[:, unit] for s in statistics)])
@@ -265,7 +265,7 @@ def test_crelu_gives_both_parts_of_a_unit_side_by_side() -> None:
 
 
 def test_layer_norm_comes_before_the_activation() -> None:
-    """Of 1, 3 and 5 the mean is 3 and the deviation sqrt(8/3), so the features are 0, 0 and 2 / sqrt(8/3)."""
+    """The mean of 1, 3 and 5 is 3 and the deviation sqrt(8/3), so the features are 0, 0 and 2 / sqrt(8/3)."""
     made: Any = build_model("mlp:3[norm=layer]", (1, 1, 1), 0)
     layer = made.backbone[0][1]
     with torch.no_grad():
