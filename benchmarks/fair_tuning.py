@@ -73,7 +73,8 @@ def main() -> None:
     for scenario, by_way in ways.items():
         for way, ranking in by_way.items():
             for row in ranking:
-                found = {name: f"{100 * row[name]:.2f}" for name in ("mean", "low", "high")}
+                # One seed has no interval.
+                found = {n: "" if row[n] is None else f"{100 * row[n]:.2f}" for n in ("mean", "low", "high")}
                 cost = {"runs": row["runs"], "seconds": round(row["seconds"], 1), "images": row["images"]}
                 rows.append(
                     {"judged": scenario, "tuned": way, "strategy": row["strategy"], "rank": row["rank"], **found}
