@@ -257,7 +257,8 @@ class RunRecord(Part):
         n_tasks = len(self.scenario.tasks)
         for accuracies in (self.accuracy, *self.classifiers.values()):
             for rows in (accuracies.class_incremental, accuracies.task_aware):
-                if rows is not None and (len(rows) > n_tasks or any(len(row) not in (1, n_tasks) for row in rows)):
+                widths = {len(row) for row in rows or ()}
+                if rows is not None and (len(rows) > n_tasks or widths not in (set(), {1}, {n_tasks})):
                     raise ValueError(f"an accuracy matrix of {n_tasks} columns and as many rows is accepted")
             for vector in (accuracies.untrained.class_incremental, accuracies.untrained.task_aware):
                 if vector is not None and len(vector) != n_tasks:
