@@ -122,7 +122,7 @@ def test_every_field_of_the_engine_is_of_one_kind() -> None:
     from clbench.config.groups import EngineConfig
 
     engine = {field.alias or name for name, field in EngineConfig.model_fields.items()}
-    assert engine - MACHINE == {"precision", "checkpoint_every", "keep_state"}
+    assert engine - MACHINE == {"precision", "checkpoint_every", "keep_state", "count_flops"}
     assert set(fields()) >= MACHINE
 
 
