@@ -99,6 +99,10 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("naive", {"keep_predictions": True}),
     ("naive", {"online_accuracy": True}),
     ("naive", {"plasticity": True}),
+    ("naive", {"near_future": 2}),
+    ("naive", {"anytime": 20}),
+    ("naive", {"count_flops": True}),
+    ("naive", {"budget": "flops=1e9", "epochs": None}),
     ("er", {"memory_size": 10}),
     ("si", {}),
 ]
