@@ -61,13 +61,10 @@ def test_each_figure_is_drawn_as_png_and_svg(
     epochs = [{"task": 0, "stage": "train", "epoch": 0, "losses": {"new": 1.5}}]
     more: dict[str, Any] = {"confusion": [[3] * n] * n, "training": epochs}
     more["anytime"] = [{"samples": 10, "accuracy": 0.9}, {"samples": 20, "accuracy": 0.6}]
-    part = compared(
-        [
-            with_more(make_result(label, s, sizes=sizes, evaluations=within), **more)
-            for label in names
-            for s in range(seeds)
-        ]
-    )
+    measured = {"dead_units": 0.1, "effective_rank": 9.0, "weight_norm": 20.0}
+    runs = [make_result(label, s, sizes=sizes, evaluations=within) for label in names for s in range(seeds)]
+    tasks = [[task | {"online_accuracy": 0.5, "plasticity": measured} for task in run.record["tasks"]] for run in runs]
+    part = compared([with_more(run, **more, tasks=of_run) for run, of_run in zip(runs, tasks, strict=True)])
     files = figures.draw(CHARTS[name].make(part), part.title)
     assert files["png"].startswith(b"\x89PNG")
     assert ET.fromstring(files["svg"]).tag.endswith("svg")
