@@ -42,8 +42,10 @@ FIELDS = (
 def load_judged(folders: Sequence[str | os.PathLike[str]]) -> dict[Path, dict[str, Any]]:
     """Read the judged.json files in and below folders; raises ConfigError for one that is none."""
     found = {}
-    for folder in folders:
-        for file in sorted(expanded(folder).rglob("judged.json")):
+    # The search for runs refuses what is no folder, or a name that no system takes.
+    places = [place for place in map(expanded, folders) if os.path.isdir(place)]
+    for place in places:
+        for file in sorted(place.rglob("judged.json")):
             try:
                 record = json.loads(read_small(file))
                 to_csv(record), to_markdown(record)

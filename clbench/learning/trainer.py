@@ -235,13 +235,14 @@ class Trainer:
             return None
         self.seed(stream_seed(self.config.seed, "hook/online", progress.task, progress.step))
         none = torch.zeros(2, dtype=torch.int64, device=self.context.device)
-        now = online_answers(self.strategy, self.context, batch) if asked.online_accuracy else none
-        later = none
-        if asked.near_future is not None:
-            first = step + asked.near_future
-            for ids in batches[first if step else 0 : first + 1]:
-                coming = self.context.pipeline.batch(ids, slice(0), None)
-                later = later + online_answers(self.strategy, self.context, coming)
+        with self.context.flops.of("evaluation"):
+            now = online_answers(self.strategy, self.context, batch) if asked.online_accuracy else none
+            later = none
+            if asked.near_future is not None:
+                first = step + asked.near_future
+                for ids in batches[first if step else 0 : first + 1]:
+                    coming = self.context.pipeline.batch(ids, slice(0), None)
+                    later = later + online_answers(self.strategy, self.context, coming)
         return torch.cat([now, later])
 
     @cached_property

@@ -175,6 +175,20 @@ def near_counts(epochs: Sequence[EpochRecord]) -> tuple[int, int] | None:
     return (sum(epoch.near_correct for epoch in epochs), tested) if tested else None
 
 
+def on_the_way(record: "RunRecord") -> dict[str, Any]:
+    """Return what was tested while the stream went by, as metrics.summarize() takes it; {} where a task is missing.
+
+    A task that is learnt in no step has no samples that go by, and a mean over the others is one of another stream.
+    """
+    if {epoch.task for epoch in record.training if epoch.images} < set(range(len(record.tasks))):
+        return {}
+    return {
+        "online": online_counts(record.training),
+        "near": near_counts(record.training),
+        "anytime": [point.accuracy for point in record.anytime],
+    }
+
+
 class AnytimeRecord(Part):
     """The accuracy on the classes seen so far, among their outputs, once so many samples of the stream have gone by."""
 

@@ -30,8 +30,7 @@ from clbench.results.record import (
     Rows,
     RunRecord,
     idle_share,
-    near_counts,
-    online_counts,
+    on_the_way,
 )
 from clbench.support.files import expanded, write_atomically
 
@@ -346,9 +345,7 @@ class Result:
             test_sizes=[task.n_test for task in self.recorded.scenario.tasks],
             joint=best,
             minima=self._minima(name, which, accuracy),
-            online=online_counts(self.recorded.training) if is_headline else None,
-            near=near_counts(self.recorded.training) if is_headline else None,
-            anytime=[point.accuracy for point in self.recorded.anytime] if is_headline else None,
+            **(on_the_way(self.recorded) if is_headline else {}),
         )
         if not is_headline:
             return computed

@@ -30,7 +30,7 @@ from clbench.results.record import (
     TaskRecord,
     UntrainedRecord,
     idle_share,
-    near_counts,
+    on_the_way,
     online_counts,
     whole_row,
 )
@@ -145,9 +145,7 @@ class Recorder(Observer):
             baseline=record.accuracy.untrained[matrix],
             test_sizes=sizes if all(sizes) else None,
             minima=metrics.minima(rows, within),
-            online=online_counts(record.training) if matrix == record.headline.matrix else None,
-            near=near_counts(record.training) if matrix == record.headline.matrix else None,
-            anytime=[point.accuracy for point in record.anytime] if matrix == record.headline.matrix else None,
+            **(on_the_way(record) if matrix == record.headline.matrix else {}),
         )
 
     def task_done(
@@ -182,6 +180,9 @@ class Recorder(Observer):
             record.tasks[-1].plasticity = {**measured, **mean}
         if context.config.evaluation.online_accuracy:
             self._online(record.tasks[-1], epochs)
+        asked = context.config.evaluation
+        if asked.online_accuracy or asked.near_future is not None or asked.anytime is not None:
+            self._warn_of_tasks_without_steps()
         if skipped := sum(epoch.skipped for epoch in record.training):
             self.warn("steps-skipped", f"{skipped} optimizer steps were left out, as a loss or gradient was not finite")
         record.ledger.append(LedgerRecord(task=task, **measure(self.strategy, context.scenario)))
@@ -197,9 +198,15 @@ class Recorder(Observer):
         """Record the share of a task's samples that were right just before they were learnt."""
         if (counts := online_counts(epochs)) is not None:
             task.online_accuracy = counts[0] / counts[1]
-        else:
-            text = f"the samples of task {task.task} are learnt in no step, so none was tested before it was learnt"
-            self.warn("no-online-accuracy", text)
+
+    def _warn_of_tasks_without_steps(self) -> None:
+        """Say which tasks are learnt in no step, so that nothing is tested while their samples come."""
+        stepped = {epoch.task for epoch in self.record.training if epoch.images}
+        without = [task.task for task in self.record.tasks if task.task not in stepped]
+        if without:
+            named = f"task {without[0]} is" if len(without) == 1 else f"tasks {without[0]} to {without[-1]} are"
+            text = f"{named} learnt in no step, so that nothing was tested while the samples came"
+            self.warn("not-tested-on-the-way", f"{text}, and no average over the stream is given")
 
     def warn(self, rule: str, text: str) -> None:
         """Put a warning into the record, in the place of an earlier one of the same rule."""

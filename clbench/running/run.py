@@ -459,7 +459,8 @@ class Run:
         trained = time.perf_counter()
         flops.kind = "memory"
         self._demand_finite(f"after its training; {remedies(strategy)}")
-        measured = measure(strategy, self.context, view) if self.config.evaluation.plasticity else {}
+        with flops.of("evaluation"):
+            measured = measure(strategy, self.context, view) if self.config.evaluation.plasticity else {}
         self._fill_memory(view)
         self._seed("end_task")
         call_hook(strategy, "end_task", view)
@@ -733,7 +734,8 @@ class Run:
         for ids in (*(task.train.ids for task in self.scenario.tasks[: progress.task]), *come):
             seen[labels[ids]] = True
         self._seed("anytime")
-        self.recorder.seen_classes(samples, accuracy_on_seen(self.strategy, self.context, seen))
+        with self.context.flops.of("evaluation"):
+            self.recorder.seen_classes(samples, accuracy_on_seen(self.strategy, self.context, seen))
         self._evaluating += time.perf_counter() - started
 
     def after_epoch(self, record: EpochRecord) -> None:

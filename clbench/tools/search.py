@@ -190,6 +190,11 @@ def plan_search(
         base = resolve(tasks, strategy, options)
     else:
         base = resolve(scenario, strategy, options).replace(data_fingerprint=tasks.fingerprint)
+    if protocol != "continual" and base.evaluation.evaluate == "current":
+        raise ConfigError(
+            f"evaluate=current leaves the average accuracy undefined, by which {protocol} chooses; evaluate=seen or all "
+            "is accepted, and so is the protocol continual"
+        )
     if not runner_of(strategy_class(base.strategy)).continues:
         raise ConfigError(f"{base.strategy} trains by its own loop, from which tuning can't go on; others can be tuned")
     check(base, tasks, strategy_class(base.strategy)(**base.strategy_options))

@@ -336,6 +336,7 @@ def test_a_process_killed_while_it_wrote_leaves_nothing_behind_for_long(er, whol
     assert sorted(path.name for path in run_folder.iterdir() if path.suffix in (".tmp", ".pt")) == [
         ".mine.tmp",
         "model.pt",
+        "state.pt",
     ]
     assert_same(whole, run_folder)
 

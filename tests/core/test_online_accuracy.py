@@ -157,8 +157,9 @@ def test_a_strategy_that_takes_no_step_has_none_and_says_so(tmp_path: Path) -> N
     result = clbench.run("split-mnist-5k", Resting, out=tmp_path / "run", model="mlp:8", online_accuracy=True, **FAST)
     assert [task.online_accuracy for task in result.recorded.tasks] == [None] * 5
     assert result.metrics["average_online_accuracy"] is None
-    assert [w.text for w in result.recorded.warnings if w.rule == "no-online-accuracy"] == [
-        "Resting: the samples of task 4 are learnt in no step, so none was tested before it was learnt"
+    assert [w.text for w in result.recorded.warnings if w.rule == "not-tested-on-the-way"] == [
+        "Resting: tasks 0 to 4 are learnt in no step, so that nothing was tested while the samples came, and no "
+        "average over the stream is given"
     ]
 
 

@@ -312,6 +312,8 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"protocol": "continual", "space": "strength=1|2"}, ("strength=1|2", "log:LOW:HIGH")),
     ({"protocol": "continual", "space": "weight_decay=log:0.1:1"}, ("weight_decay",)),
     ({"tuned_by": "me"}, ("tuned_by",)),
+    ({"evaluate": "current"}, ("evaluate=current", "average accuracy", "continual")),
+    ({"evaluate": "current", "protocol": "oracle"}, ("evaluate=current", "oracle")),
     ({"epochs": 0}, ("epochs=0",)),
 ]
 

@@ -96,6 +96,7 @@ def test_a_stream_that_makes_no_sense_is_refused(options: dict[str, Any], words:
 
 # The references joint and cumulative read all data, whatever the boundaries.
 FREE = {"naive", "joint", "cumulative", "er", "er-ace", "er-aml", "mir", "der", "derpp", "scr", "gdumb"}
+FREE |= {"cbp", "l2-init"}
 # They run where the user says how: a memory that is filled as the stream goes by, or weights.
 WITH_OPTIONS = {"agem": "memory_policy", "slda": "weights", "frozen-ncm": "weights"}
 
