@@ -26,6 +26,8 @@ NOT_RUN = {
     "ray start": "needs a Ray cluster; tests/core/test_cluster.py runs one",
     "ResNet18_Weights": "downloads 45 MB of weights; tests/core/test_models.py reads a file of that form",
     "split-cifar100": "needs CIFAR-100, and hours",
+    "tasks=800": "takes minutes; tests/core/test_evaluate_current.py does it in small",
+    "budget flops=2e11": "takes minutes; tests/core/test_budgets.py does it in small",
     "pretrain split-mnist --classes": "needs MNIST, and minutes; tests/strategies/test_adapters.py does it in small",
 }
 # The commands are for real scenarios; here they get little to do.

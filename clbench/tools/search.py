@@ -192,8 +192,8 @@ def plan_search(
         base = resolve(scenario, strategy, options).replace(data_fingerprint=tasks.fingerprint)
     if protocol != "continual" and base.evaluation.evaluate == "current":
         raise ConfigError(
-            f"evaluate=current leaves the average accuracy undefined, by which {protocol} chooses; evaluate=seen or all "
-            "is accepted, and so is the protocol continual"
+            f"evaluate=current leaves the average accuracy undefined, by which {protocol} chooses; evaluate=seen, "
+            "evaluate=all or the protocol continual is accepted"
         )
     if not runner_of(strategy_class(base.strategy)).continues:
         raise ConfigError(f"{base.strategy} trains by its own loop, from which tuning can't go on; others can be tuned")

@@ -114,6 +114,17 @@ def test_who_does_not_learn_samples_as_they_come_is_tested_after_each_task_alone
     assert any(one["rule"] == "no-anytime-accuracy" for one in result.record["warnings"])
 
 
+def test_an_average_over_the_stream_needs_every_task(tmp_path: Path) -> None:
+    """slda takes steps in the first task alone, and an average over its samples is none over the stream."""
+    fields = {"online": True, "limit": 5, "model": "mlp:8", "threads": 1, "anytime": 5, "near_future": 1}
+    result = clbench.run("split-mnist-5k", "slda", out=tmp_path, online_accuracy=True, **fields)
+    assert result.record["tasks"][0]["online_accuracy"] is not None
+    for name in ("average_online_accuracy", "near_future_accuracy", "anytime_accuracy"):
+        assert result.metrics[name] is None
+    (told,) = [one["text"] for one in result.record["warnings"] if one["rule"] == "not-tested-on-the-way"]
+    assert "tasks 1 to 4 are learnt in no step" in told
+
+
 @pytest.mark.parametrize(
     ("strategy", "fields", "words"),
     [

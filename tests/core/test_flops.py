@@ -50,6 +50,24 @@ def test_naive_is_counted_as_by_hand(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "fields", [{"online_accuracy": True}, {"near_future": 2}, {"anytime": 10}, {"plasticity": True}], ids=str
+)
+def test_tests_on_the_way_count_as_evaluation_and_leave_a_budget_alone(fields: dict[str, Any], tmp_path: Path) -> None:
+    """The expected values are those of the same run without them, within a budget of 10 steps of the largest task."""
+    budget = f"flops={5 * 10 * (forward(8, 10) + backward(8, 10))}"
+    plain, tested = (
+        clbench.run("split-mnist-5k", "naive", out=tmp_path / name, budget=budget, evaluate="seen", **FAST, **more)
+        for name, more in (("plain", {}), ("tested", fields))
+    )
+    for one, other in zip(plain.record["tasks"], tested.record["tasks"], strict=True):
+        assert other["steps"] == one["steps"] > 0
+        assert other["flops"]["train"] == one["flops"]["train"]
+        assert other["flops"].get("memory", 0) == one["flops"].get("memory", 0)
+        assert other["flops"]["evaluation"] > one["flops"]["evaluation"]
+    assert tested.record["accuracy"] == plain.record["accuracy"]
+
+
 def test_teacher_replay_fisher_and_herding_are_counted(tmp_path: Path) -> None:
     """Counts by hand; Fisher takes a forward pass of one image more, which shows how many outputs there are."""
 
