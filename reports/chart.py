@@ -338,9 +338,9 @@ def percent_axis(label: str, values: Iterable[float] = (100,)) -> Axis:
     return Axis(label, 0, high, [(v, str(v)) for v in range(0, high + 1, {20: 5, 100: 25}.get(high, 10))])
 
 
-def steps_axis(label: str, n: int) -> Axis:
-    """Return an axis of the tasks 0 to n - 1 with at most ten ticks."""
-    every = math.ceil(n / 10)
+def steps_axis(label: str, n: int, most: int = 10) -> Axis:
+    """Return an axis of the tasks 0 to n - 1 with at most so many ticks."""
+    every = math.ceil(n / most)
     return Axis(label, -0.3, max(n - 0.7, 0.7), [(i, str(i)) for i in range(0, n, every)])
 
 

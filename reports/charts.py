@@ -387,7 +387,9 @@ def plasticity(part: Comparison) -> Panels:
             values = _ends(series, "y")
             # The panel's name says what is drawn; the axes of a figure share one label.
             y = percent_axis("", values) if percentage else axis("", values, zero=True)
-            drawn = Chart(label, "lines", steps_axis("after task", n_tasks), y, series, unit="%" if percentage else "")
+            # A panel is narrow, and a long stream has tasks of three digits.
+            x = steps_axis("after task", n_tasks, most=5)
+            drawn = Chart(label, "lines", x, y, series, unit="%" if percentage else "")
             panels.append(Panel(label, series[0].look, number, replace(drawn, marked=False)))
     about = "Means over the runs, the band one sd; effective rank of the features. "
     about += f"Each point is the mean of {every} tasks." if every > 1 else "Measured after each task."
