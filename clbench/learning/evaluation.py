@@ -54,8 +54,7 @@ class Evaluation:
     @property
     def n_images(self) -> int:
         """The number of test images that were scored."""
-        tested = [any(row[task] for row in self.defined.values()) for task in range(len(self.totals))]
-        return int(self.totals[torch.tensor(tested)].sum())
+        return int(self.totals.sum())
 
     def correct(self, classifier: str, matrix: str) -> list[dict[str, int] | None]:
         """Return for each task how many test images of each original class were right."""

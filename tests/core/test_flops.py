@@ -68,6 +68,14 @@ def test_tests_on_the_way_count_as_evaluation_and_leave_a_budget_alone(fields: d
     assert tested.record["accuracy"] == plain.record["accuracy"]
 
 
+@pytest.mark.parametrize("evaluate", ["current", "seen", "all"])
+def test_the_test_of_an_image_costs_the_same_whichever_tasks_are_tested(evaluate: Any, tmp_path: Path) -> None:
+    """Inference is a forward pass of one image, with the outputs that there are."""
+    result = clbench.run("split-mnist-5k", "naive", out=tmp_path, epochs=1, count_flops=True, evaluate=evaluate, **FAST)
+    for task, entry in enumerate(result.record["tasks"]):
+        assert entry["flops"]["per_image"] == forward(1, 2 * (task + 1))
+
+
 def test_teacher_replay_fisher_and_herding_are_counted(tmp_path: Path) -> None:
     """Counts by hand; Fisher takes a forward pass of one image more, which shows how many outputs there are."""
 
