@@ -160,6 +160,7 @@ def _refuse_boundaries(config: RunConfig, strategy: Strategy) -> None:
             )
     restarts = training.schedule != "constant" and training.schedule_scope == "task"
     for wrong, given, accepted in (
+        (training.budget_in("flops") is not None, f"budget={training.budget}", "a budget of bytes"),
         (training.epochs != 1, f"epochs={training.epochs}", "epochs=1"),
         (training.optimizer_state != "keep", "optimizer_state=reset", "optimizer_state=keep"),
         (restarts or training.lr_warmup > 0, "a schedule that begins again with each task", "schedule=constant"),

@@ -134,6 +134,7 @@ def test_who_needs_boundaries_is_refused_by_name(name: str) -> None:
     [
         ("er", {"epochs": 2}, ("epochs=2", "epochs=1")),
         ("er", {"iterations": 5}, ("epochs=None", "epochs=1")),
+        ("er", {"budget": "flops=1e9"}, ("budget=flops=", "a budget of bytes is accepted")),
         ("er", {"optimizer_state": "reset"}, ("optimizer_state=reset", "keep")),
         ("er", {"schedule": "cosine"}, ("schedule",)),
         ("er", {"lr_warmup": 1}, ("schedule",)),
